@@ -1,0 +1,71 @@
+"""What an attack is: a frozen dataclass of settings with `run`, and the geometry of a threat."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rush_bench.defenses import Defense
+from rush_bench.noise import Stream
+
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The ball that x' stays in: norm and radius eps, in pixel units."""
+
+    norm: Norm
+    eps: float
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each perturbation: (B, ...) to (B,)."""
+        flat = delta.flatten(1)
+        return flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
+
+    def project(self, attacked: Tensor, images: Tensor) -> Tensor:
+        """Into the ball around `images`, then into the [0,1] box (which moves towards the images, so stays in the ball)."""
+        if self.norm == "linf":
+            attacked = attacked.clamp(images - self.eps, images + self.eps)
+        else:
+            delta = attacked - images
+            shrink = (self.eps / self.size(delta).clamp_min(1e-12)).clamp_max(1)
+            attacked = images + delta * shrink[:, None, None, None]
+        return attacked.clamp(0, 1)
+
+    def ascend(self, gradient: Tensor) -> Tensor:
+        """The unit step of steepest ascent: sign for l-inf, the normalised gradient for l2."""
+        if self.norm == "linf":
+            return gradient.sign()
+        return gradient / self.size(gradient).clamp_min(1e-20)[:, None, None, None]
+
+    def start(self, images: Tensor, stream: Stream) -> Tensor:
+        """A random point of the ball around each image: uniform in the l-inf ball; uniform direction and radius in l2."""
+        uniform = stream.uniform(len(images), 1, tuple(images.shape[1:]), images.device)[:, 0]
+        if self.norm == "linf":
+            return self.project(images + (2 * uniform - 1) * self.eps, images)
+        direction = self.ascend(torch.erfinv(2 * uniform - 1))
+        radius = stream.named("radius").uniform(len(images), 1, (1, 1, 1), images.device)[:, 0]
+        return self.project(images + direction * radius * self.eps, images)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Base of all attacks; the fields of a subclass are its settings.
+
+    `run` returns x' (B, C, H, W) float32 in the ball and the box; the scorer checks that. It returns its best x' for every
+    image, never the clean one because a noisy pass happened to be right (protocol A4), and draws only from `stream`.
+    """
+
+    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        raise NotImplementedError
+
+    def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
+        """Further per-image arrays for the record, such as the score on the attack's own bank."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain values, for the record's key."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,22 @@
+"""No attack: the images as they are."""
+
+from typing import Any
+
+from torch import Tensor
+
+from rush_bench.attacks.base import Attack, Threat
+from rush_bench.defenses import Defense
+from rush_bench.noise import Stream
+
+NAMES = {"clean": "no attack: accuracy on the images as they are"}
+
+
+class Clean(Attack):
+    """Returns the images."""
+
+    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        return images
+
+
+def make(name: str) -> Any:
+    return Clean

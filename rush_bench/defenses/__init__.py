@@ -1,0 +1,22 @@
+"""What an attack sees: defences, the randomised-smoothing adapter, and how they are loaded."""
+
+from rush_bench.defenses.base import LOSSES, Defense, Gradient, Passes, Prediction, as_module
+from rush_bench.defenses.load import from_target, listed, load_defense, load_defenses, resolve
+from rush_bench.defenses.smoothed import Bank, Deterministic, Smoothed
+
+__all__ = [
+    "LOSSES",
+    "Bank",
+    "Defense",
+    "Deterministic",
+    "Gradient",
+    "Passes",
+    "Prediction",
+    "Smoothed",
+    "as_module",
+    "from_target",
+    "listed",
+    "load_defense",
+    "load_defenses",
+    "resolve",
+]

@@ -1,0 +1,137 @@
+"""What an attack sees: a classifier under attack, its predictions and its gradients."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.errors import BadInput, unknown_name
+from rush_bench.noise import Stream
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K) float32."""
+
+    labels: Tensor
+    votes: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Gradient of the loss in the images (B, C, H, W), and the loss itself (B,), both float32."""
+
+    gradient: Tensor
+    loss: Tensor
+
+
+@dataclass
+class Passes:
+    """Rows that went forward and backward through the network so far: the cost that records report."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+class Defense:
+    """A classifier under attack. Images are float32 in [0,1], (B, C, H, W).
+
+    A defence of one's own sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
+    `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
+    """
+
+    name: str
+    classes: int
+    shape: tuple[int, int, int]
+    draws: int = 0
+    device: torch.device = torch.device("cpu")
+    passes: Passes
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether two predictions of the same image always agree."""
+        return self.draws == 0
+
+    def predict(self, images: Tensor, stream: Stream) -> Prediction:
+        """One prediction an image, from draws 0..m-1 of the stream."""
+        raise NotImplementedError
+
+    def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
+        """Gradient of a loss (a name in LOSSES) of the log of the mean probability over `draws` draws (RUSH eq. 7)."""
+        raise NotImplementedError
+
+    def bank(self, size: int, seed: int) -> "Defense":
+        """The same defence with its draws fixed, hence deterministic; itself where it is deterministic already."""
+        if self.deterministic:
+            return self
+        raise BadInput(f"{self.name} is randomised but has no bank(size, seed); add one, or leave out the aa attack")
+
+    def as_module(self, stream: Stream) -> nn.Module:
+        """Logits for attacks of other packages; see the function `as_module`."""
+        raise BadInput(
+            f"{type(self).__name__} has no as_module(stream), which autoattack needs; add one, or leave that attack out"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its behaviour, JSON-able: the key of a record (weights digest, noise, votes)."""
+        kind = type(self)
+        return {"kind": f"{kind.__module__}.{kind.__qualname__}", "name": self.name, "draws": self.draws}
+
+    def labels(self) -> dict[str, Any]:
+        """What a table says about it: defense, model, recipe, votes, protocol, architecture, ..."""
+        return {"defense": self.name, "model": self.name, "votes": self.draws}
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """-log p_y; scores (B, K) are log-probabilities, so that this is eq. 7 of the RUSH paper. Returns (B,)."""
+    return -scores.gather(1, labels[:, None])[:, 0]
+
+
+def margin(scores: Tensor, labels: Tensor) -> Tensor:
+    """Best other score minus the true one (Carlini and Wagner 2017), positive where the attack has won. Returns (B,)."""
+    true = scores.gather(1, labels[:, None])[:, 0]
+    others = scores.masked_fill(F.one_hot(labels, scores.shape[1]).bool(), -torch.inf)
+    return others.max(1).values - true
+
+
+def dlr(scores: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6); needs three classes. Returns (B,)."""
+    ordered = scores.sort(1, descending=True).values
+    return margin(scores, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def loss_named(name: str) -> Any:
+    """The loss function of a name; a wrong one is a BadInput with a suggestion."""
+    if name not in LOSSES:
+        raise unknown_name("loss", name, LOSSES)
+    return LOSSES[name]
+
+
+def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse images of another shape, not float32, not finite or outside [0,1], naming the first at fault."""
+    if images.dtype != torch.float32 or tuple(images.shape[1:]) != tuple(shape):
+        raise BadInput(
+            f"images are {images.dtype} {tuple(images.shape)}; this defence takes float32 (B, {', '.join(map(str, shape))})"
+        )
+    if not len(images):
+        return
+    wrong = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
+    if wrong.any():
+        raise BadInput(
+            f"image {int(wrong.int().argmax())} of the batch has pixels outside [0,1] or not finite; scale pixels to [0,1]"
+        )
+
+
+def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
+    """An `nn.Module` with logits for attacks of other packages: the log of the mean probability over the defence's draws.
+
+    CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (R5 row 7). A bank or a deterministic
+    defence gives a plain function of the image; a randomised one draws anew at each call. Memory stays within the budget.
+    """
+    return defense.as_module(stream or Stream(0, "module"))

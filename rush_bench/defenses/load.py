@@ -1,0 +1,145 @@
+"""Defences by name: from the model store, or from a Python target of the user's own."""
+
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rush_bench.defenses.base import Defense
+from rush_bench.defenses.smoothed import Deterministic, Smoothed
+from rush_bench.errors import BadInput, RushBenchError, unknown_name
+from rush_bench.networks import build
+from rush_bench.noise import Noise, noise_from
+from rush_bench.registry import match
+from rush_bench.store import model_names, read_card, read_weights
+
+
+def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]:
+    """`name@m` (or `name` where deterministic) to card, of every model in the store, or of those for a data set."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in model_names(store):
+        card = read_card(store, name)
+        if dataset in (None, card["dataset"]):
+            rows |= {f"{name}@{votes}" if votes else name: card for votes in card["votes"]}
+    return rows
+
+
+def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) -> list[str]:
+    """Names `name@m` that patterns choose: a model's name or its recipe's, wildcards, `@m` for any m, or `all`.
+
+    Without `@m` a randomised model is taken at each of its listed votes. No match is a BadInput with a suggestion.
+    """
+    rows = listed(store, dataset)
+    where = f" for {dataset}" if dataset else ""
+    if not rows:
+        raise BadInput(f"no models in {store}{where}; train one first: rush-bench train rush --dataset {dataset or 'cifar10'}")
+    chosen: list[str] = []
+    for pattern in patterns:
+        wanted, at, votes = pattern.partition("@")
+        wanted, colon, which = wanted.partition(":")
+        hits = [row for row, card in rows.items() if _matches(wanted, row.split("@")[0], card["recipe"])]
+        if not hits:
+            known = {row.split("@")[0] for row in rows} | {card["recipe"] for card in rows.values()}
+            raise unknown_name(f"model in {store}{where}", pattern, known)
+        if at:
+            if not votes.isdigit() or int(votes) < 1:
+                raise BadInput(f"{pattern!r}: after @ comes a number of votes, such as rush@64")
+            hits = [f"{hit.split('@')[0]}@{votes}" for hit in hits if "@" in hit]
+            if not hits:
+                raise BadInput(f"{pattern!r}: that model is deterministic, it takes no @votes")
+        if colon:
+            hits = [":".join((hit.split("@")[0], which)) + hit[len(hit.split("@")[0]) :] for hit in hits]
+        chosen += [hit for hit in hits if hit not in chosen]
+    return list(dict.fromkeys(chosen))
+
+
+def _matches(pattern: str, name: str, recipe: str) -> bool:
+    try:
+        return bool(match("model", [pattern], [name, recipe]))
+    except BadInput:
+        return False
+
+
+def load_defense(
+    name: str,
+    *,
+    store: Path | str = "models",
+    device: torch.device | str = "cpu",
+    noise: Noise | None = None,
+    **options: Any,
+) -> Defense:
+    """A model of the store as a defence: `rush-cifar10@64`; `rush-cifar10:best@64` for the best validation epoch.
+
+    `noise` replaces the model's own law (an ablation); `options` go to Smoothed or Deterministic (precision, memory).
+    Errors: BadInput for a wrong name (with a suggestion) or a damaged file, RushBenchError for weights that do not fit.
+    """
+    names = resolve([name], Path(store))
+    if len(names) > 1:
+        raise BadInput(f"{name!r} is more than one model: {', '.join(names)}; name one of them")
+    full, _, votes = names[0].partition("@")
+    model, _, which = full.partition(":")
+    card = read_card(Path(store), model)
+    network = build(card["network"])
+    try:
+        network.load_state_dict(read_weights(Path(store), model, which or "model"))
+    except RuntimeError as error:
+        raise RushBenchError(f"the weights of {model!r} do not fit the network of its card: {error}") from error
+    spec = card["network"]
+    about = {key: card.get(key) for key in ("recipe", "dataset", "pretrain_dataset", "protocol", "extra_data", "preset")}
+    about |= {
+        "model": full,
+        "architecture": spec["name"],
+        "budget": card.get("budget"),
+        "sha256": card["sha256"][which or "model"],
+    }
+    shape = (spec["channels"], spec["size"], spec["size"])
+    common = {"name": names[0], "shape": shape, "device": device, "about": about, **options}
+    law = noise or (noise_from(card["noise"]) if votes else None)
+    network.eval()
+    return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
+
+
+def load_defenses(
+    patterns: Iterable[str], *, store: Path | str = "models", dataset: str | None = None, **options: Any
+) -> list[Defense]:
+    """Every model of the store that the patterns choose (see `resolve`) for a data set; `all` takes each."""
+    return [load_defense(name, store=store, **options) for name in resolve(patterns, Path(store), dataset)]
+
+
+def from_target(
+    target: str,
+    *,
+    noise: Noise | str | None = None,
+    votes: int = 64,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    **options: Any,
+) -> list[Defense]:
+    """A user's own network from `package.module:function`, which returns a Defense or an `nn.Module` in eval mode.
+
+    With `noise` a module is smoothed, at one vote and at `votes`; without, it is deterministic.
+    """
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not attribute:
+        raise BadInput(f"--model takes package.module:function, not {target!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise BadInput(f"cannot import {module_name!r} ({error}); run from the folder that holds it, or install it") from error
+    except AttributeError as error:
+        raise BadInput(f"{module_name!r} has no {attribute!r}") from error
+    if not isinstance(made, nn.Module | Defense) and callable(made):
+        made = made()
+    if isinstance(made, Defense):
+        return [made]
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"{target} gave {type(made).__name__}; it must return an nn.Module or a Defense")
+    options = {"shape": shape, **options}
+    if noise is None:
+        return [Deterministic(made, name=attribute, **options)]
+    return [Smoothed(made, noise=noise, votes=m, name=f"{attribute}@{m}", **options) for m in sorted({1, votes})]

@@ -1,0 +1,232 @@
+"""Deterministic classifiers and the randomised-smoothing adapter (RUSH eqs. 3-7; Cohen et al. 2019; Salman et al. 2019)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images, cross_entropy, loss_named
+from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, check_finite, weights_digest
+from rush_bench.errors import BadInput
+from rush_bench.noise import Noise, Stream, noise_from
+
+NoiseRows = Callable[[slice, slice], Tensor | None]  # (images, draws) -> (b or 1, k, C, H, W), or None for no noise
+
+
+class _Network(Defense):
+    """A defence made of one network and, perhaps, noise: `_draws` rows an image for a prediction."""
+
+    noise: Noise | None = None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        shape: tuple[int, int, int] = (3, 32, 32),
+        device: torch.device | str | None = None,
+        outputs: Literal["logits", "probabilities"] = "logits",
+        precision: Precision = "float32",
+        memory: int = DEFAULT_MEMORY,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        if device is None:
+            device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        self.name, self.shape, self.device = name, (shape[0], shape[1], shape[2]), torch.device(device)
+        self.about = about or {}
+        self.body = Body(network, shape=self.shape, device=self.device, outputs=outputs, precision=precision, memory=memory)
+        self.classes, self.passes = self.body.classes, self.body.passes
+        self.weights = weights_digest(network)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "weights": self.weights,
+            "noise": self.noise.to_dict() if self.noise else None,
+            "votes": self.draws,
+            "outputs": self.body.outputs,
+        }
+
+    def labels(self) -> dict[str, Any]:
+        return {"defense": self.name, "model": self.name.split("@")[0], **self.about, "votes": self.draws}
+
+    def as_module(self, stream: Stream) -> nn.Module:
+        """See the function `as_module`."""
+        return _Module(self, stream).eval()
+
+    def _rows(self, stream: Stream, batch: int) -> tuple[NoiseRows, int]:
+        """The noise of one call and its number of draws; a network without noise has one draw of none."""
+        return (lambda i, j: None), 1
+
+    def predict(self, images: Tensor, stream: Stream) -> Prediction:
+        check_images(images, self.shape)
+        noise, draws = self._rows(stream, len(images))
+        votes = torch.zeros(len(images), self.classes, dtype=torch.int64, device=self.device)
+        total = torch.zeros(len(images), self.classes, device=self.device)
+        with torch.inference_mode():
+            # nothing is saved for a backward pass here, so four times the rows fit in the same budget
+            for i, j in blocks(len(images), draws, 4 * self.body.rows):
+                log_p = self._fold(images[i].to(self.device), noise(i, j), exact=True)
+                votes[i] += F.one_hot(log_p.argmax(2), self.classes).sum(1)
+                total[i] += log_p.exp().sum(1)
+        probabilities = total / draws
+        check_finite(probabilities, None, "the prediction")
+        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
+        return Prediction((votes + 0.5 * probabilities).argmax(1), votes, probabilities)
+
+    def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
+        function = loss_named(loss)
+        noise, fixed = self._rows(stream, len(images))
+        draws = fixed if self.deterministic else draws
+        gradients, losses = torch.empty_like(images), torch.empty(len(images), device=images.device)
+        whole = draws <= self.body.rows
+        log_mean = torch.empty(0)
+        for i, j in blocks(len(images), draws, self.body.rows):
+            with torch.enable_grad():
+                x = images[i].detach().requires_grad_()
+                if whole:
+                    value = function(self._log_mean(x, noise(i, j), draws), labels[i])
+                elif function is cross_entropy:
+                    # One pass over draws in pieces, exact: a running log-sum-exp weighs the gradients of the pieces.
+                    value = -cross_entropy(self._fold(x, noise(i, j), exact=False).logsumexp(1), labels[i])
+                else:
+                    value = function(_Chunked.apply(x, self, noise, i, draws), labels[i])
+                rows = len(x) * (j.stop - j.start)
+                gradient = self.body.gradient(value.sum(), x, rows)
+            value = value.detach()
+            if whole or function is not cross_entropy:
+                gradients[i], losses[i] = gradient, value
+                continue
+            log_mean = value if j.start == 0 else torch.logaddexp(log_mean, value)
+            share = (value - log_mean).exp()[:, None, None, None]
+            gradients[i] = -share * gradient + (0 if j.start == 0 else (1 - share) * gradients[i])
+            losses[i] = math.log(draws) - log_mean
+        return Gradient(gradients, losses)
+
+    def _log_mean(self, x: Tensor, noise: Tensor | None, draws: int) -> Tensor:
+        """log of the mean probability over the folded draws: (B, K)."""
+        return self._fold(x, noise, exact=False).logsumexp(1) - math.log(draws)
+
+    def _fold(self, x: Tensor, noise: Tensor | None, *, exact: bool) -> Tensor:
+        """Log-probabilities (B, k, K) of images plus noise (B or 1, k, C, H, W), the draws folded into the batch."""
+        rows = x if noise is None else (x[:, None] + noise).flatten(0, 1)
+        return self.body.log_probabilities(rows, exact=exact).unflatten(0, (len(x), -1))
+
+
+class _Chunked(torch.autograd.Function):
+    """log of the mean probability with memory for one block only: the backward pass computes each block again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, defense: _Network, noise: NoiseRows, where: slice, draws: int) -> Tensor:
+        pieces = []
+        for i, j in blocks(len(x), draws, defense.body.rows):
+            log_p = defense._fold(x[i], noise(_within(where, i), j), exact=False).logsumexp(1)
+            if j.start == 0:
+                pieces.append(log_p)
+            else:
+                pieces[-1] = torch.logaddexp(pieces[-1], log_p)
+        scores = torch.cat(pieces) - math.log(draws)
+        ctx.save_for_backward(x, scores)
+        ctx.rest = defense, noise, where, draws
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, scores = ctx.saved_tensors
+        defense, noise, where, draws = ctx.rest
+        out = torch.zeros_like(x)
+        for i, j in blocks(len(x), draws, defense.body.rows):
+            with torch.enable_grad():
+                part = x[i].detach().requires_grad_()
+                log_p = defense._fold(part, noise(_within(where, i), j), exact=False)
+                # d log-mean_k = sum_j (p_jk / sum_j p_jk) d log p_jk
+                share = (log_p.detach() - scores[i, None] - math.log(draws)).exp()
+                objective = (upstream[0][i, None] * share * log_p).sum()
+                out[i] += defense.body.gradient(objective, part, len(part) * (j.stop - j.start))
+        return out, None, None, None, None
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    return slice(outer.start + inner.start, outer.start + inner.stop)
+
+
+class Deterministic(_Network):
+    """A network without noise. `draws` and `stream` of its methods are ignored.
+
+    Errors: BadInput for a network in train mode, one that returns probabilities, or one that does not take `shape`.
+    """
+
+    def __init__(self, network: nn.Module, *, name: str | None = None, **options: Any) -> None:
+        super().__init__(network, name=name or type(network).__name__.lower(), **options)
+
+
+class Smoothed(_Network):
+    """Randomised smoothing: `votes` noisy copies, hard vote (RUSH eq. 4), gradients by eq. 7.
+
+    `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (R5 row 9).
+    The noise of image i, draw j depends on the stream's (seed, purpose) and on i and j alone.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, noise: Noise | str, votes: int = 64, name: str | None = None, **options: Any
+    ) -> None:
+        law = noise_from(noise)
+        if law is None or votes < 1:
+            raise BadInput("Smoothed takes a noise law and at least 1 vote; use Deterministic for a network without noise")
+        self.noise, self.draws = law, votes
+        super().__init__(network, name=name or f"{type(network).__name__.lower()}@{votes}", **options)
+
+    def bank(self, size: int, seed: int) -> "Bank":
+        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol A8)."""
+        return Bank(self, size, seed)
+
+    def _rows(self, stream: Stream, batch: int) -> tuple[NoiseRows, int]:
+        law = self.noise
+        assert law is not None
+        images = torch.arange(batch) if stream.images is None else stream.images.cpu()
+        images = images.expand(batch)
+
+        def rows(i: slice, j: slice) -> Tensor:
+            count = j.stop - j.start
+            return stream.at(images[i]).skip(j.start).noise(law, i.stop - i.start, count, self.shape, self.device)
+
+        return rows, self.draws
+
+
+class Bank(_Network):
+    """A smoothed defence on a fixed bank of draws, shared by all images: deterministic, so that AutoAttack is valid on it."""
+
+    def __init__(self, defense: Smoothed, size: int, seed: int) -> None:
+        self.__dict__ |= defense.__dict__  # the same network, not a second copy of it
+        self.name, self.size, self.seed, self.draws = f"{defense.name}-bank{size}", size, seed, 0
+        law = defense.noise
+        assert law is not None
+        everyone = Stream(seed, "bank", torch.zeros(1, dtype=torch.int64))
+        self.fixed = everyone.noise(law, 1, size, self.shape, self.device)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "bank": self.size, "bank_seed": self.seed}
+
+    def _rows(self, stream: Stream, batch: int) -> tuple[NoiseRows, int]:
+        return (lambda i, j: self.fixed[:, j]), self.size
+
+
+class _Module(nn.Module):
+    def __init__(self, defense: _Network, stream: Stream) -> None:
+        super().__init__()
+        self.defense, self.stream = defense, stream
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability."""
+        defense, images = self.defense, images.contiguous()
+        noise, draws = defense._rows(self.stream, len(images))
+        # a third-party attack does not say which images these are: a randomised defence draws anew at each call
+        self.stream = self.stream.skip(draws)
+        if len(images) * draws > defense.body.rows:
+            return _Chunked.apply(images, defense, noise, slice(0, len(images)), draws)
+        scores = defense._log_mean(images, noise(slice(0, len(images)), slice(0, draws)), draws)
+        if scores.requires_grad:
+            scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
+        return scores

@@ -1,0 +1,36 @@
+"""Errors that a user sees. Each says what is wrong and how to mend it, and carries the exit code of the command."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RushBenchError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns (1: a cell failed)."""
+
+    exit_code = 1
+
+
+class BadInput(RushBenchError):
+    """What the user gave (a name, a setting, a file, a data set, a network) cannot be used. Exit code 2."""
+
+    exit_code = 2
+
+
+class WorkLeft(RushBenchError):
+    """Stopped on request with work left; the same command continues. Exit code 3."""
+
+    exit_code = 3
+
+
+class MissingPackage(RushBenchError):
+    """An optional package is not installed; the message ends with the line that installs it. Exit code 4."""
+
+    exit_code = 4
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> BadInput:
+    """The error for a name that is not among the known ones, with the nearest suggestion."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+    return BadInput(f"no {kind} named {name!r}; {hint}")

@@ -1,0 +1,16 @@
+"""Evaluation: scoring, statistics, records and the runner that resumes. Loaded when used: records need no torch."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rush_bench.evaluation.runner import Run, attack
+
+__all__ = ["Run", "attack"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from rush_bench.evaluation import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

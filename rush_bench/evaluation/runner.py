@@ -1,0 +1,288 @@
+"""The runner: every defence x column x chunk of images, one file a chunk, so that any process can stop, share or go on."""
+
+import dataclasses
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.suites import Suite, parse_suite
+from rush_bench.datasets import Images
+from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
+from rush_bench.evaluation.score import check, score
+from rush_bench.files import digest
+from rush_bench.noise import Stream
+from rush_bench.progress import Bar
+from rush_bench.registry import attacks as registry
+from rush_bench.settings import override
+
+
+@dataclass
+class Run:
+    """What `attack` leaves: its cells' results, what failed and whether all that was asked for is there."""
+
+    results: list[CellResult]
+    failed: dict[str, str] = field(default_factory=dict)
+    folder: Path = Path()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell has all its chunks."""
+        return not self.failed and all(result.complete for result in self.results)
+
+    def table(self, style: str = "plain") -> Any:
+        """A pandas frame; `paper` lays it out as Table 1 of the RUSH paper."""
+        from rush_bench.report.tables import table
+
+        return table(self.results, style)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One cell to run: `attack` is None for the worst case over `of`, the cells before it."""
+
+    cell: Cell
+    defense: Defense
+    attack: Attack | None
+    of: tuple["_Job", ...] = ()
+
+
+def attack(
+    defenses: Sequence[Defense],
+    suite: str | Suite = "linf8",
+    data: Images | None = None,
+    *,
+    out: Path | str | None = None,
+    seed: int = 0,
+    repeats: int | None = None,
+    chunk: int = 100,
+    shard: tuple[int, int] = (1, 1),
+    max_minutes: float | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Run a suite on defences. The same call again, from any number of processes, finishes what is left.
+
+    `suite` is a name (`linf8`, `l2-0.5`, `linf8-quick`) or a parsed one; `out` the results folder (None: a temporary one);
+    `repeats` K, the independent predictions an x' is scored by (None: 1 if deterministic, else 100 at one vote, 16 at 64
+    votes; a fifth of that in quick suites); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks.
+    Errors of one cell (an attack that returns rubbish, a loss that is not finite) fail that cell and are listed in
+    `Run.failed`; bad input raises BadInput before anything runs.
+    """
+    suite = parse_suite(suite) if isinstance(suite, str) else suite
+    if data is None or not len(data):
+        raise BadInput('there are no images to attack; pass data=rb.load_dataset("cifar10", split="test", n=1000)')
+    if not 1 <= shard[0] <= shard[1]:
+        raise BadInput(f"shard {shard[0]}/{shard[1]}: write k/n with 1 <= k <= n")
+    names = [defense.name for defense in defenses]
+    if len(set(names)) < len(names):
+        raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
+    for defense in defenses:
+        _check_fits(defense, data)
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
+    store = CellStore(folder)
+    jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
+    for job in jobs:
+        store.open(job.cell)
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    failed = _work(store, jobs, data, seed, shard, deadline, quiet)
+    return Run([store.result(job.cell) for job in jobs], failed, folder)
+
+
+def default_repeats(votes: int, quick: bool) -> int:
+    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 7); quick: a fifth."""
+    if votes == 0:
+        return 1
+    full = min(100, max(16, 1024 // votes))
+    return -(-full // 5) if quick else full
+
+
+def _check_fits(defense: Defense, data: Images) -> None:
+    if tuple(defense.shape) != tuple(data.shape):
+        raise BadInput(
+            f"{defense.name} takes images {tuple(defense.shape)}, {data.name} has {tuple(data.shape)}"
+        )
+    if defense.classes < len(data.classes):
+        raise BadInput(f"{defense.name} has {defense.classes} classes, {data.name} has {len(data.classes)}")
+    if int(data.labels.min()) < 0:
+        raise BadInput(f"the {data.split} split of {data.name} has no labels; attack its test split")
+
+
+def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[_Job]:
+    jobs: list[_Job] = []
+    who = defense.identity()
+    shared = {
+        "format": FORMAT,
+        "weights": who.get("weights") or digest(who),
+        "defense": who,
+        "images": data.digest,
+        "threat": {"norm": suite.norm, "eps": suite.eps},
+        "seed": seed,
+        "repeats": repeats or default_repeats(defense.draws, suite.quick),
+        "chunk": chunk,
+    }
+    labels = {
+        "dataset": data.name,
+        "split": data.split,
+        **defense.labels(),
+        "suite": suite.name,
+        "quick": suite.quick,
+        "norm": suite.norm,
+        "eps": suite.eps,
+        "n": len(data),
+        "deterministic": defense.deterministic,
+        "classes": defense.classes,
+    }
+    for column, settings in suite.columns.items():
+        if column == "eot" and defense.deterministic:
+            continue
+        made: Attack = override(registry.load(column)(), settings)
+        identity = {**shared, "attack": {"name": column, **made.settings()}}
+        if column == "clean":
+            identity["threat"] = None  # the clean accuracy is the same cell whatever the suite's eps
+        jobs.append(_Job(Cell(identity, {**labels, "attack": column}), defense, made))
+    attacked = tuple(jobs)
+    if len(attacked) > 1:
+        identity = {**shared, "attack": {"name": "worst", "of": [job.cell.key for job in attacked]}}
+        jobs.append(_Job(Cell(identity, {**labels, "attack": "worst"}), defense, None, attacked))
+    return jobs
+
+
+def _work(
+    store: CellStore,
+    jobs: list[_Job],
+    data: Images,
+    seed: int,
+    shard: tuple[int, int],
+    deadline: float | None,
+    quiet: bool,
+) -> dict[str, str]:
+    mine = [(job, c) for job in jobs for c in range(job.cell.chunks) if c % shard[1] == shard[0] - 1]
+    left = [(job, c) for job, c in mine if not store.has(job.cell, c)]
+    failed: dict[str, str] = {}
+    bar = Bar("attack", len(mine), len(mine) - len(left), every=float("inf") if quiet else 10.0)
+    with bar:
+        while left:
+            waiting = []
+            for job, c in left:
+                label = f"{job.defense.name} {job.cell.labels['attack']} {job.cell.labels['suite']}"
+                if label in failed:
+                    continue
+                blocked = next((part for part in job.of if not store.has(part.cell, c)), None)
+                if blocked is not None:
+                    reason = f"{blocked.defense.name} {blocked.cell.labels['attack']} {blocked.cell.labels['suite']}"
+                    if reason in failed:
+                        failed[label] = f"needs {reason}, which failed"
+                    else:
+                        waiting.append((job, c))
+                    continue
+                if deadline is not None and time.monotonic() > deadline:
+                    return failed
+                with store.lock(job.cell, c) as held:
+                    if store.has(job.cell, c):
+                        bar.advance()
+                        continue
+                    if not held:  # another process is at it: come back when the rest is done
+                        waiting.append((job, c))
+                        continue
+                    arrays, attacked = _guarded(store, job, c, data, seed, failed, label)
+                    if arrays is not None:
+                        store.write(job.cell, c, arrays, attacked)
+                        rate = arrays["correct"].sum() / arrays["repeats"].sum()
+                        bar.advance(f"{rate:.1%} right in the last chunk", title=label)
+            if len(waiting) == len(left):
+                time.sleep(0.2)
+            left = waiting
+    for label, reason in failed.items():
+        bar.note(f"failed: {label}: {reason}")
+    return failed
+
+
+def _guarded(
+    store: CellStore, job: _Job, c: int, data: Images, seed: int, failed: dict[str, str], label: str
+) -> tuple[dict[str, np.ndarray] | None, np.ndarray | None]:
+    """One chunk; an error fails its cell and lets the others go on. BadInput of an attack says that it does not apply."""
+    try:
+        return _chunk(store, job, c, data, seed)
+    except RushBenchError as error:
+        failed[label] = str(error)
+    except Exception as error:  # an attack is anybody's code, and one cell's failure must not lose the others
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        failed[label] = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+    return None, None
+
+
+def _chunk(store: CellStore, job: _Job, c: int, data: Images, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    part = data.take(list(job.cell.rows(c)))
+    defense, repeats = job.defense, job.cell.identity["repeats"]
+    images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
+    threat = Threat(job.cell.labels["norm"], job.cell.labels["eps"])
+    begun, passes = time.perf_counter(), dataclasses.replace(defense.passes)
+    extra: dict[str, Any] = {}
+    if job.attack is None:
+        attacked, source = _lowest(store, job, c, images)
+        extra["source"] = source
+        purpose = "score-worst"  # x' was chosen on the draws of "score": judge it on others (A2)
+    else:
+        stream = Stream(seed, f"attack/{job.cell.labels['attack']}", part.index)
+        attacked = job.attack.run(defense, images, labels, threat, stream)
+        purpose = "score"
+    distance = check(attacked, images, part.index, threat)
+    if job.attack is not None:
+        extra |= job.attack.extra(defense, attacked, labels, stream)
+    used = defense.passes
+    cost = {
+        "forwards": (used.forwards - passes.forwards) / len(part),
+        "backwards": (used.backwards - passes.backwards) / len(part),
+        "seconds": (time.perf_counter() - begun) / len(part),
+    }
+    scored = score(defense, attacked, labels, part.index, Stream(seed, purpose), repeats)
+    arrays = {
+        "index": part.index.numpy(),
+        "label": part.labels.numpy(),
+        **scored,
+        "distance": distance.cpu().numpy(),
+        **{key: np.full(len(part), value) for key, value in cost.items()},
+        **extra,
+    }
+    clean = job.attack is not None and job.cell.labels["attack"] == "clean"
+    return arrays, None if clean else attacked.cpu().numpy()
+
+
+def _lowest(store: CellStore, job: _Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Per image the x' with the lowest estimated chance of being right over the suite, ties by margin (A2)."""
+    records = [store.read(part.cell, c) for part in job.of]
+    rate = np.stack([r["correct"] / r["repeats"] for r in records])
+    tie = np.stack([r["margin"] for r in records])
+    source = np.lexsort((tie, rate), axis=0)[0]
+    points = [
+        images if part.cell.labels["attack"] == "clean" else torch.from_numpy(store.read_adversarial(part.cell, c)).to(images)
+        for part in job.of
+    ]
+    rows = torch.arange(len(images))
+    return torch.stack(points)[torch.from_numpy(source), rows].contiguous(), source
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8): the second of eight shards."""
+    k, slash, n = text.partition("/")
+    if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise BadInput(f"--shard takes k/n with 1 <= k <= n, such as 1/4, not {text!r}")
+    return int(k), int(n)
+
+
+def by_dataset(defenses: Iterable[Defense]) -> dict[str, list[Defense]]:
+    """Defences grouped by the data set they were made for."""
+    groups: dict[str, list[Defense]] = {}
+    for defense in defenses:
+        groups.setdefault(str(defense.labels().get("dataset")), []).append(defense)
+    return groups

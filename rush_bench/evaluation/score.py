@@ -1,0 +1,55 @@
+"""Scoring stored x': checks that the attack stayed inside its threat, then K fresh, independent predictions (A1, A7, A10)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rush_bench.attacks.base import Threat
+from rush_bench.defenses import Defense
+from rush_bench.errors import RushBenchError
+from rush_bench.noise import Stream
+
+TOLERANCE = 1e-6
+
+
+def check(attacked: Tensor, images: Tensor, index: Tensor, threat: Threat) -> Tensor:
+    """Distances (B,) of x' in the threat's norm, in float64; rubbish is an error that names the image and what is wrong."""
+    if not isinstance(attacked, Tensor) or attacked.shape != images.shape or attacked.dtype != torch.float32:
+        got = f"{attacked.dtype} {tuple(attacked.shape)}" if isinstance(attacked, Tensor) else type(attacked).__name__
+        raise RushBenchError(f"the attack returned {got} instead of float32 {tuple(images.shape)}")
+    distance = threat.size(attacked.double() - images.double())
+    for wrong, what in (
+        (~attacked.flatten(1).isfinite().all(1), "is not finite"),
+        (((attacked < -TOLERANCE) | (attacked > 1 + TOLERANCE)).flatten(1).any(1), "has pixels outside [0,1]"),
+        (distance > threat.eps + TOLERANCE, f"is outside the {threat.norm} ball of radius {threat.eps:.6g}"),
+    ):
+        if wrong.any():
+            row = int(wrong.int().argmax())
+            raise RushBenchError(f"the attack's x' for image {int(index[row])} {what} (distance {float(distance[row]):.6g})")
+    return distance
+
+
+def score(
+    defense: Defense, attacked: Tensor, labels: Tensor, index: Tensor, stream: Stream, repeats: int
+) -> dict[str, np.ndarray]:
+    """`repeats` independent predictions an image: how often right (`correct` of `repeats`), class counts, mean margin.
+
+    `margin` is the mean probability of the label minus the best other one, over all draws. Exact with repeats=1 for a
+    deterministic defence. Raises RushBenchError where a prediction is not finite.
+    """
+    stream = stream.at(index)
+    counts = torch.zeros(len(attacked), defense.classes, dtype=torch.int64, device=attacked.device)
+    probabilities = torch.zeros(len(attacked), defense.classes, device=attacked.device)
+    rows = torch.arange(len(attacked), device=attacked.device)
+    for k in range(repeats):
+        prediction = defense.predict(attacked, stream.skip(k * max(defense.draws, 1)))
+        counts[rows, prediction.labels] += 1
+        probabilities += prediction.probabilities / repeats
+    true = probabilities[rows, labels].clone()
+    probabilities[rows, labels] = -1
+    return {
+        "correct": counts[rows, labels].cpu().numpy(),
+        "repeats": np.full(len(attacked), repeats),
+        "counts": counts.cpu().numpy(),
+        "margin": (true - probabilities.max(1).values).cpu().numpy(),
+    }

@@ -1,0 +1,135 @@
+"""Noise laws, and counter-based streams of noise for evaluation.
+
+A stream is (seed, purpose). The noise of image i, draw j, pixel p depends on (seed, purpose, i, j, p) and on nothing else:
+the same for every batch size, order, shard and device (protocol A5). No generator is kept, none is disturbed.
+"""
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rush_bench.errors import BadInput, unknown_name
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A law of additive noise, i.i.d. per pixel and channel. `scale` is in pixel units ([0,1])."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise BadInput(f"noise scale {self.scale} must be a finite number >= 0")
+
+    def transform(self, uniform: Tensor) -> Tensor:
+        """Uniform numbers in (0,1), any shape, to noise of the same shape (the inverse of the law's distribution)."""
+        raise NotImplementedError
+
+    def sample(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Noise from a torch generator, on its device: for training, where a step owns a generator."""
+        uniform = torch.rand(shape, generator=generator, device=generator.device)
+        return self.transform(uniform.clamp_(2**-25, 1 - 2**-24))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"law": ..., "scale": ...}`, which `noise_from` reads back."""
+        return {"law": type(self).__name__.lower(), **dataclasses.asdict(self)}
+
+
+class Uniform(Noise):
+    """U(-scale, scale); RUSH uses scale 0.3 (RUSH paper, section 5.1)."""
+
+    def transform(self, uniform: Tensor) -> Tensor:
+        return (uniform * 2 - 1) * self.scale
+
+
+class Gaussian(Noise):
+    """N(0, scale^2) (Cohen et al. 2019; RUSH paper eq. 1)."""
+
+    def transform(self, uniform: Tensor) -> Tensor:
+        return torch.erfinv(uniform * 2 - 1) * (math.sqrt(2) * self.scale)
+
+
+LAWS: dict[str, type[Noise]] = {"uniform": Uniform, "gaussian": Gaussian}
+
+
+def noise_from(spec: str | dict[str, Any] | Noise | None) -> Noise | None:
+    """A law from `uniform:0.3`, from `{"law": "uniform", "scale": 0.3}`, or from itself; `none` and None are no noise."""
+    if spec is None or isinstance(spec, Noise):
+        return spec
+    if isinstance(spec, str):
+        if spec == "none":
+            return None
+        law, separator, scale = spec.partition(":")
+        if not separator:
+            raise BadInput(f"noise {spec!r} has no scale; write uniform:0.3 or gaussian:0.25")
+        from rush_bench.settings import parse_number
+
+        spec = {"law": law, "scale": parse_number(scale)}
+    if spec["law"] not in LAWS:
+        raise unknown_name("noise law", spec["law"], LAWS)
+    return LAWS[spec["law"]](spec["scale"])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where noise comes from: (seed, purpose), for these images, from this draw on.
+
+    `images` are the positions (B,) of the batch's images in their data set; None means 0..B-1. One position for the whole
+    batch (a tensor of one element) gives every image the same draws, which is what a fixed bank needs.
+    """
+
+    seed: int
+    purpose: str
+    images: Tensor | None = None
+    first_draw: int = 0
+
+    def at(self, images: Tensor | None) -> "Stream":
+        """The same stream for other images."""
+        return dataclasses.replace(self, images=images)
+
+    def skip(self, draws: int) -> "Stream":
+        """The same stream, `draws` draws further on."""
+        return dataclasses.replace(self, first_draw=self.first_draw + draws)
+
+    def named(self, purpose: str) -> "Stream":
+        """An independent stream for a finer purpose; `first_draw` starts again at 0."""
+        return dataclasses.replace(self, purpose=f"{self.purpose}/{purpose}", first_draw=0)
+
+    def uniform(self, batch: int, draws: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Uniform numbers in (0,1) on a grid of 2^-23: (batch, draws, *shape), float32."""
+        images = torch.arange(batch) if self.images is None else self.images.cpu()
+        if images.numel() not in (1, batch):
+            raise ValueError(f"stream holds {images.numel()} image positions for a batch of {batch}")
+        digest = hashlib.sha256(f"{self.seed}\0{self.purpose}".encode()).digest()
+        salts = [int.from_bytes(digest[4 * k : 4 * k + 4], "little", signed=True) for k in range(4)]
+        image = images.to(torch.int64).to(torch.int32).reshape(-1, 1).to(device)
+        draw = torch.arange(self.first_draw, self.first_draw + draws, dtype=torch.int64).to(torch.int32).to(device)
+        # Two 32-bit keys an (image, draw): with one alone, a million draws would hold a hundred equal pairs.
+        keys = [_mix(_mix(image ^ a) + _mix(draw * _GOLDEN + b)) for a, b in (salts[:2], salts[2:])]
+        first, second = (key.expand(batch, draws).reshape(batch, draws, 1) for key in keys)
+        pixels = torch.arange(math.prod(shape), dtype=torch.int64, device=device).to(torch.int32)
+        bits = _mix((pixels * _GOLDEN) ^ first).add_(second)
+        return (_mix(bits).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)).reshape(
+            batch, draws, *shape
+        )
+
+    def noise(self, law: Noise, batch: int, draws: int, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+        """Noise of a law: (batch, draws, *shape), float32."""
+        return law.transform(self.uniform(batch, draws, shape, device))
+
+
+_GOLDEN = -1640531527  # 2^32 / golden ratio, odd, as int32
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijective 32-bit finaliser (Wellons' "lowbias32" constants: bias 0.17, near the theoretical limit); int32 wraps."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x.mul_(0x7FEB352D)
+    x = x.bitwise_xor_((x >> 15) & 0x1FFFF)
+    x = x.mul_(-2073254261)  # 0x846ca68b
+    return x.bitwise_xor_((x >> 16) & 0xFFFF)

@@ -1,0 +1,80 @@
+"""The model store: `models/<name>/` with safetensors weights and a card. Training writes it, defences read it.
+
+model.safetensors   the last epoch's weights (what the papers report)
+best.safetensors    the best epoch on the held-out validation split, where it is another one
+card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of both files
+"""
+
+import platform
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rush_bench.errors import BadInput, unknown_name
+from rush_bench.files import read_json, sha256_file, write_atomic, write_json
+
+if TYPE_CHECKING:  # torch is imported by the functions that need it: names and cards are listed without it
+    from torch import Tensor
+
+FORMAT = 1
+
+
+def save_model(folder: Path, card: dict[str, Any], state: "dict[str, Tensor]", best: "dict[str, Tensor] | None" = None) -> None:
+    """Write weights and card of a trained model; `card` gains format, environment and the SHA-256 of each file."""
+    from safetensors.torch import save_file
+
+    files = {"model": state} | ({"best": best} if best is not None else {})
+    sha256 = {}
+    for stem, tensors in files.items():
+        path = folder / f"{stem}.safetensors"
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        write_atomic(path, partial(save_file, plain))
+        sha256[stem] = sha256_file(path)
+    write_json(folder / "card.json", {"format": FORMAT, **card, "environment": environment(), "sha256": sha256})
+
+
+def model_names(store: Path) -> list[str]:
+    """Names of the finished models in a store, sorted (no torch work, no weights read)."""
+    return sorted(path.parent.name for path in store.glob("*/card.json"))
+
+
+def read_card(store: Path, name: str) -> dict[str, Any]:
+    """The card of a model; a wrong name is a BadInput with a suggestion."""
+    if not (store / name / "card.json").is_file():
+        raise unknown_name(f"model in {store}", name, model_names(store))
+    return read_json(store / name / "card.json")
+
+
+def read_weights(store: Path, name: str, which: str = "model") -> "dict[str, Tensor]":
+    """The weights of a model (`model`: last epoch, `best`), checked against the card's SHA-256."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    card, path = read_card(store, name), store / name / f"{which}.safetensors"
+    if which not in card["sha256"]:
+        raise BadInput(f"model {name!r} has no {which!r} weights; it has {', '.join(card['sha256'])}")
+    try:
+        if sha256_file(path) != card["sha256"][which]:
+            raise BadInput(
+                f"{path} does not match the SHA-256 in its card: it was cut or changed; "
+                "copy it again, or delete the folder and train again"
+            )
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path} cannot be read ({error}); copy it again, or delete the folder and train again") from error
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were made on: versions, processor, device. No host name and no path."""
+    import numpy
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "machine": platform.machine(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }

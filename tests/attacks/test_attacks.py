@@ -1,0 +1,176 @@
+"""Every attack against closed forms, one table."""
+
+import warnings
+
+import pytest
+import torch
+
+from rush_bench.attacks.base import Threat
+from rush_bench.attacks.suites import parse_suite
+from rush_bench.defenses import Deterministic, Smoothed
+from rush_bench.errors import BadInput
+from rush_bench.networks import build
+from rush_bench.noise import Stream, Uniform
+from rush_bench.registry import attacks
+
+SHAPE = (1, 4, 4)
+STREAM = Stream(0, "attack")
+THREATS = [Threat("linf", 0.01), Threat("linf", 0.025), Threat("l2", 0.06)]
+SETTINGS = {"clean": {}, "pgd": {}, "eot": {"steps": 30, "step": 0.1, "draws": 8}, "aa": {}, "apgd": {}}
+
+
+@pytest.fixture
+def parts(linear, grey):
+    return linear, grey.floats(), grey.labels
+
+
+def test_the_table_has_every_attack():
+    assert set(SETTINGS) == set(attacks.entries)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "clean"])
+def test_linear_network_falls_exactly_where_its_worst_case_says(parts, worst_margin, name, threat):
+    network, images, labels = parts
+    if name == "aa" and threat != THREATS[1]:
+        pytest.skip("one threat is enough for the slow one")
+    attack = attacks.load(name)(**SETTINGS[name])
+    attacked = attack.run(Deterministic(network, shape=SHAPE), images, labels, threat, STREAM)
+    margin = worst_margin(network, images, labels, threat.norm, threat.eps)
+    right = network(attacked).argmax(1) == labels
+    certain = margin.abs() > 0.02 * margin.abs().max()  # CE ascent may stop short of the worst class by a hair
+    assert (right == (margin > 0))[certain].float().mean() >= (0.999 if name == "aa" else 0.95)
+    assert 0.05 < (margin > 0).float().mean() < 0.95
+    assert (right[margin > 0]).all()  # nothing falls that cannot
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_two_class_linear_worst_case_is_reached_exactly(linear, threat):
+    """With two classes the loss is monotone in one margin, so the distance to the closed form is rounding."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(linear.linear.weight[:2]), network[1].bias.copy_(linear.linear.bias[:2])
+    images = torch.rand(10, *SHAPE, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
+    labels = network(images).argmax(1)
+    attacked = attacks.load("pgd")().run(Deterministic(network, shape=SHAPE), images, labels, threat, STREAM)
+    gap = network[1].weight[0] - network[1].weight[1]
+    before, after = (network(x).gather(1, labels[:, None])[:, 0] * 2 - network(x).sum(1) for x in (images, attacked))
+    dual = gap.abs().sum() if threat.norm == "linf" else gap.norm()
+    assert (before - after) == pytest.approx((threat.eps * dual).expand(10).tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("threat", [THREATS[1], THREATS[2]], ids=str)
+@pytest.mark.parametrize("randomised", [False, True])
+def test_contract(parts, name, threat, randomised):
+    """Inside ball and box, float32, reproducible, the global generator and the weights untouched, no gradient left."""
+    network, images, labels = parts
+    network = network.requires_grad_(True)
+    images, labels = images[:8], labels[:8]
+    images[0] = 0.0  # a corner of the box
+    build_defense = {False: Deterministic, True: Smoothed}[randomised]
+    defense = build_defense(network, shape=SHAPE, **({"noise": Uniform(0.3), "votes": 2} if randomised else {}))
+    if name == "aa":
+        square = ("square",) if threat.norm == "linf" else ()  # its l2 form needs 5 pixels
+        settings = {"parts": ("apgd-ce", "apgd-t", *square), "steps": 5, "bank": 4}
+    else:
+        settings = SETTINGS[name]
+    attack = attacks.load(name)(**settings)
+    before, weights = torch.get_rng_state(), network.linear.weight.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attacked = attack.run(defense, images.clone(), labels, threat, STREAM)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(weights, network.linear.weight)
+    assert attacked.shape == images.shape and attacked.dtype == torch.float32 and not attacked.requires_grad
+    assert (attacked >= 0).all() and (attacked <= 1).all()
+    assert (threat.size(attacked.double() - images.double()) <= threat.eps + 1e-6).all()
+    assert torch.equal(attacked, attack.run(defense, images.clone(), labels, threat, STREAM))
+    if name != "clean":
+        assert ((attacked != images).flatten(1).any(1)).all() or not randomised  # A4: never the clean image
+
+
+@pytest.mark.parametrize("name", ["pgd", "eot"])
+def test_the_kept_iterate_is_the_best_on_held_apart_draws(name):
+    """A step far too long makes the last iterate poor; what is returned must be at least as good as the start."""
+    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 16}, seed=3).eval()
+    with torch.no_grad():
+        network.head.weight.mul_(20)
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    for defense in (
+        Deterministic(network, shape=(1, 16, 16)),
+        Smoothed(network, noise=Uniform(0.1), votes=4, shape=(1, 16, 16)),
+    ):
+        labels = defense.predict(images, STREAM).labels
+        attack = attacks.load(name)(steps=11, step=1.0, draws=4, select_every=2, select_draws=64)
+        threat = Threat("linf", 0.05)
+        attacked = attack.run(defense, images, labels, threat, STREAM)
+        fresh = Stream(5, "fresh")
+        start = threat.start(images, STREAM.named("start0"))
+        losses = [
+            torch.stack([defense.gradient(x, labels, "ce", 64, fresh.skip(64 * k)).loss for k in range(4)]).mean(0)
+            for x in (start, attacked)
+        ]
+        assert (losses[1] > losses[0] - 0.05).all()
+        assert losses[1].mean() > losses[0].mean() + 0.05
+
+
+def test_random_starts_fill_the_ball():
+    images = torch.full((4000, *SHAPE), 0.5)
+    for threat in (Threat("linf", 0.1), Threat("l2", 0.1)):
+        start = threat.start(images, STREAM)
+        sizes = threat.size(start - images)
+        assert (sizes <= threat.eps + 1e-6).all() and sizes.max() > 0.95 * threat.eps
+        assert (start - images).mean().abs() < 2e-3
+        assert not torch.equal(start[0], start[1])
+
+
+def test_projection_onto_the_l2_ball_is_the_nearest_point():
+    threat, images = Threat("l2", 0.2), torch.full((3, *SHAPE), 0.5)
+    far = images + torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    projected = threat.project(far, images)
+    delta = (far - images) / (far - images).flatten(1).norm(dim=1)[:, None, None, None] * 0.2
+    assert torch.allclose(projected, images + delta, atol=1e-6)
+    assert torch.equal(threat.project(images + 0.01, images), images + 0.01)
+
+
+def test_autoattack_needs_four_classes():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    with pytest.raises(BadInput, match="needs 4 classes"):
+        attacks.load("aa")().run(
+            Deterministic(network, shape=SHAPE), torch.rand(2, *SHAPE), torch.tensor([0, 1]), THREATS[0], STREAM
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "eps", "quick"),
+    [
+        ("linf8", "linf", 8 / 255, False),
+        ("linf25.5", "linf", 0.1, False),
+        ("l2-0.5-quick", "l2", 0.5, True),
+        ("l2-1/2", "l2", 0.5, False),
+    ],
+)
+def test_suite_names(name, norm, eps, quick):
+    suite = parse_suite(name)
+    assert (suite.norm, suite.quick) == (norm, quick) and suite.eps == pytest.approx(eps)
+    assert ("aa" in suite.columns) != quick and ("apgd" in suite.columns) == quick
+
+
+def test_suite_overrides_and_errors():
+    assert parse_suite("linf8", overrides={"pgd.steps": "40"}).columns["pgd"] == {"steps": "40"}
+    assert list(parse_suite("linf8", only=("clean", "pgd")).columns) == ["clean", "pgd"]
+    for call, says in (
+        (lambda: parse_suite("linf"), "linf8"),
+        (lambda: parse_suite("linf8", only=("pdg",)), "did you mean 'pgd'"),
+        (lambda: parse_suite("linf8", overrides={"steps": 1}), "attack.setting"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            call()
+
+
+def test_published_defaults():
+    """PGD-20 with 2/255 at 8/255; EOT-PGD-100 with 64 fresh draws and 2.5 eps / T."""
+    pgd, eot = attacks.load("pgd")(), attacks.load("eot")()
+    assert (pgd.steps, pgd.step * 8 / 255, pgd.random_start, pgd.draws) == (20, pytest.approx(2 / 255), True, 0)
+    assert (eot.steps, eot.step, eot.draws) == (100, pytest.approx(2.5 / 100), 64)

@@ -1,0 +1,60 @@
+"""Networks whose answers are known in closed form, shared by the tests of defences, attacks and evaluation."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rush_bench.datasets import Images, as_images
+
+SHAPE = (1, 4, 4)
+
+
+class Linear(nn.Module):
+    """logits = W x + b on flattened images."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            self.linear.bias.copy_(bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def linear() -> Linear:
+    """Five classes on 1x4x4 images; the bias centres the classes on grey images."""
+    weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(7))
+    weight = 20 * weight  # sharp, so that the ascent of CE goes for the nearest class
+    return Linear(weight, -0.5 * weight.sum(1)).eval()
+
+
+@pytest.fixture
+def grey() -> Images:
+    """40 images near grey (0.3 to 0.7, so that the box never binds at eps 0.1), labelled by the `linear` network."""
+    generator = torch.Generator().manual_seed(8)
+    pixels = torch.randint(77, 178, (40, *SHAPE), generator=generator, dtype=torch.uint8)
+    weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(7))
+    labels = (weight @ (pixels.flatten(1).float().T / 255 - 0.5)).argmax(0)
+    return as_images(pixels, labels, classes=list("abcde"), name="grey")
+
+
+def worst_margin(network: Linear, images: Tensor, labels: Tensor, norm: str, eps: float) -> Tensor:
+    """Closed form: the least of (w_y - w_k).x + b_y - b_k - eps |w_y - w_k|_dual over k != y, (B,)."""
+    weight, logits = network.linear.weight.detach(), network(images).detach()
+    gap = weight[labels][:, None] - weight[None]
+    dual = gap.abs().sum(2) if norm == "linf" else gap.norm(dim=2)
+    margins = logits.gather(1, labels[:, None]) - logits - eps * dual
+    return margins.scatter(1, labels[:, None], torch.inf).min(1).values
+
+
+@pytest.fixture(name="worst_margin")
+def _worst_margin():
+    return worst_margin

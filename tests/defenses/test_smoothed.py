@@ -1,0 +1,265 @@
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from rush_bench.defenses import LOSSES, Deterministic, Smoothed, as_module
+from rush_bench.errors import BadInput
+from rush_bench.networks import build
+from rush_bench.noise import Gaussian, Stream, Uniform
+
+SHAPE = (1, 4, 4)
+STREAM = Stream(0, "test")
+
+
+class Probit(nn.Module):
+    """P(class 0) = Phi(w.x + b): under Gaussian noise the mean probability is Phi((w.x + b) / sqrt(1 + sigma^2 |w|^2))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, images):
+        u = (images.flatten(1) - 0.5) @ self.w
+        return torch.stack([torch.special.log_ndtr(u), torch.special.log_ndtr(-u)], 1)
+
+
+@pytest.fixture
+def conv():
+    return build({"name": "resnet", "blocks": [1], "width": 8, "classes": 5, "channels": 1, "size": 4}, seed=1).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(2))
+
+
+def test_smoothed_linear_classifier_has_its_closed_form_probability(linear, images):
+    """Two classes: the chance of class 0 under Gaussian noise is Phi(margin / (sigma |w|))."""
+    weight, bias = linear.linear.weight[:2].detach(), linear.linear.bias[:2].detach()
+    two = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        two[1].weight.copy_(weight), two[1].bias.copy_(bias)
+    sigma, votes = 0.5, 20_000
+    defense = Smoothed(two, noise=Gaussian(sigma), votes=votes, shape=SHAPE)
+    share = defense.predict(images, STREAM).votes[:, 0] / votes
+    gap = weight[0] - weight[1]
+    margin = images.flatten(1) @ gap + bias[0] - bias[1]
+    exact = torch.from_numpy(stats.norm.cdf((margin / (sigma * gap.norm())).numpy())).float()
+    error = (exact * (1 - exact) / votes).sqrt()
+    assert ((share - exact).abs() < 4.5 * error + 1e-4).all()
+
+
+def test_smoothed_gradient_has_its_closed_form():
+    """eq. 7 on the probit network: -log Phi(z), z = u / s, s = sqrt(1 + sigma^2 |w|^2), gradient -phi(z)/Phi(z) w/s."""
+    network, sigma, draws = Probit().eval(), 0.3, 20_000
+    images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(3))
+    defense = Smoothed(network, noise=Gaussian(sigma), votes=1, shape=SHAPE)
+    found = defense.gradient(images, torch.zeros(4, dtype=torch.int64), "ce", draws, STREAM)
+    w = network.w.detach()
+    s = math.sqrt(1 + sigma**2 * float(w @ w))
+    z = ((images.flatten(1) - 0.5) @ w / s).double().numpy()
+    assert found.loss.numpy() == pytest.approx(-stats.norm.logcdf(z), abs=0.02)
+    slope = -torch.from_numpy(stats.norm.pdf(z) / stats.norm.cdf(z)).float() / s
+    assert torch.allclose(found.gradient.flatten(1), slope[:, None] * w, atol=0.02)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("rows", [10**6, 14, 7, 3, 1])
+def test_folded_and_chunked_equals_a_loop_over_draws(conv, images, loss, rows):
+    draws, labels, law = 7, torch.arange(6) % 5, Uniform(0.3)
+    defense = Smoothed(conv, noise=law, votes=draws, shape=SHAPE)
+    defense.body.rows = rows
+    found = defense.gradient(images, labels, loss, draws, STREAM)
+    x = images.clone().requires_grad_()
+    noise = STREAM.noise(law, 6, draws, SHAPE, "cpu")
+    mean = torch.stack([conv(x + noise[:, j]).softmax(1) for j in range(draws)]).mean(0)
+    value = LOSSES[loss](mean.log(), labels)
+    (expected,) = torch.autograd.grad(value.sum(), x)
+    assert torch.allclose(found.loss, value, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found.gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()) + 1e-7)
+
+
+@pytest.mark.parametrize("noise", ["uniform:0.3", "gaussian:0.2"])
+def test_batch_order_and_shard_change_nothing(conv, images, noise):
+    defense = Smoothed(conv, noise=noise, votes=9, shape=SHAPE)
+    labels, positions = torch.arange(6) % 5, torch.tensor([10, 3, 99, 7, 0, 5])
+    stream = STREAM.at(positions)
+    whole, gradient = defense.predict(images, stream), defense.gradient(images, labels, "ce", 9, stream)
+    for rows in ([0], [4, 1], [5, 4, 3, 2, 1, 0]):
+        part = stream.at(positions[rows])
+        prediction = defense.predict(images[rows], part)
+        assert torch.equal(prediction.votes, whole.votes[rows])
+        assert torch.allclose(prediction.probabilities, whole.probabilities[rows], atol=1e-6)
+        again = defense.gradient(images[rows], labels[rows], "ce", 9, part)
+        assert torch.allclose(again.gradient, gradient.gradient[rows], rtol=1e-4, atol=1e-6)
+
+
+def test_vote_is_hard_and_ties_go_to_the_mean_probability():
+    class Sign(nn.Module):
+        """Class 0 with certainty where the noisy pixel is above 0.5, else class 1 barely."""
+
+        def forward(self, x):
+            up = x[:, 0, 0, 0] > 0.5
+            return torch.stack([torch.where(up, 4.0, -0.01), torch.zeros(len(x))], 1) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    images = torch.full((200, *SHAPE), 0.5)
+    defense = Smoothed(Sign().eval(), noise=Uniform(0.3), votes=2, shape=SHAPE)
+    prediction = defense.predict(images, STREAM)
+    split = prediction.votes[:, 0] == 1
+    assert 50 < split.sum() < 150
+    assert (prediction.labels[split] == 0).all()  # the mean probability of class 0 is (0.98 + 0.5) / 2
+    assert (prediction.labels[prediction.votes[:, 1] == 2] == 1).all()
+
+
+def test_one_vote_is_one_noisy_pass(conv, images):
+    defense = Smoothed(conv, noise=Uniform(0.3), votes=1, shape=SHAPE)
+    noisy = images + STREAM.noise(Uniform(0.3), 6, 1, SHAPE, "cpu")[:, 0]
+    assert noisy.min() < 0  # noisy copies are not clipped
+    assert torch.equal(defense.predict(images, STREAM).labels, conv(noisy).argmax(1))
+
+
+def test_bank_is_deterministic_and_the_same_for_every_image(conv, images):
+    bank = Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE).bank(5, seed=3)
+    assert bank.deterministic
+    first, again = bank.predict(images, STREAM), bank.predict(images.flip(0), Stream(9, "other", torch.arange(50, 56)))
+    assert torch.equal(first.votes.flip(0), again.votes)
+    assert (first.votes.sum(1) == 5).all()
+    assert bank.identity() != Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE).bank(5, seed=4).identity()
+
+
+@pytest.mark.parametrize("rows", [10**6, 8, 3])
+def test_module_of_a_bank_gives_log_mean_probability_and_its_gradient(conv, images, rows):
+    bank = Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE).bank(5, seed=3)
+    labels = torch.arange(6) % 5
+    expected = bank.gradient(images, labels, "ce", 5, STREAM)
+    bank.body.rows = rows
+    x = images.clone().requires_grad_()
+    scores = as_module(bank)(x)
+    assert torch.allclose(scores.exp(), bank.predict(images, STREAM).probabilities, atol=1e-5)
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(scores, labels, reduction="sum"), x)
+    assert torch.allclose(gradient, expected.gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_module_of_a_randomised_defence_draws_anew(conv, images):
+    module = as_module(Smoothed(conv, noise=Uniform(0.3), votes=2, shape=SHAPE))
+    assert not torch.equal(module(images), module(images))
+    module = as_module(Deterministic(conv, shape=SHAPE))
+    assert torch.equal(module(images), module(images))
+    assert torch.allclose(module(images), conv(images).log_softmax(1), atol=1e-5)
+
+
+def test_passes_are_counted(conv, images):
+    defense = Smoothed(conv, noise=Uniform(0.3), votes=8, shape=SHAPE)
+    defense.predict(images, STREAM)
+    assert (defense.passes.forwards, defense.passes.backwards) == (48, 0)
+    defense.gradient(images, torch.zeros(6, dtype=torch.int64), "ce", 4, STREAM)
+    assert (defense.passes.forwards, defense.passes.backwards) == (72, 24)
+    x = images.clone().requires_grad_()
+    for rows in (10**6, 3):
+        defense.body.rows = rows
+        before = defense.passes.backwards
+        as_module(defense)(x).sum().backward()
+        assert defense.passes.backwards - before == 48
+
+
+def test_memory_stays_within_the_budget_whatever_m_is(images):
+    """The rows of one block, times what autograd saves for a row, fit in the budget at any number of draws."""
+    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 16}, seed=1).eval()
+    budget = 4 * 2**20
+    defense = Smoothed(network, noise=Uniform(0.3), votes=1, shape=(1, 16, 16), memory=budget)
+    images = torch.rand(2, 1, 16, 16)
+    peaks = []
+    for draws in (1, 64, 512):
+        held = peak = 0
+
+        def pack(tensor):
+            nonlocal held, peak
+            if not isinstance(tensor, nn.Parameter):
+                held += tensor.untyped_storage().nbytes()
+                peak = max(peak, held)
+            return tensor
+
+        def unpack(tensor):
+            nonlocal held
+            if not isinstance(tensor, nn.Parameter):
+                held -= tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            defense.gradient(images, torch.zeros(2, dtype=torch.int64), "ce", draws, STREAM)
+        peaks.append(peak)
+    assert peaks[0] < peaks[1] <= 1.5 * budget
+    assert peaks[2] <= 1.5 * budget
+
+
+def test_bfloat16_searches_and_float32_judges(images):
+    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 16}, seed=1).eval()
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(4))
+    exact, fast = (
+        Smoothed(network, noise=Uniform(0.3), votes=4, shape=(1, 16, 16), precision=p) for p in ("float32", "bfloat16")
+    )
+    assert torch.equal(exact.predict(images, STREAM).probabilities, fast.predict(images, STREAM).probabilities)
+    a, b = (d.gradient(images, torch.zeros(8, dtype=torch.int64), "ce", 16, STREAM).gradient.flatten(1) for d in (exact, fast))
+    assert not torch.equal(a, b)
+    assert (nn.functional.cosine_similarity(a, b) > 0.97).all()
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 5)).train(), "train mode"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Softmax(1)).eval(), "probabilities where logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(17, 5)).eval(), "does not take images"),
+        (nn.Identity().eval(), "must return logits"),
+    ],
+)
+def test_networks_that_are_refused(network, says):
+    with pytest.raises(BadInput, match=says):
+        Deterministic(network, shape=SHAPE)
+
+
+def test_a_network_that_hides_its_gradient_or_returns_nan_is_refused():
+    class Detached(nn.Module):
+        def forward(self, x):
+            return x.detach().flatten(1)
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) * math.nan
+
+    for network, says in ((Detached(), "no gradient"), (Broken(), "not finite")):
+        with pytest.raises(BadInput, match=says):
+            Deterministic(network.eval(), shape=SHAPE)
+
+
+def test_probabilities_are_taken_when_said_so(linear, images):
+    softened = nn.Sequential(linear, nn.Softmax(1)).eval()
+    a = Deterministic(softened, shape=SHAPE, outputs="probabilities").predict(images, STREAM)
+    b = Deterministic(linear, shape=SHAPE).predict(images, STREAM)
+    assert torch.allclose(a.probabilities, b.probabilities, atol=1e-5)
+    with pytest.raises(BadInput, match="do not sum to 1"):
+        Deterministic(linear, shape=SHAPE, outputs="probabilities")
+
+
+def test_images_outside_the_box_are_refused(linear, images):
+    images[3, 0, 0, 0] = 1.5
+    with pytest.raises(BadInput, match="image 3"):
+        Deterministic(linear, shape=SHAPE).predict(images, STREAM)
+
+
+def test_wrong_loss_and_wrong_votes(linear, images):
+    with pytest.raises(BadInput, match="did you mean 'margin'"):
+        Deterministic(linear, shape=SHAPE).gradient(images, torch.zeros(6, dtype=torch.int64), "margins", 1, STREAM)
+    with pytest.raises(BadInput, match="at least 1 vote"):
+        Smoothed(linear, noise=Uniform(0.3), votes=0, shape=SHAPE)
+
+
+def test_identity_follows_the_weights_and_not_the_name(conv):
+    one = Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE, name="a").identity()
+    assert one == Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE, name="b").identity()
+    with torch.no_grad():
+        conv.head.bias += 1e-3
+    assert one != Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE, name="a").identity()

@@ -1,0 +1,298 @@
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rush_bench.attacks.base import Attack
+from rush_bench.attacks.suites import Suite, parse_suite
+from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
+from rush_bench.errors import BadInput
+from rush_bench.evaluation import attack
+from rush_bench.evaluation import runner as runner_module
+from rush_bench.evaluation.runner import default_repeats, parse_shard
+from rush_bench.evaluation.statistics import interval
+from rush_bench.noise import Stream, Uniform
+from rush_bench.registry import attacks
+
+SHAPE = (1, 4, 4)
+QUICK = parse_suite("linf8-quick")
+
+
+class Coin(Defense):
+    """Right with probability 0.9 a draw whatever the input; a prediction votes over m draws. Its gradient is noise."""
+
+    def __init__(self, labels, votes, fixed=None, spread=1):
+        self.name, self.classes, self.shape, self.passes = f"coin@{votes}", 5, SHAPE, Passes()
+        self.truth, self.votes, self.fixed, self.spread = labels, votes, fixed, spread
+        self.draws = 0 if fixed else votes
+
+    def _right(self, stream, batch, draws):
+        # `spread` draws share one toss: with spread = votes the whole prediction is one toss
+        stream = self.fixed or stream
+        tosses = stream.uniform(batch, draws, (1,))[:, :: self.spread, 0] < 0.9
+        return tosses.repeat_interleave(self.spread, 1)[:, :draws]
+
+    def predict(self, images, stream):
+        right = self._right(stream, len(images), self.votes)
+        labels = self.truth[stream.images]
+        votes = torch.zeros(len(images), 5, dtype=torch.int64)
+        rows = torch.arange(len(images))
+        votes[rows, labels] = right.sum(1)
+        votes[rows, (labels + 1) % 5] += self.votes - right.sum(1)
+        return Prediction(votes.argmax(1), votes, votes / self.votes)
+
+    def gradient(self, images, labels, loss, draws, stream):
+        share = self._right(stream, len(images), draws).float().mean(1)
+        noise = stream.named("gradient").uniform(len(images), 1, SHAPE)[:, 0] - 0.5
+        return Gradient(noise, -share.clamp_min(0.01).log())
+
+    def bank(self, size, seed):
+        return Coin(self.truth, self.votes, Stream(seed, "bank", torch.zeros(1, dtype=torch.int64)), self.spread)
+
+    def as_module(self, stream):
+        defense = self
+
+        class Module(torch.nn.Module):
+            def forward(self, x):
+                # the bank's toss is the same for every image; the truth is written in the image's mean
+                right = defense._right(stream, 1, defense.votes)[0].float().mean()
+                labels = (x.flatten(1).mean(1) * 5).long().clamp(0, 4)
+                base = torch.nn.functional.one_hot(labels, 5) * (2 * right - 1)
+                return base + 1e-3 * x.flatten(1)[:, :5]
+
+        return Module().eval()
+
+
+@pytest.fixture
+def coin_images():
+    from rush_bench.datasets import as_images
+
+    labels = torch.arange(150) % 5
+    pixels = ((labels.float() + 0.5) / 5 * 255).to(torch.uint8)[:, None, None, None].expand(150, *SHAPE)
+    return as_images(pixels.contiguous(), labels, classes=list("abcde"), name="coins")
+
+
+@pytest.mark.parametrize(("votes", "spread"), [(1, 1), (64, 64), (9, 1)])
+def test_the_unattackable_coin(coin_images, votes, spread):
+    """0.90 under every attack when a prediction is one toss; with m tosses and a vote, the binomial majority."""
+    coin = Coin(coin_images.labels, votes, spread=spread)
+    run = attack([coin], QUICK, coin_images, repeats=20, quiet=True)
+    assert run.complete, run.failed
+    truth = 0.9 if spread == votes else stats.binom.sf(votes // 2, votes, 0.9)
+    for result in run.results:
+        found = interval(result.frame.correct, result.frame.repeats, deterministic=False)
+        # the worst case is chosen on other draws than it is scored on, so it is not lower either
+        assert found.low - 0.005 <= truth <= found.high + 0.005, (result.labels["attack"], found)
+        assert found.high - found.low < 0.04
+
+
+def _tables(run):
+    return {
+        (r.labels["defense"], r.labels["attack"]): r.frame.drop(columns=["seconds"]).sort_values("index").reset_index(drop=True)
+        for r in run.results
+    }
+
+
+def _same(a, b, tolerance=0.0):
+    assert a.keys() == b.keys()
+    for key in a:
+        for column in a[key]:
+            x, y = a[key][column].to_numpy(float), b[key][column].to_numpy(float)
+            assert np.allclose(x, y, rtol=0, atol=tolerance), (key, column)
+
+
+def _defenses(linear):
+    return [
+        Deterministic(linear, shape=SHAPE, name="plain"),
+        Smoothed(linear, noise=Uniform(0.1), votes=3, shape=SHAPE, name="smooth@3"),
+    ]
+
+
+@pytest.fixture
+def suite():
+    return parse_suite("linf2.5-quick", only=("clean", "pgd", "apgd"))
+
+
+def test_shards_and_order_change_nothing(linear, grey, suite, tmp_path):
+    whole = attack(_defenses(linear), suite, grey, out=tmp_path / "whole", chunk=8, quiet=True)
+    assert whole.complete and len(whole.results) == 8
+    for k in (3, 1, 2):
+        part = attack(_defenses(linear)[::-1], suite, grey, out=tmp_path / "parts", chunk=8, shard=(k, 3), quiet=True)
+    assert part.complete
+    _same(_tables(whole), _tables(part))
+
+
+def test_chunk_size_changes_nothing_but_rounding(linear, grey, suite, tmp_path):
+    runs = [attack(_defenses(linear), suite, grey, out=tmp_path / str(chunk), chunk=chunk, quiet=True) for chunk in (40, 7)]
+    tables = [{k: v for k, v in _tables(run).items() if k[1] in ("clean", "pgd")} for run in runs]
+    _same(*tables, tolerance=2e-4)
+    # and any subset of the images, in any order, gives the same records for those images
+    few = attack(_defenses(linear), suite, grey.take([30, 4, 11]), out=tmp_path / "few", quiet=True)
+    for key, frame in _tables(few).items():
+        if key[1] in ("clean", "pgd"):
+            expected = tables[0][key].set_index("index").loc[frame["index"]]
+            assert (expected["correct"].to_numpy() == frame["correct"].to_numpy()).all()
+
+
+def test_stopped_and_resumed_equals_uninterrupted(linear, grey, suite, tmp_path, monkeypatch):
+    whole = attack(_defenses(linear), suite, grey, out=tmp_path / "whole", chunk=8, quiet=True)
+    ticks = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module.time, "monotonic", lambda: 60.0 * next(ticks))
+        stops = 0
+        while not (
+            run := attack(_defenses(linear), suite, grey, out=tmp_path / "cut", chunk=8, max_minutes=6, quiet=True)
+        ).complete:
+            assert not run.failed
+            stops += 1
+    assert stops >= 3
+    _same(_tables(whole), _tables(run))
+
+
+def test_running_again_computes_nothing(linear, grey, suite, tmp_path):
+    attack(_defenses(linear), suite, grey, out=tmp_path, chunk=8, quiet=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    defenses = _defenses(linear)
+    assert attack(defenses, suite, grey, out=tmp_path, chunk=8, quiet=True).complete
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert defenses[0].passes.forwards == 0
+
+
+def test_another_setting_or_weight_is_another_cell(linear, grey, suite, tmp_path):
+    def cells():
+        return len(list((tmp_path / "runs").glob("*/cell.json")))
+
+    plain = _defenses(linear)[:1]
+    attack(plain, suite, grey, out=tmp_path, quiet=True)
+    counts = [cells()]
+    for changed in ({"seed": 1}, {"suite": "linf3-quick"}, {"data": grey.take(slice(0, 20))}):
+        attack(plain, **{"suite": suite, "data": grey, "out": tmp_path, "quiet": True, **changed})
+        counts.append(cells())
+    with torch.no_grad():
+        linear.linear.bias[0] += 0.1
+    attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True)
+    counts.append(cells())
+    assert all(b > a for a, b in itertools.pairwise(counts))
+
+
+def test_worst_case_is_the_lowest_per_image(linear, grey, tmp_path):
+    run = attack(_defenses(linear)[:1], parse_suite("linf2.5-quick"), grey, out=tmp_path, quiet=True)
+    right = {r.labels["attack"]: r.frame.set_index("index")["correct"] for r in run.results}
+    worst = right.pop("worst")
+    assert (worst == np.minimum.reduce([v.to_numpy() for v in right.values()])).all()
+    assert 0 < worst.mean() < 1
+
+
+def test_linear_robust_accuracy_is_the_closed_form(linear, grey, worst_margin, tmp_path):
+    suite = Suite("linf2.5", "linf", 0.025, False, {"clean": {}, "pgd": {}, "aa": {}})
+    run = attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True)
+    exact = float((worst_margin(linear, grey.floats(), grey.labels, "linf", 0.025) > 0).float().mean())
+    assert {r.labels["attack"]: r.frame.correct.mean() for r in run.results}["aa"] == pytest.approx(exact)
+
+
+@dataclass(frozen=True)
+class Rubbish(Attack):
+    steps: int = 1
+    how: ClassVar[str] = ""
+
+    def run(self, defense, images, labels, threat, stream):
+        out = images.clone()
+        if self.how == "outside":
+            out[5] = (out[5] + 1.01 * threat.eps).clamp(0, 1)
+        if self.how == "box":
+            out[5] = 1 + 5e-6
+        if self.how == "nan":
+            out[5, 0, 0, 0] = torch.nan
+        if self.how == "shape":
+            out = out[:, :, :3]
+        if self.how == "raises":
+            out = out / [1]
+        return out if self.how != "nothing" else None
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("outside", "image 5 is outside the linf ball"),
+        ("box", r"image 5 has pixels outside \[0,1\]"),
+        ("nan", "image 5 is not finite"),
+        ("shape", "returned torch.float32"),
+        ("nothing", "returned NoneType"),
+        ("raises", "TypeError"),
+    ],
+)
+def test_an_attack_that_returns_rubbish_fails_its_cell_alone(linear, grey, suite, tmp_path, monkeypatch, how, says):
+    monkeypatch.setattr(Rubbish, "how", how)
+    real = attacks.load
+    monkeypatch.setattr(attacks, "load", lambda name: Rubbish if name == "pgd" else real(name))
+    run = attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True)
+    assert not run.complete
+    (pgd, why), (worst, needs) = sorted(run.failed.items())
+    assert "pgd" in pgd and pytest.importorskip("re").search(says, why)
+    assert "worst" in worst and "needs" in needs
+    assert {r.labels["attack"]: r.complete for r in run.results} == {
+        "clean": True,
+        "pgd": False,
+        "apgd": True,
+        "worst": False,
+    }
+
+
+def test_a_loss_that_is_not_finite_names_the_image(linear, grey, suite, tmp_path):
+    class Poisoned(torch.nn.Module):
+        def forward(self, x):
+            logits = linear(x)
+            bad = (x - grey.floats()[7]).abs().flatten(1).amax(1) < 0.03
+            return torch.where(bad[:, None], torch.nan, logits)
+
+    run = attack([Deterministic(Poisoned().eval(), shape=SHAPE, name="poisoned")], suite, grey, out=tmp_path, quiet=True)
+    assert "image 7" in run.failed["poisoned clean linf2.5-quick"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"data": None}, "no images"),
+        ({"suite": "linf"}, "linf8"),
+        ({"shard": (3, 2)}, "k/n"),
+        ({"twice": True}, "share a name"),
+        ({"shape": (1, 8, 8)}, "takes images"),
+    ],
+)
+def test_bad_input(linear, grey, suite, tmp_path, change, says):
+    change = dict(change)
+    defenses = _defenses(linear)[:1]
+    if change.pop("twice", None):
+        defenses *= 2
+    if shape := change.pop("shape", None):
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)).eval()
+        defenses = [Deterministic(network, shape=shape)]
+    with pytest.raises(BadInput, match=says):
+        attack(defenses, **{"suite": suite, "data": grey, "out": tmp_path, "quiet": True, **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_chunk_is_named(linear, grey, suite, tmp_path):
+    attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True)
+    chunk = sorted(tmp_path.glob("runs/*/chunk-0000.npz"))[0]
+    chunk.write_bytes(chunk.read_bytes()[:-40])
+    with pytest.raises(BadInput, match=r"chunk-0000.npz.*delete it"):
+        [r.frame for r in attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True).results]
+
+
+@pytest.mark.parametrize(
+    ("votes", "quick", "repeats"), [(0, False, 1), (1, False, 100), (64, False, 16), (1, True, 20), (64, True, 4)]
+)
+def test_default_repeats(votes, quick, repeats):
+    assert default_repeats(votes, quick) == repeats
+
+
+def test_shard_text():
+    assert parse_shard("2/8") == (2, 8)
+    for text in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(BadInput, match="k/n"):
+            parse_shard(text)

@@ -1,0 +1,148 @@
+"""`Images`: a data set in memory, 8 bits a value, checked once when it is made."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rush_bench.errors import BadInput
+
+CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled images of one split.
+
+    pixels: uint8 (N, C, H, W), contiguous. labels: int64 (N,), -1 where the split has none. index: int64 (N,), the
+    position of each image in the official split, which names the image for ever (evaluation noise is keyed by it).
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    index: Tensor
+    classes: tuple[str, ...]
+    name: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    def floats(self, rows: Any = slice(None)) -> Tensor:
+        """Images as float32 in [0,1], (B, C, H, W); `rows` is whatever indexes a tensor's first axis."""
+        return self.pixels[rows].to(torch.float32).div_(255)
+
+    def take(self, rows: Any) -> "Images":
+        """The same data set with these rows only, in this order; `rows` is a slice, a list, an array or a tensor."""
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(rows, device=self.pixels.device)
+        parts = {key: getattr(self, key)[rows] for key in ("pixels", "labels", "index")}
+        return dataclasses.replace(self, **parts)
+
+    def to(self, device: torch.device | str) -> "Images":
+        """The same data set with its tensors on a device."""
+        return dataclasses.replace(
+            self, pixels=self.pixels.to(device), labels=self.labels.to(device), index=self.index.to(device)
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 over shape, pixels, labels and index: equal digests are equal data."""
+        sha256 = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        for tensor in (self.pixels, self.labels, self.index):
+            array = tensor.cpu().contiguous().numpy()
+            sha256.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+        return sha256.hexdigest()
+
+
+def as_images(
+    pixels: Any, labels: Any, *, classes: Sequence[str] | None = None, name: str = "mine", split: str = "test"
+) -> Images:
+    """Images of the user's own, from numpy arrays or torch tensors.
+
+    pixels: uint8, or floating point in [0,1]; (N, C, H, W), (N, H, W, C) or (N, H, W), with 1 or 3 channels. Floating
+    point is rounded to 8 bits (a change of at most 1/510). labels: integers (N,), 0 to classes - 1; `classes` defaults
+    to the numbers up to the largest label. Raises BadInput that names the first image at fault.
+    """
+    array, targets = _to_numpy(pixels), _to_numpy(labels)
+    if array.dtype != np.uint8:
+        array = _eight_bits(array, name)
+    array = channels_first(array, name)
+    if classes is None and targets.dtype.kind in "iu" and targets.size:
+        classes = [str(k) for k in range(int(targets.max()) + 1)]
+    targets = check_labels(targets, len(array), tuple(classes or ()), name)
+    return Images(
+        pixels=torch.from_numpy(np.array(array, order="C")),
+        labels=torch.from_numpy(targets),
+        index=torch.arange(len(array)),
+        classes=tuple(classes or ()),
+        name=name,
+        split=split,
+    )
+
+
+def channels_first(array: np.ndarray, origin: str) -> np.ndarray:
+    """A view (N, C, H, W) of uint8 images in NCHW, NHWC or NHW order; anything else is a BadInput naming `origin`."""
+    if array.dtype != np.uint8:
+        raise BadInput(f"{origin}: images are {array.dtype}, not uint8; save them as (images * 255).round().astype('uint8')")
+    if array.ndim == 3:
+        array = array[:, None]
+    first, last = (array.ndim == 4 and array.shape[axis] in CHANNELS for axis in (1, 3))
+    if not (first or last):
+        raise BadInput(
+            f"{origin}: images have shape {array.shape}; give (N, C, H, W), (N, H, W, C) or (N, H, W) with 1 or 3 channels"
+        )
+    if first and last:
+        raise BadInput(f"{origin}: shape {array.shape} can be read as NCHW and as NHWC; give images larger than 3 pixels")
+    if 0 in array.shape:
+        raise BadInput(f"{origin}: shape {array.shape} holds no images; give at least one")
+    return array if first else array.transpose(0, 3, 1, 2)
+
+
+def check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], origin: str) -> np.ndarray:
+    """Labels as int64 (N,), one an image and each a class; anything else is a BadInput that names the image."""
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise BadInput(
+            f"{origin}: labels are {labels.dtype} of shape {labels.shape}; give one integer an image, shape ({count},)"
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(wrong):
+        raise BadInput(
+            f"{origin}: image {wrong[0]} has label {labels[wrong[0]]}, outside the {len(classes)} classes "
+            f"(0 to {len(classes) - 1}); correct the label or give all classes"
+        )
+    return labels.astype(np.int64)
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    return np.asarray(values)
+
+
+def _eight_bits(array: np.ndarray, origin: str) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise BadInput(f"{origin}: images are {array.dtype}; give uint8 (0 to 255) or floating point in [0,1]")
+    flat = array.reshape(array.shape[0] if array.ndim and array.size else 1, -1)
+    with np.errstate(invalid="ignore"):
+        wrong = np.flatnonzero(~((flat >= 0) & (flat <= 1)).all(axis=-1))
+    if len(wrong):
+        low, high = flat[wrong[0]].min(), flat[wrong[0]].max()
+        raise BadInput(
+            f"{origin}: image {wrong[0]} has values from {low:g} to {high:g}, outside [0,1]; "
+            "give pixels before any normalisation, divided by 255 if they are 0 to 255"
+        )
+    return np.rint(array * 255).astype(np.uint8)

@@ -1,0 +1,104 @@
+"""`load_dataset`: from a name to the images of one split, checked, resized and cut to a fixed subset."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rush_bench import registry
+from rush_bench.datasets.images import Images, channels_first, check_labels
+from rush_bench.datasets.npz import npz_source
+from rush_bench.datasets.source import Part, Source
+from rush_bench.datasets.splits import hold_out, ranked
+from rush_bench.errors import BadInput, unknown_name
+
+SPLITS = ("pretrain", "train", "val", "test")
+CHUNK = 1000  # images converted at a time: 110 MB of float32 at 96x96
+
+
+def load_dataset(
+    name: str,
+    split: str = "test",
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    size: int | None = None,
+    stand_ins: bool = False,
+) -> Images:
+    """Images of one split of a registered data set, or of an `.npz` file of the user's own.
+
+    split: `test`; `val`, a fixed stratified tenth of the official training set; `train`, the rest of it; `pretrain`,
+    what self-supervised stages see: the unlabelled images where the data set has them, otherwise `train`.
+    n: that many images, a stratified subset fixed by `seed`, in an order such that smaller n are its beginnings.
+    None is all of them in the official order. (`seed` moves this subset only, never the validation split.)
+    data_dir: folder with the files; default the environment's RUSH_BENCH_DATA, else `data`.
+    size: side in pixels, bilinear with antialiasing; default the data set's own (digits 16, STL-10 32).
+    stand_ins: keep images whose pixels are not the official ones in `test` (`val` never has them, `train` always).
+
+    Raises BadInput for an unknown name or split, a missing or damaged file, wrong labels, or n beyond what there is.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    if size is not None and size < 1:
+        raise BadInput(f"size {size} must be at least 1 pixel")
+    source = find_source(name)
+    folder = Path(data_dir or os.environ.get("RUSH_BENCH_DATA") or "data").expanduser()
+    part = source.read("unlabelled", folder) if split == "pretrain" else None
+    if part is None:
+        part = source.read("test" if split == "test" else "train", folder)
+        assert part is not None
+    if part.labels is None and split != "pretrain":
+        raise BadInput(f"{part.origin}: no labels; the data set's source must give them for train and test")
+    pixels = channels_first(part.pixels, part.origin)
+    labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
+    rows = choose_rows(part, labels, split, n, seed, stand_ins)
+    return Images(
+        pixels=_convert(pixels, rows, size or source.size),
+        labels=torch.full((len(rows),), -1) if labels is None else torch.from_numpy(labels[rows]),
+        index=torch.from_numpy(rows),
+        classes=part.classes,
+        name=source.name,
+        split=split,
+    )
+
+
+def find_source(name: str) -> Source:
+    """The source of a registered name, or of a path that ends in `.npz`."""
+    if name.endswith(".npz"):
+        return npz_source(Path(name).expanduser())
+    source = registry.datasets.load(name)
+    if not isinstance(source, Source):
+        raise BadInput(f"data set {name!r} is a {type(source).__name__}; its entry point must be a rush_bench.datasets.Source")
+    return source
+
+
+def choose_rows(part: Part, labels: np.ndarray | None, split: str, n: int | None, seed: int, stand_ins: bool) -> np.ndarray:
+    """Positions in the part, int64 (n,): the whole split in ascending order, or its subset of n in rank order."""
+    count = len(part.pixels)
+    rows = np.arange(count)
+    if split == "test" and not stand_ins:
+        rows = np.setdiff1d(rows, part.stand_ins)
+    elif labels is not None and split != "test":
+        training, validation = hold_out(labels, part.stand_ins)
+        rows = validation if split == "val" else training
+    if n is None:
+        return rows
+    if not 1 <= n <= len(rows):
+        raise BadInput(f"{n} images asked for, but {part.origin} has {len(rows)} for {split!r}; ask for 1 to {len(rows)}")
+    return ranked(labels, count, seed, leave_out=np.setdiff1d(np.arange(count), rows))[:n]
+
+
+def _convert(pixels: np.ndarray, rows: np.ndarray, size: int | None) -> torch.Tensor:
+    """Rows of (N, C, H, W) as a contiguous uint8 tensor, resized where `size` is another; works in chunks."""
+    channels, height, width = pixels.shape[1:]
+    side = (height, width) if size is None else (size, size)
+    result = torch.empty(len(rows), channels, *side, dtype=torch.uint8)
+    for start in range(0, len(rows), CHUNK):
+        chunk = torch.from_numpy(np.ascontiguousarray(pixels[rows[start : start + CHUNK]]))
+        if side != (height, width):
+            resized = torch.nn.functional.interpolate(chunk.float(), side, mode="bilinear", antialias=True)
+            chunk = resized.round_().clamp_(0, 255)
+        result[start : start + CHUNK] = chunk
+    return result

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+
+from rush_bench.datasets import as_images
+from rush_bench.errors import BadInput
+
+
+def pixels_and_labels(count: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.RandomState(0)
+    return random.randint(0, 256, (count, 3, 5, 7)).astype(np.uint8), random.randint(0, 4, count)
+
+
+@pytest.mark.parametrize("kind", ["numpy nchw", "numpy nhwc", "float nhwc", "torch nchw", "torch float", "bfloat16"])
+def test_every_layout_and_type_gives_the_same_images(kind: str) -> None:
+    pixels, labels = pixels_and_labels()
+    if kind == "bfloat16":  # 0 and 1 alone, which it holds exactly
+        pixels = (pixels // 128 * 255).astype(np.uint8)
+    given = {
+        "numpy nchw": pixels,
+        "numpy nhwc": pixels.transpose(0, 2, 3, 1),
+        "float nhwc": pixels.transpose(0, 2, 3, 1) / 255,
+        "torch nchw": torch.from_numpy(pixels),
+        "torch float": torch.from_numpy(pixels).float() / 255,
+        "bfloat16": (torch.from_numpy(pixels).float() / 255).bfloat16(),
+    }[kind]
+    images = as_images(given, labels, classes=["a", "b", "c", "d"])
+    assert images.pixels.dtype == torch.uint8 and images.pixels.is_contiguous()
+    assert images.shape == (3, 5, 7) and len(images) == 12 and images.classes == ("a", "b", "c", "d")
+    assert np.array_equal(images.pixels.numpy(), pixels)
+    assert images.labels.tolist() == labels.tolist() and images.labels.dtype == torch.int64
+    assert images.index.tolist() == list(range(12))
+
+
+def test_gray_images_need_no_channel_axis() -> None:
+    pixels = pixels_and_labels()[0][:, 0]
+    assert np.array_equal(as_images(pixels, [0] * 12).pixels[:, 0].numpy(), pixels)
+
+
+def test_the_caller_may_change_their_array_afterwards() -> None:
+    pixels, labels = pixels_and_labels()
+    images = as_images(pixels, labels)
+    before = images.pixels.clone()
+    pixels[:] = 0
+    assert torch.equal(images.pixels, before)
+
+
+def test_floats_and_take() -> None:
+    pixels, labels = pixels_and_labels()
+    images = as_images(pixels, labels)
+    assert images.floats().dtype == torch.float32
+    assert torch.equal(images.floats(slice(2, 5)), torch.from_numpy(pixels[2:5]).float() / 255)
+    some = images.take([7, 3])
+    assert some.index.tolist() == [7, 3] and some.labels.tolist() == labels[[7, 3]].tolist()
+    assert torch.equal(some.pixels, images.pixels[[7, 3]])
+    assert images.take(np.array([1])).index.tolist() == [1] and len(images.take(slice(4))) == 4
+
+
+def test_digest_follows_pixels_labels_index_and_shape_alone() -> None:
+    pixels, labels = pixels_and_labels()
+    images = as_images(pixels, labels)
+    changed = pixels.copy()
+    changed[4, 0, 0, 0] ^= 1
+    others = [
+        as_images(changed, labels),
+        as_images(pixels, np.roll(labels, 1)),
+        as_images(pixels.reshape(12, 3, 7, 5), labels),
+        images.take([1, 0, *range(2, 12)]),
+        images.take(slice(11)),
+    ]
+    assert len({image.digest for image in [images, *others]}) == 6
+    assert as_images(pixels / 255, labels, name="another").digest == images.digest
+    assert images.take(list(range(12))).digest == images.digest
+
+
+def broken(**changes: object) -> tuple[object, object]:
+    pixels, labels = pixels_and_labels()
+    floats = pixels / 255
+    if "pixel" in changes:
+        floats[5, 1, 2, 3] = changes["pixel"]
+    if "label" in changes:
+        labels[6] = changes["label"]
+    return floats, labels
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "message"),
+    [
+        (*broken(pixel=1.5), "image 5 has values from .* to 1.5"),
+        (*broken(pixel=-0.01), "image 5 has values from -0.01"),
+        (*broken(pixel=np.nan), "image 5 .*outside"),
+        (broken()[0] * 255, broken()[1], "image 0 .*divided by 255"),  # type: ignore[operator]
+        (*broken(label=4), "image 6 has label 4, outside the 4 classes"),
+        (*broken(label=-1), "image 6 has label -1"),
+        (broken()[0], [0] * 11, r"shape \(12,\)"),
+        (broken()[0], [0.0] * 12, "labels are float64"),
+        (np.zeros((12, 3, 5, 7), np.int64), [0] * 12, "images are int64"),
+        (np.zeros((12, 4, 5, 7), np.uint8), [0] * 12, "1 or 3 channels"),
+        (np.zeros((12, 3, 5, 3), np.uint8), [0] * 12, "NCHW and as NHWC"),
+        (np.zeros((0, 3, 5, 5), np.uint8), [], "no images"),
+        (np.zeros((12, 10), np.uint8), [0] * 12, r"shape \(12, 10\)"),
+    ],
+)
+def test_bad_arrays_name_what_is_wrong(pixels: object, labels: object, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        as_images(pixels, labels, classes=["a", "b", "c", "d"])

@@ -1,11 +1,12 @@
 """What an attack sees: defences, the randomised-smoothing adapter, and how they are loaded."""
 
-from rush_bench.defenses.base import LOSSES, Defense, Gradient, Passes, Prediction, as_module
+from rush_bench.defenses.base import LOSSES, TARGETED, Defense, Gradient, Passes, Prediction, as_module
 from rush_bench.defenses.load import from_target, listed, load_defense, load_defenses, resolve
 from rush_bench.defenses.smoothed import Bank, Deterministic, Smoothed
 
 __all__ = [
     "LOSSES",
+    "TARGETED",
     "Bank",
     "Defense",
     "Deterministic",

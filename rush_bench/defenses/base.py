@@ -1,5 +1,6 @@
 """What an attack sees: a classifier under attack, its predictions and its gradients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.errors import BadInput, unknown_name
+from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 
 
@@ -22,10 +23,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Gradient of the loss in the images (B, C, H, W), and the loss itself (B,), both float32."""
+    """Gradient of the loss in the images (B, C, H, W), and the loss itself (B,), both float32.
+
+    `scores` (B, K), where a defence gives them: the log-probabilities over the draws that the loss was taken of.
+    """
 
     gradient: Tensor
     loss: Tensor
+    scores: Tensor | None = None
 
 
 @dataclass
@@ -60,8 +65,18 @@ class Defense:
         raise NotImplementedError
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
-        """Gradient of a loss (a name in LOSSES) of the log of the mean probability over `draws` draws (RUSH eq. 7)."""
+        """Gradient of a loss of the log of the mean probability over `draws` draws (RUSH eq. 7).
+
+        `loss` is a name in LOSSES, or in TARGETED (labels are then (B, 2): the true class and the target); `@logits` or
+        `@vote` after it averages the draws otherwise, see `rush_bench.defenses.aggregate`.
+        """
         raise NotImplementedError
+
+    def base(self) -> "Defense":
+        """The same defence without its randomness (smoothing removed); itself where there is none."""
+        if self.deterministic:
+            return self
+        raise BadInput(f"{self.name} is randomised but has no base(); add one, or give the transfer attack another source")
 
     def bank(self, size: int, seed: int) -> "Defense":
         """The same defence with its draws fixed, hence deterministic; itself where it is deterministic already."""
@@ -103,14 +118,21 @@ def dlr(scores: Tensor, labels: Tensor) -> Tensor:
     return margin(scores, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+def margin_to(scores: Tensor, labels: Tensor) -> Tensor:
+    """The target's score minus the true one; labels (B, 2) hold the true class and the target. Returns (B,)."""
+    picked = scores.gather(1, labels)
+    return picked[:, 1] - picked[:, 0]
 
 
-def loss_named(name: str) -> Any:
-    """The loss function of a name; a wrong one is a BadInput with a suggestion."""
-    if name not in LOSSES:
-        raise unknown_name("loss", name, LOSSES)
-    return LOSSES[name]
+def dlr_to(scores: Tensor, labels: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (Croce and Hein 2020, eq. 7); needs four classes. Returns (B,)."""
+    ordered = scores.sort(1, descending=True).values
+    return margin_to(scores, labels) / (ordered[:, 0] - 0.5 * (ordered[:, 2] + ordered[:, 3]) + 1e-12)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+TARGETED: dict[str, Loss] = {"margin-to": margin_to, "dlr-to": dlr_to}
 
 
 def check_images(images: Tensor, shape: tuple[int, ...]) -> None:

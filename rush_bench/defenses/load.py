@@ -77,7 +77,7 @@ def load_defense(
     `noise` replaces the model's own law (an ablation); `options` go to Smoothed or Deterministic (precision, memory).
     Errors: BadInput for a wrong name (with a suggestion) or a damaged file, RushBenchError for weights that do not fit.
     """
-    names = resolve([name], Path(store))
+    names = [name] if name in listed(Path(store)) else resolve([name], Path(store))
     if len(names) > 1:
         raise BadInput(f"{name!r} is more than one model: {', '.join(names)}; name one of them")
     full, _, votes = names[0].partition("@")

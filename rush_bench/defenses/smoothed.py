@@ -1,6 +1,5 @@
 """Deterministic classifiers and the randomised-smoothing adapter (RUSH eqs. 3-7; Cohen et al. 2019; Salman et al. 2019)."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images, cross_entropy, loss_named
+from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
+from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images, cross_entropy
 from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, check_finite, weights_digest
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
@@ -67,7 +67,7 @@ class _Network(Defense):
         total = torch.zeros(len(images), self.classes, device=self.device)
         with torch.inference_mode():
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
-            for i, j in blocks(len(images), draws, 4 * self.body.rows):
+            for i, j in blocks(len(images), draws, 4 * self.body.block(draws)):
                 log_p = self._fold(images[i].to(self.device), noise(i, j), exact=True)
                 votes[i] += F.one_hot(log_p.argmax(2), self.classes).sum(1)
                 total[i] += log_p.exp().sum(1)
@@ -77,37 +77,49 @@ class _Network(Defense):
         return Prediction((votes + 0.5 * probabilities).argmax(1), votes, probabilities)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
-        function = loss_named(loss)
+        function, how = objective_named(loss)
         noise, fixed = self._rows(stream, len(images))
         draws = fixed if self.deterministic else draws
         gradients, losses = torch.empty_like(images), torch.empty(len(images), device=images.device)
+        means = torch.empty(len(images), self.classes, device=images.device)
         whole = draws <= self.body.rows
-        log_mean = torch.empty(0)
-        for i, j in blocks(len(images), draws, self.body.rows):
+        one_pass = function is cross_entropy and not how.geometric
+        for i, j in blocks(len(images), draws, self.body.block(draws)):
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
-                if whole:
-                    value = function(self._log_mean(x, noise(i, j), draws), labels[i])
-                elif function is cross_entropy:
+                if whole or one_pass:
+                    mean = self._mean(x, noise(i, j), draws, how)
                     # One pass over draws in pieces, exact: a running log-sum-exp weighs the gradients of the pieces.
-                    value = -cross_entropy(self._fold(x, noise(i, j), exact=False).logsumexp(1), labels[i])
+                    value = function(how.scores(mean), labels[i]) if whole else -cross_entropy(mean, labels[i])
+                    gradient = self.body.gradient(value.sum(), x, len(x) * (j.stop - j.start))
+                elif j.start == 0:  # it goes through all the draws of these images by itself, twice
+                    mean = _Chunked.apply(x, self, noise, i, draws, how)
+                    value = function(how.scores(mean), labels[i])
+                    (gradient,) = torch.autograd.grad(value.sum(), x)
                 else:
-                    value = function(_Chunked.apply(x, self, noise, i, draws), labels[i])
-                rows = len(x) * (j.stop - j.start)
-                gradient = self.body.gradient(value.sum(), x, rows)
-            value = value.detach()
-            if whole or function is not cross_entropy:
-                gradients[i], losses[i] = gradient, value
+                    continue
+            mean, value = mean.detach(), value.detach()
+            if whole or not one_pass:
+                gradients[i], losses[i], means[i] = gradient, value, mean
                 continue
-            log_mean = value if j.start == 0 else torch.logaddexp(log_mean, value)
-            share = (value - log_mean).exp()[:, None, None, None]
+            means[i] = mean if j.start == 0 else how.join(means[i], mean)
+            losses[i] = cross_entropy(means[i], labels[i])
+            share = (value + losses[i]).exp()[:, None, None, None]
             gradients[i] = -share * gradient + (0 if j.start == 0 else (1 - share) * gradients[i])
-            losses[i] = math.log(draws) - log_mean
-        return Gradient(gradients, losses)
+        return Gradient(gradients, losses, how.scores(means))
 
-    def _log_mean(self, x: Tensor, noise: Tensor | None, draws: int) -> Tensor:
-        """log of the mean probability over the folded draws: (B, K)."""
-        return self._fold(x, noise, exact=False).logsumexp(1) - math.log(draws)
+    def base(self) -> Defense:
+        """The network without its noise: smoothing removed, the same weights and no copy of them."""
+        if self.noise is None:
+            return self
+        base = object.__new__(Deterministic)
+        base.__dict__ |= self.__dict__
+        base.name, base.draws, base.noise = f"{self.name}-base", 0, None
+        return base
+
+    def _mean(self, x: Tensor, noise: Tensor | None, draws: int, how: Aggregation = MEAN_PROBABILITY) -> Tensor:
+        """What these draws add to the mean over `draws` draws (all of it where they are all), not yet normalised: (B, K)."""
+        return how.mean(how.total(how.each(self._fold(x, noise, exact=False))), draws)
 
     def _fold(self, x: Tensor, noise: Tensor | None, *, exact: bool) -> Tensor:
         """Log-probabilities (B, k, K) of images plus noise (B or 1, k, C, H, W), the draws folded into the batch."""
@@ -116,36 +128,35 @@ class _Network(Defense):
 
 
 class _Chunked(torch.autograd.Function):
-    """log of the mean probability with memory for one block only: the backward pass computes each block again."""
+    """The mean over draws with memory for one block only: the backward pass computes each block again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, defense: _Network, noise: NoiseRows, where: slice, draws: int) -> Tensor:
-        pieces = []
+    def forward(ctx: Any, x: Tensor, defense: _Network, noise: NoiseRows, where: slice, draws: int, how: Aggregation) -> Tensor:
+        pieces: list[Tensor] = []
         for i, j in blocks(len(x), draws, defense.body.rows):
-            log_p = defense._fold(x[i], noise(_within(where, i), j), exact=False).logsumexp(1)
+            total = how.total(how.each(defense._fold(x[i], noise(_within(where, i), j), exact=False)))
             if j.start == 0:
-                pieces.append(log_p)
+                pieces.append(total)
             else:
-                pieces[-1] = torch.logaddexp(pieces[-1], log_p)
-        scores = torch.cat(pieces) - math.log(draws)
-        ctx.save_for_backward(x, scores)
-        ctx.rest = defense, noise, where, draws
-        return scores
+                pieces[-1] = how.join(pieces[-1], total)
+        mean = how.mean(torch.cat(pieces), draws)
+        ctx.save_for_backward(x, mean)
+        ctx.rest = defense, noise, where, draws, how
+        return mean
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, scores = ctx.saved_tensors
-        defense, noise, where, draws = ctx.rest
+        x, mean = ctx.saved_tensors
+        defense, noise, where, draws, how = ctx.rest
         out = torch.zeros_like(x)
         for i, j in blocks(len(x), draws, defense.body.rows):
             with torch.enable_grad():
                 part = x[i].detach().requires_grad_()
-                log_p = defense._fold(part, noise(_within(where, i), j), exact=False)
-                # d log-mean_k = sum_j (p_jk / sum_j p_jk) d log p_jk
-                share = (log_p.detach() - scores[i, None] - math.log(draws)).exp()
-                objective = (upstream[0][i, None] * share * log_p).sum()
+                each = how.each(defense._fold(part, noise(_within(where, i), j), exact=False))
+                share = how.share(each.detach(), mean[i], draws)
+                objective = (upstream[0][i, None] * share * each).sum()
                 out[i] += defense.body.gradient(objective, part, len(part) * (j.stop - j.start))
-        return out, None, None, None, None
+        return out, None, None, None, None, None
 
 
 def _within(outer: slice, inner: slice) -> slice:
@@ -225,8 +236,8 @@ class _Module(nn.Module):
         # a third-party attack does not say which images these are: a randomised defence draws anew at each call
         self.stream = self.stream.skip(draws)
         if len(images) * draws > defense.body.rows:
-            return _Chunked.apply(images, defense, noise, slice(0, len(images)), draws)
-        scores = defense._log_mean(images, noise(slice(0, len(images)), slice(0, draws)), draws)
+            return _Chunked.apply(images, defense, noise, slice(0, len(images)), draws, MEAN_PROBABILITY)
+        scores = defense._mean(images, noise(slice(0, len(images)), slice(0, draws)), draws)
         if scores.requires_grad:
             scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
         return scores

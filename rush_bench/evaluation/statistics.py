@@ -30,8 +30,8 @@ def clopper_pearson(right: ArrayLike, n: ArrayLike, level: float = 0.95) -> tupl
         raise BadInput(f"clopper_pearson needs 0 <= right <= n, n > 0 and 0 < level < 1, not {right} of {n} at {level}")
     tail = (1 - level) / 2
     # beta.ppf has no value where one of its parameters is 0; there the bound is 0 or 1 exactly.
-    low = np.where(right == 0, 0.0, stats.beta.ppf(tail, np.maximum(right, 1), n - right + 1))
-    high = np.where(right == n, 1.0, stats.beta.ppf(1 - tail, right + 1, np.maximum(n - right, 1)))
+    low = np.where(right == 0, 0.0, stats.beta.ppf(tail, np.where(right == 0, 1, right), n - right + 1))
+    high = np.where(right == n, 1.0, stats.beta.ppf(1 - tail, right + 1, np.where(right == n, 1, n - right)))
     return (float(low), float(high)) if low.ndim == 0 else (low, high)
 
 
@@ -53,8 +53,8 @@ def interval(
 ) -> Estimate:
     """Accuracy and interval: Clopper-Pearson for a deterministic defence, two-level bootstrap otherwise (protocol A3).
 
-    Where every prediction of every image agrees, a bootstrap has no width. One prediction an image is a Bernoulli trial
-    with the accuracy as its probability, so Clopper-Pearson over the images stands in there.
+    Within five images of 0 or 1 the bootstrap hardly sees the images that count (none: it has no width). One prediction an
+    image is a Bernoulli trial with the accuracy as its probability, so there the interval is widened to Clopper-Pearson's.
     """
     right, of = _counts(correct, repeats)
     value = float(np.mean(right / of))
@@ -64,9 +64,11 @@ def interval(
                 "a deterministic defence was right in some repeats and wrong in others on one image; mark it randomised"
             )
         return Estimate(value, *clopper_pearson(int(np.sum(right == of)), len(right), level))
-    if value in (0.0, 1.0):
-        return Estimate(value, *clopper_pearson(int(value) * len(right), len(right), level))
-    return Estimate(value, *two_level_bootstrap(right, of, level, samples, seed))
+    low, high = two_level_bootstrap(right, of, level, samples, seed)
+    if len(right) * min(value, 1 - value) < 5:
+        exact = clopper_pearson(float(np.sum(right / of)), len(right), level)
+        low, high = min(low, exact[0]), max(high, exact[1])
+    return Estimate(value, low, high)
 
 
 def paired_difference(

@@ -16,7 +16,19 @@ from rush_bench.registry import attacks
 SHAPE = (1, 4, 4)
 STREAM = Stream(0, "attack")
 THREATS = [Threat("linf", 0.01), Threat("linf", 0.025), Threat("l2", 0.06)]
-SETTINGS = {"clean": {}, "pgd": {}, "eot": {"steps": 30, "step": 0.1, "draws": 8}, "aa": {}, "apgd": {}}
+SETTINGS = {
+    "clean": {},
+    "pgd": {},
+    "eot": {"steps": 30, "step": 0.1, "draws": 8},
+    "aa": {},
+    "apgd": {},
+    "eot-apgd": {"steps": 20, "draws": 8},
+    "eot-apgd-t": {"steps": 20, "draws": 8, "targets": 3, "rows": 60},
+    "square": {"queries": 400, "draws": 4, "redraw": 50},
+    "transfer": {"steps": 20},
+    "random-noise": {"points": 5},
+}
+NO_SEARCH = {"clean", "random-noise"}
 
 
 @pytest.fixture
@@ -29,7 +41,7 @@ def test_the_table_has_every_attack():
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "clean"])
+@pytest.mark.parametrize("name", sorted(SETTINGS.keys() - NO_SEARCH))
 def test_linear_network_falls_exactly_where_its_worst_case_says(parts, worst_margin, name, threat):
     network, images, labels = parts
     if name == "aa" and threat != THREATS[1]:
@@ -39,7 +51,8 @@ def test_linear_network_falls_exactly_where_its_worst_case_says(parts, worst_mar
     margin = worst_margin(network, images, labels, threat.norm, threat.eps)
     right = network(attacked).argmax(1) == labels
     certain = margin.abs() > 0.02 * margin.abs().max()  # CE ascent may stop short of the worst class by a hair
-    assert (right == (margin > 0))[certain].float().mean() >= (0.999 if name == "aa" else 0.95)
+    if (name, threat.norm) != ("square", "l2"):  # its windows of 3 pixels and more cannot draw the worst l2 point of 16
+        assert (right == (margin > 0))[certain].float().mean() >= (0.999 if name == "aa" else 0.95)
     assert 0.05 < (margin > 0).float().mean() < 0.95
     assert (right[margin > 0]).all()  # nothing falls that cannot
 

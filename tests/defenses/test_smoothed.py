@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from rush_bench.defenses import LOSSES, Deterministic, Smoothed, as_module
+from rush_bench.defenses import LOSSES, TARGETED, Deterministic, Smoothed, as_module
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
@@ -66,20 +66,67 @@ def test_smoothed_gradient_has_its_closed_form():
     assert torch.allclose(found.gradient.flatten(1), slope[:, None] * w, atol=0.02)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("rows", [10**6, 14, 7, 3, 1])
-def test_folded_and_chunked_equals_a_loop_over_draws(conv, images, loss, rows):
+def _average(logits, how):
+    """The three averages over draws (k, B, K), each as it is said in words; log-probabilities (B, K)."""
+    if how == "@logits":
+        return logits.mean(0).log_softmax(1)
+    beta = {"": 1, "@vote": 10, "@vote:3": 3}[how]
+    return (beta * logits).softmax(2).mean(0).log()
+
+
+@pytest.mark.parametrize("how", ["", "@logits", "@vote", "@vote:3"])
+@pytest.mark.parametrize("loss", [*LOSSES, *TARGETED])
+@pytest.mark.parametrize("rows", [10**6, 14, 3, 1])
+def test_folded_and_chunked_equals_a_loop_over_draws(conv, images, loss, rows, how):
     draws, labels, law = 7, torch.arange(6) % 5, Uniform(0.3)
+    if loss in TARGETED:
+        labels = torch.stack([labels, (labels + 2) % 5], 1)
     defense = Smoothed(conv, noise=law, votes=draws, shape=SHAPE)
     defense.body.rows = rows
-    found = defense.gradient(images, labels, loss, draws, STREAM)
+    found = defense.gradient(images, labels, loss + how, draws, STREAM)
     x = images.clone().requires_grad_()
     noise = STREAM.noise(law, 6, draws, SHAPE, "cpu")
-    mean = torch.stack([conv(x + noise[:, j]).softmax(1) for j in range(draws)]).mean(0)
-    value = LOSSES[loss](mean.log(), labels)
+    scores = _average(torch.stack([conv(x + noise[:, j]) for j in range(draws)]), how)
+    value = (LOSSES | TARGETED)[loss](scores, labels)
     (expected,) = torch.autograd.grad(value.sum(), x)
-    assert torch.allclose(found.loss, value, rtol=1e-4, atol=1e-5)
-    assert torch.allclose(found.gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()) + 1e-7)
+    assert torch.allclose(found.scores, scores, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found.loss, value, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found.gradient, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()) + 1e-7)
+    # each draw goes forward once and back once; where its slope hangs on the other draws, forward twice
+    twice = rows < draws and (loss != "ce" or how == "@logits")
+    assert (defense.passes.forwards, defense.passes.backwards) == (42 * (1 + twice), 42)
+
+
+def test_targeted_losses_and_sharp_votes(conv, images):
+    """DLR towards the target in its own words; a vote of great sharpness is the share of the draws."""
+    scores = torch.randn(6, 5, generator=torch.Generator().manual_seed(5)).log_softmax(1)
+    labels = torch.tensor([[0, 1], [4, 2], [3, 0], [1, 2], [2, 1], [0, 4]])
+    for row, (y, t) in enumerate(labels.tolist()):
+        z = sorted(scores[row].tolist(), reverse=True)
+        said = -(scores[row, y] - scores[row, t]) / (z[0] - (z[2] + z[3]) / 2)
+        assert TARGETED["dlr-to"](scores, labels)[row] == pytest.approx(float(said), rel=1e-5)
+    defense = Smoothed(conv, noise=Uniform(0.3), votes=64, shape=SHAPE)
+    found = defense.gradient(images, torch.zeros(6, dtype=torch.int64), "ce@vote:1e5", 64, STREAM)
+    assert torch.allclose(found.scores.exp(), defense.predict(images, STREAM).votes / 64, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("margin-too", "did you mean 'margin-to'"), ("ce@logit", "did you mean 'logits'"), ("ce@vote:-1", "above 0")],
+)
+def test_wrong_losses_name_the_fix(linear, images, name, says):
+    with pytest.raises(BadInput, match=says):
+        Deterministic(linear, shape=SHAPE).gradient(images, torch.zeros(6, dtype=torch.int64), name, 1, STREAM)
+
+
+def test_the_base_is_the_network_without_noise_and_shares_it(conv, images):
+    smooth = Smoothed(conv, noise=Uniform(0.3), votes=9, shape=SHAPE, name="mine@9")
+    for defense in (smooth, smooth.bank(5, seed=3)):
+        base, alone = defense.base(), Deterministic(conv, shape=SHAPE)
+        assert base.deterministic and base.name.endswith("-base") and base.body is defense.body
+        assert torch.equal(base.predict(images, STREAM).probabilities, alone.predict(images, STREAM).probabilities)
+        assert base.identity() == alone.identity()
+    assert smooth.draws == 9 and base.base() is base
 
 
 @pytest.mark.parametrize("noise", ["uniform:0.3", "gaussian:0.2"])

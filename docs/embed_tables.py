@@ -1,0 +1,17 @@
+"""Copy tables from results/ into the README, between `<!-- table: FILE -->` and `<!-- end -->`: `python docs/embed_tables.py`."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def embedded(text: str, root: Path = ROOT) -> str:
+    """The text with every block's table as its file has it now."""
+    return BLOCK.sub(lambda found: found[1] + "\n" + (root / found[2]).read_text(encoding="utf-8").strip() + "\n\n" + found[3], text)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(embedded(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,190 @@
+"""Square attack (Andriushchenko et al. 2020), for randomised defences too: random squares, no gradient, predictions alone.
+
+The loss of a query is a mean over draws, and no image is called broken on one lucky pass (auto-attack issues 15 and 56). A
+query and the best point so far are compared on the same draws; every `redraw` queries both draws and the best point's loss
+are renewed, or else the luckiest loss would never be beaten again.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.kept import Kept
+from rush_bench.defenses import Defense
+from rush_bench.defenses.base import margin
+from rush_bench.errors import BadInput
+from rush_bench.noise import Stream
+
+NAMES = {"square": "Square, 5000 queries, without gradients; the loss of a query is a mean over 20 draws"}
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves (section 3)
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """`queries` an image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
+
+    `area` is the first share of the image that a square covers (0.8 as in AutoAttack). `select_draws` held-apart draws judge
+    the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there.
+    """
+
+    queries: int = 5000
+    draws: int = 20
+    area: float = 0.8
+    redraw: int = 100
+    select_draws: int = 64
+    stop: bool = True
+
+    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        if self.queries < 1 or self.redraw < 1 or not 0 < self.area <= 1:
+            raise BadInput(
+                "square needs queries >= 1, redraw >= 1 and an area in (0, 1]; set queries=5000, redraw=100, area=0.8"
+            )
+        kept = Kept(defense, images, labels, stream, self.select_draws)
+        moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
+        repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)
+        span = repeats * max(defense.draws, 1)
+        # a deterministic defence has no draws to renew: what is broken leaves as soon as that saves more than it costs
+        renewals = {k for k in range(1, self.queries) if k % self.redraw == 0 or (defense.deterministic and not k & (k - 1))}
+
+        def loss(points: Tensor) -> Tensor:
+            """Margin of the log of the mean probability, (n,)."""
+            noise = own.named("draws").skip(renewed * span)
+            total = torch.zeros(len(points), defense.classes, device=points.device)
+            for k in range(repeats):
+                total += defense.predict(points, noise.skip(k * max(defense.draws, 1))).probabilities
+            return margin((total / repeats).clamp_min(1e-30).log(), truth)
+
+        alive, renewed = torch.arange(len(images), device=images.device), 0
+        own, clean, truth = stream.at(kept.positions), images, labels
+        best = moves.start(images, own.named("start"))
+        best_loss = loss(best)
+        for query in range(1, self.queries):
+            if query in renewals:
+                kept.offer(best, alive)
+                if self.stop:
+                    columns = (~kept.broken[alive]).nonzero()[:, 0]
+                    if not len(columns):
+                        return kept.best
+                    if len(columns) < len(alive):
+                        alive, best, best_loss = alive[columns], best[columns], best_loss[columns]
+                        own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+                if not defense.deterministic:
+                    renewed += 1
+                    best_loss = loss(best)
+            share = self.area / 2 ** sum(query * 10_000 // self.queries > h for h in HALVINGS)
+            points = moves.move(clean, best, share, own.named("moves").skip(query))
+            value = loss(points)
+            better = value > best_loss
+            best = torch.where(better[:, None, None, None], points, best)
+            best_loss = torch.where(better, value, best_loss)
+        kept.offer(best, alive)
+        return kept.best
+
+
+@dataclass(frozen=True)
+class _LInf:
+    """Squares of +-eps, one sign a channel (algorithm 2); starts from vertical stripes."""
+
+    threat: Threat
+
+    def start(self, images: Tensor, stream: Stream) -> Tensor:
+        _, channels, _, width = images.shape
+        sign = _signs(stream.uniform(len(images), 1, (channels, 1, width), images.device)[:, 0])
+        return self.threat.project(images + self.threat.eps * sign, images)
+
+    def move(self, images: Tensor, best: Tensor, share: float, stream: Stream) -> Tensor:
+        batch, channels, height, width = images.shape
+        side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+        uniform = stream.uniform(batch, 1, (2 + channels,), images.device)[:, 0]
+        top, left = _corner(uniform[:, 0], height - side), _corner(uniform[:, 1], width - side)
+        inside = _window(images, top, left, side)[0]
+        moved = images + self.threat.eps * _signs(uniform[:, 2:])[:, :, None, None]
+        return self.threat.project(torch.where(inside, moved, best), images)
+
+
+@dataclass(frozen=True)
+class _L2:
+    """Two-sided bumps; each move takes the norm of one window, and what is unused, to another (algorithm 3)."""
+
+    threat: Threat
+
+    def start(self, images: Tensor, stream: Stream) -> Tensor:
+        batch, channels, height, width = images.shape
+        side = max(min(height, width) // 5, 1)
+        down, across = height // side, width // side
+        uniform = stream.uniform(batch, 1, (channels + 1, down, across), images.device)[:, 0]
+        bumps = self._bumps(side, uniform[:, 0]).transpose(2, 3).reshape(batch, down * side, across * side)
+        signs = _signs(uniform[:, 1:]).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        tiles = (down * side, across * side)
+        pad = [(size - tile) // 2 for size, tile in zip((height, width), tiles, strict=True)]
+        delta = torch.zeros_like(images)
+        delta[:, :, pad[0] : pad[0] + tiles[0], pad[1] : pad[1] + tiles[1]] = bumps[:, None] * signs
+        return self._scaled(images, delta)
+
+    def move(self, images: Tensor, best: Tensor, share: float, stream: Stream) -> Tensor:
+        batch, channels, height, width = images.shape
+        side = max(round(math.sqrt(share * height * width)), 3)
+        side = min(side + 1 - side % 2, height, width)
+        uniform = stream.uniform(batch, 1, (5 + channels,), images.device)[:, 0]
+        corners = [_corner(uniform[:, k], (height, width)[k % 2] - side) for k in range(4)]
+        there, row, column = _window(images, corners[0], corners[1], side)
+        source = _window(images, corners[2], corners[3], side)[0]
+        delta = best - images
+        norm = (delta * there).square().sum((2, 3), keepdim=True).sqrt()
+        pooled = (delta * (there | source)).square().sum((2, 3), keepdim=True)
+        unused = (self.threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0)
+        bump = self._bumps(side, uniform[:, 4])[torch.arange(batch, device=images.device)[:, None, None], row, column]
+        new = (bump[:, None] * _signs(uniform[:, 5:])[:, :, None, None] + delta / norm.clamp_min(1e-12)) * there
+        new = new / new.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+        new = new * (pooled + unused / channels).sqrt()
+        return self._scaled(images, torch.where(there, new, torch.where(source, 0.0, delta)))
+
+    def _scaled(self, images: Tensor, delta: Tensor) -> Tensor:
+        """To the edge of the ball, then into it and the box."""
+        length = self.threat.size(delta).clamp_min(1e-12)[:, None, None, None]
+        return self.threat.project(images + delta / length * self.threat.eps, images)
+
+    def _bumps(self, side: int, uniform: Tensor) -> Tensor:
+        """A positive and a negative bump side by side, upright or lying by chance: (*uniform.shape, side, side), norm 1."""
+        half = side // 2
+        bump = torch.zeros(side, side, device=uniform.device)
+        bump[:half], bump[half:] = _bump(half, side, uniform.device), -_bump(side - half, side, uniform.device)
+        bump /= bump.norm()
+        return torch.where(uniform[..., None, None] < 0.5, bump, bump.T)
+
+
+def _bump(height: int, width: int, device: torch.device) -> Tensor:
+    """Nested rectangles of falling weight around the centre, sum over k of 1/(k+1)^2 (section 4.2): (height, width)."""
+    out = torch.zeros(height, width, device=device)
+    middle = (height // 2, width // 2)
+    for k in range(max(middle) + 1):
+        top, left = middle[0] - k, middle[1] - k
+        out[max(top, 0) : middle[0] + k + 1, max(left, 0) : middle[1] + k + 1] += 1 / (k + 1) ** 2
+    return out / out.norm().clamp_min(1e-12)
+
+
+def _window(images: Tensor, top: Tensor, left: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which pixels lie in the square of each image (B, 1, H, W), and each pixel's row and column in it, clipped to it."""
+    height, width = images.shape[2:]
+    row = torch.arange(height, device=images.device)[None, :, None] - top[:, None, None]
+    column = torch.arange(width, device=images.device)[None, None, :] - left[:, None, None]
+    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
+    return inside[:, None], row.clamp(0, side - 1).expand_as(inside), column.clamp(0, side - 1).expand_as(inside)
+
+
+def _corner(uniform: Tensor, last: int) -> Tensor:
+    """A position from 0 to `last`, each alike."""
+    return (uniform * (last + 1)).long().clamp_max(last)
+
+
+def _signs(uniform: Tensor) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0)
+
+
+def make(name: str) -> Any:
+    return Square

@@ -1,0 +1,130 @@
+"""What certificates add up to: certified accuracy at radii, average certified radius, a table, a figure. No torch.
+
+All functions take frames with the columns `predict`, `radius`, `correct` (see `rush_bench.certify.tsv`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.statistics import clopper_pearson
+from rush_bench.files import write_atomic
+
+DEFAULT_RADII = tuple(0.25 * k for k in range(10))
+
+
+def certified_accuracy(frame: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:
+    """Share of images with the right class certified at each radius: mean of (correct and radius >= r).
+
+    ">=", because files in exchange hold rounded radii (Cohen's analyze.py does the same).
+    """
+    right = frame["radius"].to_numpy()[frame["correct"].to_numpy() == 1]
+    return np.array([(right >= r).sum() / len(frame) for r in np.atleast_1d(np.asarray(radii, np.float64))])
+
+
+def average_radius(frame: pd.DataFrame) -> float:
+    """Average certified radius (Zhai et al. 2020): the mean over all images, 0 where abstained or wrong."""
+    return float((frame["radius"] * frame["correct"]).mean())
+
+
+def abstentions(frame: pd.DataFrame) -> int:
+    """How many images have no certificate at all."""
+    return int((frame["predict"] == -1).sum())
+
+
+def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) -> dict[str, Any]:
+    """Numbers of one set of certificates: n, abstained, ACR, and at each radius the accuracy with its interval.
+
+    The interval (Clopper-Pearson) is over images. Beside it each certificate is wrong with a probability of at most alpha.
+    """
+    accuracy = certified_accuracy(frame, radii)
+    low, high = clopper_pearson(np.rint(accuracy * len(frame)).astype(int), len(frame), level)
+    at = [
+        {"radius": float(r), "accuracy": float(a), "low": float(lo), "high": float(hi)}
+        for r, a, lo, hi in zip(radii, accuracy, low, high, strict=True)
+    ]
+    found: dict[str, Any] = {"n": len(frame), "abstained": abstentions(frame), "acr": average_radius(frame), "certified": at}
+    if "draws" in frame:
+        found["draws"] = float(frame["draws"].mean())
+    return found
+
+
+def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
+    """A row a set of certificates: n, abstained, ACR, mean draws where known, certified accuracy in % at each radius."""
+    rows = []
+    for name, frame in sets.items():
+        found = summary(frame, radii)
+        row = {"certificates": name, "n": found["n"], "abstained": found["abstained"], "ACR": round(found["acr"], 4)}
+        if "draws" in found:
+            row["draws"] = round(found["draws"])
+        rows.append(row | {f"r={at['radius']:.4g}": f"{100 * at['accuracy']:.2f}" for at in found["certified"]})
+    return pd.DataFrame(rows).fillna("")
+
+
+def best_of(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
+    """At each radius the best certified accuracy (rounded to 4 digits) over several sets, and whose it is."""
+    names = list(sets)
+    accuracy = np.array([certified_accuracy(sets[name], radii) for name in names])
+    best = accuracy.argmax(0)
+    return pd.DataFrame(
+        {
+            "radius": list(radii),
+            "accuracy": [round(float(accuracy[b, k]), 4) for k, b in enumerate(best)],
+            "model": [names[b] for b in best],
+        }
+    )
+
+
+def compare(sets: Mapping[str, pd.DataFrame], reference: Path) -> pd.DataFrame:
+    """Each line of a reference table (radius, best_cert_accuracy, best_model) beside ours; column `same` is the verdict.
+
+    Accuracies agree to the table's 4 digits. The model is compared by the last number in its name (`noise_0.25` with
+    `sigma_0.25.tsv`) where both have one.
+    """
+    try:
+        wanted = pd.read_csv(reference, sep="\t", dtype={"best_model": str})
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{reference} cannot be read as tab-separated values: {error}") from error
+    if missing := [name for name in ("radius", "best_cert_accuracy", "best_model") if name not in wanted]:
+        raise BadInput(f"{reference} has no column {', '.join(missing)}; it must be a table of best models by radius")
+    ours = best_of(sets, wanted["radius"].astype(float).tolist())
+    ours["reference"], ours["reference model"] = wanted["best_cert_accuracy"], wanted["best_model"]
+    number = ((ours["accuracy"] - ours["reference"]).abs() < 5e-5).to_numpy()
+    pairs = zip(ours["model"], ours["reference model"], strict=True)
+    model = [None in (key := (_last_number(a), _last_number(b))) or key[0] == key[1] for a, b in pairs]
+    ours["same"] = number & np.array(model, bool)
+    return ours
+
+
+def figure(sets: Mapping[str, pd.DataFrame], path: Path, norm: str = "radius") -> Path:
+    """The curve of certified accuracy against the radius, a line a set, as a PNG. Returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(6.2, 3.8), dpi=150, layout="constrained")
+    axes = sheet.subplots()
+    for name, frame in sets.items():
+        radii = np.sort(frame["radius"][frame["correct"] == 1].to_numpy())
+        # each image counts up to and including its own radius
+        steps, share = np.concatenate([[0.0], radii]), (len(radii) - np.arange(len(radii) + 1)) / len(frame)
+        axes.step(steps, 100 * share, where="pre", label=f"{name} (n={len(frame)})", linewidth=1.3)
+    axes.set_xlabel(f"{norm} radius (pixel units)" if norm != "radius" else "radius (pixel units)")
+    axes.set_ylabel("certified accuracy (%)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    if sets:
+        axes.legend(frameon=False, fontsize=8)
+    write_atomic(path, lambda temporary: FigureCanvasAgg(sheet).print_png(str(temporary)))
+    return path
+
+
+def _last_number(name: str) -> float | None:
+    numbers = re.findall(r"\d+(?:\.\d+)?", Path(name).name.removesuffix(".tsv"))
+    return float(numbers[-1]) if numbers else None

@@ -1,0 +1,208 @@
+"""`rush-bench attack`: load defences and images, attack them a data set at a time, print the table."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rush_bench.cli import common
+from rush_bench.errors import BadInput, WorkLeft
+
+if TYPE_CHECKING:
+    from rush_bench.datasets import Images
+    from rush_bench.defenses import Defense
+    from rush_bench.evaluation.records import CellResult
+
+DEFAULT_N = 1000
+
+
+@click.command()
+@click.option("--suite", default="linf8", show_default=True, help="linf8, l2-0.5, linf8-quick, ... (`rush-bench list suites`).")
+@click.option("--models", metavar="PATTERNS", help="Models of the store: all, or rush@64,'acl*' (model or recipe names).")
+@click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own: package.module:function.")
+@click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25.")
+@click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model, beside one.  [default: 64]")
+@click.option("--dataset", help="Images to attack: a name, or path/to/file.npz.  [default: what each model was trained for]")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
+@click.option("--n", "count", default=None, help=f"Images: a fixed stratified subset, or `all`.  [default: {DEFAULT_N}]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K an image.  [default: by votes]")
+@click.option(
+    "--chunk", type=click.IntRange(min=1), default=100, show_default=True, help="Images worked on at once, kept as one file."
+)
+@click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
+@common.folder_option("--out", "results", "Folder for the runs.")
+@common.store
+@common.data_dir
+@common.seed
+@common.device
+@click.option("--precision", default="auto", show_default=True, help="Of the search: float32, bfloat16, auto (by device).")
+@click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB an attack step may use.")
+@common.max_minutes
+@common.assignments
+@common.as_json
+def command(
+    suite: str,
+    models: str | None,
+    target: str | None,
+    noise: str | None,
+    votes: int | None,
+    dataset: str | None,
+    size: int | None,
+    count: str | None,
+    repeats: int | None,
+    chunk: int,
+    shard: str,
+    out: Path,
+    store: Path,
+    data_dir: Path | None,
+    seed: int,
+    device: str,
+    precision: str,
+    memory: float,
+    max_minutes: float | None,
+    sets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Attack models of the store (--models all), or a network of your own (--model mypackage.nets:build).
+
+    Running the same command again, from any number of processes, finishes the work. Settings of an attack are given
+    as --set pgd.steps=40 (`rush-bench show pgd`).
+    """
+    if (models is None) == (target is None):
+        raise BadInput("say what to attack: --models all, or --model package.module:function")
+    if target is None and (noise or votes):
+        raise BadInput(
+            "--noise and --votes go with --model; a model of the store has its own, and votes as in --models rush@64"
+        )
+    if target is not None and not dataset:
+        raise BadInput("--model needs --dataset: which images is the network for?")
+    if votes and not noise:
+        raise BadInput("--votes needs --noise: without noise every vote is the same")
+    from rush_bench.attacks.suites import parse_suite
+    from rush_bench.settings import parse_assignments
+
+    parsed = parse_suite(suite, overrides=parse_assignments(sets))
+    images = Loader(data_dir, count, size)
+    with common.quiet_stdout():
+        from rush_bench.evaluation import runner
+
+        part = runner.parse_shard(shard)
+        where = common.choose_device(device)
+        options = {
+            "device": where,
+            "precision": common.choose_precision(precision, where),
+            "memory": int(memory * 2**30),
+        }
+        if target is not None:
+            assert dataset
+            pairs = [own(target, images.load(dataset, None), noise, votes, options)]
+        else:
+            assert models
+            pairs = stored(models.split(","), store, dataset, images, options)
+        deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        results: list[CellResult] = []
+        failed: dict[str, str] = {}
+        for defenses, data in pairs:
+            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
+            run = runner.attack(
+                defenses, parsed, data, out=out, seed=seed, repeats=repeats, chunk=chunk, shard=part, max_minutes=left
+            )
+            results += run.results
+            failed |= run.failed
+        from rush_bench.report import tables
+
+        frame = tables.table(results, "plain")
+    if as_json:
+        common.print_json(summary(results, failed, frame))
+    else:
+        common.print_rich(tables.to_rich(frame))
+    if failed:
+        raise click.exceptions.Exit(1)
+    if not shard_done(results, part):
+        raise WorkLeft("stopped with work left; the same command continues")
+    if not all(result.complete for result in results):
+        click.echo(f"shard {shard} is done; the table waits for the others", err=True)
+
+
+class Loader:
+    """Test images by name, each data set and size once."""
+
+    def __init__(self, data_dir: Path | None, count: str | None, size: int | None, default: int = DEFAULT_N) -> None:
+        if count not in (None, "all") and not (count.isdigit() and int(count) > 0):
+            raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
+        self.data_dir, self.count, self.size, self.default = data_dir, count, size, default
+        self.loaded: dict[tuple[str, int | None], Images] = {}
+
+    def load(self, name: str, size: int | None) -> "Images":
+        """The subset that was asked for; `size` is what the model takes, unless --size says otherwise."""
+        from rush_bench.datasets import load_dataset
+
+        key = (name, self.size or size)
+        if key not in self.loaded:
+            place: dict[str, Any] = {"data_dir": self.data_dir, "size": key[1]}
+            if self.count == "all":
+                self.loaded[key] = load_dataset(name, "test", **place)
+            else:
+                # The default is so many or all there are, yet always in the order in which subsets nest.
+                wanted = int(self.count) if self.count else min(self.default, len(load_dataset(name, "test", **place)))
+                self.loaded[key] = load_dataset(name, "test", wanted, **place)
+        return self.loaded[key]
+
+
+def own(
+    target: str, data: "Images", noise: str | None, votes: int | None, options: dict[str, Any]
+) -> tuple[list["Defense"], "Images"]:
+    """The user's network, with the images it is to be attacked on."""
+    from rush_bench.defenses import from_target
+
+    return from_target(target, noise=noise, votes=votes or 64, shape=data.shape, **options), data
+
+
+def stored(
+    patterns: list[str], store: Path, dataset: str | None, images: Loader, options: dict[str, Any]
+) -> list[tuple[list["Defense"], "Images"]]:
+    """Models of the store grouped by the images that they take: data set and size."""
+    from rush_bench.defenses import load_defenses
+    from rush_bench.registry import datasets
+
+    name = dataset
+    if dataset and dataset.endswith(".npz"):
+        name = Path(dataset).stem
+    elif dataset:
+        datasets.get(dataset)  # a wrong name is told as such, not as "no models for it"
+    groups: dict[tuple[str, int], list[Defense]] = {}
+    for defense in load_defenses([p.strip() for p in patterns if p.strip()], store=store, dataset=name, **options):
+        groups.setdefault((str(defense.labels()["dataset"]), defense.shape[1]), []).append(defense)
+    for trained_for, _ in groups:
+        if not dataset and trained_for not in datasets.entries:
+            raise BadInput(
+                f"some models were trained for {trained_for!r}, which is no registered data set; "
+                f"give its file: --dataset path/to/{trained_for}.npz"
+            )
+    return [(group, images.load(dataset or key[0], key[1])) for key, group in groups.items()]
+
+
+def shard_done(results: "list[CellResult]", shard: tuple[int, int]) -> bool:
+    """Whether every chunk of this shard is there."""
+    from rush_bench.evaluation.records import Cell, CellStore
+
+    k, n = shard
+    return all(
+        CellStore(result.folder.parent.parent).has(Cell(result.identity, result.labels), chunk)
+        for result in results
+        for chunk in range(k - 1, result.chunks, n)
+    )
+
+
+def summary(results: "list[CellResult]", failed: dict[str, str], frame: Any) -> dict[str, Any]:
+    """What --json prints: cells, failures and the table's rows."""
+    import json
+
+    shown = ("defense", "dataset", "suite", "attack", "n")
+    cells = [
+        {key: result.labels.get(key) for key in shown}
+        | {"folder": str(result.folder), "chunks": result.chunks, "chunks_done": result.chunks_done}
+        for result in results
+    ]
+    return {"failed": failed, "cells": cells, "table": json.loads(frame.to_json(orient="records"))}

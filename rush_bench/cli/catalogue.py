@@ -1,0 +1,88 @@
+"""What there is, by kind, as plain rows: for `list` and `show`. Imports no torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rush_bench import registry
+from rush_bench.errors import BadInput, RushBenchError, unknown_name
+from rush_bench.files import read_json
+from rush_bench.store import model_names, read_card
+
+Row = dict[str, Any]  # name, summary, and what else the kind has
+
+
+def rows(kind: str, store: Path, results: Path) -> list[Row]:
+    """Everything of one kind (see KINDS); a wrong kind is a BadInput with a suggestion."""
+    return KINDS[plural(kind)](store, results)
+
+
+def plural(kind: str) -> str:
+    """A kind by its name in KINDS; `defences` and `recipes` are `defenses`. A wrong one is a BadInput."""
+    kind = {"defences": "defenses", "recipes": "defenses"}.get(kind, kind)
+    if kind not in KINDS:
+        raise unknown_name("kind", kind, KINDS)
+    return kind
+
+
+def chunks_done(cell: Path) -> int:
+    """How many chunks lie beside a cell.json."""
+    return len(list(cell.parent.glob("chunk-*.npz")))
+
+
+def model_summary(card: Row) -> str:
+    """One line on a model: recipe, data, protocol, preset, noise."""
+    source = card.get("pretrain_dataset")
+    data = f"{source} -> {card['dataset']}" if source not in (None, card["dataset"]) else card["dataset"]
+    noise = card.get("noise")
+    law = f", noise {noise['law']}:{noise['scale']:g}" if noise else ""
+    return f"{card['recipe']} on {data}, {card.get('protocol')}, preset {card.get('preset')}{law}"
+
+
+def _registered(entries: registry.Registry) -> list[Row]:
+    return [{"name": entry.name, "summary": entry.summary} for entry in entries.entries.values()]
+
+
+def _suites() -> list[Row]:
+    from rush_bench.attacks.suites import EXAMPLES
+
+    return [{"name": name, "summary": summary} for name, summary in EXAMPLES.items()]
+
+
+def _models(store: Path) -> list[Row]:
+    """Models of a store. A card that cannot be read is a row that says so: one bad file does not hide the others."""
+    found = []
+    for name in model_names(store):
+        try:
+            card = read_card(store, name)
+            row = {"name": name, "summary": model_summary(card)}
+            found.append(row | {key: card[key] for key in ("recipe", "dataset", "votes")})
+        except (BadInput, LookupError, TypeError, AttributeError) as error:
+            found.append({"name": name, "summary": f"unreadable card: {error}"})
+    return found
+
+
+def _results(results: Path) -> list[Row]:
+    """Cells under a results folder, from their cell.json alone."""
+    found = []
+    for path in sorted(results.glob("runs/*/cell.json")):
+        name = path.parent.name
+        try:
+            cell = read_json(path)
+            labels = cell["labels"][0]
+            chunks = -(-labels["n"] // cell["identity"]["chunk"])
+            where = f"{labels['dataset']}, n={labels['n']}, {chunks_done(path)} of {chunks} chunks done"
+            found.append({"name": name, "summary": f"{labels['defense']} {labels['attack']} {labels['suite']}, {where}"})
+        except (RushBenchError, LookupError, TypeError) as error:
+            found.append({"name": name, "summary": f"unreadable record: {error}"})
+    return found
+
+
+KINDS: dict[str, Callable[[Path, Path], list[Row]]] = {
+    "defenses": lambda store, results: _registered(registry.recipes),
+    "datasets": lambda store, results: _registered(registry.datasets),
+    "suites": lambda store, results: _suites(),
+    "attacks": lambda store, results: _registered(registry.attacks),
+    "models": lambda store, results: _models(store),
+    "results": lambda store, results: _results(results),
+}

@@ -1,0 +1,209 @@
+"""`rush-bench certify`: certify smoothed models, or read certificates back and compare them with a table."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rush_bench.cli import common
+from rush_bench.errors import BadInput, WorkLeft
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rush_bench.evaluation.records import CellResult
+
+DEFAULT_N = 500
+
+
+@click.command()
+@click.argument("patterns", metavar="[MODELS]", required=False)
+@click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own, with --noise: package.module:function.")
+@click.option("--noise", metavar="LAW:SCALE", help="Noise of --model: gaussian:0.25 or uniform:0.3.")
+@click.option("--dataset", help="Images to certify: a name, or path/to/file.npz.  [default: what each model was trained for]")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
+@click.option("--n", "count", help=f"Images: a fixed stratified subset, or `all`.  [default: {DEFAULT_N}]")
+@click.option(
+    "--mode", default="fixed", show_default=True, help="fixed, staged (stops early) or target (one radius, yes or no)."
+)
+@click.option("--norm", help="l2 for Gaussian noise; l1 or linf for uniform noise.  [default: the first of the law]")
+@click.option("--radius", "radii", multiple=True, metavar="R", help="Radius to report, to settle (staged) or decide (target).")
+@click.option("--n0", "selection", type=int, default=100, show_default=True, help="Draws that select the class.")
+@click.option("--draws", "--N", type=int, default=100_000, show_default=True, help="Draws that bound its probability.")
+@click.option("--alpha", default="0.001", show_default=True, help="Chance that an image's certificate is wrong.")
+@click.option("--hope", default="0.05", show_default=True, help="staged, target: level at which a radius is given up.")
+@click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
+@common.folder_option("--out", "results", "Results folder; certificates go to certificates/ in it.")
+@common.store
+@common.data_dir
+@common.seed
+@common.device
+@click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB a pass may use.")
+@common.max_minutes
+@click.option(
+    "--read", multiple=True, metavar="PATH", type=click.Path(path_type=Path), help="Read certificates instead; repeatable."
+)
+@click.option(
+    "--table", "reference", type=click.Path(path_type=Path), help="With --read: a table of best models to compare with."
+)
+@common.as_json
+def command(
+    patterns: str | None,
+    target: str | None,
+    noise: str | None,
+    dataset: str | None,
+    size: int | None,
+    count: str | None,
+    mode: str,
+    norm: str | None,
+    radii: tuple[str, ...],
+    selection: int,
+    draws: int,
+    alpha: str,
+    hope: str,
+    shard: str,
+    out: Path,
+    store: Path,
+    data_dir: Path | None,
+    seed: int,
+    device: str,
+    memory: float,
+    max_minutes: float | None,
+    read: tuple[Path, ...],
+    reference: Path | None,
+    as_json: bool,
+) -> None:
+    """Certify smoothed models of the store (MODELS: all, or rush,'noise*'), or a network of your own (--model, --noise).
+
+    \b
+    rush-bench certify noise_sup --dataset cifar10 --mode staged --radius 0.25 --radius 0.5
+    rush-bench certify --read FOLDER --table radii_to_best_models.tsv
+
+    Running the same command again, from any number of processes, finishes the work.
+    """
+    from rush_bench.settings import parse_number
+
+    wanted = tuple(parse_number(radius) for radius in radii)
+    if read:
+        if patterns or target:
+            raise BadInput("--read reads certificates that are there; leave out the models")
+        show_read(list(read), reference, wanted, as_json)
+        return
+    if reference:
+        raise BadInput("--table goes with --read: which certificates is it to be compared with?")
+    if (patterns is None) == (target is None):
+        raise BadInput("say what to certify: rush-bench certify all, or --model package.module:function --noise gaussian:0.25")
+    if (target is None) != (noise is None):
+        raise BadInput("--model and --noise go together; a model of the store has its own noise")
+    if target is not None and not dataset:
+        raise BadInput("--model needs --dataset: which images is the network for?")
+    from rush_bench.certify.sampling import Sampling
+
+    settings = Sampling(mode, selection, draws, parse_number(alpha), wanted, parse_number(hope))  # type: ignore[arg-type]
+    with common.quiet_stdout():
+        from rush_bench.certify import run
+        from rush_bench.cli.attack import Loader, own, stored
+        from rush_bench.evaluation.runner import parse_shard
+
+        images = Loader(data_dir, count, size, DEFAULT_N)
+        options = {"device": common.choose_device(device), "memory": int(memory * 2**30)}
+        if target is not None:
+            assert dataset
+            pairs = [own(target, images.load(dataset, None), noise, 1, options)]
+        else:
+            assert patterns
+            pairs = stored(patterns.split(","), store, dataset, images, options)
+        deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        results: list[CellResult] = []
+        done = True
+        for defenses, data in pairs:
+            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
+            more = run.certify(
+                defenses, data, settings, norm=norm, out=out, seed=seed, shard=parse_shard(shard), max_minutes=left
+            )
+            results, done = results + more.results, done and more.done
+    show_results([result for result in results if result.complete], results, wanted, out, as_json)
+    if not done:
+        raise WorkLeft("stopped with work left; the same command continues")
+    if not all(result.complete for result in results):
+        click.echo(f"shard {shard} is done; the certificates wait for the others", err=True)
+
+
+def show_results(
+    whole: "list[CellResult]", asked: "list[CellResult]", radii: tuple[float, ...], out: Path, as_json: bool
+) -> None:
+    """Print what was certified, draw the curve, and refuse to pass over an attack that a certificate contradicts."""
+    from rush_bench.certify import check, report
+    from rush_bench.certify.run import FOLDER
+    from rush_bench.certify.tsv import frame_of
+    from rush_bench.evaluation.records import load_results
+
+    sets = {name_of(result): frame_of(result) for result in whole}
+    at = radii or shared_radii(whole)
+    if whole:
+        norms = {str(result.labels["norm"]) for result in whole}
+        report.figure(sets, out / FOLDER / "curve.png", norms.pop() if len(norms) == 1 else "radius")
+    clash = [str(found) for found in check.contradictions(whole, load_results(out))]
+    if as_json:
+        found = [
+            {key: result.labels.get(key) for key in ("defense", "dataset", "law", "scale", "norm", "alpha", "suite")}
+            | {"folder": str(result.folder), "chunks": result.chunks, "chunks_done": result.chunks_done}
+            | (report.summary(frame_of(result), at) if result.complete else {})
+            for result in asked
+        ]
+        common.print_json({"certificates": found, "contradictions": clash})
+    elif whole:
+        print_frame("certified accuracy (%)", report.table(sets, at))
+    for text in clash:
+        click.echo(f"error: certificate above attack, one of them has a bug: {text}", err=True)
+    if clash:
+        raise click.exceptions.Exit(1)
+
+
+def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ...], as_json: bool) -> None:
+    """Certificates read back: their table, and line by line a reference table; exit code 1 where a line differs."""
+    from rush_bench.certify import report
+    from rush_bench.certify.tsv import read_folder
+
+    sets = read_folder(places)
+    at = radii or report.DEFAULT_RADII
+    compared = report.compare(sets, reference) if reference else None
+    if as_json:
+        lines = None if compared is None else compared.to_dict(orient="records")
+        common.print_json({"certificates": {k: report.summary(v, at) for k, v in sets.items()}, "table": lines})
+    else:
+        print_frame("certified accuracy (%)", report.table(sets, at))
+        if compared is not None:
+            print_frame("best certified accuracy, beside the reference table", compared)
+    if compared is not None:
+        differ = int((~compared["same"]).sum())
+        click.echo(f"{len(compared)} lines compared with {reference}, {differ} differ", err=True)
+        if differ:
+            raise click.exceptions.Exit(1)
+
+
+def print_frame(title: str, frame: "pd.DataFrame") -> None:
+    """A frame as a small table on stdout."""
+    common.print_rows(title, [str(name) for name in frame.columns], [[str(v) for v in row] for row in frame.to_numpy()])
+
+
+def name_of(result: "CellResult") -> str:
+    """What tables and legends call a cell."""
+    labels = result.labels
+    name = f"{labels['defense']} {labels['law']}:{labels['scale']:g} {labels['norm']} on {labels['dataset']}, {labels['suite']}"
+    return f"{name} [{result.folder.name[:6]}]"
+
+
+def shared_radii(results: "Sequence[CellResult]") -> tuple[float, ...]:
+    """What to report where nothing was asked for: what staged cells settled, else thirds of the largest radius."""
+    from rush_bench.certify.check import theorem_of
+    from rush_bench.certify.sampling import THIRDS
+
+    radii: set[float] = set()
+    for result in results:
+        how = result.identity["attack"]
+        largest = theorem_of(result).largest(how["draws"], how["alpha"])
+        radii |= set(how["radii"]) or {share * largest for share in THIRDS}
+    return tuple(sorted(radii))

@@ -1,0 +1,188 @@
+"""`rush-bench doctor`: what is installed, usable and writable here. Imports are tried in a process of their own."""
+
+import base64
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from rush_bench import __version__
+from rush_bench.cli import common
+
+# Optional packages: what must work in them, and the line that installs them.
+# robustbench 1.1.1 imports `autoattack`, but what PyPI has is `pyautoattack`: the name is aliased first.
+# torchattacks 3.5.1 ships an older robustbench at top level, which must not pass for the real one.
+OPTIONAL = {
+    "torchattacks": (
+        "import torchattacks; torchattacks.PGDRS",
+        "pip install 'rush-bench[torchattacks]'  (where its requests~=2.25.1 conflicts: "
+        "pip install --no-deps torchattacks==3.5.1)",
+    ),
+    "robustbench": (
+        "import sys, pyautoattack; sys.modules.setdefault('autoattack', pyautoattack); "
+        "from robustbench.utils import load_model",
+        "pip install robustbench==1.1.1",
+    ),
+}
+WORKS, OPTIONAL_MISSING, BROKEN = "ok", "optional", "broken"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what, ok / optional / broken, and the finding with its fix."""
+
+    what: str
+    state: str
+    finding: str
+
+
+@click.command()
+@common.store
+@common.results
+@common.data_dir
+@common.as_json
+def command(store: Path, results: Path, data_dir: Path | None, as_json: bool) -> None:
+    """Versions, devices, optional packages, writable folders, data sets; exit code 1 where something is broken."""
+    checks = [
+        Check("rush-bench", WORKS, f"{__version__}, Python {platform.python_version()}, {platform.machine()}"),
+        *(required(name) for name in requirements()),
+        *devices(),
+        *(optional(name, *how) for name, how in OPTIONAL.items()),
+        writable("models", store),
+        writable("results", results),
+        *datasets(data_dir),
+    ]
+    if as_json:
+        common.print_json([asdict(check) for check in checks])
+    else:
+        common.print_rows("rush-bench doctor", ["what", "state", "finding"], [list(asdict(c).values()) for c in checks])
+    if any(check.state == BROKEN for check in checks):
+        raise click.exceptions.Exit(1)
+
+
+def requirements() -> list[str]:
+    """Names of the packages that rush-bench needs, from its own metadata."""
+    try:
+        lines = importlib.metadata.requires("rush-bench") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ["torch", "torchvision", "numpy", "pyautoattack"]
+    return [re.split(r"[ <>=!~;\[(]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
+
+
+def required(name: str) -> Check:
+    """A package that rush-bench needs: its version, and for the two that must match each other that they import."""
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, BROKEN, "not installed; pip install rush-bench again")
+    if name in ("torchvision", "pyautoattack"):
+        problem = try_import(f"import {name}")
+        if problem:
+            return Check(name, BROKEN, f"{version} does not import: {problem}; pip install -c constraints.txt -e . again")
+    return Check(name, WORKS, version)
+
+
+def optional(name: str, code: str, install: str) -> Check:
+    """An optional package: is it there, is it what it claims to be, does the part that we use work?"""
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        impostor = "; the folder of that name is torchattacks' older copy" if _shipped_by("torchattacks", name) else ""
+        return Check(name, OPTIONAL_MISSING, f"not installed{impostor}: {install}")
+    changed = overwritten(distribution, name)
+    if changed:
+        return Check(
+            name,
+            OPTIONAL_MISSING,
+            f"{distribution.version} was overwritten by another package ({changed} differs): "
+            f"pip install --force-reinstall --no-deps {name}=={distribution.version}",
+        )
+    problem = try_import(code)
+    if problem:
+        return Check(name, OPTIONAL_MISSING, f"{distribution.version} is installed but not usable: {problem}; {install}")
+    return Check(name, WORKS, f"{distribution.version}, usable")
+
+
+def overwritten(distribution: importlib.metadata.Distribution, package: str) -> str | None:
+    """The first Python file of a package that is not as its own distribution installed it; None where all are."""
+    for file in distribution.files or []:
+        if file.hash is None or file.parts[0] != package or file.suffix != ".py":
+            continue
+        path = Path(str(file.locate()))
+        found = hashlib.new(file.hash.mode, path.read_bytes()).digest() if path.is_file() else b""
+        if base64.urlsafe_b64encode(found).rstrip(b"=").decode() != file.hash.value:
+            return str(file)
+    return None
+
+
+def _shipped_by(distribution: str, package: str) -> bool:
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return any(file.parts[0] == package for file in files)
+
+
+def try_import(code: str, timeout: float = 120) -> str | None:
+    """None where the code runs in a fresh interpreter, else the last line of its error."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {timeout:.0f} s"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["died without a word"])[-1]
+
+
+def devices() -> list[Check]:
+    """The processor and each accelerator, with bfloat16."""
+    import torch
+
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    checks = [Check("cpu", WORKS, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, bfloat16 {_yes(fast)}")]
+    for k in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(k).total_memory / 2**30
+        bf16 = _yes(torch.cuda.get_device_capability(k) >= (8, 0))
+        checks.append(Check(f"cuda:{k}", WORKS, f"{torch.cuda.get_device_name(k)}, {memory:.0f} GiB, bfloat16 {bf16}"))
+    if torch.backends.mps.is_available():
+        checks.append(Check("mps", WORKS, "Apple GPU"))
+    return checks
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def writable(what: str, folder: Path) -> Check:
+    """Whether a file can be made in a folder, or in the nearest one above that exists; nothing stays."""
+    near = folder.absolute()
+    while not near.exists() and near != near.parent:
+        near = near.parent
+    try:
+        with tempfile.TemporaryFile(dir=near):
+            pass
+    except OSError as error:
+        return Check(what, BROKEN, f"{folder} cannot be written ({error.strerror}); choose another folder")
+    return Check(what, WORKS, f"{folder} can be written" + ("" if folder.exists() else " (not made yet)"))
+
+
+def datasets(folder: Path | None) -> list[Check]:
+    """Which data sets lie in the data folder; the others are downloaded on first use where there is a network."""
+    folder = folder or Path(os.environ.get("RUSH_BENCH_DATA", "data"))
+    places = {
+        "cifar10": ("cifar10.npz", "cifar-10-batches-py"),
+        "cifar100": ("cifar100.npz", "cifar-100-python"),
+        "stl10": ("stl10_binary",),
+    }
+    checks = [Check("digits", WORKS, "built in")]
+    for name, files in places.items():
+        there = next((folder / file for file in files if (folder / file).exists()), None)
+        absent = f"not in {folder}; downloaded on first use where there is a network"
+        checks.append(Check(name, WORKS if there else OPTIONAL_MISSING, f"{there}" if there else absent))
+    return checks

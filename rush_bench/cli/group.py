@@ -1,0 +1,91 @@
+"""The `rush-bench` command: one thin module a subcommand, imported when it is called; torch only in their bodies.
+
+Exit codes: 0 all asked for is complete, 1 a cell failed, 2 usage, 3 stopped with work left, 4 an optional package is
+missing, 130 interrupted. Errors meant for the user are one line on stderr; anything else keeps its traceback.
+"""
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from rush_bench import __version__
+from rush_bench.errors import RushBenchError, unknown_name
+
+COMMANDS = {
+    "demo": "Train SimCLR and RUSH on the built-in digits, attack both, print the table (minutes on a CPU).",
+    "train": "Train a defence; the same command again continues where it stopped.",
+    "attack": "Attack models of the store, or a network of your own.",
+    "certify": "Certify smoothed models: radii within which no attack exists; read certificates back.",
+    "table": "Write and print the table of everything measured.",
+    "list": "Names of defences, data sets, suites, attacks, models and results.",
+    "show": "All about one name: settings, card, columns.",
+    "doctor": "What is installed, usable and writable here.",
+}
+INTERRUPTED = 130
+
+
+class CommandLine(click.Group):
+    """A click group that imports a subcommand's module when it is called, and turns errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"rush_bench.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise unknown_name("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RushBenchError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command continues", err=True)
+            ctx.exit(INTERRUPTED)
+        except OSError as error:
+            # A full disk under our files is a RushBenchError already; here it is stdout that went away or is full.
+            if error.errno not in (errno.EPIPE, errno.ENOSPC):
+                raise
+            _abandon_stdout()
+            if error.errno == errno.ENOSPC:
+                click.echo("error: cannot write the output: no space left on device; free some space", err=True)
+            ctx.exit(1)
+
+
+def _abandon_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's flush at exit does not complain again."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a test's stdout has no file number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="rush-bench")
+def main() -> None:
+    """Train, attack and tabulate randomised and contrastively pre-trained defences.
+
+    \b
+    rush-bench train rush --dataset stl10
+    rush-bench attack --suite linf8 --models all
+    rush-bench table --style paper
+
+    Running the same command again finishes the work. Exit codes: 0 complete, 1 a cell failed, 2 usage,
+    3 stopped with work left, 4 an optional package is missing.
+    """

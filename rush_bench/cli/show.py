@@ -1,0 +1,133 @@
+"""`rush-bench show NAME`: everything about one name, as key and value, or as JSON."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rush_bench import registry
+from rush_bench.cli import catalogue, common
+from rush_bench.errors import BadInput, unknown_name
+from rush_bench.files import read_json
+from rush_bench.store import read_card
+
+
+@click.command()
+@click.argument("name")
+@click.option("--kind", help="Where one name means several things: defense, dataset, suite, attack, model, result.")
+@common.store
+@common.results
+@common.as_json
+def command(name: str, kind: str | None, store: Path, results: Path, as_json: bool) -> None:
+    """All about NAME: a defence's settings by preset, a model's card, a suite's columns, an attack's settings, a cell.
+
+    What is shown of a model under `settings` can be given to `train` again, by --set or as a TOML file.
+    """
+    if kind is not None:
+        kind = catalogue.plural(kind if kind.endswith("s") or f"{kind}s" not in catalogue.KINDS else f"{kind}s")
+    kinds = [kind] if kind else find(name, store, results)
+    found = {"kind": kinds[0].removesuffix("s"), "name": name, **DESCRIBE[kinds[0]](name, store, results)}
+    if kinds[1:]:
+        click.echo(f"{name} is also the name of a {', '.join(k.removesuffix('s') for k in kinds[1:])}: --kind", err=True)
+    if as_json:
+        common.print_json(found)
+        return
+    presets = found.pop("presets", None)
+    title = f"{found.pop('kind')} {found.pop('name')}"
+    common.print_rows(title, ["key", "value"], [[key, _text(value)] for key, value in flatten(found).items()])
+    if presets:
+        common.print_rows("settings by preset", ["key", *presets], by_preset(presets))
+
+
+def find(name: str, store: Path, results: Path) -> list[str]:
+    """The kinds that have this name; a name that none has is a BadInput with the nearest of all."""
+    known = {kind: [row["name"] for row in catalogue.rows(kind, store, results)] for kind in catalogue.KINDS}
+    kinds = [kind for kind, names in known.items() if name in names]
+    if not kinds:
+        if name.startswith(("linf", "l2")):
+            return ["suites"]
+        raise unknown_name("name", name, (each for names in known.values() for each in names))
+    return kinds
+
+
+def defense(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """A recipe: its line, and the settings of each preset (what suits small grey images comes on top of them)."""
+    from rush_bench.settings import override, to_dict
+
+    entry = registry.recipes.get(name)
+    recipe = registry.recipes.load(name)
+    presets = {preset: to_dict(override(recipe.settings, layer)) for preset, layer in recipe.presets.items()}
+    return {"summary": entry.summary, "module": entry.module, "presets": presets}
+
+
+def dataset(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """A data set: its line and where it comes from."""
+    entry = registry.datasets.get(name)
+    return {"summary": entry.summary, "module": entry.module}
+
+
+def suite(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """A suite: its threat, and the settings of each column as they will run."""
+    from rush_bench.attacks.suites import parse_suite
+
+    parsed = parse_suite(name)
+    columns = {column: _attack_settings(column, settings) for column, settings in parsed.columns.items()}
+    return {"norm": parsed.norm, "eps": parsed.eps, "quick": parsed.quick, "columns": columns}
+
+
+def attack(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """An attack: its line and its default settings."""
+    return {"summary": registry.attacks.get(name).summary, "settings": _attack_settings(name, {})}
+
+
+def model(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """A model: its card."""
+    return {key: value for key, value in read_card(store, name).items() if key != "name"}
+
+
+def result(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """A cell of an evaluation: what it is, and how much of it is done."""
+    path = results / "runs" / name / "cell.json"
+    if not path.is_file():
+        known = [row["name"] for row in catalogue.rows("results", store, results)]
+        raise unknown_name(f"result in {results}", name, known)
+    return {**read_json(path), "chunks_done": catalogue.chunks_done(path)}
+
+
+DESCRIBE: dict[str, Callable[[str, Path, Path], dict[str, Any]]] = {
+    "defenses": defense,
+    "datasets": dataset,
+    "suites": suite,
+    "attacks": attack,
+    "models": model,
+    "results": result,
+}
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys, the form that --set takes."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        nested = isinstance(item, Mapping) and item
+        flat |= flatten(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+    return flat
+
+
+def by_preset(presets: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """One row a key, one column a preset."""
+    flat = [flatten(settings) for settings in presets.values()]
+    return [[key, *(_text(settings[key]) for settings in flat)] for key in flat[0]]
+
+
+def _attack_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    from rush_bench.settings import override
+
+    made = override(registry.attacks.load(name)(), settings).settings()
+    if not isinstance(made, dict):
+        raise BadInput(f"attack {name!r}: its settings() must give a dict")
+    return made
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,42 @@
+"""`rush-bench train NAME`: one call of `rush_bench.training.train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rush_bench.cli import common
+
+
+@click.command()
+@click.argument("name")
+@click.option("--dataset", required=True, help="What the classifier is trained for: a name, or path/to/file.npz.")
+@click.option("--pretrain-on", help="What the encoder is pre-trained on.  [default: the data set itself]")
+@click.option("--preset", default="short", show_default=True, help="paper, short, smoke or demo.")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings.")
+@common.assignments
+@click.option("--name", "model", help="Name of the model.  [default: NAME-DATASET]")
+@common.store
+@common.data_dir
+@common.seed
+@common.device
+@common.max_minutes
+@common.as_json
+def command(name: str, model: str | None, as_json: bool, **options: Any) -> None:
+    """Train the defence NAME (see `rush-bench list defenses`); the same command again continues where it stopped.
+
+    Settings come from the preset, then the TOML file, then each --set (`rush-bench show NAME` prints them).
+    """
+    from rush_bench.registry import recipes
+
+    recipes.get(name)  # a wrong name is told at once, before torch is imported
+    from rush_bench.training import train
+
+    with common.quiet_stdout():
+        folder = train(name, name=model, **options)
+    if as_json:
+        from rush_bench.files import read_json
+
+        common.print_json(read_json(folder / "card.json"))
+    else:
+        click.echo(f"trained: {folder}", err=True)

@@ -1,0 +1,76 @@
+"""From the draws of a randomised defence to one row of scores an image: the three ways an attack may average (R7 T4).
+
+All start from per-draw log-probabilities (B, k, K) and end in scores (B, K) that are log-probabilities again:
+
+- mean probability (the default): log of mean_j p_j, RUSH eq. 7;
+- `logits`: mean_j of the logits, normalised. Log-probabilities serve: they are the logits less a constant an image and draw;
+- `vote`: log of mean_j softmax(beta z_j), which tends to the share of votes as beta grows; `vote:5` sets beta.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rush_bench.defenses.base import LOSSES, TARGETED, Loss
+from rush_bench.errors import BadInput, unknown_name
+from rush_bench.settings import parse_number
+
+VOTE_SHARPNESS = 10.0  # R7 T4
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """Averages draws. `sharpness` multiplies the logits of a draw first; `geometric` takes the mean of logs, not of shares."""
+
+    sharpness: float = 1.0
+    geometric: bool = False
+
+    def each(self, log_p: Tensor) -> Tensor:
+        """Per-draw terms (B, k, K) from per-draw log-probabilities."""
+        return log_p if self.sharpness == 1 else (self.sharpness * log_p).log_softmax(-1)
+
+    def total(self, each: Tensor) -> Tensor:
+        """Sum over draws (B, K), of terms or, in the log domain, of their exponentials."""
+        return each.sum(1) if self.geometric else each.logsumexp(1)
+
+    def join(self, total: Tensor, more: Tensor) -> Tensor:
+        """The total of two blocks of draws."""
+        return total + more if self.geometric else torch.logaddexp(total, more)
+
+    def mean(self, total: Tensor, draws: int) -> Tensor:
+        """The mean over `draws` draws, not yet normalised: its slope in a term is `share`."""
+        return total / draws if self.geometric else total - math.log(draws)
+
+    def share(self, each: Tensor, mean: Tensor, draws: int) -> Tensor:
+        """d mean / d term: (B, k, K), without autograd."""
+        if self.geometric:
+            return torch.full_like(each, 1 / draws)
+        return (each - mean[:, None]).exp() / draws
+
+    def scores(self, mean: Tensor) -> Tensor:
+        """Log-probabilities (B, K) from the mean."""
+        return mean.log_softmax(1) if self.geometric else mean
+
+
+MEAN_PROBABILITY = Aggregation()
+
+
+def objective_named(name: str) -> tuple[Loss, Aggregation]:
+    """`ce`, `margin@logits`, `dlr@vote`, `margin-to@vote:5`: the loss and the aggregation; a wrong name is a BadInput."""
+    loss, _, how = name.partition("@")
+    known = LOSSES | TARGETED
+    if loss not in known:
+        raise unknown_name("loss", loss, known)
+    kind, _, number = how.partition(":")
+    if kind in ("", "probability") and not number:
+        return known[loss], MEAN_PROBABILITY
+    if kind == "logits" and not number:
+        return known[loss], Aggregation(geometric=True)
+    if kind == "vote":
+        sharpness = parse_number(number) if number else VOTE_SHARPNESS
+        if not (math.isfinite(sharpness) and sharpness > 0):
+            raise BadInput(f"loss {name!r}: the sharpness of the soft vote must be above 0; write {loss}@vote:10")
+        return known[loss], Aggregation(sharpness=sharpness)
+    raise unknown_name("aggregation", how, ["probability", "logits", "vote"])

@@ -1,0 +1,184 @@
+"""AdvCL: four views with a high-frequency one, three BatchNorm routes, pseudo-labels (Fan et al. 2021; recipes R2.4)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.datasets.views import pad_crop
+from rush_bench.errors import BadInput
+from rush_bench.networks import build
+from rush_bench.recipes.simclr import SimCLRStage
+from rush_bench.training import protocols
+from rush_bench.training.clusters import pseudo_labels, read_pseudo_labels
+from rush_bench.training.contrastive import ContrastiveSettings
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.losses import multi_view
+from rush_bench.training.protocols import LinearSettings, PretrainedSettings
+from rush_bench.training.routed import RoutedStage
+from rush_bench.training.seeds import derive, seeded
+from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.validation import outputs
+
+NAMES = {"advcl": "AdvCL: adversarial contrastive learning with high frequencies and pseudo-labels (Fan et al. 2021)"}
+NORMAL, PGD, PGD_CE = 0, 1, 2  # BatchNorm routes
+
+
+@dataclass(frozen=True)
+class AdvCLPretrainSettings(ContrastiveSettings):
+    """R2.4. The learning rate, momentum, decay and epochs are RUSH's (or RUSH's are AdvCL's)."""
+
+    lr_min: float = 5e-4  # .001 lr
+    warmup_epochs: float = 10
+    warmup_from: float = 0.01
+    crop_floor: float = 0.2
+    projector_norm: bool = True
+    base_temperature: float = 0.07  # the contrastive term is multiplied by temperature over this
+    radius: float = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
+    ce_weight: float = 0.2
+    clusters: tuple[int, ...] = (2, 10, 50, 100, 500)
+    padding: int = 4
+    route: Literal[0, 1, 2] = 1  # the route that becomes the model: pgd
+
+
+@dataclass(frozen=True)
+class AdvCLSettings(PretrainedSettings):
+    """No normalisation of the input. SLF as released, at a rate of .01 (another code has .1)."""
+
+    # train: the code never leaves train(), so each attack step moves the statistics of its route.
+    attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5, mode="train"))
+    pseudo_source: Literal["self_simclr", "file"] = "self_simclr"
+    pseudo_file: str = ""  # .npz with pseudo_train_K; the paper's come from SimCLR on ImageNet: extra data
+    simclr: ContrastiveSettings = field(default_factory=ContrastiveSettings)  # whose features are clustered
+    pretrain: AdvCLPretrainSettings = field(default_factory=AdvCLPretrainSettings)
+    finetune: LinearSettings = field(default_factory=lambda: LinearSettings(milestones=(15, 20)))
+
+
+def high_pass(x: Tensor, radius: float) -> Tensor:
+    """What is left of images (B, C, H, W) without frequencies nearer than `radius` to the centre; not clamped (R2.4)."""
+    height, width = x.shape[-2:]
+    spectrum = torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1))
+    rows = torch.arange(height, device=x.device) - height // 2
+    columns = torch.arange(width, device=x.device) - width // 2
+    mask = (rows.unsqueeze(1).square() + columns.square()).sqrt() >= radius
+    return torch.fft.ifft2(torch.fft.ifftshift(spectrum * mask, dim=(-2, -1))).real
+
+
+class LabelStage(SimCLRStage):
+    """Our own SimCLR: k-means on its features gives the pseudo-labels."""
+
+    name = "simclr"
+
+    def __init__(self, context: Context, settings: ContrastiveSettings, clusters: tuple[int, ...]) -> None:
+        super().__init__(context, settings)
+        self.clusters, count = clusters, len(context.splits["pretrain"])
+        if max(clusters) > count:
+            raise BadInput(f"{max(clusters)} clusters of {count} images; give fewer, as in --set pretrain.clusters=2,10,50")
+
+    def finish(self) -> None:
+        self.eval()
+        features = outputs(self.network.encoder, self.splits["pretrain"])
+        self.carried["pseudo"] = pseudo_labels(features, self.clusters, self.seed)
+
+
+class AdvCLStage(RoutedStage):
+    """Views a, b (SimCLR's) and q (high frequencies of o) are clean; o, a weakly augmented image, is attacked twice."""
+
+    def __init__(self, context: Context, settings: AdvCLPretrainSettings, attack: InnerSettings, file: str) -> None:
+        super().__init__(context, settings, 3, place=settings.route)
+        self.wanted, self.attack, self.file = settings, attack, file
+        dim = self.network.head.in_features
+        with seeded(self.seed, "pseudo heads"):
+            self.heads = nn.ModuleList(nn.Linear(dim, count) for count in settings.clusters)
+
+    def prepare(self, fresh: bool) -> None:
+        """Begin from weights of its own, whatever a SimCLR before it left in the network."""
+        if not fresh:
+            return
+        self.network.load_state_dict(build(self.network.spec, derive(self.seed, "advcl") % 2**32).state_dict())
+        if self.file:
+            images = self.splits["pretrain"]
+            self.carried["pseudo"] = read_pseudo_labels(Path(self.file), self.wanted.clusters, images, self.official())
+
+    def official(self) -> int:
+        """How many images the official training split has, as far as the splits at hand show."""
+        images, val = self.splits["pretrain"], self.splits["val"]
+        last = int(images.index.max()) + 1
+        same = images.name == val.name and bool((images.labels >= 0).all())
+        return max(last, int(val.index.max()) + 1) if same else last
+
+    def parameter_groups(self) -> list[nn.Parameter]:
+        return [*super().parameter_groups(), *self.heads.parameters()]
+
+    def contrast(self, attacked: Tensor, clean: list[Tensor]) -> Tensor:
+        """Four views, each positive for each other; times tau / 0.07."""
+        own = self.wanted
+        return multi_view((attacked, *clean), own.temperature) * (own.temperature / own.base_temperature)
+
+    def pseudo_ce(self, x: Tensor, labels: list[Tensor]) -> Tensor:
+        """The mean over K of CE(fc_K(f(x)), c_K), through the third route."""
+        features = self.features(x, PGD_CE).float()
+        losses = [F.cross_entropy(head(features), label) for head, label in zip(self.heads, labels, strict=True)]
+        return torch.stack(losses).mean()
+
+    def loss(self, batch: Batch) -> Tensor:
+        own, generator = self.wanted, batch.generator
+        a, b = self.views(batch.images, generator), self.views(batch.images, generator)
+        o = pad_crop(batch.images, generator, own.padding, own.flip)
+        q = high_pass(o, own.radius * o.shape[-1] / 32)
+        # Weights do not change during the attack, nor do batch statistics: clean views pass once, where the code passes
+        # them again at every step. Each is a BatchNorm batch of its own.
+        clean = [self.embed(NORMAL, view)[0] for view in (a, b, q)]
+        fixed = [u.detach() for u in clean]
+        labels = [self.carried["pseudo"][str(count)][batch.rows] for count in own.clusters]
+        # One joint attack in the code; its two parts never meet, since each enters one term only.
+        attacked = self.attack.run(self, lambda x: self.contrast(self.embed(PGD, x)[0], fixed), o, generator)
+        attacked_ce = self.attack.run(self, lambda x: self.pseudo_ce(x, labels), o, generator)
+        return self.contrast(self.embed(PGD, attacked)[0], clean) + own.ce_weight * self.pseudo_ce(attacked_ce, labels)
+
+
+def plans(settings: AdvCLSettings) -> list[Plan]:
+    """Where no file gives the labels, SimCLR; then AdvCL and a fine-tuning protocol."""
+    own, attack, simclr = settings.pretrain, settings.attack, settings.simclr
+    file = settings.pseudo_file if settings.pseudo_source == "file" else ""
+    if settings.pseudo_source == "file" and not Path(file).is_file():
+        raise BadInput(f"pseudo_source=file needs a file, not {file!r}; --set pseudo_file=labels.npz")
+    if settings.pseudo_source != "file" and settings.pseudo_file:
+        raise BadInput("pseudo_file is given but not used; --set pseudo_source=file")
+    first = Plan("simclr", "pretrain", simclr, lambda context: LabelStage(context, simclr, own.clusters))
+    return [
+        *([] if file else [first]),
+        Plan("pretrain", "pretrain", own, lambda context: AdvCLStage(context, own, attack, file)),
+        protocols.finetuning(settings),
+    ]
+
+
+def card(settings: AdvCLSettings) -> dict[str, Any]:
+    """Labels from a file were made with who knows which data; ours with none."""
+    extra = f"pseudo-labels ({Path(settings.pseudo_file).name})" if settings.pseudo_source == "file" else None
+    return protocols.card(settings, extra)
+
+
+PRESETS = protocols.presets(
+    **{"attack.steps": 2, "pretrain.lr": 0.06, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
+    | {"simclr.epochs": 2, "simclr.batch_size": 64, "simclr.lr": 0.06, "pretrain.clusters": (2, 10, 50)},
+)
+PRESETS["short"] |= {"simclr.epochs": 40, "simclr.knn_every": 20, "pretrain.epochs": 30, "pretrain.warmup_epochs": 3}
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """As the family's, for SimCLR too; fewer clusters, since there are 1,167 digits."""
+    layer = dict(protocols.adapt(preset, shape, **{"pretrain.lr": 0.25, "simclr.batch_size": 256, "simclr.lr": 0.25}))
+    if "network.name" in layer:
+        layer |= {"pretrain.padding": 1, "simclr.crop_floor": 0.3, "simclr.flip": 0.0, "simclr.gray_p": 0.0}
+        layer |= {"pretrain.clusters": (2, 10, 50)}
+    return layer
+
+
+def make(name: str) -> Recipe:
+    """The recipe `advcl`."""
+    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt)

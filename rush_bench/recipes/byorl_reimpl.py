@@ -1,0 +1,117 @@
+"""A re-implementation of BYORL, which has no released code: BYOL with an attacked online view (recipes R2.10).
+
+Gowal et al. 2021 give the objective; the numbers are ours (R2.10: "engineering default"), and the rows that this recipe
+makes never stand for theirs, which used WRN and 500,000 further images.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rush_bench.training import protocols
+from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage, projector
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.losses import cosine
+from rush_bench.training.protocols import PretrainedSettings
+from rush_bench.training.seeds import seeded
+from rush_bench.training.stage import Batch, Context, Plan, Recipe
+
+NAMES = {"byorl_reimpl": "re-implementation of BYORL (no code released): BYOL with an attacked view (Gowal et al. 2021)"}
+
+
+@dataclass(frozen=True)
+class BYORLPretrainSettings(ContrastiveSettings):
+    """R2.10: projector d-4096-256 and predictor 256-4096-256, both with BatchNorm; LARS as ACL's."""
+
+    optimiser: Literal["sgd", "lars"] = "lars"
+    lars_exclude_1d: bool = False
+    lr: float = 5.0
+    lr_min: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: float = 1e-6
+    projector_hidden: int = 4096
+    projector_out: int = 256
+    projector_norm: bool = True
+    target_momentum: float = 0.996  # rises to 1 by a cosine
+    symmetric: bool = False  # BYOL's second term with the views exchanged; R2.10 states one direction
+
+
+@dataclass(frozen=True)
+class BYORLSettings(PretrainedSettings):
+    """A standard linear head on top (SLF) is the paper's claim."""
+
+    attack: InnerSettings = field(default_factory=InnerSettings)
+    pretrain: BYORLPretrainSettings = field(default_factory=BYORLPretrainSettings)
+
+
+class BYORLStage(ContrastiveStage):
+    """2 - 2 cos(q(z(t + d)), z'(t')): BYOL eq. 2 at an online view that maximises it; z' is an average of z."""
+
+    def __init__(self, context: Context, settings: BYORLPretrainSettings, attack: InnerSettings) -> None:
+        super().__init__(context, settings)
+        self.wanted, self.attack = settings, attack
+        with seeded(self.seed, "predictor"):
+            self.predictor = self.make_projector(settings.projector_out)
+        self.online = nn.ModuleList([self.network.encoder, self.projector])
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+    def make_projector(self, dim: int) -> nn.Module:
+        own = self.own
+        return projector(dim, own.projector_hidden, own.projector_out, own.projector_norm)
+
+    def parameter_groups(self) -> list[nn.Parameter]:
+        return [*self.online.parameters(), *self.predictor.parameters()]
+
+    def regression(self, x: Tensor, target: Tensor) -> Tensor:
+        """2 - 2 cos(q(g(f(x))), target)."""
+        with self.autocast():
+            return 2 - 2 * cosine(self.predictor(self.projector(self.network.encoder(x))), target)
+
+    def one_way(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
+        """The loss of an attacked first view against the target of the second."""
+        with torch.no_grad(), self.autocast():
+            encoder, head = self.target
+            target = head(encoder(second))
+        attacked = self.attack.run(self, lambda v: self.regression(v, target), first, batch.generator)
+        return self.regression(attacked, target)
+
+    def loss(self, batch: Batch) -> Tensor:
+        t1 = self.views(batch.images, batch.generator)
+        t2 = self.views(batch.images, batch.generator)
+        loss = self.one_way(t1, t2, batch)
+        return loss + self.one_way(t2, t1, batch) if self.wanted.symmetric else loss
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Target parameters follow: 1 - tau = (1 - 0.996) (1 + cos(pi k / K)) / 2; BatchNorm statistics are their own."""
+        total = self.own.epochs * (len(batch.data) // self.own.batch_size)
+        share = (1 - self.wanted.target_momentum) * (1 + math.cos(math.pi * batch.step / max(1, total))) / 2
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), share)
+
+
+def plans(settings: BYORLSettings) -> list[Plan]:
+    """Pre-training, then a fine-tuning protocol."""
+    own, attack = settings.pretrain, settings.attack
+    first = Plan("pretrain", "pretrain", own, lambda context: BYORLStage(context, own, attack))
+    return [first, protocols.finetuning(settings)]
+
+
+PRESETS = protocols.presets(
+    **{"attack.steps": 2, "pretrain.lr": 1.0, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
+)
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """As the family's, with a narrow projector and a target that follows within the few steps that digits have."""
+    layer = dict(protocols.adapt(preset, shape, **{"pretrain.lr": 2.5, "pretrain.target_momentum": 0.9}))
+    return layer | ({"pretrain.projector_hidden": 256, "pretrain.projector_out": 64} if "network.name" in layer else {})
+
+
+def make(name: str) -> Recipe:
+    """The recipe `byorl_reimpl`."""
+    return Recipe(name, BYORLSettings(), plans, protocols.card, PRESETS, adapt)

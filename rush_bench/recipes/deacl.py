@@ -1,0 +1,120 @@
+"""DeACL: a clean teacher, then a robust student that follows it (Zhang et al. 2022; recipes R2.13)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rush_bench.datasets.views import pad_crop
+from rush_bench.networks import build
+from rush_bench.recipes.simclr import SimCLRStage
+from rush_bench.training import protocols
+from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.losses import cosine
+from rush_bench.training.options import NetworkSettings
+from rush_bench.training.protocols import CIFAR, LinearSettings, PretrainedSettings
+from rush_bench.training.seeds import derive
+from rush_bench.training.stage import Batch, Context, Plan, Recipe
+
+NAMES = {"deacl": "DeACL: decoupled adversarial contrastive learning, a student of SimCLR (Zhang et al. 2022)"}
+
+
+@dataclass(frozen=True)
+class DistilSettings(ContrastiveSettings):
+    """R2.13, stage 2: the student. Its views are shifts and mirror images only; there is no projector."""
+
+    epochs: int = 100
+    batch_size: int = 256
+    lr: float = 0.5
+    lr_min: float = 0.0
+    warmup_epochs: float = 10
+    weight_decay: float = 5e-4
+    weight: float = 2.0  # of the robust term
+    padding: int = 4
+
+
+@dataclass(frozen=True)
+class DeACLSettings(PretrainedSettings):
+    """The stem pads by 2, as solo-learn's networks do; `pretrain` is the teacher's SimCLR, with our own numbers."""
+
+    network: NetworkSettings = field(default_factory=lambda: NetworkSettings(**CIFAR, padding=2))
+    attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
+    pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
+    distil: DistilSettings = field(default_factory=DistilSettings)
+    # The code's SLF also leaves BatchNorm statistics moving: finetune.bn_adapt=stats. Its ALF is finetune.alf_loss=trades.
+    finetune: LinearSettings = field(default_factory=lambda: LinearSettings(lr=0.1, milestones=(15, 20)))
+
+
+class TeacherStage(SimCLRStage):
+    """SimCLR, whose encoder is the teacher."""
+
+    def finish(self) -> None:
+        self.carried["teacher"] = {key: value.clone() for key, value in self.network.encoder.state_dict().items()}
+
+
+class StudentStage(ContrastiveStage):
+    """-cos(S(x), T(x)) - 2 cos(S(x'), S(x)) on features; x' maximises -cos(S(x'), T(x))."""
+
+    name = "distil"
+
+    def __init__(self, context: Context, settings: DistilSettings, attack: InnerSettings) -> None:
+        super().__init__(context, settings)
+        self.wanted, self.attack = settings, attack
+        self.projector = torch.nn.Identity()
+        self.teacher = build(self.network.spec).encoder.requires_grad_(False)
+
+    def prepare(self, fresh: bool) -> None:
+        """The student begins from weights of its own."""
+        self.teacher.load_state_dict(self.carried["teacher"])
+        if fresh:
+            self.network.load_state_dict(build(self.network.spec, derive(self.seed, "student") % 2**32).state_dict())
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.train()
+        self.teacher.eval()
+
+    def loss(self, batch: Batch) -> Tensor:
+        own, student = self.wanted, self.network.encoder
+        x = pad_crop(batch.images, batch.generator, own.padding, own.flip)
+        with torch.no_grad(), self.autocast():
+            target = self.teacher(x)
+
+        def objective(v: Tensor) -> Tensor:
+            with self.autocast():
+                return -cosine(student(v), target)
+
+        attacked = self.attack.run(student, objective, x, batch.generator)
+        with self.autocast():  # clean and attacked images in one BatchNorm batch
+            clean, robust = student(torch.cat([x, attacked])).chunk(2)
+        return -cosine(clean, target) - own.weight * cosine(robust, clean)
+
+
+def plans(settings: DeACLSettings) -> list[Plan]:
+    """Teacher, student, then a fine-tuning protocol."""
+    return [
+        Plan("pretrain", "pretrain", settings.pretrain, lambda context: TeacherStage(context, settings.pretrain)),
+        Plan("distil", "pretrain", settings.distil, lambda context: StudentStage(context, settings.distil, settings.attack)),
+        protocols.finetuning(settings),
+    ]
+
+
+PRESETS = protocols.presets(
+    60,
+    **{"attack.steps": 2, "pretrain.lr": 0.06, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
+    | {"distil.epochs": 2, "distil.batch_size": 64, "distil.lr": 0.1, "distil.warmup_epochs": 0},
+)
+PRESETS["short"] |= {"distil.epochs": 30, "distil.warmup_epochs": 2, "distil.knn_every": 10}
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """As the family's; the student's images are shifted by a pixel and not mirrored."""
+    layer = dict(protocols.adapt(preset, shape, **{"pretrain.lr": 0.25, "distil.batch_size": 128}))
+    return layer | ({"distil.padding": 1, "distil.flip": 0.0} if "network.name" in layer else {})
+
+
+def make(name: str) -> Recipe:
+    """The recipe `deacl`."""
+    return Recipe(name, DeACLSettings(), plans, protocols.card, PRESETS, adapt)

@@ -1,0 +1,241 @@
+"""DynACL: ACL with augmentations that anneal, a momentum encoder, and pseudo-labels after it (Luo et al. 2023; R2.12)."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.datasets.views import Interpolation, SimCLRViews, pad_crop
+from rush_bench.errors import BadInput
+from rush_bench.networks import route
+from rush_bench.recipes.acl import ATTACKED, CLEAN, ACLPretrainSettings, ACLStage
+from rush_bench.training import protocols
+from rush_bench.training.aff import AFF, AFFSettings
+from rush_bench.training.clusters import pseudo_labels
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.losses import nt_xent
+from rush_bench.training.options import NetworkSettings, Optimisation
+from rush_bench.training.protocols import IMAGENET, LinearSettings, PretrainedSettings
+from rush_bench.training.routed import CARRIED
+from rush_bench.training.seeds import seeded
+from rush_bench.training.stage import Batch, Context, Plan, Recipe, Stage
+from rush_bench.training.validation import outputs
+
+NAMES = {
+    "dynacl": "DynACL: ACL with annealed augmentations and a momentum encoder (Luo et al. 2023)",
+    "dynacl_pp": "DynACL++: DynACL, then adversarial training on its own pseudo-labels (Luo et al. 2023)",
+}
+
+
+@dataclass(frozen=True)
+class DynACLPretrainSettings(ACLPretrainSettings):
+    """ACL's, with bilinear crops."""
+
+    interpolation: Interpolation = "bilinear"
+    anneal_every: int = 50  # epochs between changes of strength and weight
+    reweighting: float = 2 / 3  # how much weight moves from the clean to the attacked loss
+    key_momentum: float = 0.99
+
+
+@dataclass(frozen=True)
+class ProbeSettings(Optimisation):
+    """++, first part: a linear head on pseudo-labels."""
+
+    epochs: int = 10
+    batch_size: int = 512
+    lr: float = 0.01
+    schedule: Literal["cosine", "steps"] = "steps"
+    weight_decay: float = 2e-4
+    clusters: int = 10
+    padding: int = 4
+    flip: float = 0.5
+
+
+@dataclass(frozen=True)
+class PlusSettings(AFFSettings):
+    """++, second part: TRADES on pseudo-labels; `routes` follows the fine-tuning, two for AFF and one for the others."""
+
+    milestones: tuple[float, ...] = (10, 20)
+
+
+@dataclass(frozen=True)
+class DynACLSettings(PretrainedSettings):
+    """SLF at the encoder; AFF with both routes, from x' = x (the routes differ, so that its gradient is not zero)."""
+
+    network: NetworkSettings = field(default_factory=lambda: NetworkSettings(**IMAGENET))
+    attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
+    pretrain: DynACLPretrainSettings = field(default_factory=DynACLPretrainSettings)
+    plus: bool = False
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    trades: PlusSettings = field(default_factory=PlusSettings)
+    finetune: LinearSettings = field(default_factory=LinearSettings)
+    aff: AFFSettings = field(default_factory=lambda: AFFSettings(routes=2, attack=InnerSettings(start="zero")))
+
+
+class DynACLStage(ACLStage):
+    """First views go through the query network, which learns; second ones through the key network, its average.
+
+    The key network is the model (the released files are it). Its parameters follow the query's; BatchNorm statistics are
+    its own.
+    """
+
+    def __init__(self, context: Context, settings: DynACLPretrainSettings, attack: InnerSettings, clusters: int = 0) -> None:
+        super().__init__(context, settings, attack)
+        self.dynamic, self.clusters, self.weight = settings, clusters, 1.0
+        self.query = nn.ModuleList([copy.deepcopy(self.encoder), copy.deepcopy(self.projector)])
+        self.key = nn.ModuleList([self.encoder, self.projector])
+        self.key.requires_grad_(False)
+
+    def parameter_groups(self) -> list[nn.Parameter]:
+        return list(self.query.parameters())
+
+    def begin_epoch(self, epoch: int) -> None:
+        """s(e) = 1 - floor(e / 50) 50 / 1000 scales jitter and gray; crops from 1 - 0.9 s; w = 1 + 2/3 (1 - s), at most 2."""
+        self.train()
+        own = self.dynamic
+        passed = epoch // own.anneal_every * own.anneal_every / own.epochs
+        s = 1 - passed
+        self.views = SimCLRViews(
+            crop_floor=1 - (1 - own.crop_floor) * s,
+            flip=own.flip,
+            jitter=tuple(s * strength for strength in own.jitter),  # type: ignore[arg-type]
+            jitter_p=s * own.jitter_p,  # in the code, with the strengths
+            gray_p=s * own.gray_p,
+            interpolation=own.interpolation,
+        )
+        self.weight = min(1 + passed * own.reweighting, 2.0)
+
+    def nt(self, views: Tensor, number: int) -> Tensor:
+        """NT of queries of the first views and keys of the second, which pass no gradient on, to images either."""
+        a, b = views.chunk(2)
+        with self.autocast(), route(self.query, number), route(self.key, number):
+            encoder, projector = self.query
+            u = projector(encoder(a))
+            with torch.no_grad():
+                v = self.projector(self.encoder(b))
+        return nt_xent(u, v, self.own.temperature)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """((2 - w) NT_clean + w NT_attacked) / 2."""
+        views = torch.cat([self.views(batch.images, batch.generator), self.views(batch.images, batch.generator)])
+        attacked = self.attack_pair(views, batch)
+        return ((2 - self.weight) * self.nt(views, CLEAN) + self.weight * self.nt(attacked, ATTACKED)) / 2
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.dynamic.key_momentum)
+
+    def finish(self) -> None:
+        """Leave both routes and, for ++, clusters of the clean route's features."""
+        self.key.requires_grad_(True)
+        super().finish()
+        if self.clusters:
+            self.eval()
+            features = outputs(lambda x: self.features(x, CLEAN), self.splits["pretrain"])
+            self.carried["pseudo"] = pseudo_labels(features, (self.clusters,), self.seed)
+
+
+class ProbeStage(Stage):
+    """A linear head on pseudo-labels, the encoder frozen in eval()."""
+
+    name = "probe"
+
+    def __init__(self, context: Context, settings: ProbeSettings) -> None:
+        super().__init__(context)
+        self.own = settings
+        with seeded(self.seed, "probe"):
+            self.head = nn.Linear(self.network.head.in_features, settings.clusters)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def parameter_groups(self) -> list[nn.Parameter]:
+        return list(self.head.parameters())
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.eval()
+
+    def loss(self, batch: Batch) -> Tensor:
+        x = pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)
+        with self.autocast(), torch.no_grad():
+            features = self.network.encoder(x).float()
+        return F.cross_entropy(self.head(features), self.carried["pseudo"][str(self.own.clusters)][batch.rows])
+
+    def finish(self) -> None:
+        self.carried["probe"] = {key: value.clone() for key, value in self.head.state_dict().items()}
+
+
+class PlusStage(AFF):
+    """TRADES on pseudo-labels from the probe's head, which is thrown away afterwards."""
+
+    name = "trades"
+
+    def __init__(self, context: Context, settings: PlusSettings, clusters: int) -> None:
+        super().__init__(context, settings)
+        self.clusters, self.score = clusters, None
+        with seeded(self.seed, "probe"):
+            self.head = nn.Linear(self.network.head.in_features, clusters)
+
+    def prepare(self, fresh: bool) -> None:
+        super().prepare(fresh)
+        if fresh:
+            self.head.load_state_dict(self.carried["probe"])
+
+    def labels(self, batch: Batch) -> Tensor:
+        return self.carried["pseudo"][str(self.clusters)][batch.rows]
+
+    def validate(self) -> dict[str, float]:
+        return {}
+
+    def finish(self) -> None:
+        if self.full.routes == 2:
+            self.carried[CARRIED] = {key: value.clone() for key, value in self.encoder.state_dict().items()}
+
+
+def plans(settings: DynACLSettings) -> list[Plan]:
+    """Pre-training, for ++ two stages on pseudo-labels, then a fine-tuning protocol."""
+    own, attack, probe, plus = settings.pretrain, settings.attack, settings.probe, settings.trades
+    if own.variant != "DS":
+        raise BadInput(f"DynACL is ACL's variant DS with its momentum encoder; pretrain.variant={own.variant} is not there")
+    routes: Literal[1, 2] = 2 if settings.finetune.protocol == "AFF" and settings.aff.routes == 2 else 1
+    full = replace(plus, routes=routes)
+    clusters = probe.clusters if settings.plus else 0
+    first = Plan("pretrain", "pretrain", own, lambda context: DynACLStage(context, own, attack, clusters))
+    more = [
+        Plan("probe", "pretrain", probe, lambda context: ProbeStage(context, probe)),
+        Plan("trades", "pretrain", full, lambda context: PlusStage(context, full, probe.clusters)),
+    ]
+    return [first, *(more if settings.plus else []), protocols.finetuning(settings)]
+
+
+PRESETS = protocols.presets(
+    **{"attack.steps": 2, "pretrain.lr": 1.0, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
+    | {"trades.epochs": 2, "trades.batch_size": 64, "trades.lr": 0.05, "trades.attack.steps": 2, "trades.milestones": ()}
+    | {"probe.epochs": 2, "probe.batch_size": 64, "probe.lr": 0.1, "pretrain.anneal_every": 1},
+)
+PRESETS["short"] |= {"pretrain.anneal_every": 5, "trades.epochs": 8, "trades.milestones": (4, 6), "probe.epochs": 5}
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """As the family's. A momentum of .99 needs more steps than digits have: the average is over fewer."""
+    extra = {
+        "pretrain.lr": 2.5,
+        "pretrain.key_momentum": 0.9,
+        "trades.attack.steps": 5,
+        "probe.lr": 0.1,
+        "probe.batch_size": 128,
+    }
+    layer = dict(protocols.adapt(preset, shape, **extra))
+    if "network.name" in layer:
+        for group in ("probe", "trades"):
+            layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}
+        layer |= {"trades.attack.eps": 0.1, "trades.attack.step": 0.04}
+    return layer
+
+
+def make(name: str) -> Recipe:
+    """The recipe `dynacl`, or `dynacl_pp` with the two stages after it."""
+    return Recipe(name, DynACLSettings(plus=name == "dynacl_pp"), plans, protocols.card, PRESETS, adapt)

@@ -1,0 +1,78 @@
+"""Free adversarial training (Shafahi et al. 2019; recipes R2.6): each mini-batch replayed m times, one backward pass
+for the weights' gradient and the images' alike."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.options import RunSettings
+from rush_bench.training.seeds import derive
+from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
+from rush_bench.training.supervised import card as supervised
+
+NAMES = {"free": "Free-m: adversarial training at the cost of plain training, mini-batches replayed (Shafahi et al. 2019)"}
+
+
+@dataclass(frozen=True)
+class FreeTrainSettings(SupervisedSettings):
+    """R2.6: 80,000 updates, replays included, rates falling after 40,000 and 60,000.
+
+    45,000 images in batches of 128 replayed 8 times are 2,808 updates an epoch, so those are epochs 28.5, 14.25, 21.37.
+    """
+
+    replays: int = 8  # m
+    epochs: int = 29
+    milestones: tuple[float, ...] = (14.25, 21.37)
+    weight_decay: float = 2e-4
+
+
+@dataclass(frozen=True)
+class FreeSettings(RunSettings):
+    """R2.6, on ResNet-18 (the paper: WRN-32-10, per-image standardisation). `attack` validates; its eps trains as well."""
+
+    train: FreeTrainSettings = field(default_factory=FreeTrainSettings)
+    attack: InnerSettings = field(default_factory=InnerSettings)
+
+
+class FreeStage(SupervisedStage):
+    """Algorithm 1. The perturbation outlives its mini-batch, as a row for each place in the batch."""
+
+    def __init__(self, context: Context, settings: FreeTrainSettings, attack: InnerSettings) -> None:
+        super().__init__(context, settings, attack)
+        self.replays, self.eps = settings.replays, attack.eps
+        self.delta: Tensor
+        self.register_buffer("delta", torch.zeros(settings.batch_size, *self.splits["train"].shape))
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The same augmented images in all replays of a mini-batch."""
+        seed = derive(self.seed, self.name, "views", batch.step // self.replays)
+        generator = torch.Generator(batch.generator.device).manual_seed(seed)
+        return super().inputs(Batch(batch.data, batch.rows, generator, batch.epoch, batch.step))
+
+    def backward(self, batch: Batch) -> Tensor:
+        # The gradient is the clipped image's, as in the reference: through the clip a pixel at its end would freeze.
+        x = (self.inputs(batch) + self.delta).clamp(0, 1).requires_grad_()
+        loss = self.cross_entropy(x, batch.labels)
+        loss.backward()  # the weights' gradient and the images'
+        assert x.grad is not None
+        self.delta.add_(self.eps * x.grad.sign()).clamp_(-self.eps, self.eps)  # step = eps
+        return loss.detach()
+
+
+def plans(settings: FreeSettings) -> list[Plan]:
+    """One stage."""
+    return [Plan("train", "train", settings.train, lambda c: FreeStage(c, settings.train, settings.attack), labelled=True)]
+
+
+def card(settings: FreeSettings) -> dict[str, Any]:
+    """Deterministic."""
+    return supervised(settings.noise)
+
+
+def make(name: str) -> Recipe:
+    """The recipe `free`."""
+    return Recipe(name, FreeSettings(), plans, card, presets(smoke={"train.replays": 4}), adapt)

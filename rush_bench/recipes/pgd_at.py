@@ -1,0 +1,47 @@
+"""PGD adversarial training (Madry et al. 2018; recipes R2.16): the baseline that every defence is measured against."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.options import RunSettings
+from rush_bench.training.stage import Batch, Plan, Recipe
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
+from rush_bench.training.supervised import card as supervised
+
+NAMES = {"pgd_at": "PGD-AT: adversarial training on PGD-10 (Madry et al. 2018)"}
+
+
+@dataclass(frozen=True)
+class PGDATSettings(RunSettings):
+    """R2.16's ResNet-18 default, which the shared classes have as theirs."""
+
+    train: SupervisedSettings = field(default_factory=SupervisedSettings)
+    attack: InnerSettings = field(default_factory=InnerSettings)
+
+
+class PGDATStage(SupervisedStage):
+    """min E max_{|d| <= eps} CE(f(x + d), y): Madry et al. eq. 2.1."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        x, y = self.inputs(batch), batch.labels
+        assert self.inner is not None
+        attacked = self.inner.run(self.network, lambda v: self.cross_entropy(v, y), x, batch.generator)
+        return self.cross_entropy(attacked, y)
+
+
+def plans(settings: PGDATSettings) -> list[Plan]:
+    """One stage."""
+    return [Plan("train", "train", settings.train, lambda c: PGDATStage(c, settings.train, settings.attack), labelled=True)]
+
+
+def card(settings: PGDATSettings) -> dict[str, Any]:
+    """Deterministic."""
+    return supervised(settings.noise)
+
+
+def make(name: str) -> Recipe:
+    """The recipe `pgd_at`."""
+    return Recipe(name, PGDATSettings(), plans, card, presets(), adapt)

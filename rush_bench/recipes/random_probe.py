@@ -1,0 +1,50 @@
+"""The second control (protocol R7 T14): RUSH without pre-training, its noisy linear probe on random features."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rush_bench.errors import BadInput
+from rush_bench.recipes.rush import RushSettings
+from rush_bench.training.finetune import Finetune, FinetuneSettings
+from rush_bench.training.options import RunSettings
+from rush_bench.training.stage import Plan, Recipe
+
+NAMES = {"random_probe": "control for RUSH: its noisy linear probe on the features of a network that never trained"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "short": {"finetune.epochs": 10},
+    "smoke": {"n_train": 256, "finetune.epochs": 2, "finetune.batch_size": 64},
+}
+
+
+@dataclass(frozen=True)
+class RandomProbeSettings(RunSettings):
+    """RUSH's second stage as it is (its appendix B, R5 row 21), on the network as it was drawn."""
+
+    noise: str = RushSettings.noise
+    finetune: FinetuneSettings = field(default_factory=lambda: RushSettings().finetune)
+
+
+def plans(settings: RandomProbeSettings) -> list[Plan]:
+    """Fine-tuning alone: RUSH eq. 12."""
+    if settings.noise == "none":
+        raise BadInput("random_probe is a smoothed defence; give it a noise law, as in --set noise=uniform:0.3")
+    return [Plan("finetune", "train", settings.finetune, lambda context: Finetune(context, settings.finetune), labelled=True)]
+
+
+def card(settings: RandomProbeSettings) -> dict[str, Any]:
+    """The protocol and the votes of RUSH."""
+    return {"protocol": "NSLF", "extra_data": None, "votes": [1, 64]}
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Scans of digits: the small network."""
+    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
+        return {"network.name": "tiny"} | ({} if preset == "smoke" else {"finetune.batch_size": 128})
+    return {}
+
+
+def make(name: str) -> Recipe:
+    """The recipe `random_probe`."""
+    return Recipe(name, RandomProbeSettings(), plans, card, PRESETS, adapt)

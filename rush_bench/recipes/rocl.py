@@ -1,0 +1,113 @@
+"""RoCL: instance-wise attacks in contrastive learning, three views, detached keys (Kim et al. 2020; recipes R2.5)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rush_bench.training import protocols
+from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
+from rush_bench.training.inner import InnerSettings, attack_mode
+from rush_bench.training.losses import multi_view
+from rush_bench.training.protocols import LinearSettings, PretrainedSettings
+from rush_bench.training.stage import Batch, Context, Plan, Recipe
+
+NAMES = {"rocl": "RoCL: instance-wise adversarial contrastive learning (Kim et al. 2020)"}
+
+
+@dataclass(frozen=True)
+class RoCLPretrainSettings(ContrastiveSettings):
+    """R2.5: LARS, 256 images on each of two devices, warm-up from .1 to 15 times that."""
+
+    optimiser: Literal["sgd", "lars"] = "lars"
+    lr: float = 1.5
+    lr_min: float = 0.0
+    warmup_epochs: float = 10
+    warmup_from: float = 0.1
+    weight_decay: float = 1e-6
+    projector_hidden: int = 2048
+    pair_weight: float = 1 / 256  # lambda of NT(t + d, t')
+    detach_keys: bool = True  # no gradient through the second factor of a similarity
+    attack_group: int = 256  # images whose views are each other's negatives in the attack: one device's share
+
+
+@dataclass(frozen=True)
+class RoCLLinearSettings(LinearSettings):
+    """R2.5's linear stage: LE; r-LE is finetune.protocol=ALF."""
+
+    epochs: int = 150
+    batch_size: int = 1024
+    lr: float = 0.1
+    milestones: tuple[float, ...] = (30, 50, 100)
+    weight_decay: float = 5e-4
+    head_init: Literal["default", "zero"] = "default"
+
+
+@dataclass(frozen=True)
+class RoCLSettings(PretrainedSettings):
+    """No normalisation of the input; eps and step as rounded in the code (R9, row 1)."""
+
+    attack: InnerSettings = field(default_factory=lambda: InnerSettings(eps=0.0314, step=0.007, steps=7))
+    pretrain: RoCLPretrainSettings = field(default_factory=RoCLPretrainSettings)
+    finetune: RoCLLinearSettings = field(
+        default_factory=lambda: RoCLLinearSettings(attack=InnerSettings(eps=0.0314, step=0.007))
+    )
+
+
+class RoCLStage(ContrastiveStage):
+    """Views t, t' and t + d, where d maximises the contrastive loss of the pair (t + d, t')."""
+
+    def __init__(self, context: Context, settings: RoCLPretrainSettings, attack: InnerSettings) -> None:
+        super().__init__(context, settings)
+        self.wanted, self.attack = settings, attack
+
+    def embed(self, *views: Tensor) -> tuple[Tensor, ...]:
+        """Projections of views, all in one BatchNorm batch."""
+        with self.autocast():
+            return self.projector(self.network.encoder(torch.cat(views))).chunk(len(views))
+
+    def attacked(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
+        """t + d: eq. 3's instance-wise attack, on the first view alone."""
+        with attack_mode(self, self.attack.mode), torch.no_grad():
+            (fixed,) = self.embed(second)
+        size, own = self.wanted.attack_group, self.wanted
+
+        def objective(x: Tensor) -> Tensor:
+            (u,) = self.embed(x)
+            groups = zip(u.split(size), fixed.split(size), strict=True)
+            return torch.stack([multi_view(pair, own.temperature) for pair in groups]).sum()
+
+        return self.attack.run(self, objective, first, batch.generator)
+
+    def loss(self, batch: Batch) -> Tensor:
+        t1 = self.views(batch.images, batch.generator)
+        t2 = self.views(batch.images, batch.generator)
+        adv, own = self.attacked(t1, t2, batch), self.wanted
+        u, v, w = self.embed(t1, t2, adv)
+        # Six ordered pairs, each summed over images and divided by 3N: twice the mean over anchors and positives.
+        three = 2 * multi_view((u, v, w), own.temperature, own.detach_keys)
+        return three + own.pair_weight * multi_view((w, v), own.temperature, own.detach_keys)
+
+
+def plans(settings: RoCLSettings) -> list[Plan]:
+    """Pre-training, then a fine-tuning protocol."""
+    own, attack = settings.pretrain, settings.attack
+    pretrain = Plan("pretrain", "pretrain", own, lambda context: RoCLStage(context, own, attack))
+    return [pretrain, protocols.finetuning(settings)]
+
+
+PRESETS = protocols.presets(
+    **{"attack.steps": 2, "pretrain.lr": 1.0, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05},
+)
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """As the family's; as many steps of LARS need a larger rate on few images."""
+    return protocols.adapt(preset, shape, **{"pretrain.lr": 2.5, "pretrain.projector_hidden": 256})
+
+
+def make(name: str) -> Recipe:
+    """The recipe `rocl`."""
+    return Recipe(name, RoCLSettings(), plans, protocols.card, PRESETS, adapt)

@@ -1,0 +1,76 @@
+"""RUSH: contrastive pre-training with one noisy view, noisy linear fine-tuning, smoothed inference (recipes R2.1)."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rush_bench.errors import BadInput
+from rush_bench.noise import noise_from
+from rush_bench.recipes.simclr import PRESETS, adapt
+from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
+from rush_bench.training.finetune import Finetune, FinetuneSettings
+from rush_bench.training.losses import nt_xent
+from rush_bench.training.options import RunSettings
+from rush_bench.training.stage import Batch, Context, Plan, Recipe
+
+NAMES = {"rush": "RUSH: contrastive learning with randomised smoothing, one noisy view (Pang et al. 2022)"}
+
+
+@dataclass(frozen=True)
+class RushPretrainSettings(ContrastiveSettings):
+    """Appendix B, which `ContrastiveSettings` has as its defaults, and which views are noisy."""
+
+    noisy_views: Literal["one", "both", "none"] = "one"  # eq. 11, Alg. 1 line 5: only the second (R5 row 13)
+
+
+@dataclass(frozen=True)
+class RushSettings(RunSettings):
+    """Defaults: section 5.1, appendix B; `beta_stats` as argued in protocol R5 row 21."""
+
+    noise: str = "uniform:0.3"  # 5.1: U(-0.3, 0.3), the same law in both stages and at inference
+    pretrain: RushPretrainSettings = field(default_factory=RushPretrainSettings)
+    finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(bn_adapt="beta_stats"))
+
+
+class RushStage(ContrastiveStage):
+    """min E L_pre(g(f([t1(x), Q(t2(x))]))): eq. 11."""
+
+    def __init__(self, context: Context, settings: RushPretrainSettings) -> None:
+        super().__init__(context, settings)
+        self.noise, self.noisy_views = noise_from(context.settings.noise), settings.noisy_views
+
+    def smooth(self, x: Tensor, batch: Batch) -> Tensor:
+        """Q(x) = x + n, n i.i.d. for each pixel and channel; last of all (appendix A) and not clipped (R5 row 9)."""
+        assert self.noise is not None
+        return x + self.noise.sample(x.shape, batch.generator)
+
+    def loss(self, batch: Batch) -> Tensor:
+        x1 = self.views(batch.images, batch.generator)  # Alg. 1 line 4: t1, t2 ~ T
+        x2 = self.views(batch.images, batch.generator)
+        if self.noisy_views == "both":
+            x1 = self.smooth(x1, batch)
+        if self.noisy_views != "none":
+            x2 = self.smooth(x2, batch)  # line 5
+        u, v = self.project(x1, x2)  # line 6
+        return nt_xent(u, v, self.own.temperature)
+
+
+def plans(settings: RushSettings) -> list[Plan]:
+    """Pre-training (Alg. 1 lines 2 to 8), then fine-tuning (lines 9 to 14, eq. 12)."""
+    if settings.noise == "none":
+        raise BadInput("rush needs a noise law, as in --set noise=uniform:0.3; without noise it is the recipe simclr")
+    return [
+        Plan("pretrain", "pretrain", settings.pretrain, lambda context: RushStage(context, settings.pretrain)),
+        Plan("finetune", "train", settings.finetune, lambda context: Finetune(context, settings.finetune), labelled=True),
+    ]
+
+
+def card(settings: RushSettings) -> dict[str, Any]:
+    """I_F has one vote, I_F+ 64 (section 5.1), with the same weights."""
+    return {"protocol": "NSLF", "extra_data": None, "votes": [1, 64]}
+
+
+def make(name: str) -> Recipe:
+    """The recipe `rush`."""
+    return Recipe(name, RushSettings(), plans, card, PRESETS, adapt)

@@ -1,0 +1,92 @@
+"""Plain SimCLR and a linear classifier: the reference and the ablation arm of RUSH (recipes R2.2).
+
+RUSH's recipe with Q the identity in pre-training. The four combinations of R2.2 are:
+    (default)                                               no noise at the probe, none at inference
+    --set noise=uniform:0.3                                 noise at both (a defence with votes, and without)
+    --set noise=uniform:0.3 --set finetune.noisy=false      noise at inference only
+    --set noise=uniform:0.3 --votes 0 when attacked         noise at the probe only
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
+from rush_bench.training.finetune import Finetune, FinetuneSettings
+from rush_bench.training.losses import nt_xent
+from rush_bench.training.options import RunSettings
+from rush_bench.training.stage import Batch, Plan, Recipe
+
+NAMES = {"simclr": "SimCLR with a linear classifier (Chen et al. 2020): RUSH without its noise"}
+
+# Layers on the paper's 1000 + 25 epochs at batch 512. The learning rate goes with the batch size.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "short": {"pretrain.epochs": 100, "finetune.epochs": 10, "pretrain.knn_every": 10},
+    "smoke": {
+        "n_train": 256,
+        "pretrain.epochs": 2,
+        "pretrain.batch_size": 64,
+        "pretrain.lr": 0.06,
+        "finetune.epochs": 2,
+        "finetune.batch_size": 64,
+    },
+    "demo": {"pretrain.epochs": 40, "finetune.epochs": 10, "pretrain.knn_every": 10},
+}
+
+
+@dataclass(frozen=True)
+class SimCLRSettings(RunSettings):
+    """As RUSH's (R2.2), without noise and with a frozen encoder (SLF)."""
+
+    pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+
+
+class SimCLRStage(ContrastiveStage):
+    """min E L(g(f([t1(x), t2(x)]))): RUSH paper eq. 10."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        x1 = self.views(batch.images, batch.generator)
+        x2 = self.views(batch.images, batch.generator)
+        u, v = self.project(x1, x2)
+        return nt_xent(u, v, self.own.temperature)
+
+
+def plans(settings: SimCLRSettings) -> list[Plan]:
+    """Pre-training, then fine-tuning."""
+    return [
+        Plan("pretrain", "pretrain", settings.pretrain, lambda context: SimCLRStage(context, settings.pretrain)),
+        Plan("finetune", "train", settings.finetune, lambda context: Finetune(context, settings.finetune), labelled=True),
+    ]
+
+
+def card(settings: SimCLRSettings) -> dict[str, Any]:
+    """With a noise law it is shown both as it is and as a randomised defence."""
+    randomised = settings.noise != "none"
+    protocol = "SLF" if settings.finetune.bn_adapt == "none" and not (randomised and settings.finetune.noisy) else "NSLF"
+    return {"protocol": protocol, "extra_data": None, "votes": [0, 1, 64] if randomised else [0]}
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """Scans of digits: the small network; a mirrored digit is another sign, a tenth of one is none."""
+    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
+        layer: dict[str, Any] = {
+            "network.name": "tiny",
+            "pretrain.crop_floor": 0.3,
+            "pretrain.flip": 0.0,
+            "pretrain.gray_p": 0.0,
+        }
+        if preset != "smoke":
+            layer |= {"pretrain.batch_size": 256, "pretrain.lr": 0.25, "finetune.batch_size": 128}
+        if preset == "demo":  # twice the steps for their size: 2 points of clean accuracy in less time
+            layer |= {"pretrain.batch_size": 128, "finetune.lr": 0.3}
+        return layer
+    return {}
+
+
+def make(name: str) -> Recipe:
+    """The recipe `simclr`."""
+    return Recipe(name, SimCLRSettings(), plans, card, PRESETS, adapt)

@@ -1,0 +1,167 @@
+"""SmoothAdv (Salman et al. 2019; recipes R2.8): adversarial training of the smoothed classifier."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rush_bench.errors import BadInput
+from rush_bench.recipes.cohen import CIFAR_MEAN, CIFAR_STD
+from rush_bench.training.inner import ascent, attack_mode, lengths, pgd, project
+from rush_bench.training.options import NetworkSettings, RunSettings
+from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
+from rush_bench.training.supervised import adapt as adapt_supervised
+from rush_bench.training.supervised import card as supervised
+
+NAMES = {"smoothadv": "SmoothAdv: adversarial training of a Gaussian-smoothed classifier (Salman et al. 2019)"}
+
+
+@dataclass(frozen=True)
+class SmoothAttackSettings:
+    """The l2 attack on the smoothed classifier; eps, steps and sigma are those of the row with 68.2 at l2 .4347 (R2.8)."""
+
+    method: Literal["pgd", "ddn"] = "pgd"
+    draws: int = 2  # m_train, of 1, 2, 4, 8: that row's is not given
+    eps: float = 127 / 256
+    steps: int = 10  # T
+    ramp: int = 10  # epochs over which eps grows linearly
+    init_norm: float = 1.0  # DDN's first radius and its factor, the defaults of the released code
+    gamma: float = 0.05
+
+
+@dataclass(frozen=True)
+class SmoothAdvTrainSettings(SupervisedSettings):
+    """R2.8: a tenth of the rate every 50 of 150 epochs."""
+
+    epochs: int = 150
+    batch_size: int = 256
+    milestones: tuple[float, ...] = (50, 100)
+    weight_decay: float = 1e-4
+
+
+@dataclass(frozen=True)
+class SmoothAdvSettings(RunSettings):
+    """R2.8, but on ResNet-18 as all our rows (its own is ResNet-110). The paper has sigma .12, .25, .5 and 1."""
+
+    network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=CIFAR_MEAN, std=CIFAR_STD))
+    noise: str = "gaussian:0.12"
+    train: SmoothAdvTrainSettings = field(default_factory=SmoothAdvTrainSettings)
+    attack: SmoothAttackSettings = field(default_factory=SmoothAttackSettings)
+
+
+def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log of the mean over m draws of softmax(logits)_y: eq. S of the paper. (B, m, K) and (B,) to (B,)."""
+    of_label = logits.log_softmax(2).gather(2, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1))[..., 0]
+    return math.log(logits.shape[1]) - of_label.logsumexp(1)
+
+
+def ddn(
+    logits: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    init_norm: float = 1.0,
+    gamma: float = 0.05,
+) -> Tensor:
+    """Decoupled direction and norm (Rony et al. 2019), untargeted, confined to the l2 ball of eps and the box.
+
+    logits: x' (B, C, H, W) to logits (B, m, K) of m draws. The radius shrinks by gamma where x' is adversarial and
+    grows where not; the smallest adversarial perturbation is kept, the last one where there is none. x' detached.
+    """
+    images = images.detach()
+    delta, kept = torch.zeros_like(images), torch.zeros_like(images)
+    farthest = lengths(torch.maximum(images, 1 - images))
+    radius, smallest = torch.full_like(farthest, init_norm), farthest
+    for step in range(steps):
+        with torch.enable_grad():
+            x = (images + delta).requires_grad_()
+            scores = logits(x)
+            (gradient,) = torch.autograd.grad(smoothed_loss(scores, labels).sum(), x)
+        wrong = (scores.detach().softmax(2).mean(1).argmax(1) != labels).view(-1, 1, 1, 1)
+        size = lengths(delta)
+        better = wrong & (size < smallest)
+        kept, smallest = torch.where(better, delta, kept), torch.where(better, size, smallest)
+        rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2  # a cosine from 1 to 0.01
+        delta = delta + rate * ascent(gradient, "l2")
+        radius = torch.minimum(radius * torch.where(wrong, 1 - gamma, 1 + gamma), farthest)
+        delta = radius * ascent(delta, "l2")
+        delta = (images + delta).clamp(0, 1) - images
+    return project(images + torch.where(smallest < farthest, kept, delta), images, eps, "l2")
+
+
+class SmoothAdvStage(SupervisedStage):
+    """min E CE(f(x' + n), y), x' the worst case in an l2 ball for the mean prediction over the same m draws n.
+
+    A batch is split into m mini-batches, of which each image is there m times (R2.8): they are this stage's replays.
+    """
+
+    def __init__(self, context: Context, settings: SmoothAdvTrainSettings, attack: SmoothAttackSettings) -> None:
+        super().__init__(context, settings)
+        self.attack, self.replays = attack, attack.draws
+
+    def scores(self, x: Tensor, noise: Tensor) -> Tensor:
+        """(B, C, H, W) under noise (B, m, C, H, W): logits (B, m, K)."""
+        return self.logits((x.unsqueeze(1) + noise).flatten(0, 1)).unflatten(0, noise.shape[:2])
+
+    def attacked(self, x: Tensor, labels: Tensor, noise: Tensor, batch: Batch) -> Tensor:
+        """x' (B, C, H, W) against these very draws, which stay the same in all T steps."""
+        own = self.attack
+        eps = own.eps * min(1, (batch.epoch + 1) / max(1, own.ramp))
+        with attack_mode(self.network, "eval"):
+            if own.method == "ddn":
+                sizes = {"init_norm": own.init_norm, "gamma": own.gamma}
+                return ddn(lambda v: self.scores(v, noise), x, labels, eps=eps, steps=own.steps, **sizes)
+            return pgd(
+                lambda v: smoothed_loss(self.scores(v, noise), labels).sum(),
+                x,
+                eps=eps,
+                step=2 * eps / own.steps,
+                steps=own.steps,
+                generator=batch.generator,
+                norm="l2",
+                start="zero",
+            )
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert self.noise is not None
+        rows = batch.rows.tensor_split(self.replays)[batch.replay]
+        part = Batch(batch.data, rows, batch.generator, batch.epoch, batch.step, batch.replay)
+        x, y = self.inputs(part), part.labels
+        noise = self.noise.sample((len(x), self.attack.draws, *x.shape[1:]), batch.generator)
+        scores = self.scores(self.attacked(x, y, noise, part), noise)  # the draws of the attack are trained on
+        return F.cross_entropy(scores.flatten(0, 1), y.repeat_interleave(self.attack.draws))
+
+
+def plans(settings: SmoothAdvSettings) -> list[Plan]:
+    """One stage."""
+    if settings.noise == "none":
+        raise BadInput("smoothadv is a smoothed defence; give it a noise law, as in --set noise=gaussian:0.12")
+    if not 1 <= settings.attack.draws <= settings.train.batch_size or settings.attack.steps < 1:
+        raise BadInput("attack.draws must be 1 to train.batch_size, which is split into so many parts, and attack.steps >= 1")
+    make = lambda context: SmoothAdvStage(context, settings.train, settings.attack)  # noqa: E731
+    return [Plan("train", "train", settings.train, make, labelled=True)]
+
+
+def card(settings: SmoothAdvSettings) -> dict[str, Any]:
+    """A smoothed classifier, shown with RUSH's votes."""
+    return supervised(settings.noise)
+
+
+def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Scans of digits: strokes bear more noise than photographs; eps 1 in l2 is 0.0625 in each of 256 pixels."""
+    layer = adapt_supervised(preset, shape, attacked=False)
+    if "network.name" in layer:
+        layer |= {"noise": "gaussian:0.25", "attack.eps": 1.0, "attack.ramp": 4, "attack.steps": 4}
+    return layer
+
+
+def make(name: str) -> Recipe:
+    """The recipe `smoothadv`."""
+    return Recipe(name, SmoothAdvSettings(), plans, card, presets(epochs=15), adapt)

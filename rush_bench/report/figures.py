@@ -1,0 +1,178 @@
+"""Figures as PNG files: accuracy against eps, and clean beside attacked images. matplotlib's objects, no global state."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.records import CellResult
+from rush_bench.files import write_atomic
+from rush_bench.report.rows import Row, rows
+
+DPI = 150
+# Okabe and Ito's colours, told apart by colour-blind readers; the marker repeats what the colour says.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vP*"
+PANELS = {
+    "pgd": "PGD",
+    "eot": "EOT-PGD",
+    "apgd": "APGD (quick stand-in for AA)",
+    "aa": "AutoAttack",
+    "worst": "Worst case of the suite",
+}
+
+
+def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
+    """Accuracy against eps: a panel an attack (and a row of panels a data set and norm), a line a defence, 95 % bars.
+
+    Lines start at eps 0, the clean accuracy. Finished cells only; lines never join different n, K, seed or suite variants.
+    BadInput where nothing was attacked. Returns the path of the PNG.
+    """
+    found = [row for row in rows(results) if row.threat and set(row.estimates) & set(PANELS)]
+    if not found:
+        raise BadInput("there is no finished attack to draw; run `rush-bench attack` first")
+    sheets: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in found:
+        assert row.threat is not None
+        sheets[row.labels["dataset"], row.threat["norm"]].append(row)
+    attacks = [name for name in PANELS if any(name in row.estimates for row in found)]
+    size = (3.3 * len(attacks) + 0.6, 3.1 * len(sheets) + 0.9)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    axes = figure.subplots(len(sheets), len(attacks), sharey=True, sharex="row", squeeze=False)
+    names = _line_names(found)
+    styles = {name: k for k, name in enumerate(dict.fromkeys(names.values()))}
+    for (key, sheet), panels in zip(sheets.items(), axes, strict=True):
+        for attack, panel in zip(attacks, panels, strict=True):
+            _panel(panel, sheet, attack, names, styles)
+            panel.set_title(PANELS[attack], fontsize=10)
+            panel.set_xlabel("eps (255ths)" if key[1] == "linf" else "eps", fontsize=9)
+        panels[0].set_ylabel(f"{_about(key, sheet)}\naccuracy (%)", fontsize=9)
+    handles = {line.get_label(): line for panel in axes.flat for line in panel.containers}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
+    )
+    return _save(figure, path)
+
+
+def image_pairs(clean: ArrayLike, attacked: ArrayLike, titles: Sequence[tuple[str, str]], path: Path, eps: float) -> Path:
+    """A column an image: clean, attacked, and their difference amplified so that +-eps fills the range from black to white.
+
+    Images (B, C, H, W) in [0, 1] with C 1 or 3 (arrays or CPU tensors); `titles` holds for each image what stands over the
+    clean and over the attacked one (the predicted labels). Returns the path of the PNG.
+    """
+    first, second = np.asarray(clean, float), np.asarray(attacked, float)
+    if first.ndim != 4 or first.shape != second.shape or first.shape[1] not in (1, 3) or len(titles) != len(first):
+        raise BadInput(
+            f"image_pairs takes two batches (B, C, H, W) of one shape, C 1 or 3, and B titles; got {first.shape}, "
+            f"{second.shape} and {len(titles)} titles"
+        )
+    if not len(first) or eps <= 0:
+        raise BadInput(f"image_pairs needs at least one image and eps > 0, not {len(first)} and {eps}")
+    figure = Figure(figsize=(1.25 * len(first) + 0.9, 4.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(3, len(first), squeeze=False)
+    difference = np.clip(0.5 + (second - first) / (2 * eps), 0, 1)
+    side = ("clean", "attacked", f"difference\n× {0.5 / eps:.3g}")
+    for k, (over, under) in enumerate(titles):
+        for panel, image, title in zip(axes[:, k], (first[k], second[k], difference[k]), (over, under, ""), strict=True):
+            panel.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            panel.set_title(title, fontsize=8, color="#B00020" if title == under != over else "black")
+    for panel, text in zip(axes[:, 0], side, strict=True):
+        panel.set_ylabel(text, fontsize=9)
+    return _save(figure, path)
+
+
+def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], styles: dict[str, int]) -> None:
+    lines: dict[str, list[tuple[float, Any]]] = defaultdict(list)
+    chances = set()
+    for row in sheet:
+        if attack not in row.estimates:
+            continue
+        assert row.threat is not None
+        scale = 255 if row.threat["norm"] == "linf" else 1
+        points = lines[names[id(row)]]
+        points.append((scale * row.threat["eps"], row.estimates[attack]))
+        if "clean" in row.estimates and all(eps > 0 for eps, _ in points):
+            points.append((0.0, row.estimates["clean"]))
+        if row.labels.get("classes"):
+            chances.add(1 / row.labels["classes"])
+    for name, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        at = np.array([eps for eps, _ in points])
+        value, low, high = 100 * np.array([list(found) for _, found in points]).T
+        k = styles[name]
+        panel.errorbar(
+            at,
+            value,
+            yerr=np.maximum([value - low, high - value], 0),
+            label=name,
+            color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k % len(MARKERS)],
+            linestyle=("-", "--", ":")[k // len(COLOURS) % 3],
+            markersize=4,
+            linewidth=1.4,
+            capsize=2.5,
+            elinewidth=0.9,
+        )
+    for chance in chances:
+        panel.axhline(100 * chance, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+        panel.annotate(
+            "chance",
+            (0.99, 100 * chance),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=7,
+            color="#777777",
+        )
+    panel.set_ylim(-2, 102)
+    panel.grid(axis="y", color="#E6E6E6", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+
+
+def _line_names(found: list[Row]) -> dict[int, str]:
+    """What each row's line is called: the defence, and whatever sets it apart from another line of the same defence."""
+    apart: dict[tuple[str, str], set[tuple[Any, ...]]] = defaultdict(set)
+
+    def variant(row: Row) -> tuple[Any, ...]:
+        return row.labels["n"], row.repeats, row.seed, row.quick, row.weights, row.labels.get("pretrain_dataset")
+
+    for row in found:
+        apart[row.labels["dataset"], row.labels["defense"]].add(variant(row))
+    names = {}
+    for row in found:
+        name, variants = row.labels["defense"], apart[row.labels["dataset"], row.labels["defense"]]
+        words: tuple[str, ...] = (
+            f"n={row.labels['n']}",
+            f"K={row.repeats}",
+            f"seed {row.seed}",
+            "quick" if row.quick else "full",
+        )
+        words += (f"weights {row.weights[:6]}", f"from {row.labels.get('pretrain_dataset')}")
+        differ = [word for k, word in enumerate(words) if len({each[k] for each in variants}) > 1]
+        names[id(row)] = f"{name} ({', '.join(differ)})" if differ else name
+    return names
+
+
+def _about(key: tuple[str, str], sheet: list[Row]) -> str:
+    """Data set, norm, and n and quick where they hold for every line (where not, the lines' names say it)."""
+    words = [key[0], {"linf": "l-inf"}.get(key[1], key[1])]
+    if len({row.labels["n"] for row in sheet}) == 1:
+        words.append(f"n={sheet[0].labels['n']}")
+    return ", ".join(words) + (" (quick suite)" if all(row.quick for row in sheet) else "")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write a PNG, the same bytes for the same figure (no software or date in it)."""
+    path = Path(path)
+    canvas = FigureCanvasAgg(figure)
+    write_atomic(path, lambda temporary: canvas.print_png(str(temporary), metadata={"Software": None}))
+    return path

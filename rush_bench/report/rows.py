@@ -1,0 +1,168 @@
+"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol A6)."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rush_bench.evaluation.records import CellResult
+from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
+from rush_bench.files import digest
+
+ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol section 7)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One (defence, images, threat, suite) with an Estimate (fractions) for each finished column.
+
+    Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
+    `notes` name what is unfinished or differs in settings.
+    """
+
+    labels: dict[str, Any]
+    weights: str
+    threat: dict[str, Any] | None
+    seed: int
+    repeats: int
+    estimates: dict[str, Estimate]
+    notes: tuple[str, ...]
+
+    @property
+    def quick(self) -> bool:
+        """Whether the suite is a quick one, whose columns are weaker than their names."""
+        return bool(self.labels.get("quick", str(self.labels["suite"]).endswith("-quick")))
+
+    @property
+    def threat_text(self) -> str:
+        """`linf 8/255`, `l2 0.5`, or `none` where only clean images were measured."""
+        if not self.threat:
+            return "none"
+        eps = self.threat["eps"]
+        size = f"{round(eps * 255, 3):g}/255" if self.threat["norm"] == "linf" else f"{eps:g}"
+        return f"{self.threat['norm']} {size}"
+
+    def is_linf8(self) -> bool:
+        """Whether the threat is l-inf 8/255, that of Table 1."""
+        return self.threat is not None and self.threat["norm"] == "linf" and math.isclose(self.threat["eps"], 8 / 255)
+
+
+def rows(results: Iterable[CellResult]) -> list[Row]:
+    """Rows in the order of defence, data set, threat, suite, n. Cells that differ in any setting never share one.
+
+    The clean accuracy has no threat and joins every row of its defence, images, seed and K.
+    """
+    groups: dict[str, list[CellResult]] = defaultdict(list)
+    clean: dict[str, list[CellResult]] = defaultdict(list)
+    for result in results:
+        if result.labels["attack"] == "clean":
+            clean[_group(result, with_threat=False)].append(result)
+        else:
+            groups[_group(result, with_threat=True)].append(result)
+    found, joined = [], set()
+    for cells in groups.values():
+        key = _group(cells[0], with_threat=False)
+        joined.add(key)
+        said = _differences(cells)
+        found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
+    found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
+    return sorted(found, key=_order)
+
+
+def estimate(result: CellResult, correct: str = "correct", repeats: str = "repeats") -> Estimate:
+    """Accuracy of a finished cell with its interval (protocol A1, A3), as fractions."""
+    if not result.complete:
+        raise ValueError(f"{result.folder} is not finished")
+    frame = result.frame
+    right, of = frame[correct].to_numpy(), frame[repeats].to_numpy()
+    one_bank = correct.startswith("bank") and bool((of == 1).all())
+    return interval(right, of, result.labels["deterministic"] or one_bank)
+
+
+def _group(result: CellResult, with_threat: bool) -> str:
+    """What cells of one row agree in: all that is hashed but the attack, and the names they go by."""
+    left_out = {"attack"} if with_threat else {"attack", "threat"}
+    same = {name: value for name, value in result.identity.items() if name not in left_out}
+    return digest([same, result.labels["defense"], result.labels["dataset"], result.labels["suite"]])
+
+
+def _one_clean(cells: Sequence[CellResult]) -> list[CellResult]:
+    """One clean cell, a finished one if there is any: they estimate the same quantity."""
+    return sorted(cells, key=lambda cell: (not cell.complete, cell.folder))[:1]
+
+
+def _variants(cells: Sequence[CellResult]) -> list[list[CellResult]]:
+    """Split a group that holds one attack under several settings: a worst case names its parts, the rest stand alone."""
+    if len({cell.labels["attack"] for cell in cells}) == len(cells):
+        return [list(cells)]
+    rest, variants = [cell for cell in cells if cell.labels["attack"] != "worst"], []
+    taken: set[str] = set()
+    for worst in (cell for cell in cells if cell.labels["attack"] == "worst"):
+        of = set(worst.identity["attack"].get("of", ()))
+        parts = [cell for cell in rest if digest(cell.identity) in of]
+        taken |= {digest(cell.identity) for cell in parts}
+        variants.append([*parts, worst])
+    return variants + [[cell] for cell in rest if digest(cell.identity) not in taken]
+
+
+def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
+    """For each cell (by key) whose attack is there under several settings, those that differ, in words."""
+    said: dict[str, str] = {}
+    for name in {cell.labels["attack"] for cell in cells} - {"worst"}:
+        same = [cell for cell in cells if cell.labels["attack"] == name]
+        keys = sorted({key for cell in same for key in cell.identity["attack"]})
+        differ = [key for key in keys if len({str(cell.identity["attack"].get(key)) for cell in same}) > 1]
+        for cell in same:
+            words = ", ".join(f"{key}={cell.identity['attack'].get(key)}" for key in differ)
+            said |= {digest(cell.identity): f"{name} with {words}"} if differ else {}
+    return said
+
+
+def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
+    estimates, notes = {}, []
+    for cell in cells:
+        name = cell.labels["attack"]
+        notes += [said[key]] if (key := digest(cell.identity)) in said else []
+        if not cell.complete:
+            notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")
+            continue
+        estimates[name] = estimate(cell)
+        if "bank_correct" in cell.frame:
+            estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
+        if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
+            estimates[f"worst_any{ANY_OF}"] = _any(cell)
+    first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
+    identity = first.identity
+    return Row(
+        first.labels, identity["weights"], identity["threat"], identity["seed"], identity["repeats"], estimates, tuple(notes)
+    )
+
+
+def _any(cell: CellResult) -> Estimate:
+    """Accuracy when one wrong prediction of ten loses. One such trial an image would be Bernoulli; its Clopper-Pearson
+    interval is wide enough for the mean of chances, which spreads less."""
+    frame = cell.frame
+    right = 1 - any_of_k(frame["correct"].to_numpy(), frame["repeats"].to_numpy(), ANY_OF)
+    return Estimate(float(right.mean()), *clopper_pearson(float(right.sum()), len(right)))
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    labels, threat = row.labels, row.threat or {"norm": "", "eps": 0}
+    return (
+        labels["dataset"],
+        str(labels.get("pretrain_dataset")),
+        threat["norm"],
+        threat["eps"],
+        row.quick,
+        labels["suite"],
+        -labels["n"],
+        labels.get("model") or labels["defense"],
+        labels.get("votes") or 0,
+        row.seed,
+        row.repeats,
+        row.weights,
+        row.notes,
+        json.dumps(row.estimates),
+    )

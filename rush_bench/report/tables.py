@@ -1,0 +1,148 @@
+"""Tables as pandas frames, from records alone (protocol A6): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
+
+Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 % interval. NaN: not measured, or not finished.
+The writers are in `writers.py` and re-exported here.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from rush_bench.errors import unknown_name
+from rush_bench.evaluation.records import CellResult
+from rush_bench.report.published import BLOCKS, PublishedRow, published
+from rush_bench.report.rows import Row, rows
+from rush_bench.report.writers import to_csv as to_csv
+from rush_bench.report.writers import to_latex as to_latex
+from rush_bench.report.writers import to_markdown as to_markdown
+from rush_bench.report.writers import to_rich as to_rich
+
+STYLES = ("plain", "paper")
+PLAIN = ("clean", "pgd", "eot", "apgd", "aa", "worst", "worst_any10", "apgd_bank", "aa_bank")
+PUBLISHED = ("standard", "pgd", "aa")
+FACTS = ("protocol", "extra_data", "architecture")
+# measured column -> the estimate it shows; measured_aa and measured_aa_fresh are one number for a randomised defence
+MEASURED = {
+    "measured_standard": "clean",
+    "measured_pgd": "pgd",
+    "measured_aa": "aa",
+    "measured_apgd": "apgd",
+    "measured_aa_bank": "aa_bank",
+    "measured_aa_fresh": "aa",
+    "measured_eot": "eot",
+    "measured_worst": "worst",
+}
+WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may be missing
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
+
+
+def table(results: Iterable[CellResult], style: str = "plain") -> pd.DataFrame:
+    """All that was measured, a row per (defence, data set, threat, suite, n); or Table 1 with it beside the published.
+
+    Cells that are not finished are NaN and a note. Rows that differ in n or any setting are never merged.
+    """
+    if style not in STYLES:
+        raise unknown_name("table style", style, STYLES)
+    found = rows(results)
+    return _plain(found) if style == "plain" else _paper(found)
+
+
+def _plain(found: list[Row]) -> pd.DataFrame:
+    columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
+    columns += [part for name in PLAIN for part in _parts(name)]
+    columns += ["K", "n", *FACTS, "budget", "seed", "notes"]
+    made = [_about(row) | _numbers(row, {name: name for name in PLAIN}) for row in found]
+    return pd.DataFrame(made, columns=columns).astype(WHOLE)
+
+
+def _paper(found: list[Row]) -> pd.DataFrame:
+    """Blocks and rows as in the paper; what is measured stands beside its row, other systems follow in their block."""
+    eligible = [row for row in found if row.is_linf8() or not row.threat]
+    best: dict[tuple[str, ...], Row] = {}
+    for row in eligible:  # one row a defence: l-inf 8/255 with its widest evaluation
+        who = (_block(row), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
+        if who not in best or _width(row) > _width(best[who]):
+            best[who] = row
+    measured = list(best.values())
+    used: set[int] = set()
+    lines: dict[str, list[dict[str, Any]]] = {block: [] for block in BLOCKS}
+    for entry in published().table1:
+        beside = sorted((r for r in measured if id(r) not in used and _matches(entry, r)), key=_width, reverse=True)[:1]
+        used |= {id(row) for row in beside}
+        lines[entry.block].append(_published(entry) | (_measured(beside[0]) if beside else {}))
+    for row in measured:
+        if id(row) not in used:
+            name = {"block": _block(row), "method": row.labels["defense"]}
+            lines.setdefault(_block(row), []).append(name | _measured(row))
+    columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
+    columns += [f"published_{name}" for name in FACTS]
+    columns += ["measured_as", *(part for name in MEASURED for part in _parts(name)), "n", "K", *FACTS, "budget"]
+    columns += ["suite", "seed", "notes"]
+    return pd.DataFrame([line for block in lines.values() for line in block], columns=columns).astype(WHOLE)
+
+
+def _parts(name: str) -> list[str]:
+    return [name, f"{name}_low", f"{name}_high"]
+
+
+def _numbers(row: Row, wanted: dict[str, str]) -> dict[str, float]:
+    made: dict[str, float] = {}
+    for column, name in wanted.items():
+        if name in row.estimates:
+            made |= dict(zip(_parts(column), (100 * part for part in row.estimates[name]), strict=True))
+    return made
+
+
+def _about(row: Row) -> dict[str, Any]:
+    labels = row.labels
+    about = {name: labels.get(name) for name in ("defense", "dataset", "pretrain_dataset", "suite", "n", *FACTS)}
+    if "extra_data" in labels and labels["extra_data"] is None:  # stated: none; a label that is absent is not known
+        about["extra_data"] = "none"
+    return about | {
+        "threat": row.threat_text,
+        "K": row.repeats,
+        "seed": row.seed,
+        "budget": labels.get("budget") or labels.get("preset"),
+        "notes": "; ".join(row.notes),
+    }
+
+
+def _measured(row: Row) -> dict[str, Any]:
+    wanted = dict(MEASURED)
+    if row.labels["deterministic"]:  # no bank, hence nothing but one number
+        del wanted["measured_aa_fresh"]
+    about = _about(row)
+    return {name: about[name] for name in ("n", "K", *FACTS, "budget", "suite", "seed", "notes")} | {
+        "measured_as": about["defense"],
+        **_numbers(row, wanted),
+    }
+
+
+def _published(entry: PublishedRow) -> dict[str, Any]:
+    facts = {f"published_{name}": fact.value for name in FACTS if (fact := getattr(entry, name))}
+    numbers = {f"published_{name}": getattr(entry, name) for name in PUBLISHED}
+    about = {"block": entry.block, "method": entry.method, "footnotes": ",".join(entry.footnotes)}
+    return about | {"published_source": entry.source} | numbers | facts
+
+
+def _block(row: Row) -> str:
+    """The block of a measured row: `CIFAR-10`, `CIFAR-10 -> STL-10`; without pre-training, the data set alone."""
+    dataset, before = row.labels["dataset"], row.labels.get("pretrain_dataset")
+    title = TITLES.get(dataset, dataset)
+    if before is None or (before == dataset != "stl10"):  # stl10 pre-trains on its unlabelled split
+        return title
+    return f"{TITLES.get(before, before)} -> {title}"
+
+
+def _matches(entry: PublishedRow, row: Row) -> bool:
+    labels = row.labels
+    votes = entry.votes is None or labels.get("votes") == entry.votes
+    return entry.beside and _block(row) == entry.block and labels.get("recipe") == entry.system and votes
+
+
+def _width(row: Row) -> tuple[Any, ...]:
+    """What is shown where several rows would fit: attacked at all, full suite, largest n, most columns, paper's training."""
+    attacked = sum(name in row.estimates for name in ("pgd", "eot", "aa", "apgd", "worst"))
+    paper = row.labels.get("preset") == "paper"
+    return (attacked > 0, not row.quick and bool(row.threat), row.labels["n"], attacked, paper, row.repeats)

@@ -1,0 +1,279 @@
+"""Frames of `tables.py` for people: CSV, Markdown, LaTeX (booktabs) and rich. The kind of table is read off its columns."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from rush_bench.files import write_text
+from rush_bench.report.published import published
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DASH = "–"
+HEADERS = {
+    "defense": "Defence",
+    "dataset": "Data set",
+    "threat": "Threat",
+    "suite": "Suite",
+    "clean": "Clean",
+    "pgd": "PGD",
+    "eot": "EOT",
+    "aa": "AA",
+    "apgd": "APGD (quick)",
+    "worst": "Worst",
+    "worst_any10": "Worst, any of 10",
+    "aa_bank": "AA on bank",
+    "apgd_bank": "APGD on bank (quick)",
+    "method": "Method",
+    "published_standard": "Standard (published)",
+    "published_pgd": "PGD (published)",
+    "published_aa": "AA (published)",
+    "published_setting": "Setting (published)",
+    "measured_as": "Measured",
+    "measured_standard": "Standard",
+    "measured_pgd": "PGD",
+    "measured_aa": "AA",
+    "measured_apgd": "APGD (quick)",
+    "measured_aa_bank": "AA on bank",
+    "measured_aa_fresh": "AA on fresh draws",
+    "measured_eot": "EOT",
+    "measured_worst": "Worst",
+    "protocol": "Protocol",
+    "extra_data": "Extra data",
+    "architecture": "Architecture",
+    "budget": "Training",
+}
+TEXT = ("protocol", "extra_data", "architecture", "budget")
+PLAIN: tuple[str, ...] = ("defense", "dataset", "threat", "suite", "clean", "pgd", "eot", "apgd", "aa", "worst", "worst_any10")
+PLAIN += ("apgd_bank", "aa_bank", "K", "n", *TEXT[:3])
+PAPER: tuple[str, ...] = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
+PAPER += ("measured_standard", "measured_pgd", "measured_aa", "measured_apgd", "measured_aa_bank", "measured_aa_fresh")
+PAPER += ("measured_eot", "measured_worst", "n", "K", *TEXT)
+OPTIONAL = ("apgd", "aa", "eot", "apgd_bank", "aa_bank", "worst_any10", "measured_apgd")  # left out where all are empty
+NARROW = ("published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)  # left out on a terminal
+WEAK = ("measured_pgd", "measured_eot", "measured_worst")  # a quick suite runs these with fewer steps: marked
+QUICK = "q"
+UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table as text: `marks` hold footnote marks, `bold` the (row, column) of the best."""
+
+    columns: list[str]
+    cells: list[list[str]]
+    marks: dict[tuple[int, int], str]
+    bold: set[tuple[int, int]]
+    blocks: list[tuple[str, range]]
+    notes: list[tuple[str, str]]
+
+
+def to_csv(frame: pd.DataFrame, path: Path) -> None:
+    """All columns, numbers to two decimals, empty where there is none."""
+    write_text(Path(path), frame.to_csv(index=False, float_format="%.2f"))
+
+
+def to_markdown(frame: pd.DataFrame, path: Path | None = None) -> str:
+    """GitHub Markdown, a table a block; written to `path` if there is one."""
+    layout = lay_out(frame)
+    wide = [name in HEADERS and name.removeprefix("measured_") not in ("as", *TEXT) for name in layout.columns]
+    head = "| " + " | ".join(_markdown(HEADERS.get(name, name)) for name in layout.columns) + " |"
+    rule = "|" + "|".join("---" if k == 0 or not wide[k] else "---:" for k in range(len(wide))) + "|"
+    lines = []
+    for title, span in layout.blocks:
+        marked = "STL-10<sup>3</sup> -> STL-10" if title == UNLABELLED else _markdown(title)
+        lines += [f"### {marked}", ""] if title else []
+        lines += [head, rule]
+        lines += ["| " + " | ".join(_cells(layout, i, _markdown, "**{}**", "<sup>{}</sup>")) + " |" for i in span]
+        lines.append("")
+    lines += [f"<sup>{mark}</sup> {_markdown(text)}  " if mark else f"{_markdown(text)}  " for mark, text in layout.notes]
+    text = "\n".join(lines).rstrip() + "\n"
+    if path is not None:
+        write_text(Path(path), text)
+    return text
+
+
+def to_latex(frame: pd.DataFrame, path: Path | None = None) -> str:
+    """A LaTeX table; needs the packages booktabs and graphicx. Written to `path` if there is one."""
+    layout = lay_out(frame)
+    count = len(layout.columns)
+    sides = "".join("l" if name in ("method", "defense", "dataset", "measured_as", *TEXT) else "c" for name in layout.columns)
+    lines = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "\\centering"]
+    lines += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{{sides}}}", "\\toprule"]
+    lines += [" & ".join(_latex(HEADERS.get(name, name)) for name in layout.columns) + " \\\\"]
+    for title, span in layout.blocks:
+        lines.append("\\midrule")
+        if title:
+            lines += [f"\\multicolumn{{{count}}}{{c}}{{{_latex_title(title)}}} \\\\", "\\midrule"]
+        lines += [" & ".join(_cells(layout, i, _latex, "\\textbf{{{}}}", "\\textsuperscript{{{}}}")) + " \\\\" for i in span]
+    lines += ["\\bottomrule", "\\end{tabular}}", "", "\\smallskip\\footnotesize\\raggedright"]
+    for mark, text in layout.notes:
+        lines.append((f"\\textsuperscript{{{_latex(mark)}}} " if mark else "") + _latex(text) + "\\par")
+    text = "\n".join([*lines, "\\end{table}"]) + "\n"
+    if path is not None:
+        write_text(Path(path), text)
+    return text
+
+
+def to_rich(frame: pd.DataFrame) -> "Table":
+    """For a terminal: the columns that fit, notes below."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    layout = lay_out(frame, leave_out=NARROW)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", caption_style="dim")
+    for row in layout.cells if "method" in layout.columns else []:  # narrower: no citations, intervals on a line below
+        row[0] = re.sub(r" \([^()]*, \d{4}\)", "", row[0])
+        row[:] = [re.sub(r"^(\S+) \[", r"\1\n[", text) for text in row]
+    for k, name in enumerate(layout.columns):
+        head = re.sub(r"(.*) \(published\)", r"Published\n\1", HEADERS.get(name, name))
+        made.add_column(escape(head), justify="left" if k == 0 else "right", overflow="fold")
+    for title, span in layout.blocks:
+        if title:
+            made.add_section()
+            made.add_row(f"[italic]{escape(title)}[/]")
+        for i in span:
+            made.add_row(*_cells(layout, i, escape, "[bold]{}[/]", " {}"))
+    made.caption = "\n".join(escape(f"{mark}: {text}" if mark else text) for mark, text in layout.notes) or None
+    return made
+
+
+def lay_out(frame: pd.DataFrame, leave_out: tuple[str, ...] = ()) -> Layout:
+    """Choose and fill the columns of a frame made by `table`, find the best, gather footnotes."""
+    paper = "block" in frame
+    if paper:
+        frame = frame.assign(published_setting=frame.apply(_setting, axis=1) if len(frame) else [])
+    columns = [name for name in (PAPER if paper else PLAIN) if name not in leave_out]
+    columns = [name for name in columns if name not in OPTIONAL or frame[name].notna().any()]
+    frame = frame.reset_index(drop=True)
+    cells = [[_text(frame, i, name) for name in columns] for i in range(len(frame))]
+    blocks = _blocks(frame) if paper else [("", range(len(frame)))]
+    quick = [str(suite).endswith("-quick") for suite in frame["suite"]]
+    marks = {}
+    for i in range(len(frame)):
+        if paper and isinstance(frame.at[i, "footnotes"], str) and frame.at[i, "footnotes"]:
+            marks[i, 0] = frame.at[i, "footnotes"]
+        for k, name in enumerate(columns):
+            if paper and quick[i] and name in WEAK and cells[i][k] != DASH:
+                marks[i, k] = QUICK
+    bold = {(i, columns.index(name)) for i, name in best(frame) if name in columns}
+    return Layout(columns, cells, marks, bold, blocks, _notes(frame, paper, any(quick)))
+
+
+def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
+    """(row, column) of the best of each block and column, ties to one decimal included; fewer than two have no best.
+
+    Published standard accuracies with footnote 2 are not ranked, as in the paper. Measured ones are ranked on equal terms
+    only: same data set, threat, suite and n (in a block of the paper style: those of its fullest suite and largest n).
+    """
+    if frame.empty:
+        return set()
+    if "block" not in frame:
+        names = [name for name in PLAIN if f"{name}_low" in frame]
+        terms = ["dataset", "pretrain_dataset", "threat", "suite", "n"]
+        return {hit for _, part in frame.groupby(terms, dropna=False) for name in names for hit in _tops(part[name])}
+    found: set[tuple[int, str]] = set()
+    for _, block in frame.groupby("block", sort=False):
+        ranked = block[~block["footnotes"].fillna("").str.split(",").map(lambda marks: "2" in marks)]
+        found |= _tops(ranked["published_standard"]) | _tops(block["published_pgd"]) | _tops(block["published_aa"])
+        measured = block[block["n"].notna()]
+        if len(measured):
+            terms = measured.assign(full=~measured["suite"].astype(str).str.endswith("-quick"))[["full", "n"]]
+            equal = measured[(terms == terms.sort_values(["full", "n"]).iloc[-1]).all(axis=1)]
+            found |= {hit for name in PAPER if f"{name}_low" in frame for hit in _tops(equal[name])}
+    return found
+
+
+def _tops(column: pd.Series) -> set[tuple[int, str]]:
+    shown = column.astype(float).round(1).dropna()
+    return {(i, str(column.name)) for i in shown.index[shown == shown.max()]} if len(shown) > 1 else set()
+
+
+def _text(frame: pd.DataFrame, i: int, name: str) -> str:
+    value = frame.at[i, name]
+    if pd.isna(value) or value == "":
+        return DASH
+    if f"{name}_low" in frame:
+        return f"{value:.1f} [{frame.at[i, f'{name}_low']:.1f}, {frame.at[i, f'{name}_high']:.1f}]"
+    if name.startswith("published") and isinstance(value, float):
+        return f"{value:.1f}"
+    return str(int(value)) if name in ("n", "K") else str(value)
+
+
+def _setting(line: pd.Series) -> str:
+    parts = [line[f"published_{name}"] for name in ("protocol", "architecture", "extra_data")]
+    return ", ".join(part for part in parts if isinstance(part, str))
+
+
+def _blocks(frame: pd.DataFrame) -> list[tuple[str, range]]:
+    spans = []
+    for title, part in frame.groupby("block", sort=False):
+        spans.append((str(title), range(part.index[0], part.index[-1] + 1)))
+    return spans
+
+
+def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str, str]]:
+    notes = [
+        (
+            "",
+            "Accuracy in percent; K predictions an image on n images. 95 % intervals: Clopper-Pearson for deterministic "
+            "defences, two-level bootstrap (images, then draws) for randomised ones.",
+        )
+    ]
+    if paper:
+        notes += list(published().footnotes.items())
+        remarks = {f"{row.method}, {row.block}: {row.remark.value}" for row in published().table1 if row.remark}
+        notes += [("", text) for text in sorted(remarks)]
+        source = "the RUSH paper, Table 1"
+        notes.append(("", f"Published: {source}. Measured: this tool, l-inf 8/255; {DASH} is not measured or not finished."))
+    if any_quick:
+        what = "fewer steps and draws than the column's name promises; never compare it with a full suite."
+        notes.append((QUICK, f"quick suite: {what}") if paper else ("", f"Suites named -quick: {what}"))
+    names = frame["measured_as"] if paper else frame["defense"]
+    for name, suite, said in zip(names, frame["suite"], frame["notes"], strict=True):
+        if isinstance(said, str) and said:
+            notes.append(("", f"{name}, {suite}: {said}"))
+    return notes
+
+
+def _cells(layout: Layout, i: int, escape: Callable[[str], str], bold: str, mark: str) -> list[str]:
+    made = []
+    for k, text in enumerate(layout.cells[i]):
+        text = escape(text)
+        if (i, k) in layout.bold:  # the number, not its interval
+            number = text.split()[0]
+            text = bold.format(number) + text[len(number) :]
+        made.append(text + (mark.format(layout.marks[i, k]) if (i, k) in layout.marks else ""))
+    return made
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|*_`<])", r"\\\1", text)
+
+
+_LATEX = {
+    "[": "{[}",
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    DASH: "--",
+    "→": "$\\rightarrow$",
+}
+
+
+def _latex(text: str) -> str:
+    made = "".join(_LATEX.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+    made = made.replace("I\\_F+", "$\\mathcal{I}_F^+$").replace("I\\_F ", "$\\mathcal{I}_F$ ")
+    return made.replace("l-inf ", "$\\ell_\\infty$ ").replace("->", "$\\rightarrow$").replace("<", "$<$").replace(">", "$>$")
+
+
+def _latex_title(title: str) -> str:
+    if title == UNLABELLED:  # as in the paper: the bar marks the unlabelled split
+        return "$\\overline{\\mbox{STL-10}}^{3} \\rightarrow$ STL-10"
+    return _latex(title)

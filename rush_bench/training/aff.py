@@ -1,0 +1,89 @@
+"""AFF, adversarial full fine-tuning of a pre-trained encoder (recipes R1.5), with one BatchNorm route or two (R2.12)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.networks import route, routed
+from rush_bench.training.inner import InnerSettings, attack_mode
+from rush_bench.training.losses import kl, trades
+from rush_bench.training.routed import CARRIED
+from rush_bench.training.stage import Batch, Context
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage
+
+
+@dataclass(frozen=True)
+class AFFSettings(SupervisedSettings):
+    """Defaults: ACL's train_trades (R2.3), which AdvCL, DynACL and the RobustSSL benchmark share (R1.5)."""
+
+    objective: Literal["trades", "pgd_at"] = "trades"  # pgd_at: Chen 2020b
+    beta: float = 6.0
+    attack: InnerSettings = field(default_factory=lambda: InnerSettings(start="gaussian"))
+    epochs: int = 25
+    batch_size: int = 128
+    lr: float = 0.1
+    milestones: tuple[float, ...] = (15, 20)
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    trained: Literal["all", "last_stage", "head"] = "all"  # ACL's freeze modes: none, all but layer4 + fc, all but fc
+    head_init: Literal["default", "zero"] = "zero"
+    routes: Literal[1, 2] = 1  # 2: clean images through route 0, attacked ones through route 1 (DynACL)
+
+
+class AFF(SupervisedStage):
+    """TRADES, or PGD-AT, from pre-trained weights; the best epoch is chosen by robust accuracy on the validation split."""
+
+    name = "aff"
+
+    def __init__(self, context: Context, settings: AFFSettings) -> None:
+        super().__init__(context, settings, settings.attack)
+        self.full, self.encoder = settings, context.network.encoder
+        if settings.routes == 2:
+            self.encoder = routed(self.encoder, 2, place=1)  # type: ignore[assignment]
+        self.head, self.frozen = self.network.head, self.freeze()
+
+    def freeze(self) -> list[nn.Module]:
+        """Parts that do not learn; BatchNorm is in eval mode there."""
+        parts = dict(self.encoder.named_children())
+        names = {"all": set(), "head": set(parts), "last_stage": set(parts) - {f"layer{self.network.encoder.stages}"}}
+        frozen = [parts[name] for name in sorted(names[self.full.trained])]
+        for part in frozen:
+            part.requires_grad_(False)
+        return frozen
+
+    def prepare(self, fresh: bool) -> None:
+        if not fresh:
+            return
+        if self.full.head_init == "zero":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+        if self.full.routes == 2:
+            self.encoder.load_state_dict(self.carried[CARRIED])
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.train()
+        for part in self.frozen:
+            part.eval()
+
+    def through(self, x: Tensor, number: int) -> Tensor:
+        """Logits (B, K) in float32 through a route."""
+        with self.autocast(), route(self.encoder, number if self.full.routes == 2 else 0):
+            return self.head(self.encoder(x)).float()
+
+    def labels(self, batch: Batch) -> Tensor:
+        """What the images are to be called: int64 (B,)."""
+        return batch.labels
+
+    def loss(self, batch: Batch) -> Tensor:
+        x, y, inner = self.inputs(batch), self.labels(batch), self.full.attack
+        if self.full.objective == "pgd_at":  # Madry et al. 2018, eq. 2.1
+            attacked = inner.run(self, lambda v: F.cross_entropy(self.through(v, 1), y), x, batch.generator)
+            return F.cross_entropy(self.through(attacked, 1), y)
+        with attack_mode(self, inner.mode), torch.no_grad():
+            target = self.through(x, 0)
+        attacked = inner.run(self, lambda v: kl(target, self.through(v, 1)).sum(), x, batch.generator)
+        # Zhang et al. 2019, eq. 5; two forward passes in train(), each a BatchNorm batch of its own, as in the code
+        return trades(self.through(x, 0), self.through(attacked, 1), y, self.full.beta)

@@ -1,0 +1,104 @@
+"""Checkpoints of a run that is not finished, in `<model folder>/.training/`, and what a run is identified by."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rush_bench.errors import BadInput
+from rush_bench.files import write_atomic
+
+FORMAT = 1
+IDENTITY = ("recipe", "dataset", "pretrain_dataset", "seed", "settings", "data")  # keys of a card; equal means same run
+
+
+def identity(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a card that decides the weights, as it reads back from JSON."""
+    return json.loads(json.dumps({key: card[key] for key in IDENTITY}))
+
+
+def refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """BadInput that names what differs, if the folder belongs to another run."""
+    there, here = _flat(found), _flat(wanted)
+    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    if differing:
+        shown = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in differing[:6]]
+        more = f", and {len(differing) - 6} more" if len(differing) > 6 else ""
+        raise BadInput(
+            f"{folder} holds a run with other settings: {'; '.join(shown)}{more}. "
+            "Give this one another --name, or delete the folder"
+        )
+
+
+class CheckpointFile:
+    """The one checkpoint of a run. Writes replace it atomically; reads check format, content and identity."""
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        self.model_folder, self.folder = folder, folder / ".training"
+        self.path = self.folder / "checkpoint.pt"
+        self.run = dict(run)
+
+    def save(self, content: Mapping[str, Any]) -> None:
+        """Tensors and plain values only, so that `weights_only=True` reads them."""
+        whole = {"format": FORMAT, "run": json.dumps(self.run), **content}
+        write_atomic(self.path, lambda temporary: torch.save(whole, temporary))
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The content, or None where there is none."""
+        if not self.path.exists():
+            return None
+        try:
+            content = torch.load(self.path, map_location=device, weights_only=True)
+            found, known = json.loads(content["run"]), content["format"] == FORMAT
+        except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
+            raise BadInput(
+                f"checkpoint {self.path} is damaged ({type(error).__name__}); delete {self.folder} to train from the start"
+            ) from error
+        if not known:
+            raise BadInput(f"checkpoint {self.path} is of another version; delete {self.folder} to train from the start")
+        refuse_other(found, self.run, self.model_folder)
+        return content
+
+    def remove(self) -> None:
+        """Delete the folder of the unfinished run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process a model. The system frees the lock when its holder dies; leftovers of kills are swept here."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise BadInput(f"cannot write in {self.model_folder} ({error.strerror}); choose another --store") from error
+        try:
+            _claim(handle, self.model_folder)
+            for stale in [*self.folder.glob(".checkpoint-*.pt"), *self.model_folder.glob(".*-*.safetensors")]:
+                stale.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _claim(handle: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, and no promise for two processes in one folder
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise BadInput(f"another process is training in {folder}; wait for it, or give this run another --name") from error
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = key if prefix == "settings." else prefix + key
+        flat |= _flat(item, name + ".") if isinstance(item, Mapping) else {name.removeprefix("settings."): item}
+    return flat

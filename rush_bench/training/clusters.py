@@ -1,0 +1,96 @@
+"""Pseudo-labels by k-means: on features of our own encoder, or read from a file (recipes R2.4, R2.12)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rush_bench.datasets import Images
+from rush_bench.errors import BadInput
+from rush_bench.training.seeds import derive
+
+ROUNDS = 50
+
+
+@torch.no_grad()
+def kmeans(points: Tensor, count: int, seed: int, rounds: int = ROUNDS) -> Tensor:
+    """Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii 2007): the cluster of each point, int64 (N,).
+
+    points (N, D). Stops after `rounds`, or when nothing moves. An empty cluster takes the point farthest from its own
+    centre. The draws come from the seed alone. BadInput for more clusters than points.
+    """
+    if not 1 <= count <= len(points):
+        raise BadInput(f"{count} clusters of {len(points)} images; give at most as many clusters as images")
+    generator = torch.Generator().manual_seed(derive(seed, "kmeans", count))
+    centres = points[_spread(points, count, generator)].clone()
+    label = torch.full((len(points),), -1, device=points.device)
+    for _ in range(rounds):
+        distance, nearest = _nearest(points, centres)
+        if torch.equal(nearest, label):
+            break
+        label = nearest
+        sizes = torch.bincount(label, minlength=count)
+        sums = torch.zeros_like(centres).index_add_(0, label, points)
+        centres = sums / sizes.clamp_min(1).unsqueeze(1)
+        empty = torch.nonzero(sizes == 0).flatten()
+        centres[empty] = points[distance.topk(max(1, len(empty))).indices[: len(empty)]]
+    return label
+
+
+def _spread(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """Indices of k-means++ centres: each drawn with a probability in proportion to its squared distance to the last."""
+    first = int(torch.randint(len(points), (1,), generator=generator))
+    chosen, gap = [first], (points - points[first]).square().sum(1)
+    for _ in range(count - 1):
+        weight = gap.double().cpu()
+        even = torch.ones_like(weight).index_fill_(0, torch.tensor(chosen), 0)  # where all that is left coincides
+        pick = int(torch.multinomial(weight if float(weight.sum()) > 0 else even, 1, generator=generator))
+        chosen.append(pick)
+        gap = torch.minimum(gap, (points - points[pick]).square().sum(1))
+    return chosen
+
+
+def _nearest(points: Tensor, centres: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
+    """Squared distance to the nearest centre, up to rounding, and which it is: (N,) each."""
+    half = centres.square().sum(1)
+    parts = [(half - 2 * part @ centres.T).min(1) for part in points.split(chunk)]
+    return torch.cat([p.values for p in parts]) + points.square().sum(1), torch.cat([p.indices for p in parts])
+
+
+def pseudo_labels(features: Tensor, counts: Iterable[int], seed: int) -> dict[str, Tensor]:
+    """A clustering of the features (N, D) for each count of clusters: `{"10": int64 (N,), ...}`."""
+    return {str(count): kmeans(features.float(), count, seed) for count in counts}
+
+
+def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, whole: int) -> dict[str, Tensor]:
+    """Labels of the images from an `.npz` file with an integer array `pseudo_train_K` for each K of `counts`.
+
+    Arrays are in the order of the official training split, of which `whole` images are known to exist; `images.index`
+    chooses. BadInput for a file that cannot be read, a missing array, another length, or labels outside 0..K-1.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(
+            f"pseudo-label file {path} cannot be read ({error}); give an .npz with one array pseudo_train_K for each K"
+        ) from error
+    found = {}
+    for count in counts:
+        name = f"pseudo_train_{count}"
+        if name not in arrays:
+            raise BadInput(f"pseudo-label file {path} has no array {name!r}; it has {', '.join(arrays) or 'none'}")
+        labels = arrays[name]
+        if labels.dtype.kind not in "iu" or labels.shape != (whole,):
+            raise BadInput(
+                f"{path}: {name} is {labels.dtype} of shape {labels.shape}; {images.name} needs one integer for each of "
+                f"its {whole} training images, in the official order"
+            )
+        wrong = np.flatnonzero((labels < 0) | (labels >= count))
+        if len(wrong):
+            raise BadInput(f"{path}: {name} has label {labels[wrong[0]]} for image {wrong[0]}; give 0 to {count - 1}")
+        chosen = labels.astype(np.int64)[images.index.cpu().numpy()]
+        found[str(count)] = torch.from_numpy(chosen).to(images.labels.device)
+    return found

@@ -1,0 +1,150 @@
+"""Linear fine-tuning of a pre-trained encoder: SLF, ALF, and NSLF with its BatchNorm switch (recipes R1.5, R2.1).
+
+AFF, which trains all weights, is in `aff.py`; `protocols.py` chooses.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.datasets.views import pad_crop
+from rush_bench.errors import BadInput
+from rush_bench.noise import noise_from
+from rush_bench.training.inner import InnerSettings, attack_mode
+from rush_bench.training.losses import kl, trades
+from rush_bench.training.options import Optimisation
+from rush_bench.training.stage import Batch, Context, Stage
+from rush_bench.training.validation import accuracy, evenly, outputs, robust_accuracy
+
+BNAdapt = Literal["none", "beta", "affine", "stats", "beta_stats"]
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(Optimisation):
+    """Defaults: RUSH appendix B; what it leaves open as in protocol R5 rows 19 to 22."""
+
+    epochs: int = 25
+    batch_size: int = 512
+    lr: float = 0.1
+    lr_min: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    noisy: bool = True  # draw the run's noise law here (eq. 12); without a law there is nothing to draw
+    bn_adapt: BNAdapt = "none"
+    augment: Literal["none", "crop_flip"] = "none"  # none is mentioned (R5 row 20)
+    padding: int = 4  # of crop_flip
+    flip: float = 0.5
+    head_init: Literal["default", "zero"] = "default"  # torch's nn.Linear default; ACL's family starts from zero
+    protocol: Literal["SLF", "ALF", "AFF"] = "SLF"  # R1.5; AFF takes the settings of the group `aff`
+    alf_loss: Literal["ce", "trades"] = "ce"  # trades: beta 6, DeACL's code, not comparable with other systems' ALF
+    attack: InnerSettings = field(default_factory=InnerSettings)  # ALF's, and that of the validation
+    select_images: int = 0  # validation images attacked after each epoch, to choose the best by robust accuracy (R1.6)
+
+
+def open_batchnorm(encoder: nn.Module, switch: BNAdapt) -> None:
+    """Freeze an encoder except for what the switch names (R5 row 21): beta is BatchNorm's bias, affine adds its weight.
+
+    Call `set_batchnorm_mode` at each epoch as well: it decides whether running statistics move.
+    """
+    encoder.requires_grad_(False)
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.requires_grad_(switch in ("beta", "affine", "beta_stats"))
+            module.weight.requires_grad_(switch == "affine")
+
+
+def set_batchnorm_mode(encoder: nn.Module, switch: BNAdapt) -> None:
+    """eval() throughout, but BatchNorm in train() where the switch lets the statistics adapt to the (noisy) inputs."""
+    encoder.eval()
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(switch in ("stats", "beta_stats"))
+
+
+class Finetune(Stage):
+    """Cross-entropy of the linear head on (noisy) images; the encoder is frozen up to `bn_adapt`."""
+
+    name = "finetune"
+
+    def __init__(self, context: Context, settings: FinetuneSettings) -> None:
+        super().__init__(context)
+        self.own = settings
+        self.law = noise_from(self.settings.noise)  # what the defence adds when it predicts
+        self.noise = self.law if settings.noisy else None  # what this stage adds when it trains
+        self.score = "robust" if settings.select_images else "clean" if self.law is None else "noisy"
+        self.frozen = settings.bn_adapt == "none"
+        self.features: dict[str, Tensor] = {}
+        if settings.protocol == "AFF":
+            raise BadInput("this recipe has no full fine-tuning; use finetune.protocol=SLF or ALF")
+        if settings.protocol == "ALF" and (self.noise is not None or not self.frozen):
+            raise BadInput("ALF is for a frozen encoder without noise; set finetune.bn_adapt=none and finetune.noisy=false")
+        open_batchnorm(self.network.encoder, settings.bn_adapt)
+
+    def prepare(self, fresh: bool) -> None:
+        """A frozen encoder on fixed images gives fixed features: compute them once."""
+        if fresh and self.own.head_init == "zero":
+            nn.init.zeros_(self.network.head.weight)
+            nn.init.zeros_(self.network.head.bias)
+        if self.frozen and self.noise is None and self.own.augment == "none" and self.own.protocol == "SLF":
+            self.eval()
+            with self.autocast():
+                self.features["train"] = outputs(self.network.encoder, self.splits["train"])
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The head in train mode; the encoder as the BatchNorm switch says."""
+        self.train()
+        set_batchnorm_mode(self.network.encoder, self.own.bn_adapt)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The images this stage learns from: augmented if asked, then Q(x) = x + n (Alg. 1 line 11), not clipped."""
+        x = batch.images
+        if self.own.augment == "crop_flip":
+            x = pad_crop(x, batch.generator, self.own.padding, self.own.flip)
+        return x if self.noise is None else x + self.noise.sample(x.shape, batch.generator)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """CE(phi(f(Q(x))), y): eq. 12, Alg. 1 line 12. ALF: the same at PGD's x', crafted through phi and f."""
+        if self.own.protocol == "ALF":
+            return self.adversarial_loss(batch)
+        if "train" in self.features:
+            features = self.features["train"][batch.rows]
+        else:
+            trains_encoder = self.own.bn_adapt in ("beta", "affine", "beta_stats")
+            with self.autocast(), torch.set_grad_enabled(trains_encoder):
+                features = self.network.encoder(self.inputs(batch)).float()
+        return F.cross_entropy(self.network.head(features), batch.labels)
+
+    def adversarial_loss(self, batch: Batch) -> Tensor:
+        """CE(phi(f(x')), y), x' maximising it (R1.5: ALF); with `alf_loss=trades`, TRADES with the encoder frozen."""
+        x, y, inner = self.inputs(batch), batch.labels, self.own.attack
+
+        def logits(v: Tensor) -> Tensor:
+            with self.autocast():
+                return self.network(v).float()
+
+        if self.own.alf_loss == "ce":
+            attacked = inner.run(self, lambda v: F.cross_entropy(logits(v), y), x, batch.generator)
+            return F.cross_entropy(logits(attacked), y)
+        with attack_mode(self, inner.mode), torch.no_grad():
+            target = logits(x)
+        attacked = inner.run(self, lambda v: kl(target, logits(v)).sum(), x, batch.generator)
+        return trades(logits(x), logits(attacked), y, 6.0)
+
+    def validate(self) -> dict[str, float]:
+        """`clean` accuracy of the validation split; with a noise law, `noisy`: one fixed draw an image; `robust`."""
+        self.eval()
+        val, network = self.splits["val"], self.network
+        with self.autocast():
+            if self.frozen and "val" not in self.features:
+                self.features["val"] = outputs(network.encoder, val)
+            logits = network.head(self.features["val"]).float() if self.frozen else outputs(network, val)
+            numbers = {"clean": accuracy(logits, val.labels)}
+            if self.law is not None:
+                numbers["noisy"] = accuracy(outputs(network, val, self.law, self.seed), val.labels)
+            if self.own.select_images:
+                chosen = evenly(val, self.own.select_images)
+                numbers["robust"] = robust_accuracy(network, chosen, self.own.attack, self.seed)
+        return numbers

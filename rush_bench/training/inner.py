@@ -1,0 +1,133 @@
+"""The inner attack: images that maximise an objective, made while training."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Norm = Literal["linf", "l2"]
+Start = Literal["uniform", "zero", "gaussian"]
+Mode = Literal["eval", "train", "batch"]
+JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, recipes R2.16)
+
+
+@dataclass(frozen=True)
+class InnerSettings:
+    """The l-inf attack that most systems share: PGD-10 at 8/255 (R2.16). `mode`: see `attack_mode`."""
+
+    eps: float = 8 / 255
+    step: float = 2 / 255
+    steps: int = 10
+    start: Start = "uniform"
+    mode: Mode = "eval"
+
+    def run(
+        self, module: nn.Module, objective: Callable[[Tensor], Tensor], images: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """x' by `pgd` on an objective that goes through `module`, which is as it was afterwards (see `attack_mode`)."""
+        with attack_mode(module, self.mode):
+            return pgd(objective, images, eps=self.eps, step=self.step, steps=self.steps, start=self.start, generator=generator)
+
+
+def pgd(
+    objective: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    generator: torch.Generator,
+    norm: Norm = "linf",
+    start: Start = "uniform",
+    box: bool = True,
+) -> Tensor:
+    """Projected gradient ascent (Madry et al. 2018) on `objective`, in pixel units; x' detached, as `images` otherwise.
+
+    objective: x' (B, C, H, W) to a scalar, summed over the batch (in l-inf a mean would do as well). The gradient is
+    taken in x' alone. Each step ends in the eps-ball around `images` and, with `box`, in [0,1]. start: `uniform` in the
+    ball (l2: direction and radius uniform), `zero`, or `gaussian`, sigma 0.001. No host sync.
+    """
+    images = images.detach()
+    x = project(begin(images, eps, generator, norm, start), images, eps, norm, box)
+    for _ in range(steps):
+        with torch.enable_grad():
+            x.requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(x), x)
+        x = project(x.detach() + step * ascent(gradient, norm), images, eps, norm, box)
+    return x
+
+
+def begin(images: Tensor, eps: float, generator: torch.Generator, norm: Norm, start: Start) -> Tensor:
+    """Where the attack starts, before any projection: a new tensor."""
+    if start == "zero":
+        return images.clone()
+    shape, device = images.shape, generator.device
+    if start == "gaussian":
+        return images + JITTER * torch.randn(shape, generator=generator, device=device, dtype=images.dtype)
+    if norm == "linf":
+        uniform = torch.rand(shape, generator=generator, device=device, dtype=images.dtype)
+        return images + eps * (2 * uniform - 1)
+    direction = ascent(torch.randn(shape, generator=generator, device=device, dtype=images.dtype), norm)
+    radius = torch.rand((len(images), 1, 1, 1), generator=generator, device=device, dtype=images.dtype)
+    return images + eps * radius * direction
+
+
+def ascent(gradient: Tensor, norm: Norm) -> Tensor:
+    """The unit step of steepest ascent: the sign for l-inf, the gradient over its length for l2 (0 stays 0)."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / lengths(gradient).clamp_min(1e-20)
+
+
+def project(x: Tensor, images: Tensor, eps: float, norm: Norm, box: bool = True) -> Tensor:
+    """Into the ball around `images`, then into the box, which moves towards them and so stays in the ball."""
+    if norm == "linf":
+        x = x.clamp(images - eps, images + eps)
+    else:
+        delta = x - images
+        x = images + delta * (eps / lengths(delta).clamp_min(1e-12)).clamp_max(1)
+    return x.clamp(0, 1) if box else x
+
+
+def lengths(delta: Tensor) -> Tensor:
+    """The l2 norm of each image's perturbation, (B, 1, 1, 1)."""
+    return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
+
+
+@contextmanager
+def attack_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
+    """A module as the inner attack sees it, and as it was again afterwards: weights ask for no gradient.
+
+    `eval`: running statistics, which stay. `train`: batch statistics, and the running ones move at every forward pass,
+    as in systems whose code never leaves train(). `batch`: batch statistics, and the running ones stay.
+    """
+    training = [(part, part.training) for part in module.modules()]
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    try:
+        module.train(mode != "eval")
+        for weight in weights:
+            weight.requires_grad_(False)
+        with untracked(module) if mode == "batch" else nullcontext():
+            yield
+    finally:
+        for part, was in training:
+            part.training = was
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+@contextmanager
+def untracked(module: nn.Module) -> Iterator[None]:
+    """In train mode, BatchNorm normalises by the batch and leaves its running statistics alone."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

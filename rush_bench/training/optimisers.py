@@ -1,0 +1,73 @@
+"""Optimisers and the learning rate over a stage."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rush_bench.training.options import Optimisation
+
+
+def learning_rate(settings: Optimisation, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up from `warmup_from` to lr over `warmup_epochs`, then a cosine from lr to lr_min, or steps down.
+
+    All by step, counted from 0. Milestones count from the start of the stage, warm-up included.
+    """
+    warmup, total = round(settings.warmup_epochs * steps_per_epoch), settings.epochs * steps_per_epoch
+    if step < warmup:
+        return settings.warmup_from + (settings.lr - settings.warmup_from) * (step + 1) / warmup
+    if settings.schedule == "steps":
+        return settings.lr * settings.decay ** sum(step >= round(m * steps_per_epoch) for m in settings.milestones)
+    phase = math.pi * (step - warmup) / max(1, total - warmup)
+    return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(phase)) / 2
+
+
+def make_optimiser(settings: Optimisation, parameters: list[Any]) -> torch.optim.Optimizer:
+    """The stage's optimiser, fused where that exists. `parameters` may be groups, as torch has them.
+
+    Weight decay applies to every parameter whose group does not say otherwise (R5 row 22).
+    """
+    shared: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    if settings.optimiser == "lars":
+        return LARS(parameters, **shared, exclude_1d=settings.lars_exclude_1d)
+    return torch.optim.SGD(parameters, **shared, nesterov=settings.nesterov, fused=True)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017; recipes R1.4).
+
+    SGD with momentum on gradients (decay included) scaled, tensor by tensor, by trust * |w| / (|g| + wd |w|), and by 1
+    where either norm is zero. No host sync.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust: float = 1e-3,
+        exclude_1d: bool = True,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.trust, self.exclude_1d = trust, exclude_1d
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update; tensors of one dimension (BatchNorm, biases) are plain SGD without decay if `exclude_1d`."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                gradient: Tensor = weight.grad
+                if not (self.exclude_1d and weight.ndim <= 1):
+                    norm, size = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
+                    ratio = self.trust * norm / (size + group["weight_decay"] * norm)
+                    ratio = torch.where((norm > 0) & (size > 0), ratio, torch.ones_like(ratio))
+                    gradient = gradient.add(weight, alpha=group["weight_decay"]) * ratio
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+                weight.add_(state["momentum_buffer"], alpha=-group["lr"])

@@ -1,0 +1,104 @@
+"""Fine-tuning protocols SLF, ALF and AFF (recipes R1.5) for pre-trained encoders, chosen by `finetune.protocol`.
+
+Recipes whose settings have the groups `finetune` (linear) and `aff` (full) use these; numbers differ by protocol, so
+each has its own group: `--set finetune.protocol=AFF` alone is enough.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rush_bench.training.aff import AFF, AFFSettings
+from rush_bench.training.finetune import Finetune, FinetuneSettings
+from rush_bench.training.options import RunSettings
+from rush_bench.training.stage import Plan
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.243, 0.261)}
+
+
+@dataclass(frozen=True)
+class LinearSettings(FinetuneSettings):
+    """SLF and ALF as DynACL and the RobustSSL benchmark run them (R2.12); the best epoch by robust accuracy (R1.6)."""
+
+    epochs: int = 25
+    batch_size: int = 512
+    lr: float = 0.01
+    schedule: Literal["cosine", "steps"] = "steps"
+    milestones: tuple[float, ...] = (10, 20)
+    lr_min: float = 0.0
+    weight_decay: float = 2e-4
+    augment: Literal["none", "crop_flip"] = "crop_flip"
+    head_init: Literal["default", "zero"] = "zero"
+    select_images: int = 1000
+
+
+@dataclass(frozen=True)
+class PretrainedSettings(RunSettings):
+    """Settings of a system that is pre-trained without labels and fine-tuned by one of the protocols."""
+
+    finetune: LinearSettings = field(default_factory=LinearSettings)
+    aff: AFFSettings = field(default_factory=AFFSettings)
+
+
+def finetuning(settings: Any) -> Plan:
+    """The last stage: `finetune` for SLF and ALF, `aff` for AFF."""
+    if settings.finetune.protocol == "AFF":
+        return Plan("aff", "train", settings.aff, lambda context: AFF(context, settings.aff), labelled=True)
+    own = settings.finetune
+    return Plan("finetune", "train", own, lambda context: Finetune(context, own), labelled=True)
+
+
+def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
+    """A deterministic defence and the protocol of its fine-tuning."""
+    return {"protocol": settings.finetune.protocol, "extra_data": extra_data, "votes": [0]}
+
+
+def presets(epochs: int = 25, **smoke: Any) -> dict[str, dict[str, Any]]:
+    """Layers on the paper's settings: `short` has `epochs` of pre-training, `smoke` two of everything."""
+    return {
+        "paper": {},
+        "short": {
+            "pretrain.epochs": epochs,
+            "pretrain.knn_every": 10,
+            "pretrain.warmup_epochs": min(10, epochs // 10),
+            "finetune.epochs": 10,
+            "finetune.milestones": (6, 8),
+            "aff.epochs": 10,
+            "aff.milestones": (6, 8),
+        },
+        "smoke": {
+            "n_train": 256,
+            "pretrain.epochs": 2,
+            "pretrain.batch_size": 64,
+            "pretrain.warmup_epochs": 0,
+            "finetune.epochs": 2,
+            "finetune.batch_size": 64,
+            "finetune.milestones": (),
+            "finetune.lr": 0.1,
+            "aff.epochs": 2,
+            "aff.batch_size": 64,
+            "aff.milestones": (),
+            **smoke,
+        },
+    }
+
+
+def adapt(preset: str, shape: tuple[int, ...], **short: Any) -> Mapping[str, Any]:
+    """Scans of digits: the small network, no mirror images, small shifts, attacks of eps 0.1 in steps of eps / 4.
+
+    `short`: further settings for digits, at every preset but `paper` and `smoke`.
+    """
+    layer: dict[str, Any] = {}
+    if shape[0] == 1:
+        layer |= {"network.mean": (), "network.std": ()}  # the papers' constants are those of three colours
+    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
+        layer |= {"network.name": "tiny", "pretrain.crop_floor": 0.3, "pretrain.flip": 0.0, "pretrain.gray_p": 0.0}
+        for group in ("finetune", "aff"):
+            layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}
+        for attack in ("attack", "finetune.attack", "aff.attack"):
+            layer |= {f"{attack}.eps": 0.1, f"{attack}.step": 0.025}
+        if preset != "smoke":
+            layer |= {"attack.steps": 3, "attack.step": 0.05, "aff.attack.steps": 5, "aff.attack.step": 0.04}
+            layer |= {"pretrain.batch_size": 256, "finetune.batch_size": 128, "finetune.lr": 0.1, **short}
+    return layer

@@ -1,0 +1,41 @@
+"""Contrastive pre-training through several BatchNorm routes (recipes R2.3, R2.4, R2.12)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rush_bench.networks import route, routed
+from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
+from rush_bench.training.stage import Context
+
+CARRIED = "routes"  # where later stages find the encoder with all its routes
+
+
+class RoutedStage(ContrastiveStage):
+    """Encoder and projector with `count` routes. `self.network` is route `place` throughout: the finished model."""
+
+    def __init__(self, context: Context, settings: ContrastiveSettings, count: int, place: int) -> None:
+        super().__init__(context, settings)
+        self.encoder = routed(self.network.encoder, count, place)
+        self.projector = routed(self.projector, count)
+        if self.settings.compile:
+            self.encoder.compile()
+
+    def parameter_groups(self) -> list[nn.Parameter]:
+        """All routes of encoder and projector."""
+        return [*self.encoder.parameters(), *self.projector.parameters()]
+
+    def features(self, x: Tensor, number: int) -> Tensor:
+        """f(x) through a route: (B, dim)."""
+        with self.autocast(), route(self.encoder, number):
+            return self.encoder(x)
+
+    def embed(self, number: int, *views: Tensor) -> Sequence[Tensor]:
+        """g(f(x)) of each view (B, C, H, W) through a route, all views in one BatchNorm batch: (B, D) each."""
+        with self.autocast(), route(self.encoder, number), route(self.projector, number):
+            return self.projector(self.encoder(torch.cat(views))).chunk(len(views))
+
+    def finish(self) -> None:
+        """Leave all routes to later stages, of which the network itself has one."""
+        self.carried[CARRIED] = {key: value.clone() for key, value in self.encoder.state_dict().items()}

@@ -1,0 +1,214 @@
+"""`train`: from a recipe's name to a finished model in the store."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rush_bench import registry
+from rush_bench.datasets import Images, load_dataset
+from rush_bench.errors import BadInput, unknown_name
+from rush_bench.files import read_json
+from rush_bench.networks import build, resolve
+from rush_bench.noise import noise_from
+from rush_bench.settings import override, parse_assignments, read_toml, to_dict
+from rush_bench.store import save_model
+from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_other
+from rush_bench.training.loop import Loop
+from rush_bench.training.options import RunSettings
+from rush_bench.training.progress import Progress
+from rush_bench.training.seeds import derive
+from rush_bench.training.semi import share_labels
+from rush_bench.training.stage import Context, Recipe
+
+
+def train(
+    recipe: str | Recipe,
+    *,
+    dataset: str,
+    pretrain_on: str | None = None,
+    preset: str = "short",
+    config: str | Path | None = None,
+    sets: Iterable[str] = (),
+    name: str | None = None,
+    store: str | Path = "models",
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    n_train: int | None = None,
+    report: Progress | None = None,
+) -> Path:
+    """Train a system and return its folder in the store, `<store>/<name>`.
+
+    dataset: what the classifier learns; pretrain_on: what the first stage sees, if another data set (a transfer).
+    Settings: the recipe's defaults, then preset, TOML file, `sets` ("pretrain.lr=0.1"), later ones last; n_train is
+    short for the setting of that name. device: auto, cpu, cuda, cuda:1. report: where progress goes (default stderr).
+
+    The same call again continues an interrupted run to the same weights (bit for bit on a CPU with the same number of
+    threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
+    BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
+    """
+    system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
+    layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
+    if n_train is not None:
+        layers.append({"n_train": n_train})
+    where = _device(device)
+    wanted = resolve_settings(system, preset, None, layers)
+    splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, any("n_train" in x for x in layers))
+    settings = resolve_settings(system, preset, splits["train"].shape, layers)
+    progress = report or Progress()
+    settings = _fit_batches(system, settings, splits, progress)
+    card = make_card(system, settings, splits, preset, seed, name)
+    folder = Path(store) / card["name"]
+    file = CheckpointFile(folder, identity(card))
+    if (folder / "card.json").exists():
+        refuse_other(identity(read_json(folder / "card.json")), file.run, folder)
+        file.remove()
+        progress.note(f"{folder} is finished; nothing to do")
+        return folder
+    with file.lock(), progress:
+        loop = Loop(file, seed, where, progress, max_minutes)
+        run_stages(system, settings, card, {key: images.to(where) for key, images in splits.items()}, loop, folder)
+        file.remove()
+        progress.note(f"{folder} is finished: {summary(loop.where.history)}")
+    return folder
+
+
+def run_stages(
+    system: Recipe, settings: RunSettings, card: dict[str, Any], splits: Mapping[str, Images], loop: Loop, folder: Path
+) -> None:
+    """Run every stage that is left, then write the model."""
+    network = build(card["network"], derive(loop.seed, "network") % 2**32)
+    if settings.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(loop.device)
+    if settings.compile:
+        network.encoder.compile()
+    context = Context(network, settings, splits, loop.seed, loop.carried)
+    for number, plan in enumerate(system.plans(settings)):
+        if loop.where.stage > number:
+            continue  # the checkpoint holds the network as a later stage has it
+        stage = plan.make(context)
+        loop.run(number, plan, stage, splits[plan.split])
+    where = loop.where
+    last = where.history[-1]
+    best = loop.best_state if where.best and where.best["epoch"] != last["epoch"] else None
+    numbers = {key: value for entry in where.history for key, value in entry.items() if key not in ("stage", "epoch")}
+    results = {
+        "epochs_done": {plan.name: plan.settings.epochs for plan in system.plans(settings)},
+        "validation": {**numbers, "best": where.best, "history": where.history},
+        "seconds": round(where.seconds, 1),
+    }
+    save_model(folder, {**card, **results}, network.state_dict(), best)
+
+
+def resolve_settings(
+    system: Recipe, preset: str, shape: tuple[int, ...] | None, layers: Iterable[Mapping[str, Any]]
+) -> RunSettings:
+    """Defaults, preset, what suits the images' shape, then the user's layers."""
+    if preset not in system.presets:
+        raise unknown_name("preset", preset, system.presets)
+    fitted = system.adapt(preset, shape) if shape else {}
+    settings = override(system.settings, system.presets[preset], fitted, *layers)
+    noise_from(settings.noise)
+    return settings
+
+
+def load_splits(
+    system: Recipe, settings: RunSettings, dataset: str, pretrain_on: str, data_dir: str | Path | None, strict: bool
+) -> dict[str, Images]:
+    """The splits that the recipe's stages see, `train` and `val` of the target data set always among them.
+
+    n_train is at most so many of each; `strict`, for one that the user gave: some split must have that many.
+    """
+
+    def load(source: str, split: str) -> Images:
+        images = load_dataset(source, split, data_dir=data_dir, size=settings.size)
+        if split == "val" or settings.n_train is None or settings.n_train >= len(images):
+            return images
+        return load_dataset(source, split, settings.n_train, data_dir=data_dir, size=settings.size)
+
+    splits = {split: load(dataset, split) for split in ("train", "val")}
+    if bool((splits["train"].labels < 0).any()):
+        raise BadInput(
+            f"data set {dataset!r} has no labels in its training split, which fine-tuning needs; "
+            f"use it as --pretrain-on and give a labelled one as --dataset"
+        )
+    if any(plan.split == "pretrain" for plan in system.plans(settings)):
+        splits["pretrain"] = load(pretrain_on, "pretrain")
+        if splits["pretrain"].shape != splits["train"].shape:
+            raise BadInput(
+                f"{pretrain_on} has images of shape {splits['pretrain'].shape} and {dataset} of "
+                f"{splits['train'].shape}; bring both to one with --set size=32"
+            )
+    elif pretrain_on != dataset:
+        raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
+    if any(plan.split == "labelled" for plan in system.plans(settings)):
+        splits |= share_labels(splits["train"], settings.label_share)  # type: ignore[attr-defined]
+    most = max(len(images) for split, images in splits.items() if split != "val")
+    if strict and settings.n_train is not None and not 1 <= settings.n_train <= most:
+        raise BadInput(f"n_train={settings.n_train}, but there are {most} training images; give 1 to {most}")
+    return splits
+
+
+def make_card(
+    system: Recipe, settings: RunSettings, splits: Mapping[str, Images], preset: str, seed: int, name: str | None
+) -> dict[str, Any]:
+    """What is known of the model before training it."""
+    train_on, before = splits["train"], splits.get("pretrain", splits["train"])
+    transfer = f"{before.name}-to-{train_on.name}" if before.name != train_on.name else train_on.name
+    options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
+    channels, height, _ = train_on.shape
+    if name is not None and (not name or Path(name).name != name):
+        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
+    law = noise_from(settings.noise)
+    return {
+        "name": name or f"{system.name}-{transfer}",
+        "recipe": system.name,
+        "dataset": train_on.name,
+        "pretrain_dataset": before.name if "pretrain" in splits else None,
+        "preset": preset,
+        "seed": seed,
+        "network": resolve(options | {"classes": len(train_on.classes), "channels": channels, "size": height}),
+        "noise": law.to_dict() if law else None,
+        **system.card(settings),
+        "settings": to_dict(settings),
+        "data": {
+            "digest": {key: images.digest for key, images in sorted(splits.items())},
+            **{f"n_{key}": len(images) for key, images in sorted(splits.items())},
+        },
+    }
+
+
+def summary(history: list[dict[str, Any]]) -> str:
+    """The last epoch's numbers in a line."""
+    percentages = [f"{key} {100 * value:.1f} %" for key, value in history[-1].items() if key in ("clean", "noisy", "knn")]
+    return f"validation {', '.join(percentages)}" if percentages else f"loss {history[-1]['loss']:.4f}"
+
+
+def _fit_batches(system: Recipe, settings: RunSettings, splits: Mapping[str, Images], progress: Progress) -> RunSettings:
+    """Batches no larger than the data; the card then states what ran."""
+    for plan in system.plans(settings):
+        count, batch = len(splits[plan.split]), plan.settings.batch_size
+        if batch < 1 or plan.settings.epochs < 1:
+            raise BadInput(f"{plan.name}.batch_size and {plan.name}.epochs must be at least 1")
+        if count < 2:
+            raise BadInput(f"stage {plan.name!r} needs at least 2 images, {splits[plan.split].name} has {count}")
+        if batch > count:
+            progress.note(f"{plan.name}.batch_size is {count}: there are no more images")
+            settings = override(settings, {f"{plan.name}.batch_size": count})
+    return settings
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name!r} cannot be used here; --device auto takes what there is") from error
+    return device

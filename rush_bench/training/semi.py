@@ -1,0 +1,145 @@
+"""Learning from a share of the labels after pre-training: a clean teacher, then robust distillation (recipes R2.3)."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.datasets import Images
+from rush_bench.datasets.splits import ranked
+from rush_bench.datasets.views import pad_crop
+from rush_bench.errors import BadInput
+from rush_bench.networks import Classifier, build, routed, single_route
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.losses import kl
+from rush_bench.training.routed import CARRIED
+from rush_bench.training.seeds import permutation
+from rush_bench.training.stage import Batch, Context, Plan
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage
+
+
+@dataclass(frozen=True)
+class TeacherSettings(SupervisedSettings):
+    """R2.3, stage 2: the clean route, fine-tuned on the labelled images; an epoch is one pass over them."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    milestones: tuple[float, ...] = (39, 59)  # 40 and 60, one epoch early as in all of ACL's code
+    weight_decay: float = 2e-4
+
+
+@dataclass(frozen=True)
+class DistilSettings(SupervisedSettings):
+    """R2.3, stage 3. `batch_size` counts unlabelled images: n_u / 225 at 1 % of the labels, 225 = n_u / 180 at 10 %."""
+
+    epochs: int = 15
+    batch_size: int = 198
+    lr: float = 0.1
+    milestones: tuple[float, ...] = (4, 9)  # 5 and 10, one epoch early
+    weight_decay: float = 5e-4
+    alpha: float = 0.5  # weight of the teacher on labelled images
+    temperature: float = 1.0
+    beta: float = 6.0
+    attack: InnerSettings = field(default_factory=InnerSettings)
+
+
+class Teacher(SupervisedStage):
+    """Cross-entropy on the labelled images, from the clean route; leaves `carried["teacher"]`, not the network."""
+
+    name = "teacher"
+
+    def __init__(self, context: Context, settings: TeacherSettings) -> None:
+        super().__init__(context, settings)
+        self.score = None  # the last epoch is the teacher
+        self.teacher = build(self.network.spec)
+        self.network.requires_grad_(False)
+
+    def prepare(self, fresh: bool) -> None:
+        if fresh:
+            both = routed(build(self.network.spec).encoder, 2, place=1)
+            both.load_state_dict(self.carried[CARRIED])
+            self.teacher.encoder.load_state_dict(single_route(both, 0).state_dict())
+            nn.init.zeros_(self.teacher.head.weight)
+            nn.init.zeros_(self.teacher.head.bias)
+
+    def judged(self) -> Classifier:
+        return self.teacher
+
+    def loss(self, batch: Batch) -> Tensor:
+        with self.autocast():
+            return F.cross_entropy(self.teacher(self.inputs(batch)).float(), batch.labels)
+
+    def finish(self) -> None:
+        self.network.requires_grad_(True)
+        self.carried["teacher"] = {key: value.clone() for key, value in self.teacher.state_dict().items()}
+
+
+class Distil(SupervisedStage):
+    """Labelled and unlabelled images in one step, attacked at the label or at what the teacher says."""
+
+    name = "distil"
+
+    def __init__(self, context: Context, settings: DistilSettings) -> None:
+        super().__init__(context, settings, settings.attack)
+        self.how, self.labelled = settings, context.splits["labelled"]
+        self.teacher = build(self.network.spec).requires_grad_(False)
+        unlabelled = len(context.splits["unlabelled"])
+        self.share = max(1, round(len(self.labelled) * settings.batch_size / unlabelled))  # n_l / 225
+        self.steps = max(1, unlabelled // settings.batch_size)
+
+    def prepare(self, fresh: bool) -> None:
+        self.teacher.load_state_dict(self.carried["teacher"])
+        if fresh:
+            nn.init.zeros_(self.network.head.weight)
+            nn.init.zeros_(self.network.head.bias)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.train()
+        self.teacher.eval()
+        order = permutation(len(self.labelled), self.seed, self.name, "labelled", epoch)
+        self.order = order.to(self.labelled.labels.device)
+
+    def augmented(self, x: Tensor, batch: Batch) -> Tensor:
+        return pad_crop(x, batch.generator, self.own.padding, self.own.flip) if self.own.augment == "crop_flip" else x
+
+    def loss(self, batch: Batch) -> Tensor:
+        """(1 - a) CE(x'_l, y) + a T^2 KD(x'_l) + T^2 KD(x'_u) + beta KL(p(x) || p(x')), a = 1/2, T = 1, beta = 6."""
+        how, first = self.how, batch.step % self.steps * self.share
+        chosen = torch.arange(first, first + self.share, device=self.order.device) % len(self.order)
+        rows = self.order[chosen]
+        labels, count = self.labelled.labels[rows], self.share
+        x = self.augmented(torch.cat([self.labelled.floats(rows), batch.images]), batch)
+        with torch.no_grad(), self.autocast():
+            taught = self.teacher(x).float()
+        target = torch.cat([labels, taught[count:].argmax(1)])
+        attacked = how.attack.run(self, lambda v: F.cross_entropy(self.logits(v), target), x, batch.generator)
+        clean, robust = self.logits(x), self.logits(attacked)
+        heat = how.temperature
+        taught_loss = kl(taught / heat, robust / heat) * heat**2  # KD: KL from the teacher at x to the student at x'
+        supervised = (1 - how.alpha) * F.cross_entropy(robust[:count], labels) + how.alpha * taught_loss[:count].mean()
+        return supervised + taught_loss[count:].mean() + how.beta * kl(clean, robust).mean()  # as in `trades`
+
+
+def share_labels(images: Images, share: float) -> dict[str, Images]:
+    """`labelled`, a fixed stratified share of the images, and `unlabelled`, the rest. BadInput where a class has none."""
+    count = round(share * len(images))
+    labels = images.labels.cpu().numpy()
+    chosen = np.sort(ranked(labels, len(images), seed=0)[:count])
+    missing = np.setdiff1d(labels, labels[chosen])
+    if len(missing):
+        raise BadInput(
+            f"label_share={share:g} of {len(images)} images leaves class {images.classes[missing[0]]!r} without a label; "
+            f"give at least {len(np.unique(labels)) / len(images):.2g}"
+        )
+    rest = np.setdiff1d(np.arange(len(images)), chosen)
+    return {"labelled": images.take(chosen), "unlabelled": images.take(rest)}
+
+
+def semi_supervised(teacher: TeacherSettings, distil: DistilSettings) -> list[Plan]:
+    """Stages 2 and 3 of ACL's semi-supervised setting."""
+    return [
+        Plan("teacher", "labelled", teacher, lambda context: Teacher(context, teacher), labelled=True),
+        Plan("distil", "unlabelled", distil, lambda context: Distil(context, distil)),
+    ]

@@ -1,0 +1,122 @@
+"""The shared part of systems that learn from labels from the start: augmentation, validation under attack, presets."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rush_bench.datasets.views import SimCLRViews, pad_crop
+from rush_bench.networks import Classifier
+from rush_bench.noise import noise_from
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.options import Optimisation
+from rush_bench.training.stage import Batch, Context, Stage
+from rush_bench.training.validation import accuracy, outputs, robust_accuracy
+
+
+@dataclass(frozen=True)
+class SupervisedSettings(Optimisation):
+    """Defaults: our PGD-AT for ResNet-18 (recipes R2.16); the best epoch is chosen on the validation split (R1.6)."""
+
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    schedule: Literal["cosine", "steps"] = "steps"
+    milestones: tuple[float, ...] = (100, 150)
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: Literal["none", "crop_flip", "simclr"] = "crop_flip"
+    padding: int = 4
+    flip: float = 0.5
+    select_every: int = 1  # epochs between validations
+    select_images: int = 1000  # validation images that are attacked then (ours; 0: all)
+
+
+class SupervisedStage(Stage):
+    """Network and labels; subclasses write `loss`. `attack`: what training and validation attack with, if anything."""
+
+    name = "train"
+
+    def __init__(self, context: Context, settings: SupervisedSettings, attack: InnerSettings | None = None) -> None:
+        super().__init__(context)
+        self.own, self.inner = settings, attack
+        self.noise = noise_from(self.settings.noise)
+        self.score = "robust" if attack is not None else "clean" if self.noise is None else "noisy"
+        self.views = SimCLRViews.for_dataset(self.splits["train"].name) if settings.augment == "simclr" else None
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The augmented images, before any noise or attack: (B, C, H, W) in [0,1]."""
+        if self.views is not None:
+            return self.views(batch.images, batch.generator)
+        if self.own.augment == "crop_flip":
+            return pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)
+        return batch.images
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, K) in float32, computed in the precision that the settings ask for."""
+        with self.autocast():
+            return self.network(x).float()
+
+    def cross_entropy(self, x: Tensor, labels: Tensor) -> Tensor:
+        """CE(f(x), y), batch mean."""
+        return F.cross_entropy(self.logits(x), labels)
+
+    def judged(self) -> Classifier:
+        """The network that validation looks at: an average of weights, where there is one."""
+        return self.network
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.judged().state_dict()
+
+    def due(self, epoch: int, epochs: int) -> bool:
+        return (epoch + 1) % self.own.select_every == 0 or epoch + 1 == epochs
+
+    def validate(self) -> dict[str, float]:
+        """`clean` accuracy; with a noise law, `noisy` (one fixed draw an image); with an attack, `robust`."""
+        self.eval()
+        val, network = self.splits["val"], self.judged()
+        with self.autocast():
+            numbers = {"clean": accuracy(outputs(network, val), val.labels)}
+            if self.noise is not None:
+                numbers["noisy"] = accuracy(outputs(network, val, self.noise, self.seed), val.labels)
+            if self.inner is not None:
+                count = min(len(val), self.own.select_images or len(val))
+                chosen = val.take(torch.arange(count, device=val.labels.device) * len(val) // count)
+                numbers["robust"] = robust_accuracy(network, chosen, self.inner, self.seed)
+        return numbers
+
+
+def presets(stage: str = "train", epochs: int = 20, smoke: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Layers on a supervised stage's paper settings: a short run with its decays in proportion, and a smoke test."""
+    falls = (math.floor(epochs / 2), math.floor(3 * epochs / 4))
+    return {
+        "paper": {},
+        "short": {f"{stage}.epochs": epochs, f"{stage}.milestones": falls},
+        "smoke": {
+            "n_train": 256,
+            f"{stage}.epochs": 2,
+            f"{stage}.batch_size": 64,
+            f"{stage}.milestones": (),
+            **(smoke or {}),
+        },
+    }
+
+
+def adapt(preset: str, shape: tuple[int, ...], stage: str = "train", attacked: bool = True) -> dict[str, Any]:
+    """Scans of digits: the small network, shifts of a pixel, no mirror images, attacks of eps 0.1 in steps of eps / 4."""
+    layer: dict[str, Any] = {}
+    if shape[0] == 1:
+        layer |= {"network.mean": (), "network.std": ()}  # the papers' constants are those of three colours
+    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
+        layer |= {"network.name": "tiny", f"{stage}.padding": 1, f"{stage}.flip": 0.0}
+        layer |= {"attack.eps": 0.1, "attack.step": 0.025} if attacked else {}
+    return layer
+
+
+def card(noise: str = "none", extra_data: str | None = None) -> dict[str, Any]:
+    """With a noise law it is shown as a randomised defence at 1 and at 64 votes, else as a deterministic one."""
+    return {"protocol": "supervised", "extra_data": extra_data, "votes": [0] if noise == "none" else [1, 64]}

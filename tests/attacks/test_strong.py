@@ -1,0 +1,336 @@
+"""Our own attacks on randomised defences: against the reference implementations, and what each promises."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from rush_bench.attacks.apgd import EOTAPGD, TargetedEOTAPGD, _checkpoints
+from rush_bench.attacks.base import Threat
+from rush_bench.attacks.control import RandomNoise
+from rush_bench.attacks.kept import Kept
+from rush_bench.attacks.square import Square
+from rush_bench.attacks.suites import parse_suite
+from rush_bench.attacks.transfer import Transfer
+from rush_bench.datasets import load_dataset
+from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.score import score
+from rush_bench.networks import build
+from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.registry import attacks
+from rush_bench.store import save_model
+
+SMALL, DIGIT = (1, 4, 4), (1, 8, 8)
+STREAM = Stream(0, "attack")
+OURS = {
+    "eot-apgd": EOTAPGD(steps=12, draws=6, select_draws=12),
+    "eot-apgd-t": TargetedEOTAPGD(steps=12, draws=6, select_draws=12, targets=3),
+    "square": Square(queries=60, draws=4, redraw=20, select_draws=12),
+    "transfer": Transfer(steps=12),
+    "random-noise": RandomNoise(points=4, select_draws=12),
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """100 test digits (8x8) and a small network trained on noisy ones for a second or two."""
+    train, test = load_dataset("digits", "train", size=8), load_dataset("digits", "test", n=100, size=8)
+    network = build({"name": "resnet", "blocks": [1], "width": 8, "classes": 10, "channels": 1, "size": 8}, seed=1)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    generator, images = torch.Generator().manual_seed(2), train.floats()
+    for _ in range(8):
+        for rows in torch.randperm(len(images), generator=generator).split(64):
+            noisy = images[rows] + Uniform(0.3).sample(images[rows].shape, generator)
+            loss = nn.functional.cross_entropy(network(noisy), train.labels[rows])
+            optimiser.zero_grad(), loss.backward(), optimiser.step()
+    return network.eval(), test.floats(), test.labels
+
+
+def _right(network, images, labels):
+    with torch.no_grad():
+        return network(images).argmax(1) == labels
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "loss", "steps"),
+    [("linf", 0.12, "ce", 20), ("linf", 0.12, "dlr", 20), ("linf", 0.1, "ce", 50), ("l2", 0.6, "ce", 20)],
+)
+def test_without_noise_it_is_the_reference_apgd_image_by_image(digits, norm, eps, loss, steps):
+    from pyautoattack.autopgd_base import APGDAttack
+
+    network, images, labels = digits
+    threat = Threat(norm, eps)
+    attack = EOTAPGD(steps=steps, losses=(loss,))
+    mine = _right(network, attack.run(Deterministic(network, shape=DIGIT), images, labels, threat, STREAM), labels)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of gradients that are zero
+        reference = APGDAttack(network, n_iter=steps, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, loss=loss, device="cpu")
+        reference.init_hyperparam(images)
+        start = threat.start(images, STREAM.named(f"start/{loss}/0"))
+        _, theirs, _, _ = reference.attack_single_run(images, labels, x_init=start)
+    assert (mine == theirs.bool()).float().mean() >= 0.99
+    assert 0.1 < mine.float().mean() < 0.9  # or agreement would say nothing
+
+
+def test_checkpoints_are_those_of_the_paper():
+    """p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06), in steps."""
+    assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert sorted(_checkpoints(3)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_is_as_strong_as_the_reference_at_as_many_queries(digits, norm):
+    from pyautoattack.square import SquareAttack
+
+    network, images, labels = digits
+    eps, queries = {"linf": 0.12, "l2": 0.8}[norm], 200
+    attacked = Square(queries=queries).run(Deterministic(network, shape=DIGIT), images, labels, Threat(norm, eps), STREAM)
+    with torch.random.fork_rng():
+        reference = SquareAttack(network, norm={"linf": "Linf", "l2": "L2"}[norm], n_queries=queries, eps=eps, device="cpu")
+        with torch.no_grad():
+            theirs = reference.perturb(images, labels)
+    ours, other = (_right(network, x, labels).float().mean() for x in (attacked, theirs))
+    clean = _right(network, images, labels).float().mean()
+    assert abs(ours - other) <= 0.08
+    assert other < clean - 0.15
+
+
+def test_square_needs_no_gradient_and_beats_random_noise(digits):
+    class Opaque(Smoothed):
+        def gradient(self, *_):
+            raise AssertionError("a gradient was asked for")
+
+    network, images, labels = digits
+    images, labels, index = images[:50], labels[:50], torch.arange(50)
+    defense, threat = Opaque(network, noise=Uniform(0.3), votes=4, shape=DIGIT), Threat("linf", 0.15)
+    rates = []
+    for attack in (RandomNoise(points=20, select_draws=16), Square(queries=150, draws=8, redraw=25, select_draws=16)):
+        attacked = attack.run(defense, images, labels, threat, STREAM)
+        rates.append(score(defense, attacked, labels, index, Stream(1, "score"), 20)["correct"].mean() / 20)
+    assert rates[1] < rates[0] - 0.1
+
+
+def test_gradients_beat_square_beats_nothing_and_the_control_is_weak(digits):
+    """The order that a sound white-box attack obeys, on a randomised defence and fresh draws."""
+    network, images, labels = digits
+    images, labels, index = images[:60], labels[:60], torch.arange(60)
+    defense, threat = Smoothed(network, noise=Uniform(0.3), votes=1, shape=DIGIT), Threat("linf", 0.12)
+    rates = {}
+    for name, attack in {
+        "clean": attacks.load("clean")(),
+        "control": RandomNoise(points=20, select_draws=8),
+        "pgd": attacks.load("pgd")(),
+        "ours": EOTAPGD(steps=40, draws=16),
+        "transfer": Transfer(steps=40),
+    }.items():
+        attacked = attack.run(defense, images, labels, threat, STREAM)
+        rates[name] = score(defense, attacked, labels, index, Stream(1, "score"), 100)["correct"].mean() / 100
+    assert rates["clean"] - rates["control"] < 0.4 * (rates["clean"] - rates["ours"])
+    assert rates["ours"] <= min(rates["pgd"], rates["transfer"]) + 0.01
+
+
+def test_leaving_the_search_early_costs_nothing_that_shows(digits):
+    network, images, labels = digits
+    images, labels, index = images[:60], labels[:60], torch.arange(60)
+    found = []
+    for stop in (True, False):
+        defense = Smoothed(network, noise=Uniform(0.3), votes=4, shape=DIGIT)
+        attack = EOTAPGD(steps=30, losses=("ce",), draws=8, stop=stop)
+        attacked = attack.run(defense, images, labels, Threat("linf", 0.25), STREAM)
+        rate = score(defense, attacked, labels, index, Stream(1, "score"), 50)["correct"].mean() / 50
+        found.append((rate, defense.passes.backwards))
+    assert found[0][0] <= found[1][0] + 0.02
+    assert found[0][1] < 0.7 * found[1][1]
+    alone = Deterministic(network, shape=DIGIT)
+    EOTAPGD(steps=30, losses=("ce",)).run(alone, images, labels, Threat("linf", 0.25), STREAM)
+    assert alone.passes.backwards < 0.5 * 31 * 60
+
+
+@pytest.mark.parametrize("votes", [0, 1, 8])
+def test_what_is_kept_is_the_best_candidate_by_a_count_of_its_own(digits, votes):
+    network, images, labels = digits
+    images, labels = images[:20], labels[:20]
+    defense = Deterministic(network, shape=DIGIT)
+    if votes:
+        defense = Smoothed(network, noise=Uniform(0.3), votes=votes, shape=DIGIT)
+    threat, draws = Threat("linf", 0.2), 1 if votes == 0 else 32
+    kept = Kept(defense, images, labels, STREAM, 32)
+    candidates, worths = [threat.start(images, STREAM.named(f"candidate{k}")) for k in range(6)], []
+    # each draw goes through the network by itself here
+    noise = STREAM.named("select").noise(Uniform(0.3 if votes else 0.0), 20, draws, DIGIT, "cpu")
+    for candidate in candidates:
+        before = kept.value.clone()
+        kept.offer(candidate)
+        assert (kept.value >= before).all()
+        p = torch.stack([network(candidate + noise[:, j]).softmax(1) for j in range(draws)]).detach()
+        shares = (nn.functional.one_hot(p.argmax(2), 10).float().mean(0) + p.mean(0)) / 2
+        true = shares.gather(1, labels[:, None])[:, 0]
+        others = shares.scatter(1, labels[:, None], -1).max(1).values
+        worths.append(-true if votes == 1 else others - true)
+    best = torch.stack(worths).max(0).values
+    chosen = (torch.stack(candidates) == kept.best).flatten(2).all(2)
+    assert (chosen.sum(0) == 1).all()
+    worth = torch.stack(worths)[chosen.float().argmax(0), torch.arange(20)]
+    assert (worth >= best - 2e-2).all()  # vote and probability margins may name different rivals: a near tie
+    assert (kept.broken == (kept.broken & (worth > -0.1))).all()
+
+
+@pytest.mark.parametrize("votes", [0, 2])
+def test_restarts_and_losses_only_help(digits, votes):
+    network, images, labels = digits
+    images, labels, threat = images[:30], labels[:30], Threat("linf", 0.12)
+    defense = Deterministic(network, shape=DIGIT)
+    if votes:
+        defense = Smoothed(network, noise=Uniform(0.3), votes=votes, shape=DIGIT)
+    values = []
+    for settings in ({"losses": ("ce",)}, {"losses": ("ce",), "restarts": 3}, {"losses": ("ce", "margin-to"), "restarts": 3}):
+        attack = EOTAPGD(steps=10, draws=4, targets=2, select_draws=32, rows=90, **settings)
+        attacked = attack.run(defense, images, labels, threat, STREAM)
+        judge = Kept(defense, images, labels, STREAM, 32)
+        judge.offer(attacked)
+        values.append(judge.value)
+    assert (values[1] >= values[0] - 1e-6).all() and (values[2] >= values[1] - 1e-6).all()
+    assert values[1].mean() > values[0].mean() + 1e-3
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_other_images_in_the_batch_change_nothing(linear, grey, name):
+    """The result for an image is that of its position in the data set, whatever the batch and its order (A5)."""
+    images, labels, rows = grey.floats(), grey.labels, torch.tensor([31, 2, 17])
+    defense, threat = Smoothed(linear, noise=Uniform(0.1), votes=2, shape=SMALL), Threat("linf", 0.02)
+    whole = OURS[name].run(defense, images, labels, threat, STREAM.at(torch.arange(40)))
+    part = OURS[name].run(defense, images[rows], labels[rows], threat, STREAM.at(rows))
+    assert torch.allclose(whole[rows], part, atol=1e-6)
+
+
+class Coin(Defense):
+    """Right nine times in ten whatever the input; its gradient is noise, and it offers no scores."""
+
+    name, classes, shape, draws = "coin", 5, SMALL, 1
+
+    def __init__(self, labels):
+        self.truth, self.passes = labels, Passes()
+
+    def predict(self, images, stream):
+        right = stream.uniform(len(images), 1, (1,))[:, 0, 0] < 0.9
+        truth = self.truth[stream.images]
+        labels = torch.where(right, truth, (truth + 1) % 5)
+        votes = nn.functional.one_hot(labels, 5)
+        return Prediction(labels, votes, votes.float())
+
+    def gradient(self, images, labels, loss, draws, stream):
+        right = (stream.uniform(len(images), draws, (1,))[:, :, 0] < 0.9).float().mean(1)
+        noise = stream.named("gradient").uniform(len(images), 1, SMALL)[:, 0] - 0.5
+        return Gradient(noise, -right.clamp_min(0.01).log())
+
+    def base(self):
+        return self
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_coin_that_cannot_be_attacked_is_not_broken(name):
+    labels, index = torch.arange(200) % 5, torch.arange(200)
+    coin, images = Coin(labels), torch.full((200, *SMALL), 0.5)
+    attack = OURS[name]
+    attacked = attack.run(coin, images, labels, Threat("linf", 0.1), STREAM.at(index))
+    assert (attacked != images).flatten(1).any(1).all()
+    rate = score(coin, attacked, labels, index, Stream(3, "score"), 50)["correct"].mean() / 50
+    assert abs(rate - 0.9) < 4.5 * (0.9 * 0.1 / 10_000) ** 0.5
+
+
+def test_memory_is_bounded_whatever_restarts_targets_and_draws_are(digits):
+    network, images, labels = digits
+    images, labels = images[:6], labels[:6]
+    defense = Smoothed(network, noise=Uniform(0.3), votes=1, shape=DIGIT)
+    defense.body.rows, seen, asked = 50, [], []
+    inner, gradient = defense.body.log_probabilities, defense.gradient
+    defense.body.log_probabilities = lambda rows, exact: (seen.append((len(rows), exact)), inner(rows, exact=exact))[1]
+    defense.gradient = lambda x, *rest: (asked.append(len(x)), gradient(x, *rest))[1]
+    attack = TargetedEOTAPGD(steps=3, restarts=3, targets=9, draws=64, select_draws=64, rows=20)
+    attack.run(defense, images, labels, Threat("linf", 0.01), STREAM)
+    assert max(rows for rows, exact in seen if not exact) <= 50
+    assert max(rows for rows, exact in seen if exact) <= 4 * 64
+    assert max(asked) <= 20 and sum(asked) > 3 * 6
+
+
+def test_a_probit_network_falls_to_its_closed_form():
+    """Class 0 by the sign of w.x + b under Gaussian noise: the worst l-inf point is known, the m-vote too."""
+    weight = torch.randn(16, generator=torch.Generator().manual_seed(4))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        network[1].weight.zero_(), network[1].bias.copy_(torch.tensor([0.0, 0.0, -50.0, -50.0]))
+        network[1].weight[0].copy_(3 * weight), network[1].weight[1].copy_(-3 * weight)
+    images = 0.5 + 0.1 * (torch.rand(12, *SMALL, generator=torch.Generator().manual_seed(5)) - 0.5)
+    images += 0.02 * weight.sign().view(SMALL)
+    with torch.no_grad():
+        network[1].bias[:2] = torch.tensor([-1.5, 1.5]) * weight.sum()
+    defense, eps = Smoothed(network, noise=Gaussian(0.2), votes=1, shape=SMALL), 0.03
+    labels = torch.zeros(12, dtype=torch.int64)
+    for attack in (EOTAPGD(steps=20), TargetedEOTAPGD(steps=20), Square(queries=400)):
+        attacked = attack.run(defense, images, labels, Threat("linf", eps), STREAM)
+        lost = ((images - attacked).flatten(1) @ weight) / (eps * weight.abs().sum())
+        assert lost.min() > 0.97, type(attack).__name__
+
+
+def test_transfer_is_our_apgd_on_the_source(digits, tmp_path):
+    network, images, labels = digits
+    images, labels, threat = images[:10], labels[:10], Threat("linf", 0.1)
+    target = Smoothed(network, noise=Uniform(0.3), votes=2, shape=DIGIT)
+    alone = Deterministic(network, shape=DIGIT, name="source")
+    expected = EOTAPGD(steps=8, losses=("ce", "margin")).run(alone, images, labels, threat, STREAM)
+    card = {
+        "name": "mine",
+        "recipe": "rush",
+        "dataset": "digits",
+        "network": network.spec,
+        "noise": None,
+        "votes": [0],
+    }
+    save_model(tmp_path / "mine", card, network.state_dict())
+    for source in ("base", alone, "mine"):
+        attack = Transfer(source=source, store=str(tmp_path), steps=8, losses=("ce", "margin"))
+        before = target.passes.backwards
+        assert torch.equal(attack.run(target, images, labels, threat, STREAM), expected)
+        assert target.passes.backwards > before
+        assert str(tmp_path) not in str(attack.settings())
+    keys = [str(Transfer(source=s, store=str(tmp_path)).settings()) for s in ("base", alone, "mine")]
+    assert len(set(keys)) == 3 and "source_sha256" in keys[2] and alone.weights in keys[1]
+
+
+@pytest.mark.parametrize(
+    ("attack", "says"),
+    [
+        (EOTAPGD(steps=0), "at least 1 step"),
+        (EOTAPGD(losses=("cee",)), "did you mean 'ce'"),
+        (Square(queries=0), "queries=5000"),
+        (RandomNoise(points=0), "at least 1 point"),
+        (Transfer(source="rush"), "no models in"),
+    ],
+)
+def test_bad_settings_name_the_fix(linear, grey, attack, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    defense = Smoothed(linear, noise=Uniform(0.1), votes=2, shape=SMALL)
+    with pytest.raises(BadInput, match=says):
+        attack.run(defense, grey.floats(), grey.labels, Threat("linf", 0.1), STREAM)
+
+
+def test_a_source_of_another_shape_is_refused(linear, grey, digits):
+    other = Deterministic(digits[0], shape=DIGIT)
+    with pytest.raises(BadInput, match="same data set"):
+        Transfer(source=other).run(Deterministic(linear, shape=SMALL), grey.floats(), grey.labels, Threat("linf", 0.1), STREAM)
+
+
+def test_a_randomised_defence_of_ones_own_without_base_is_told(grey):
+    class Bare(Coin):
+        def base(self):
+            return Defense.base(self)
+
+    with pytest.raises(BadInput, match=r"has no base\(\)"):
+        Transfer().run(Bare(grey.labels), grey.floats(), grey.labels, Threat("linf", 0.1), STREAM)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_suite_reaches_them(name):
+    assert list(parse_suite("linf8", only=("clean", name)).columns) == ["clean", name]

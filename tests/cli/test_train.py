@@ -1,0 +1,90 @@
+"""`train`: done, stopped, continued, interrupted, and the disks it cannot write to."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = ["--preset", "smoke", "--set", "network.name=resnet", "--set", "network.blocks=1", "--set", "network.width=4"]
+TINY += ["--set", "n_train=30", "--set", "pretrain.epochs=1", "--set", "finetune.epochs=1", "--device", "cpu"]
+
+
+def test_train_leaves_a_model_and_a_second_run_does_nothing(rush_bench, mine: Path) -> None:
+    first = rush_bench("train", "rush", "--dataset", mine, *TINY, "--json")
+    assert first.exit_code == 0, first.output
+    card = json.loads(first.stdout)
+    assert (card["name"], card["votes"], card["settings"]["pretrain"]["epochs"]) == ("rush-mine", [1, 64], 1)
+    written = Path("models/rush-mine/model.safetensors").stat().st_mtime_ns
+    again = rush_bench("train", "rush", "--dataset", mine, *TINY)
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert "nothing to do" in again.stderr and "rush-mine" in again.stderr
+    assert Path("models/rush-mine/model.safetensors").stat().st_mtime_ns == written
+
+
+def test_options_reach_the_training(rush_bench, mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[pretrain]\nlr = 0.25\nepochs = 9\n")
+    options = ["--config", "mine.toml", *TINY, "--name", "other", "--store", "elsewhere", "--seed", "5", "--json"]
+    result = rush_bench("train", "simclr", "--dataset", mine, *options)
+    assert result.exit_code == 0, result.output
+    card = json.loads(Path("elsewhere/other/card.json").read_text())
+    assert card == json.loads(result.stdout)
+    assert card["seed"] == 5
+    assert card["settings"]["pretrain"]["lr"] == 0.25 and card["settings"]["pretrain"]["epochs"] == 1  # --set is last
+
+
+def test_stopped_by_max_minutes_is_3_and_the_same_command_finishes(rush_bench, mine: Path) -> None:
+    args = ["train", "simclr", "--dataset", mine, *TINY]
+    stopped = rush_bench(*args, "--max-minutes", "0")
+    assert (stopped.exit_code, stopped.stdout) == (3, "")
+    assert "the same command" in stopped.stderr
+    assert not Path("models/simclr-mine/card.json").exists()
+    assert rush_bench(*args).exit_code == 0
+    assert Path("models/simclr-mine/card.json").exists()
+
+
+def test_other_settings_under_the_same_name_are_refused(rush_bench, mine: Path) -> None:
+    assert rush_bench("train", "simclr", "--dataset", mine, *TINY).exit_code == 0
+    result = rush_bench("train", "simclr", "--dataset", mine, *TINY, "--set", "pretrain.lr=0.125")
+    assert result.exit_code == 2
+    assert "pretrain.lr" in result.stderr and "--name" in result.stderr
+
+
+def test_control_c_leaves_work_that_the_same_command_finishes(process, mine: Path, tmp_path: Path) -> None:
+    args = ["train", "simclr", "--dataset", mine, *TINY, "--set", "pretrain.epochs=100000"]
+    running = process(args, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    begun = time.monotonic()
+    while not list(tmp_path.glob("models/simclr-mine/.training/*")):
+        assert running.poll() is None and time.monotonic() - begun < 60
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    stdout, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stdout) == (130, ""), stderr
+    assert stderr.endswith("stopped; the same command continues\n") and "Traceback" not in stderr
+
+
+def test_a_full_disk_is_one_error_that_names_the_file(rush_bench, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = rush_bench("train", "simclr", "--dataset", mine, *TINY)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "No space left" in result.stderr and "models/simclr-mine" in result.stderr and "free some space" in result.stderr
+    left = [path for path in Path("models").rglob("*") if path.suffix in (".pt", ".safetensors", ".json")]
+    assert left == [], "half-written files stay"
+    monkeypatch.undo()
+    monkeypatch.chdir(mine.parent)
+    assert rush_bench("train", "simclr", "--dataset", mine, *TINY).exit_code == 0
+
+
+def test_a_store_that_is_no_folder_is_one_error(rush_bench, mine: Path) -> None:
+    Path("models").write_text("a file")
+    result = rush_bench("train", "simclr", "--dataset", mine, *TINY)
+    assert result.exit_code == 2, result.exception
+    assert "error: cannot write" in result.stderr and "choose another --store" in result.stderr

@@ -1,0 +1,65 @@
+"""Every recipe: two epochs at `smoke` on small digits, the loss falls, and a stopped run ends in the same weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rush_bench import registry
+from rush_bench.defenses import load_defense
+from rush_bench.errors import WorkLeft
+from rush_bench.training import loop, train
+
+RECIPES = sorted(name for name, entry in registry.recipes.entries.items() if entry.entry_point is None)
+SMALL = ("size=8", "network.name=resnet", "network.blocks=1,1", "network.width=4")
+# Where the smoke preset's eight steps of a tiny network are too few for a loss that starts near its lower bound.
+LONGER = ("pretrain.batch_size=32", "pretrain.lr=0.2")
+SETS: dict[str, tuple[str, ...]] = {"simclr": LONGER, "rush": LONGER}
+
+
+class Clock:
+    """Time that passes one second a training step and not otherwise."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.step = 0.0, loop.train_step
+        monkeypatch.setattr(loop, "monotonic", lambda: self.now)
+        monkeypatch.setattr(loop, "train_step", self.timed)
+
+    def timed(self, *arguments):
+        self.now += 1
+        return self.step(*arguments)
+
+
+def smoke(name: str, store: Path, steps: float | None = None) -> dict:
+    minutes = None if steps is None else steps / 60
+    sets = (*SMALL, *SETS.get(name, ()))
+    folder = train(name, dataset="digits", preset="smoke", sets=sets, store=store, name="run", max_minutes=minutes)
+    return json.loads((folder / "card.json").read_text())
+
+
+def what_stays(card: dict) -> dict:
+    return {key: value for key, value in card.items() if key not in ("seconds", "environment")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_smoke(name, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    whole = smoke(name, tmp_path / "whole")
+    total, stages = clock.now, {}
+    for entry in whole["validation"]["history"]:
+        stages.setdefault(entry["stage"], []).append(entry["loss"])
+    assert all(len(losses) == 2 for losses in stages.values())
+    assert all(losses[1] < losses[0] for losses in stages.values()), stages
+
+    stops = 0
+    for steps in (3, total // 2, total - 4 - total // 2, None):  # inside the first epoch, in the middle, near the end
+        try:
+            parts = smoke(name, tmp_path / "parts", steps)
+        except WorkLeft:
+            stops += 1
+    assert stops == 3
+    assert what_stays(parts) == what_stays(whole)
+
+    votes = f"@{whole['votes'][0]}" if whole["votes"][0] else ""
+    defense = load_defense(f"run{votes}", store=tmp_path / "whole")
+    assert (defense.draws, defense.shape, defense.classes) == (whole["votes"][0], (1, 8, 8), 10)

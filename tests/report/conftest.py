@@ -1,0 +1,69 @@
+"""Small finished evaluations on disk, with the numbers chosen by the test."""
+
+import numpy as np
+import pytest
+
+from rush_bench.evaluation.records import FORMAT, Cell, CellStore, load_results
+
+
+class Lab:
+    """Writes cells; `right` lists correct predictions out of `repeats`, an entry an image."""
+
+    def __init__(self, folder):
+        self.folder, self.store = folder, CellStore(folder)
+
+    def cell(self, defense, attack, right, *, repeats=1, eps=8 / 255, norm="linf", suite="linf8", votes=0, bank=None, **k):
+        chunks_done, of, settings = k.pop("chunks_done", None), k.pop("of", ()), k.pop("settings", {})
+        weights, seed = k.pop("weights", defense.split("@")[0]), k.pop("seed", 0)
+        right = np.asarray(right)
+        identity = {
+            "format": FORMAT,
+            "weights": weights,
+            "defense": {"votes": votes},
+            "attack": {"name": attack, **settings, **({"of": [c.key for c in of]} if of else {})},
+            "threat": None if attack == "clean" else {"norm": norm, "eps": eps},
+            "images": f"digest of {len(right)}",
+            "seed": seed,
+            "repeats": repeats,
+            "chunk": 10,
+        }
+        labels = {
+            "defense": defense,
+            "model": weights,
+            "recipe": k.pop("recipe", defense.split("@")[0].split("-")[0]),
+            "votes": votes,
+            "dataset": "cifar10",
+            "pretrain_dataset": None,
+            "attack": attack,
+            "suite": suite,
+            "quick": suite.endswith("-quick"),
+            "deterministic": votes == 0,
+            "n": len(right),
+            "classes": 4,
+            "protocol": "NSLF",
+            "extra_data": None,
+            "architecture": "ResNet-18",
+            "preset": "short",
+            "budget": "1 + 1 epochs",
+        } | k
+        cell = Cell(identity, labels)
+        self.store.open(cell)
+        for chunk in range(cell.chunks if chunks_done is None else chunks_done):
+            rows = np.array(cell.rows(chunk))
+            correct, zeros = right[rows], np.zeros(len(rows))
+            counts = np.zeros((len(rows), 4), int)
+            counts[:, 0], counts[:, 1] = correct, repeats - correct
+            arrays = {"index": rows, "label": zeros.astype(int), "correct": correct, "repeats": zeros.astype(int) + repeats}
+            arrays |= dict.fromkeys(("margin", "distance", "forwards", "backwards", "seconds"), zeros)
+            if bank is not None:
+                arrays |= {"bank_correct": np.asarray(bank)[rows], "bank_repeats": zeros.astype(int) + 1}
+            self.store.write(cell, chunk, arrays | {"counts": counts})
+        return cell
+
+    def results(self):
+        return load_results(self.folder)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)

@@ -1,0 +1,163 @@
+"""What people read: bold, marks, escapes, and that no number is lost or invented on the way."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from rush_bench.report.tables import table
+from rush_bench.report.writers import best, lay_out, to_csv, to_latex, to_markdown, to_rich
+
+
+def ones(k, n=20):
+    return (np.arange(n) < k).astype(int)
+
+
+def shown(frame):
+    console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(to_rich(frame))
+    return console.export_text()
+
+
+def test_bold_of_the_published_is_the_papers():
+    frame = table([], "paper")
+    top = {(frame.at[i, "block"], name): frame.at[i, name] for i, name in best(frame)}
+    assert top == {
+        ("CIFAR-10", "published_standard"): 87.9,  # 92.2 carries footnote 2 and is not ranked
+        ("CIFAR-10", "published_pgd"): 77.8,
+        ("CIFAR-10", "published_aa"): 79.5,
+        ("CIFAR-100", "published_standard"): 57.1,  # nor is 63.5
+        ("CIFAR-100", "published_pgd"): 46.6,
+        ("CIFAR-100", "published_aa"): 40.2,
+        ("CIFAR-10 -> STL-10", "published_standard"): 73.7,
+        ("CIFAR-10 -> STL-10", "published_pgd"): 53.3,
+        ("CIFAR-10 -> STL-10", "published_aa"): 55.9,
+        ("STL-10 -> STL-10", "published_standard"): 76.7,
+        ("STL-10 -> STL-10", "published_pgd"): 64.6,
+        ("STL-10 -> STL-10", "published_aa"): 67.0,
+    }
+
+
+def test_measured_are_ranked_among_themselves_on_equal_terms(lab):
+    lab.cell("rush@64", "pgd", ones(6), votes=64)
+    lab.cell("acl", "pgd", ones(9))
+    lab.cell("advcl", "pgd", ones(9))
+    lab.cell("rocl", "pgd", ones(10, 10))  # fewer images
+    lab.cell("free", "pgd", ones(20), suite="linf8-quick")  # a weaker attack
+    frame = table(lab.results(), "paper")
+    top = {frame.at[i, "measured_as"] for i, name in best(frame) if name == "measured_pgd"}
+    assert top == {"acl", "advcl"}
+    plain = table(lab.results())
+    assert {plain.at[i, "defense"] for i, _ in best(plain)} == {"acl", "advcl"}
+
+
+def test_one_alone_is_not_the_best(lab):
+    lab.cell("rush@64", "pgd", ones(6), votes=64)
+    assert not [hit for hit in best(table(lab.results(), "paper")) if hit[1].startswith("measured")]
+
+
+def test_csv_keeps_every_number(lab, tmp_path):
+    lab.cell("rush@64", "pgd", ones(7), votes=64)
+    for style in ("plain", "paper"):
+        frame = table(lab.results(), style)
+        to_csv(frame, tmp_path / "table.csv")
+        back = pd.read_csv(tmp_path / "table.csv")
+        assert list(back) == list(frame)
+        numbers = frame.select_dtypes("number").astype(float)
+        assert np.allclose(back[list(numbers)].astype(float), numbers.round(2), equal_nan=True, atol=0.006)
+
+
+def test_markdown_has_blocks_dashes_intervals_and_notes(lab, tmp_path):
+    lab.cell("rush@64", "clean", ones(18), votes=64)
+    lab.cell("rush@64", "pgd", ones(7), votes=64)
+    lab.cell("rush@64", "aa", ones(7), votes=64, chunks_done=1)
+    text = to_markdown(table(lab.results(), "paper"), tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text() == text
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### CIFAR-10",
+        "### CIFAR-100",
+        "### CIFAR-10 -> STL-10",
+        "### STL-10<sup>3</sup> -> STL-10",
+    ]
+    line = next(line for line in text.splitlines() if "I\\_F+" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:4] == ["**87.9**", "**77.8**", "**79.5**"]
+    assert re.fullmatch(r"35\.0 \[\d+\.\d, \d+\.\d\]", cells[7]) and cells[8] == "–"
+    assert "rush@64, linf8: aa: 1 of 2 chunks" in text
+    assert "Data AUG (Rebuffi et al., 2021)<sup>2</sup>" in text
+    for mark in "1234":
+        assert f"<sup>{mark}</sup> " in text
+    widths = {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_quick_numbers_are_marked(lab):
+    lab.cell("rush@64", "clean", ones(18), votes=64, suite="linf8-quick")
+    lab.cell("rush@64", "pgd", ones(7), votes=64, suite="linf8-quick")
+    lab.cell("rush@64", "apgd", ones(6), votes=64, suite="linf8-quick")
+    layout = lay_out(table(lab.results(), "paper"))
+    marked = {layout.columns[k] for (_, k), mark in layout.marks.items() if mark == "q"}
+    assert marked == {"measured_pgd"}
+    assert any(mark == "q" for mark, _ in layout.notes)
+    assert "measured_apgd" in layout.columns
+    assert "APGD (quick)" in to_markdown(table(lab.results(), "paper"))
+
+
+def test_columns_of_nothing_are_left_out(lab):
+    lab.cell("acl", "pgd", ones(7))
+    assert "apgd" not in lay_out(table(lab.results())).columns
+    assert "measured_apgd" not in lay_out(table(lab.results(), "paper")).columns
+
+
+SPECIALS = "my_net&50%#{x}$^~\\<[a]|*"
+
+
+def test_latex_escapes_and_balances(lab):
+    lab.cell(SPECIALS, "pgd", ones(7), recipe=None)
+    for style in ("plain", "paper"):
+        text = to_latex(table(lab.results(), style))
+        name = "my\\_net\\&50\\%\\#\\{x\\}\\$\\textasciicircum{}\\textasciitilde{}\\textbackslash{}$<${[}a]|*"
+        assert name in text
+        bare = re.sub(r"\\[&%$#_{}\\]", "", "\n".join(line for line in text.splitlines() if not line.startswith("%")))
+        assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+        outside = re.sub(r"\$[^$]*\$|%\n", "", bare)
+        assert not re.search(r"[_^~#%<>]", outside)
+        assert text.count("\\begin{") == text.count("\\end{")
+        assert text.isascii()
+        body = text[text.index("\\toprule") : text.index("\\bottomrule")].replace("\\&", "")
+        columns = len(re.search(r"\\begin{tabular}{([lc]+)}", text)[1])
+        lines = [line for line in body.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
+        assert {line.count("&") for line in lines} == {columns - 1}
+
+
+def test_latex_has_the_papers_signs():
+    text = to_latex(table([], "paper"))
+    assert "RUSH $\\mathcal{I}_F^+$ (ours)" in text and "RUSH $\\mathcal{I}_F$ (ours)" in text
+    assert "$\\overline{\\mbox{STL-10}}^{3} \\rightarrow$ STL-10" in text
+    assert "\\textbf{87.9}" in text and "\\textbf{92.2}" not in text and "92.2" in text
+    assert "Data AUG (Rebuffi et al., 2021)\\textsuperscript{2}" in text
+    assert all(rule in text for rule in ("\\toprule", "\\midrule", "\\bottomrule"))
+
+
+def test_markdown_escapes(lab):
+    lab.cell(SPECIALS, "pgd", ones(7), recipe=None)
+    assert "my\\_net&50%#{x}$^~\\\\\\<[a]\\|\\*" in to_markdown(table(lab.results()))
+
+
+@pytest.mark.parametrize("style", ["plain", "paper"])
+def test_rich_shows_what_there_is(lab, style):
+    lab.cell("rush@64", "pgd", ones(7), votes=64, recipe="rush")
+    lab.cell("odd[red]name", "pgd", ones(3), recipe=None)
+    text = shown(table(lab.results(), style))
+    assert re.search(r"35\.0[^\n]*( |\n[^\n]*)\[\d", text) and "odd[red]name" in text
+    assert ("77.8" in text) == (style == "paper")
+
+
+@pytest.mark.parametrize("style", ["plain", "paper"])
+def test_writers_take_an_empty_table(style, tmp_path):
+    frame = table([], style)
+    to_csv(frame, tmp_path / "t.csv")
+    assert to_markdown(frame) and to_latex(frame) and shown(frame)

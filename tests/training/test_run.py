@@ -1,0 +1,245 @@
+"""`train`: layers of settings, the card, and errors that name the fix."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rush_bench.datasets import load_dataset
+from rush_bench.errors import BadInput, RushBenchError, WorkLeft
+from rush_bench.networks import build
+from rush_bench.store import read_card, read_weights
+from rush_bench.training import Progress, run, train
+from rush_bench.training.checkpoint import CheckpointFile
+from rush_bench.training.options import Optimisation, RunSettings
+from rush_bench.training.stage import Plan, Recipe, Stage
+
+TINY = ("network.name=resnet", "network.blocks=1", "network.width=4", "n_train=64", "pretrain.batch_size=32")
+
+
+def quick(store: Path, *sets: str, recipe: str = "simclr", **keys) -> Path:
+    return train(recipe, dataset="digits", preset="smoke", sets=(*TINY, *sets), store=store, **keys)
+
+
+def test_layers_preset_toml_set_in_this_order(tmp_path):
+    config = tmp_path / "my.toml"
+    config.write_text('noise = "gaussian:1/8"\n[pretrain]\nlr = 0.02\nepochs = 1\n')
+    folder = quick(tmp_path, "pretrain.lr=0.03", "finetune.epochs=1", recipe="rush", config=config, name="mine")
+    card = read_card(tmp_path, "mine")
+    assert folder == tmp_path / "mine"
+    assert card["settings"]["pretrain"]["lr"] == 0.03  # --set over TOML
+    assert card["settings"]["pretrain"]["epochs"] == 1  # TOML over preset
+    assert card["settings"]["finetune"]["batch_size"] == 64  # preset over default
+    assert card["settings"]["pretrain"]["weight_decay"] == 1e-4  # default
+    assert card["noise"] == {"law": "gaussian", "scale": 0.125}
+
+
+def test_the_card_says_what_ran_and_the_weights_load(tmp_path):
+    quick(tmp_path, recipe="rush", seed=3)
+    card = read_card(tmp_path, "rush-digits")
+    assert (card["recipe"], card["dataset"], card["pretrain_dataset"]) == ("rush", "digits", "digits")
+    assert (card["protocol"], card["extra_data"], card["preset"]) == ("NSLF", None, "smoke")
+    assert card["noise"] == {"law": "uniform", "scale": 0.3} and card["votes"] == [1, 64]
+    assert card["epochs_done"] == {"pretrain": 2, "finetune": 2} and card["seed"] == 3
+    assert card["data"]["n_train"] == card["data"]["n_pretrain"] == 64
+    assert card["data"]["n_val"] == len(load_dataset("digits", "val"))
+    assert card["data"]["digest"]["train"] == load_dataset("digits", "train", 64).digest
+    assert {"clean", "noisy", "knn", "best"} <= set(card["validation"]) and card["seconds"] > 0
+    assert [entry["epoch"] for entry in card["validation"]["history"]] == [1, 2, 1, 2]
+    network = build(card["network"])
+    network.load_state_dict(read_weights(tmp_path, "rush-digits"))
+    val = load_dataset("digits", "val")
+    accuracy = (network.eval()(val.floats()).argmax(1) == val.labels).float().mean()
+    assert float(accuracy) == pytest.approx(card["validation"]["clean"], abs=1e-6)
+
+
+def test_best_weights_are_kept_where_they_are_not_the_last(tmp_path):
+    quick(tmp_path, "finetune.epochs=6", "finetune.lr=5", "pretrain.epochs=1")
+    card = read_card(tmp_path, "simclr-digits")
+    history = [entry for entry in card["validation"]["history"] if entry["stage"] == "finetune"]
+    best = max(history, key=lambda entry: entry["clean"])
+    assert card["validation"]["best"] == {"score": best["clean"], "epoch": best["epoch"]}
+    assert ("best" in card["sha256"]) is (best["epoch"] != 6)
+    assert best["epoch"] != 6  # or this test shows nothing
+    network = build(card["network"])
+    network.load_state_dict(read_weights(tmp_path, "simclr-digits", "best"))
+    val = load_dataset("digits", "val")
+    assert float((network.eval()(val.floats()).argmax(1) == val.labels).float().mean()) == pytest.approx(best["clean"])
+
+
+def test_transfer(tmp_path):
+    """Pre-training sees the one data set, fine-tuning the other; the name says so."""
+    import numpy as np
+
+    digits = {split: load_dataset("digits", split) for split in ("train", "test")}
+    arrays = {f"{s}_images": x.pixels.permute(0, 2, 3, 1).numpy() for s, x in digits.items()}
+    arrays |= {f"{s}_labels": x.labels.numpy() % 2 for s, x in digits.items()}
+    np.savez(tmp_path / "parity.npz", **arrays, classes=np.array(["even", "odd"]))
+    folder = train(
+        "simclr", dataset=str(tmp_path / "parity.npz"), pretrain_on="digits", preset="smoke", sets=TINY, store=tmp_path
+    )
+    card = read_card(tmp_path, folder.name)
+    assert folder.name == "simclr-digits-to-parity" and card["network"]["classes"] == 2
+    assert (card["pretrain_dataset"], card["dataset"]) == ("digits", "parity")
+    assert card["data"]["digest"]["pretrain"] == load_dataset("digits", "pretrain", 64).digest
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"recipe": "rsh"}, "did you mean 'rush'"),
+        ({"preset": "papr"}, "did you mean 'paper'"),
+        ({"dataset": "digit"}, "did you mean 'digits'"),
+        ({"sets": ["pretrain.lrr=1"]}, "did you mean 'pretrain.lr'"),
+        ({"sets": ["pretrain.lr=fast"]}, "not a number"),
+        ({"sets": ["noise=uniform"]}, "write uniform:0.3"),
+        ({"sets": ["noise=none"]}, "it is the recipe simclr"),
+        ({"sets": ["network.name=resnet17"]}, "did you mean 'resnet18'"),
+        ({"sets": ["finetune.bn_adapt=betas"]}, "did you mean 'beta'"),
+        ({"sets": ["finetune.epochs=0"]}, "must be at least 1"),
+        ({"n_train": 10**6}, "give 1 to 1167"),
+        ({"n_train": 0}, "ask for 1 to 1167"),
+        ({"n_train": 1}, "needs at least 2 images"),
+        ({"device": "cuda:99"}, "--device auto"),
+        ({"config": "no.toml"}, "settings file no.toml cannot be read"),
+        ({"name": "a/b"}, "plain folder name"),
+    ],
+)
+def test_bad_input(tmp_path, keys, message):
+    keys = {"recipe": "rush", "dataset": "digits", "preset": "smoke"} | keys
+    with pytest.raises(BadInput, match=message):
+        train(keys.pop("recipe"), store=tmp_path, **keys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_without_labels_cannot_be_fine_tuned_on(tmp_path, monkeypatch):
+    images = load_dataset("digits", "train", 64)
+    monkeypatch.setattr(
+        run, "load_dataset", lambda *a, **k: dataclasses.replace(images, labels=torch.full_like(images.labels, -1))
+    )
+    with pytest.raises(BadInput, match=r"has no labels.*--pretrain-on"):
+        train("simclr", dataset="digits", preset="smoke", store=tmp_path)
+
+
+def test_shapes_of_a_transfer_must_agree(tmp_path):
+    import numpy as np
+
+    arrays = {"train_images": np.zeros((40, 8, 8, 3), np.uint8), "test_images": np.zeros((10, 8, 8, 3), np.uint8)}
+    arrays |= {"train_labels": np.arange(40) % 2, "test_labels": np.arange(10) % 2, "classes": np.array(["a", "b"])}
+    np.savez(tmp_path / "colour.npz", **arrays)
+    with pytest.raises(BadInput, match="shape"):
+        train("simclr", dataset="digits", pretrain_on=str(tmp_path / "colour.npz"), preset="smoke", store=tmp_path)
+
+
+def test_a_folder_of_another_run_is_refused_before_and_after_it_finishes(tmp_path):
+    with pytest.raises(WorkLeft):
+        quick(tmp_path, max_minutes=0)
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"pretrain\.lr is 0\.06 there and 0\.01 here.*--name"):
+            quick(tmp_path, "pretrain.lr=0.01")
+        with pytest.raises(BadInput, match="seed is 0 there and 1 here"):
+            quick(tmp_path, seed=1)
+        quick(tmp_path)
+    assert quick(tmp_path, "pretrain.lr=0.01", name="other").name == "other"
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[: len(x) // 2], lambda x: b"", lambda x: b"rubbish" * 40])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
+    with pytest.raises(WorkLeft):
+        quick(tmp_path, max_minutes=0)
+    path = tmp_path / "simclr-digits" / ".training" / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadInput, match=r"checkpoint\.pt is damaged.*delete"):
+        quick(tmp_path)
+
+
+def test_two_processes_do_not_train_one_model(tmp_path):
+    with CheckpointFile(tmp_path / "simclr-digits", {}).lock(), pytest.raises(BadInput, match="another process"):
+        quick(tmp_path)
+    quick(tmp_path)
+
+
+def test_an_unwritable_store_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(BadInput, match="cannot write in"):
+        quick(tmp_path / "file")
+
+
+def test_leftovers_of_kills_are_swept(tmp_path):
+    with pytest.raises(WorkLeft):
+        quick(tmp_path, max_minutes=0)
+    folder = tmp_path / "simclr-digits"
+    for stale in (folder / ".training" / ".checkpoint-abc.pt", folder / ".model-abc.safetensors"):
+        stale.write_bytes(b"half")
+    quick(tmp_path)
+    assert {path.name for path in folder.iterdir()} <= {"card.json", "model.safetensors", "best.safetensors"}
+
+
+class Failing(Stage):
+    """Loss 1, 1, ... and then not a number, or weights that are not."""
+
+    def loss(self, batch):
+        loss = self.network(batch.images).square().mean()
+        return loss * torch.nan if batch.step == self.settings.size - 16 else loss
+
+
+def failing_recipe(step: int) -> Recipe:
+    plan = Plan("pretrain", "train", Optimisation(epochs=3, batch_size=16), Failing)
+    card = {"protocol": "none", "extra_data": None, "votes": [0]}
+    # The step at which it fails travels in a setting that is free here.
+    return Recipe("failing", RunSettings(size=16 + step), lambda s: [plan], lambda s: card, {"short": {}})
+
+
+def test_a_loss_that_is_not_finite_names_stage_epoch_and_step(tmp_path, monkeypatch):
+    real = run.load_dataset
+    monkeypatch.setattr(run, "load_dataset", lambda *a, size=None, **k: real(*a, **k))
+    with pytest.raises(RushBenchError, match=r"loss is nan in stage 'pretrain', epoch 2, step 3; the last good") as error:
+        train(failing_recipe(step=6), dataset="digits", sets=TINY[:4], store=tmp_path)  # 4 steps an epoch
+    assert error.value.exit_code == 1 and "--set pretrain.lr" in str(error.value)
+    content = torch.load(tmp_path / "failing-digits" / ".training" / "checkpoint.pt", weights_only=True)
+    assert (content["where"]["epoch"], content["where"]["step"]) == (1, 0)
+    assert all(x.isfinite().all() for x in content["module"].values())
+
+
+def test_a_learning_rate_that_explodes_is_an_error(tmp_path):
+    with pytest.raises(RushBenchError, match=r"not finite|loss is"):
+        quick(tmp_path, "pretrain.lr=1e30", "pretrain.epochs=8")
+    assert not (tmp_path / "simclr-digits" / "card.json").exists()
+
+
+def test_batches_shrink_to_the_data_and_the_card_says_so(tmp_path):
+    stream = io.StringIO()
+    quick(tmp_path, "finetune.batch_size=999", report=Progress(stream))
+    assert "finetune.batch_size is 64: there are no more images" in stream.getvalue()
+    assert read_card(tmp_path, "simclr-digits")["settings"]["finetune"]["batch_size"] == 64
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys):
+    for stream in (Terminal(), io.StringIO()):
+        quick(tmp_path, name=f"m{stream.isatty()}", report=Progress(stream))
+        text = stream.getvalue()
+        assert "pretrain" in text and "loss" in text and "is finished: validation clean" in text
+        assert ("\x1b[" in text) is stream.isatty()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("options", [["precision=bfloat16"], ["channels_last=false"], ["pretrain.optimiser=lars"]])
+def test_options_run(tmp_path, options):
+    folder = quick(tmp_path, *options, recipe="rush")
+    losses = [entry["loss"] for entry in json.loads((folder / "card.json").read_text())["validation"]["history"]]
+    assert all(0 < loss < 10 for loss in losses)
+
+
+def test_the_global_generator_is_left_alone(tmp_path):
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    quick(tmp_path, recipe="rush")
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -1,4 +1,4 @@
-"""Copy tables from results/ into the README, between `<!-- table: FILE -->` and `<!-- end -->`: `python docs/embed_tables.py`."""
+"""Copy tables from results/ into the README, between `<!-- table: FILE -->` and `<!-- end -->`."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def embedded(text: str, root: Path = ROOT) -> str:
     """The text with every block's table as its file has it now."""
-    return BLOCK.sub(lambda found: found[1] + "\n" + (root / found[2]).read_text(encoding="utf-8").strip() + "\n\n" + found[3], text)
+    return BLOCK.sub(lambda found: f"{found[1]}\n{(root / found[2]).read_text(encoding='utf-8').strip()}\n\n{found[3]}", text)
 
 
 if __name__ == "__main__":

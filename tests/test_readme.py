@@ -27,7 +27,8 @@ def test_links_lead_somewhere(link):
 
 
 def test_commands_and_names_exist():
-    commands = set(re.findall(r"rush-bench ([a-z]+)", README))
+    commands = set(re.findall(r"^    rush-bench ([a-z]+)|`rush-bench ([a-z]+)", README, re.MULTILINE))
+    commands = {name for pair in commands for name in pair if name}
     assert {"train", "attack", "table"} <= commands <= set(COMMANDS)
     for name in set(re.findall(r"rb\.(\w+)", README)):
         assert hasattr(rush_bench, name)

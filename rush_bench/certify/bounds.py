@@ -1,8 +1,8 @@
 """Bounds of certificates: one-sided Clopper-Pearson, and radii from a bound on the probability of the top class.
 
 Everything is vectorised over numpy arrays, in float64. `p` is a lower bound on the probability that one noisy copy of an
-image gets the class; a radius is in pixel units, in the norm of the law's theorem; `dimension` is the number of pixels
-times channels. With that many wrong bounds as `alpha` says, a radius says: no x' closer than this has another top class.
+image gets the class, wrong with probability at most alpha; where it holds, no x' within the radius has another top class.
+A radius is in pixel units, in the norm of the law's theorem; `dimension` is the number of pixels times channels.
 """
 
 from dataclasses import dataclass

@@ -24,7 +24,7 @@ from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
-from rush_bench.evaluation.runner import _check_fits as check_fits
+from rush_bench.evaluation.runner import check_fits
 from rush_bench.noise import Stream
 from rush_bench.progress import Bar
 

@@ -53,6 +53,7 @@ class Defense:
     shape: tuple[int, int, int]
     draws: int = 0
     device: torch.device = torch.device("cpu")
+    precision: str = "float32"  # of the search; float32 alone judges
     passes: Passes
 
     @property

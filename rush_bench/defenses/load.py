@@ -92,7 +92,7 @@ def load_defense(
     about = {key: card.get(key) for key in ("recipe", "dataset", "pretrain_dataset", "protocol", "extra_data", "preset")}
     about |= {
         "model": full,
-        "architecture": spec["name"],
+        "architecture": spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}",
         "budget": card.get("budget"),
         "sha256": card["sha256"][which or "model"],
     }

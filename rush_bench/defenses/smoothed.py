@@ -35,6 +35,7 @@ class _Network(Defense):
     ) -> None:
         if device is None:
             device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        self.precision = precision
         self.name, self.shape, self.device = name, (shape[0], shape[1], shape[2]), torch.device(device)
         self.about = about or {}
         self.body = Body(network, shape=self.shape, device=self.device, outputs=outputs, precision=precision, memory=memory)
@@ -166,6 +167,9 @@ def _within(outer: slice, inner: slice) -> slice:
 class Deterministic(_Network):
     """A network without noise. `draws` and `stream` of its methods are ignored.
 
+    Options, here and for Smoothed: `shape` (C, H, W) of the images, default (3, 32, 32); `device`, default the network's;
+    `outputs="probabilities"` for a network that ends in softmax; `precision="bfloat16"` for a faster search (float32 alone
+    judges); `memory`, bytes that one block of an attack step may take. The network's weights are frozen in place.
     Errors: BadInput for a network in train mode, one that returns probabilities, or one that does not take `shape`.
     """
 

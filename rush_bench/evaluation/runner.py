@@ -87,7 +87,7 @@ def attack(
     if len(set(names)) < len(names):
         raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
     for defense in defenses:
-        _check_fits(defense, data)
+        check_fits(defense, data)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
     jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
@@ -106,7 +106,8 @@ def default_repeats(votes: int, quick: bool) -> int:
     return -(-full // 5) if quick else full
 
 
-def _check_fits(defense: Defense, data: Images) -> None:
+def check_fits(defense: Defense, data: Images) -> None:
+    """Refuse images that a defence does not take, that it has too few classes for, or that have no labels."""
     if tuple(defense.shape) != tuple(data.shape):
         raise BadInput(
             f"{defense.name} takes images {tuple(defense.shape)}, {data.name} has {tuple(data.shape)}"
@@ -146,7 +147,10 @@ def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int 
         if column == "eot" and defense.deterministic:
             continue
         made: Attack = override(registry.load(column)(), settings)
-        identity = {**shared, "attack": {"name": column, **made.settings()}}
+        how = {"name": column, **made.settings()}
+        if column != "clean" and defense.precision != "float32":
+            how["precision"] = defense.precision  # another search finds another x'
+        identity = {**shared, "attack": how}
         if column == "clean":
             identity["threat"] = None  # the clean accuracy is the same cell whatever the suite's eps
         jobs.append(_Job(Cell(identity, {**labels, "attack": column}), defense, made))

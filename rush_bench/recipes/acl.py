@@ -46,7 +46,7 @@ class ACLPretrainSettings(ContrastiveSettings):
 class ACLSettings(PretrainedSettings):
     """Fine-tuned by AFF: 100 epochs with decays at 40 and 60, the README's for CIFAR-10."""
 
-    network: NetworkSettings = field(default_factory=lambda: NetworkSettings(**IMAGENET))
+    network: NetworkSettings = IMAGENET
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
     pretrain: ACLPretrainSettings = field(default_factory=ACLPretrainSettings)
     finetune: LinearSettings = field(default_factory=lambda: LinearSettings(protocol="AFF"))
@@ -133,8 +133,8 @@ def card(settings: ACLSettings) -> dict[str, Any]:
 
 
 PRESETS = protocols.presets(
-    **{"attack.steps": 2, "pretrain.lr": 1.0, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
-    | {"teacher.epochs": 2, "teacher.batch_size": 16, "distil.epochs": 2, "distil.batch_size": 64, "distil.attack.steps": 2}
+    {"pretrain.optimiser": "sgd", "pretrain.lr": 0.06}
+    | {"teacher.epochs": 2, "teacher.batch_size": 16, "distil.epochs": 2, "distil.batch_size": 64, "distil.attack.steps": 2},
 )
 PRESETS["short"] |= {"teacher.epochs": 30, "teacher.milestones": (15, 22), "distil.epochs": 10, "distil.milestones": (6, 8)}
 PRESETS["paper-1%"] = {"label_share": 0.01}
@@ -143,7 +143,7 @@ PRESETS["paper-10%"] = {"label_share": 0.1, "distil.batch_size": 225}
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
     """As the family's, with the stages of the semi-supervised setting."""
-    layer = dict(protocols.adapt(preset, shape, **{"pretrain.lr": 2.5}))
+    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 2.5}))
     if "network.name" in layer:
         for group in ("teacher", "distil"):
             layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}

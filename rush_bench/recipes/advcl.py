@@ -164,15 +164,14 @@ def card(settings: AdvCLSettings) -> dict[str, Any]:
 
 
 PRESETS = protocols.presets(
-    **{"attack.steps": 2, "pretrain.lr": 0.06, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
-    | {"simclr.epochs": 2, "simclr.batch_size": 64, "simclr.lr": 0.06, "pretrain.clusters": (2, 10, 50)},
+    {"pretrain.lr": 0.06} | {"simclr.epochs": 2, "simclr.batch_size": 64, "simclr.lr": 0.06, "pretrain.clusters": (2, 10, 50)},
 )
 PRESETS["short"] |= {"simclr.epochs": 40, "simclr.knn_every": 20, "pretrain.epochs": 30, "pretrain.warmup_epochs": 3}
 
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
     """As the family's, for SimCLR too; fewer clusters, since there are 1,167 digits."""
-    layer = dict(protocols.adapt(preset, shape, **{"pretrain.lr": 0.25, "simclr.batch_size": 256, "simclr.lr": 0.25}))
+    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 0.25, "simclr.batch_size": 256, "simclr.lr": 0.25}))
     if "network.name" in layer:
         layer |= {"pretrain.padding": 1, "simclr.crop_floor": 0.3, "simclr.flip": 0.0, "simclr.gray_p": 0.0}
         layer |= {"pretrain.clusters": (2, 10, 50)}

@@ -101,9 +101,7 @@ def plans(settings: BYORLSettings) -> list[Plan]:
     return [first, protocols.finetuning(settings)]
 
 
-PRESETS = protocols.presets(
-    **{"attack.steps": 2, "pretrain.lr": 1.0, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
-)
+PRESETS = protocols.presets(**{"pretrain.lr": 1.0})
 
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:

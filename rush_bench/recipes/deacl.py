@@ -1,7 +1,7 @@
 """DeACL: a clean teacher, then a robust student that follows it (Zhang et al. 2022; recipes R2.13)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class DistilSettings(ContrastiveSettings):
 class DeACLSettings(PretrainedSettings):
     """The stem pads by 2, as solo-learn's networks do; `pretrain` is the teacher's SimCLR, with our own numbers."""
 
-    network: NetworkSettings = field(default_factory=lambda: NetworkSettings(**CIFAR, padding=2))
+    network: NetworkSettings = replace(CIFAR, padding=2)
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
     pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
@@ -103,8 +103,7 @@ def plans(settings: DeACLSettings) -> list[Plan]:
 
 PRESETS = protocols.presets(
     60,
-    **{"attack.steps": 2, "pretrain.lr": 0.06, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
-    | {"distil.epochs": 2, "distil.batch_size": 64, "distil.lr": 0.1, "distil.warmup_epochs": 0},
+    **{"pretrain.lr": 0.06} | {"distil.epochs": 2, "distil.batch_size": 64, "distil.lr": 0.1, "distil.warmup_epochs": 0},
 )
 PRESETS["short"] |= {"distil.epochs": 30, "distil.warmup_epochs": 2, "distil.knn_every": 10}
 

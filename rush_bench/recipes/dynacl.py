@@ -66,7 +66,7 @@ class PlusSettings(AFFSettings):
 class DynACLSettings(PretrainedSettings):
     """SLF at the encoder; AFF with both routes, from x' = x (the routes differ, so that its gradient is not zero)."""
 
-    network: NetworkSettings = field(default_factory=lambda: NetworkSettings(**IMAGENET))
+    network: NetworkSettings = IMAGENET
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
     pretrain: DynACLPretrainSettings = field(default_factory=DynACLPretrainSettings)
     plus: bool = False
@@ -212,7 +212,7 @@ def plans(settings: DynACLSettings) -> list[Plan]:
 
 
 PRESETS = protocols.presets(
-    **{"attack.steps": 2, "pretrain.lr": 1.0, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05}
+    {"pretrain.lr": 1.0}
     | {"trades.epochs": 2, "trades.batch_size": 64, "trades.lr": 0.05, "trades.attack.steps": 2, "trades.milestones": ()}
     | {"probe.epochs": 2, "probe.batch_size": 64, "probe.lr": 0.1, "pretrain.anneal_every": 1},
 )
@@ -228,7 +228,7 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
         "probe.lr": 0.1,
         "probe.batch_size": 128,
     }
-    layer = dict(protocols.adapt(preset, shape, **extra))
+    layer = dict(protocols.adapt(preset, shape, extra))
     if "network.name" in layer:
         for group in ("probe", "trades"):
             layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}

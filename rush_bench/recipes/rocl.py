@@ -99,13 +99,13 @@ def plans(settings: RoCLSettings) -> list[Plan]:
 
 
 PRESETS = protocols.presets(
-    **{"attack.steps": 2, "pretrain.lr": 1.0, "finetune.attack.steps": 2, "aff.attack.steps": 2, "aff.lr": 0.05},
+    {"pretrain.lr": 1.0},
 )
 
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
     """As the family's; as many steps of LARS need a larger rate on few images."""
-    return protocols.adapt(preset, shape, **{"pretrain.lr": 2.5, "pretrain.projector_hidden": 256})
+    return protocols.adapt(preset, shape, {"pretrain.lr": 2.5, "pretrain.projector_hidden": 256})
 
 
 def make(name: str) -> Recipe:

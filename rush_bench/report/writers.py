@@ -73,6 +73,11 @@ class Layout:
     notes: list[tuple[str, str]]
 
 
+def _is_text(column: str) -> bool:
+    """Whether a column is set flush left: names and facts, not numbers."""
+    return column in ("method", "defense", "dataset", "threat", "suite", "measured_as", *TEXT)
+
+
 def to_csv(frame: pd.DataFrame, path: Path) -> None:
     """All columns, numbers to two decimals, empty where there is none."""
     write_text(Path(path), frame.to_csv(index=False, float_format="%.2f"))
@@ -81,9 +86,8 @@ def to_csv(frame: pd.DataFrame, path: Path) -> None:
 def to_markdown(frame: pd.DataFrame, path: Path | None = None) -> str:
     """GitHub Markdown, a table a block; written to `path` if there is one."""
     layout = lay_out(frame)
-    wide = [name in HEADERS and name.removeprefix("measured_") not in ("as", *TEXT) for name in layout.columns]
     head = "| " + " | ".join(_markdown(HEADERS.get(name, name)) for name in layout.columns) + " |"
-    rule = "|" + "|".join("---" if k == 0 or not wide[k] else "---:" for k in range(len(wide))) + "|"
+    rule = "|" + "|".join("---" if _is_text(name) else "---:" for name in layout.columns) + "|"
     lines = []
     for title, span in layout.blocks:
         marked = "STL-10<sup>3</sup> -> STL-10" if title == UNLABELLED else _markdown(title)
@@ -102,7 +106,7 @@ def to_latex(frame: pd.DataFrame, path: Path | None = None) -> str:
     """A LaTeX table; needs the packages booktabs and graphicx. Written to `path` if there is one."""
     layout = lay_out(frame)
     count = len(layout.columns)
-    sides = "".join("l" if name in ("method", "defense", "dataset", "measured_as", *TEXT) else "c" for name in layout.columns)
+    sides = "".join("l" if _is_text(name) else "r" for name in layout.columns)
     lines = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "\\centering"]
     lines += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{{sides}}}", "\\toprule"]
     lines += [" & ".join(_latex(HEADERS.get(name, name)) for name in layout.columns) + " \\\\"]
@@ -131,9 +135,9 @@ def to_rich(frame: pd.DataFrame) -> "Table":
     for row in layout.cells if "method" in layout.columns else []:  # narrower: no citations, intervals on a line below
         row[0] = re.sub(r" \([^()]*, \d{4}\)", "", row[0])
         row[:] = [re.sub(r"^(\S+) \[", r"\1\n[", text) for text in row]
-    for k, name in enumerate(layout.columns):
+    for name in layout.columns:
         head = re.sub(r"(.*) \(published\)", r"Published\n\1", HEADERS.get(name, name))
-        made.add_column(escape(head), justify="left" if k == 0 else "right", overflow="fold")
+        made.add_column(escape(head), justify="left" if _is_text(name) else "right", overflow="fold")
     for title, span in layout.blocks:
         if title:
             made.add_section()

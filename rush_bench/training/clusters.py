@@ -1,5 +1,6 @@
 """Pseudo-labels by k-means: on features of our own encoder, or read from a file (recipes R2.4, R2.12)."""
 
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,9 +72,9 @@ def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, whole:
     chooses. BadInput for a file that cannot be read, a missing array, another length, or labels outside 0..K-1.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise BadInput(
             f"pseudo-label file {path} cannot be read ({error}); give an .npz with one array pseudo_train_K for each K"
         ) from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import Parallel
+from rush_bench.networks.resnet import Encoder
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import Optimisation
 from rush_bench.training.seeds import derive, seeded
@@ -66,22 +67,20 @@ class TaskStage(Stage):
     `member`: which of an ensemble's encoders learns. The last epoch counts (the paper selects on validation data).
     """
 
+    answer: nn.Module  # what learns beside the encoder, and is thrown away
+
     def __init__(self, context: Context, settings: TaskSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context)
         self.own, self.inner = settings, attack
-        whole = context.network.encoder
-        self.encoder = whole.members[member] if isinstance(whole, Parallel) else whole
+        every = context.network.encoder
+        self.encoder = cast(Encoder, every.members[member] if isinstance(every, Parallel) else every)
 
     def problem(self, images: Tensor, generator: torch.Generator) -> Problem:
         """A task for images (B, C, H, W) in [0,1]."""
         raise NotImplementedError
 
-    def extra(self) -> list[nn.Module]:
-        """What learns beside the encoder, and is thrown away."""
-        return [self.answer]
-
     def parameter_groups(self) -> list[nn.Parameter]:
-        return [weight for part in (self.encoder, *self.extra()) for weight in part.parameters()]
+        return [*self.encoder.parameters(), *self.answer.parameters()]
 
     def loss(self, batch: Batch) -> Tensor:
         images = pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)

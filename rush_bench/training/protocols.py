@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
-from rush_bench.training.options import RunSettings
+from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.stage import Plan
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.243, 0.261)}
+IMAGENET = NetworkSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CIFAR = NetworkSettings(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
     return {"protocol": settings.finetune.protocol, "extra_data": extra_data, "votes": [0]}
 
 
-def presets(epochs: int = 25, **smoke: Any) -> dict[str, dict[str, Any]]:
+def presets(smoke: Mapping[str, Any], epochs: int = 25) -> dict[str, dict[str, Any]]:
     """Layers on the paper's settings: `short` has `epochs` of pre-training, `smoke` two of everything."""
     return {
         "paper": {},
@@ -75,16 +75,20 @@ def presets(epochs: int = 25, **smoke: Any) -> dict[str, dict[str, Any]]:
             "finetune.epochs": 2,
             "finetune.batch_size": 64,
             "finetune.milestones": (),
-            "finetune.lr": 0.1,
+            "finetune.lr": 0.03,
             "aff.epochs": 2,
+            "finetune.attack.steps": 2,
             "aff.batch_size": 64,
             "aff.milestones": (),
+            "aff.lr": 0.1,
+            "aff.attack.steps": 2,
+            "attack.steps": 2,
             **smoke,
         },
     }
 
 
-def adapt(preset: str, shape: tuple[int, ...], **short: Any) -> Mapping[str, Any]:
+def adapt(preset: str, shape: tuple[int, ...], short: Mapping[str, Any]) -> Mapping[str, Any]:
     """Scans of digits: the small network, no mirror images, small shifts, attacks of eps 0.1 in steps of eps / 4.
 
     `short`: further settings for digits, at every preset but `paper` and `smoke`.

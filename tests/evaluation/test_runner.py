@@ -172,6 +172,8 @@ def test_another_setting_or_weight_is_another_cell(linear, grey, suite, tmp_path
     for changed in ({"seed": 1}, {"suite": "linf3-quick"}, {"data": grey.take(slice(0, 20))}):
         attack(plain, **{"suite": suite, "data": grey, "out": tmp_path, "quiet": True, **changed})
         counts.append(cells())
+    attack([Deterministic(linear, shape=SHAPE, name="plain", precision="bfloat16")], suite, grey, out=tmp_path, quiet=True)
+    counts.append(cells())
     with torch.no_grad():
         linear.linear.bias[0] += 0.1
     attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True)

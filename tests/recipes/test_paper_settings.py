@@ -68,6 +68,84 @@ ROWS: dict[str, dict] = {
 }
 
 
+def contrastive(**own):
+    """Pre-training numbers that most rows share (R2.3 to R2.5), and a row's own."""
+    shared = {"epochs": 1000, "batch_size": 512, "momentum": 0.9, "schedule": "cosine", "temperature": 0.5, "flip": 0.5}
+    shared |= {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_p": 0.8, "gray_p": 0.2, "interpolation": "bilinear"}
+    return {f"pretrain.{key}": value for key, value in {**shared, **own}.items()}
+
+
+LARS = {"optimiser": "lars", "lr": 5.0, "weight_decay": 1e-6, "lars_exclude_1d": False, "warmup_epochs": 10, "lr_min": 1e-6}
+PGD5 = {"attack.eps": 8 / 255, "attack.step": 2 / 255, "attack.steps": 5, "attack.start": "uniform", "attack.mode": "eval"}
+AFF = {"aff.objective": "trades", "aff.beta": 6.0, "aff.lr": 0.1, "aff.weight_decay": 2e-4, "aff.batch_size": 128}
+AFF |= {"aff.attack.eps": 8 / 255, "aff.attack.step": 2 / 255, "aff.attack.steps": 10, "aff.attack.start": "gaussian"}
+SLF = {"finetune.epochs": 25, "finetune.batch_size": 512, "finetune.lr": 0.01, "finetune.weight_decay": 2e-4}
+SLF |= {"finetune.schedule": "steps", "finetune.attack.steps": 10, "finetune.alf_loss": "ce", "finetune.bn_adapt": "none"}
+SEMI = {"teacher.epochs": 100, "teacher.milestones": (39, 59), "distil.epochs": 15, "distil.milestones": (4, 9)}
+SEMI |= {"distil.lr": 0.1, "distil.weight_decay": 5e-4, "distil.alpha": 0.5, "distil.temperature": 1.0, "distil.beta": 6.0}
+
+ROWS |= {
+    "acl": contrastive(**LARS, crop_floor=0.1, variant="DS", projector_layers=3, route=1)
+    | {"pretrain.interpolation": "bicubic"}  # R2.3
+    | PGD5
+    | IMAGENET
+    | AFF
+    | SEMI
+    | {"finetune.protocol": "AFF", "aff.epochs": 100, "aff.milestones": (39, 59), "aff.routes": 1, "label_share": 1.0}
+    | {"distil.batch_size": 198, "distil.attack.steps": 10},
+    "dynacl": contrastive(**LARS, crop_floor=0.1, anneal_every=50, reweighting=2 / 3, key_momentum=0.99)  # R2.12
+    | PGD5
+    | IMAGENET
+    | SLF
+    | AFF
+    | {"finetune.protocol": "SLF", "finetune.milestones": (10, 20), "finetune.head_init": "zero", "plus": False}
+    | {"aff.epochs": 25, "aff.milestones": (15, 20), "aff.routes": 2, "aff.attack.start": "zero"},
+    "dynacl_pp": {
+        "plus": True,
+        "probe.epochs": 10,
+        "probe.lr": 0.01,
+        "probe.clusters": 10,
+        "trades.epochs": 25,
+        "trades.lr": 0.1,
+    }
+    | {"trades.milestones": (10, 20), "trades.beta": 6.0, "trades.objective": "trades"},
+    "rocl": contrastive(  # R2.5
+        optimiser="lars", lr=1.5, warmup_from=0.1, warmup_epochs=10, weight_decay=1e-6, lars_exclude_1d=True, crop_floor=0.08
+    )
+    | {"pretrain.projector_hidden": 2048, "pretrain.projector_out": 128, "pretrain.projector_norm": False}
+    | {"pretrain.pair_weight": 1 / 256, "pretrain.detach_keys": True, "pretrain.attack_group": 256, "network.mean": ()}
+    | {"attack.eps": 0.0314, "attack.step": 0.007, "attack.steps": 7, "attack.start": "uniform", "attack.mode": "eval"}
+    | {"finetune.epochs": 150, "finetune.lr": 0.1, "finetune.weight_decay": 5e-4, "finetune.batch_size": 1024}
+    | {"finetune.milestones": (30, 50, 100), "finetune.protocol": "SLF"},
+    "advcl": contrastive(optimiser="sgd", lr=0.5, weight_decay=1e-4, warmup_epochs=10, warmup_from=0.01, lr_min=5e-4)  # R2.4
+    | {"pretrain.crop_floor": 0.2, "pretrain.base_temperature": 0.07, "pretrain.radius": 8.0, "pretrain.ce_weight": 0.2}
+    | {"pretrain.clusters": (2, 10, 50, 100, 500), "pretrain.projector_norm": True, "pretrain.projector_out": 128}
+    | PGD5
+    | {"attack.mode": "train", "network.mean": (), "pseudo_source": "self_simclr", "pretrain.route": 1}
+    | SLF
+    | {"finetune.milestones": (15, 20), "finetune.protocol": "SLF"},
+    "byorl_reimpl": contrastive(
+        **LARS, projector_hidden=4096, projector_out=256, target_momentum=0.996, symmetric=False
+    )  # R2.10
+    | PGD10,
+    "deacl": {  # R2.13
+        "distil.epochs": 100,
+        "distil.batch_size": 256,
+        "distil.lr": 0.5,
+        "distil.weight_decay": 5e-4,
+        "distil.weight": 2.0,
+        "distil.padding": 4,
+        "network.padding": 2,
+        "finetune.lr": 0.1,
+        "finetune.milestones": (15, 20),
+        "finetune.protocol": "SLF",
+    }
+    | PGD5
+    | CIFAR
+    | {"network.std": (0.247, 0.243, 0.261)},
+}
+
+
 def value(settings, key: str):
     return reduce(getattr, key.split("."), settings)
 

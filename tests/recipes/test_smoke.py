@@ -12,9 +12,18 @@ from rush_bench.training import loop, train
 
 RECIPES = sorted(name for name, entry in registry.recipes.entries.items() if entry.entry_point is None)
 SMALL = ("size=8", "network.name=resnet", "network.blocks=1,1", "network.width=4")
-# Where the smoke preset's eight steps of a tiny network are too few for a loss that starts near its lower bound.
+# Where eight steps of a tiny network are too few for a loss that starts near its lower bound.
 LONGER = ("pretrain.batch_size=32", "pretrain.lr=0.2")
-SETS: dict[str, tuple[str, ...]] = {"simclr": LONGER, "rush": LONGER}
+PROBE = ("finetune.batch_size=256", "finetune.lr=0.1")  # all images at once: no luck of the draw
+SETS: dict[str, tuple[str, ...]] = {
+    "simclr": LONGER,
+    "rush": LONGER,
+    "deacl": (*LONGER, *PROBE),
+    "advcl": ("simclr.batch_size=32", "simclr.lr=0.2"),
+    "byorl_reimpl": PROBE,
+    "dynacl": PROBE,
+    "dynacl_pp": PROBE,
+}
 
 
 class Clock:

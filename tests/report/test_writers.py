@@ -128,7 +128,7 @@ def test_latex_escapes_and_balances(lab):
         assert text.count("\\begin{") == text.count("\\end{")
         assert text.isascii()
         body = text[text.index("\\toprule") : text.index("\\bottomrule")].replace("\\&", "")
-        columns = len(re.search(r"\\begin{tabular}{([lc]+)}", text)[1])
+        columns = len(re.search(r"\\begin{tabular}{([lr]+)}", text)[1])
         lines = [line for line in body.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
         assert {line.count("&") for line in lines} == {columns - 1}
 

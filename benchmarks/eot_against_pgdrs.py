@@ -56,7 +56,13 @@ def main() -> None:
     theirs = torchattacks.PGDRS(
         network(), eps=args.eps, alpha=alpha, steps=args.steps, noise_type="uniform", noise_sd=SCALE, noise_batch_size=args.m
     )
-    options = {"steps": args.steps, "step": 2.5 / args.steps, "draws": args.m, "random_start": False, "select_every": args.steps}
+    options = {
+        "steps": args.steps,
+        "step": 2.5 / args.steps,
+        "draws": args.m,
+        "random_start": False,
+        "select_every": args.steps,
+    }
     ours = attacks.load("pgd")(**options, select_draws=args.m)
     defenses = {p: rb.Smoothed(same_weights(), noise=rb.Uniform(SCALE), votes=1, precision=p) for p in ("float32", "bfloat16")}
     # a user's module that cannot be folded, as PGDRS has it

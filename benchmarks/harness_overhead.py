@@ -22,7 +22,9 @@ def main() -> None:
     network = build({"name": "resnet18"}).eval()
     folded = network.folded().to(memory_format=torch.channels_last)
     random = torch.Generator().manual_seed(0)
-    images = rb.as_images(torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=random, dtype=torch.uint8), torch.arange(IMAGES) % 10)
+    images = rb.as_images(
+        torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=random, dtype=torch.uint8), torch.arange(IMAGES) % 10
+    )
     defense = rb.Smoothed(network, noise=rb.Uniform(0.3), votes=VOTES, name="net@8")
     suite = parse_suite("linf8-quick", only=("pgd",), overrides={"pgd.select_every": STEPS, "pgd.select_draws": SELECT})
     rows = defense.body.block(VOTES) // VOTES * VOTES  # whole images, as the defence cuts them

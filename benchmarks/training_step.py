@@ -1,6 +1,6 @@
 """How much of a RUSH training step is views and noise: ResNet-18 at batch 128 on a CPU. Target: at most 15 %.
 
-    python benchmarks/training_step.py [--batch 128] [--steps 3]
+python benchmarks/training_step.py [--batch 128] [--steps 3]
 """
 
 import argparse

@@ -93,7 +93,7 @@ def load_defense(
     about |= {
         "model": full,
         "architecture": spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}",
-        "budget": card.get("budget"),
+        "budget": budget(card),
         "sha256": card["sha256"][which or "model"],
     }
     shape = (spec["channels"], spec["size"], spec["size"])
@@ -101,6 +101,13 @@ def load_defense(
     law = noise or (noise_from(card["noise"]) if votes else None)
     network.eval()
     return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
+
+
+def budget(card: dict[str, Any]) -> str | None:
+    """What training took, for a table: `14 + 3 epochs of 45000 images`, the stages in order; None where the card has none."""
+    epochs = " + ".join(str(count) for count in card.get("epochs_done", {}).values())
+    counts = [count for name, count in card.get("data", {}).items() if name.startswith("n_") and name != "n_val"]
+    return f"{epochs} epochs of {max(counts)} images" if epochs and counts else None
 
 
 def load_defenses(

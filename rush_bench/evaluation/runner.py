@@ -109,9 +109,7 @@ def default_repeats(votes: int, quick: bool) -> int:
 def check_fits(defense: Defense, data: Images) -> None:
     """Refuse images that a defence does not take, that it has too few classes for, or that have no labels."""
     if tuple(defense.shape) != tuple(data.shape):
-        raise BadInput(
-            f"{defense.name} takes images {tuple(defense.shape)}, {data.name} has {tuple(data.shape)}"
-        )
+        raise BadInput(f"{defense.name} takes images {tuple(defense.shape)}, {data.name} has {tuple(data.shape)}")
     if defense.classes < len(data.classes):
         raise BadInput(f"{defense.name} has {defense.classes} classes, {data.name} has {len(data.classes)}")
     if int(data.labels.min()) < 0:

@@ -164,7 +164,7 @@ def card(settings: AdvCLSettings) -> dict[str, Any]:
 
 
 PRESETS = protocols.presets(
-    {"pretrain.lr": 0.06} | {"simclr.epochs": 2, "simclr.batch_size": 64, "simclr.lr": 0.06, "pretrain.clusters": (2, 10, 50)},
+    {"pretrain.lr": 0.06, "simclr.epochs": 2, "simclr.batch_size": 64, "simclr.lr": 0.06, "pretrain.clusters": (2, 10, 50)},
 )
 PRESETS["short"] |= {"simclr.epochs": 40, "simclr.knn_every": 20, "pretrain.epochs": 30, "pretrain.warmup_epochs": 3}
 

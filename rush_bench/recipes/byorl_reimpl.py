@@ -101,12 +101,12 @@ def plans(settings: BYORLSettings) -> list[Plan]:
     return [first, protocols.finetuning(settings)]
 
 
-PRESETS = protocols.presets(**{"pretrain.lr": 1.0})
+PRESETS = protocols.presets({"pretrain.lr": 1.0})
 
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
     """As the family's, with a narrow projector and a target that follows within the few steps that digits have."""
-    layer = dict(protocols.adapt(preset, shape, **{"pretrain.lr": 2.5, "pretrain.target_momentum": 0.9}))
+    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 2.5, "pretrain.target_momentum": 0.9}))
     return layer | ({"pretrain.projector_hidden": 256, "pretrain.projector_out": 64} if "network.name" in layer else {})
 
 

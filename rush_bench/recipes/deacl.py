@@ -40,7 +40,7 @@ class DistilSettings(ContrastiveSettings):
 class DeACLSettings(PretrainedSettings):
     """The stem pads by 2, as solo-learn's networks do; `pretrain` is the teacher's SimCLR, with our own numbers."""
 
-    network: NetworkSettings = replace(CIFAR, padding=2)
+    network: NetworkSettings = field(default_factory=lambda: replace(CIFAR, padding=2))
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
     pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
@@ -102,15 +102,15 @@ def plans(settings: DeACLSettings) -> list[Plan]:
 
 
 PRESETS = protocols.presets(
-    60,
-    **{"pretrain.lr": 0.06} | {"distil.epochs": 2, "distil.batch_size": 64, "distil.lr": 0.1, "distil.warmup_epochs": 0},
+    {"pretrain.lr": 0.06, "distil.epochs": 2, "distil.batch_size": 64, "distil.lr": 0.1, "distil.warmup_epochs": 0},
+    epochs=40,
 )
 PRESETS["short"] |= {"distil.epochs": 30, "distil.warmup_epochs": 2, "distil.knn_every": 10}
 
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
     """As the family's; the student's images are shifted by a pixel and not mirrored."""
-    layer = dict(protocols.adapt(preset, shape, **{"pretrain.lr": 0.25, "distil.batch_size": 128}))
+    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 0.25, "distil.batch_size": 128}))
     return layer | ({"distil.padding": 1, "distil.flip": 0.0} if "network.name" in layer else {})
 
 

@@ -98,9 +98,7 @@ def plans(settings: RoCLSettings) -> list[Plan]:
     return [pretrain, protocols.finetuning(settings)]
 
 
-PRESETS = protocols.presets(
-    {"pretrain.lr": 1.0},
-)
+PRESETS = protocols.presets({"pretrain.lr": 1.0})
 
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:

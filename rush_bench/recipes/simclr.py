@@ -13,10 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
+from rush_bench.errors import BadInput
+from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
-from rush_bench.training.finetune import Finetune, FinetuneSettings
+from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
+from rush_bench.training.protocols import AFF_PRESETS, adapt_finetuning, finetuning
 from rush_bench.training.stage import Batch, Plan, Recipe
 
 NAMES = {"simclr": "SimCLR with a linear classifier (Chen et al. 2020): RUSH without its noise"}
@@ -42,7 +45,8 @@ class SimCLRSettings(RunSettings):
     """As RUSH's (R2.2), without noise and with a frozen encoder (SLF)."""
 
     pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
-    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # its `protocol`: SLF, ALF or AFF
+    aff: AFFSettings = field(default_factory=AFFSettings)
 
 
 class SimCLRStage(ContrastiveStage):
@@ -57,9 +61,13 @@ class SimCLRStage(ContrastiveStage):
 
 def plans(settings: SimCLRSettings) -> list[Plan]:
     """Pre-training, then fine-tuning."""
+    if settings.noise != "none" and settings.finetune.protocol != "SLF":
+        raise BadInput(
+            f"finetune.protocol={settings.finetune.protocol} learns from attacked images without noise; set noise=none"
+        )
     return [
         Plan("pretrain", "pretrain", settings.pretrain, lambda context: SimCLRStage(context, settings.pretrain)),
-        Plan("finetune", "train", settings.finetune, lambda context: Finetune(context, settings.finetune), labelled=True),
+        finetuning(settings),
     ]
 
 
@@ -67,6 +75,8 @@ def card(settings: SimCLRSettings) -> dict[str, Any]:
     """With a noise law it is shown both as it is and as a randomised defence."""
     randomised = settings.noise != "none"
     protocol = "SLF" if settings.finetune.bn_adapt == "none" and not (randomised and settings.finetune.noisy) else "NSLF"
+    if settings.finetune.protocol != "SLF":
+        protocol = settings.finetune.protocol
     return {"protocol": protocol, "extra_data": None, "votes": [0, 1, 64] if randomised else [0]}
 
 
@@ -89,4 +99,9 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `simclr`."""
-    return Recipe(name, SimCLRSettings(), plans, card, PRESETS, adapt)
+    presets = {key: layer | AFF_PRESETS.get(key, {}) for key, layer in PRESETS.items()}
+
+    def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+        return {**adapt_finetuning(preset, shape), **adapt(preset, shape)}
+
+    return Recipe(name, SimCLRSettings(), plans, card, presets, adapt_all)

@@ -42,7 +42,7 @@ class AFF(SupervisedStage):
         super().__init__(context, settings, settings.attack)
         self.full, self.encoder = settings, context.network.encoder
         if settings.routes == 2:
-            self.encoder = routed(self.encoder, 2, place=1)  # type: ignore[assignment]
+            self.encoder = routed(self.encoder, 2, place=1)
         self.head, self.frozen = self.network.head, self.freeze()
 
     def freeze(self) -> list[nn.Module]:

@@ -54,6 +54,13 @@ def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
     return {"protocol": settings.finetune.protocol, "extra_data": extra_data, "votes": [0]}
 
 
+# Layers for the group `aff`, to be merged into a recipe's presets.
+AFF_PRESETS: dict[str, dict[str, Any]] = {
+    "short": {"aff.epochs": 10, "aff.milestones": (6, 8)},
+    "smoke": {"aff.epochs": 2, "aff.batch_size": 64, "aff.milestones": (), "aff.attack.steps": 2},
+}
+
+
 def presets(smoke: Mapping[str, Any], epochs: int = 25) -> dict[str, dict[str, Any]]:
     """Layers on the paper's settings: `short` has `epochs` of pre-training, `smoke` two of everything."""
     return {
@@ -64,8 +71,7 @@ def presets(smoke: Mapping[str, Any], epochs: int = 25) -> dict[str, dict[str, A
             "pretrain.warmup_epochs": min(10, epochs // 10),
             "finetune.epochs": 10,
             "finetune.milestones": (6, 8),
-            "aff.epochs": 10,
-            "aff.milestones": (6, 8),
+            **AFF_PRESETS["short"],
         },
         "smoke": {
             "n_train": 256,
@@ -76,33 +82,38 @@ def presets(smoke: Mapping[str, Any], epochs: int = 25) -> dict[str, dict[str, A
             "finetune.batch_size": 64,
             "finetune.milestones": (),
             "finetune.lr": 0.03,
-            "aff.epochs": 2,
             "finetune.attack.steps": 2,
-            "aff.batch_size": 64,
-            "aff.milestones": (),
-            "aff.lr": 0.1,
-            "aff.attack.steps": 2,
             "attack.steps": 2,
+            **AFF_PRESETS["smoke"],
             **smoke,
         },
     }
 
 
+def adapt_finetuning(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Scans of digits: no mirror images, shifts of a pixel, attacks of eps 0.1, in the groups `finetune` and `aff`."""
+    layer: dict[str, Any] = {}
+    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
+        for group in ("finetune", "aff"):
+            layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}
+            layer |= {f"{group}.attack.eps": 0.1, f"{group}.attack.step": 0.025}
+        if preset != "smoke":
+            layer |= {"aff.attack.steps": 5, "aff.attack.step": 0.04}
+    return layer
+
+
 def adapt(preset: str, shape: tuple[int, ...], short: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Scans of digits: the small network, no mirror images, small shifts, attacks of eps 0.1 in steps of eps / 4.
+    """Scans of digits: the small network, no mirror images, small crops or shifts, attacks of eps 0.1 in few steps.
 
     `short`: further settings for digits, at every preset but `paper` and `smoke`.
     """
-    layer: dict[str, Any] = {}
+    layer = adapt_finetuning(preset, shape)
     if shape[0] == 1:
         layer |= {"network.mean": (), "network.std": ()}  # the papers' constants are those of three colours
     if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
         layer |= {"network.name": "tiny", "pretrain.crop_floor": 0.3, "pretrain.flip": 0.0, "pretrain.gray_p": 0.0}
-        for group in ("finetune", "aff"):
-            layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}
-        for attack in ("attack", "finetune.attack", "aff.attack"):
-            layer |= {f"{attack}.eps": 0.1, f"{attack}.step": 0.025}
+        layer |= {"attack.eps": 0.1, "attack.step": 0.025}
         if preset != "smoke":
-            layer |= {"attack.steps": 3, "attack.step": 0.05, "aff.attack.steps": 5, "aff.attack.step": 0.04}
+            layer |= {"attack.steps": 3, "attack.step": 0.05}
             layer |= {"pretrain.batch_size": 256, "finetune.batch_size": 128, "finetune.lr": 0.1, **short}
     return layer

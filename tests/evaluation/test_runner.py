@@ -90,6 +90,19 @@ def test_the_unattackable_coin(coin_images, votes, spread):
         assert found.high - found.low < 0.04
 
 
+@pytest.mark.parametrize("bank_seed", [0, 1, 2])
+def test_the_coin_under_autoattack(coin_images, bank_seed):
+    """Its own driver would call each image broken at the first unlucky pass: about 72 % (A8). On fresh draws it is 0.90."""
+    coin = Coin(coin_images.labels, 1)
+    suite = parse_suite("linf8", only=("clean", "aa"), overrides={"aa.bank_seed": bank_seed, "aa.bank": 1})
+    run = attack([coin], suite, coin_images, repeats=20, quiet=True)
+    assert run.complete, run.failed
+    by_name = {result.labels["attack"]: result.frame for result in run.results}
+    found = interval(by_name["aa"].correct, by_name["aa"].repeats, deterministic=False)
+    assert found.low - 0.005 <= 0.9 <= found.high + 0.005
+    assert set(by_name["aa"].bank_correct / by_name["aa"].bank_repeats) <= {0.0, 1.0}
+
+
 def _tables(run):
     return {
         (r.labels["defense"], r.labels["attack"]): r.frame.drop(columns=["seconds"]).sort_values("index").reset_index(drop=True)

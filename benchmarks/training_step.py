@@ -9,12 +9,12 @@ import time
 import torch
 
 from rush_bench.datasets import as_images
+from rush_bench.networks import build
 from rush_bench.registry import recipes
 from rush_bench.settings import override
 from rush_bench.training.loop import train_step
 from rush_bench.training.optimisers import make_optimiser
 from rush_bench.training.stage import Batch, Context
-from rush_bench.networks import build
 
 
 def main() -> None:

@@ -85,10 +85,11 @@ def command(
     parsed = parse_suite(suite, overrides=parse_assignments(sets))
     images = Loader(data_dir, count, size)
     with common.quiet_stdout():
+        from rush_bench.devices import choose_device
         from rush_bench.evaluation import runner
 
         part = runner.parse_shard(shard)
-        where = common.choose_device(device)
+        where = choose_device(device)
         options = {
             "device": where,
             "precision": common.choose_precision(precision, where),

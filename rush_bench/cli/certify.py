@@ -105,10 +105,11 @@ def command(
     with common.quiet_stdout():
         from rush_bench.certify import run
         from rush_bench.cli.attack import Loader, own, stored
+        from rush_bench.devices import choose_device
         from rush_bench.evaluation.runner import parse_shard
 
         images = Loader(data_dir, count, size, DEFAULT_N)
-        options = {"device": common.choose_device(device), "memory": int(memory * 2**30)}
+        options = {"device": choose_device(device), "memory": int(memory * 2**30)}
         if target is not None:
             assert dataset
             pairs = [own(target, images.load(dataset, None), noise, 1, options)]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rush_bench.errors import BadInput, unknown_name
+from rush_bench.errors import unknown_name
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,20 +77,6 @@ def print_rows(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     print_rich(table)
-
-
-def choose_device(name: str) -> Any:
-    """The torch device of a name; `auto` is CUDA where there is one. A device that cannot be used is a BadInput."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name!r} cannot be used here; --device auto takes what there is") from error
-    return device
 
 
 def choose_precision(name: str, device: Any) -> str:

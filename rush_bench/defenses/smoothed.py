@@ -17,7 +17,7 @@ NoiseRows = Callable[[slice, slice], Tensor | None]  # (images, draws) -> (b or 
 
 
 class _Network(Defense):
-    """A defence made of one network and, perhaps, noise: `_draws` rows an image for a prediction."""
+    """A defence made of one network and, perhaps, noise; `_rows` says where the noise of a call comes from."""
 
     noise: Noise | None = None
 
@@ -73,7 +73,7 @@ class _Network(Defense):
                 votes[i] += F.one_hot(log_p.argmax(2), self.classes).sum(1)
                 total[i] += log_p.exp().sum(1)
         probabilities = total / draws
-        check_finite(probabilities, None, "the prediction")
+        check_finite(probabilities, stream.images, "the prediction")
         # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
         return Prediction((votes + 0.5 * probabilities).argmax(1), votes, probabilities)
 

@@ -137,7 +137,8 @@ def to_rich(frame: pd.DataFrame) -> "Table":
         row[:] = [re.sub(r"^(\S+) \[", r"\1\n[", text) for text in row]
     for name in layout.columns:
         head = re.sub(r"(.*) \(published\)", r"Published\n\1", HEADERS.get(name, name))
-        made.add_column(escape(head), justify="left" if _is_text(name) else "right", overflow="fold")
+        whole = name in ("defense", "dataset", "suite")  # a folded name reads badly; intervals fold well
+        made.add_column(escape(head), justify="left" if _is_text(name) else "right", overflow="fold", no_wrap=whole)
     for title, span in layout.blocks:
         if title:
             made.add_section()

@@ -9,6 +9,7 @@ import torch
 
 from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
+from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
 from rush_bench.networks import build, resolve
@@ -55,7 +56,7 @@ def train(
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
     if n_train is not None:
         layers.append({"n_train": n_train})
-    where = _device(device)
+    where = choose_device(device)
     wanted = resolve_settings(system, preset, None, layers)
     splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, any("n_train" in x for x in layers))
     settings = resolve_settings(system, preset, splits["train"].shape, layers)
@@ -201,14 +202,3 @@ def _fit_batches(system: Recipe, settings: RunSettings, splits: Mapping[str, Ima
             progress.note(f"{plan.name}.batch_size is {count}: there are no more images")
             settings = override(settings, {f"{plan.name}.batch_size": count})
     return settings
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name!r} cannot be used here; --device auto takes what there is") from error
-    return device

@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format clean benchmark-digits
 
 demo: $(READY)
 	$(BIN)/rush-bench demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+benchmark-digits: $(READY)
+	$(BIN)/python benchmarks/digits.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

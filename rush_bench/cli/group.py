@@ -7,6 +7,7 @@ missing, 130 interrupted. Errors meant for the user are one line on stderr; anyt
 import contextlib
 import errno
 import importlib
+import keyword
 import os
 import sys
 from typing import Any
@@ -19,8 +20,10 @@ from rush_bench.errors import RushBenchError, unknown_name
 COMMANDS = {
     "demo": "Train SimCLR and RUSH on the built-in digits, attack both, print the table (minutes on a CPU).",
     "train": "Train a defence; the same command again continues where it stopped.",
+    "import": "Bring published weights into the store: ACL, DynACL, AdvCL, RoCL, DeACL, TRADES.",
     "attack": "Attack models of the store, or a network of your own.",
     "certify": "Certify smoothed models: radii within which no attack exists; read certificates back.",
+    "corruptions": "Accuracy under common corruptions (CIFAR-10-C, CIFAR-100-C), and mCE.",
     "table": "Write and print the table of everything measured.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
@@ -38,7 +41,8 @@ class CommandLine(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"rush_bench.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = importlib.import_module(f"rush_bench.cli.{module}").command
         assert isinstance(command, click.Command)
         return command
 

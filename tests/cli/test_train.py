@@ -57,13 +57,16 @@ def test_other_settings_under_the_same_name_are_refused(rush_bench, mine: Path) 
 def test_control_c_leaves_work_that_the_same_command_finishes(process, mine: Path, tmp_path: Path) -> None:
     args = ["train", "simclr", "--dataset", mine, *TINY, "--set", "pretrain.epochs=100000"]
     running = process(args, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    begun = time.monotonic()
-    while not list(tmp_path.glob("models/simclr-mine/.training/*")):
-        assert running.poll() is None and time.monotonic() - begun < 60
-        time.sleep(0.05)
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=60)
+    try:
+        begun = time.monotonic()
+        while not list(tmp_path.glob("models/simclr-mine/.training/*")):
+            assert running.poll() is None and time.monotonic() - begun < 60
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert (running.returncode, stdout) == (130, ""), stderr
     assert stderr.endswith("stopped; the same command continues\n") and "Traceback" not in stderr
 

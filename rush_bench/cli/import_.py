@@ -1,0 +1,38 @@
+"""`rush-bench import FILE`: one call of `rush_bench.defenses.published.import_model`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rush_bench.cli import common
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="Name of the model in the store.")
+@click.option("--dataset", required=True, help="What the classifier was trained for: a name, or path/to/file.npz.")
+@click.option("--bn-route", type=click.IntRange(min=0), help="BatchNorm route: 0 clean, 1 attacked.  [default: 1]")
+@click.option("--head", type=click.Path(path_type=Path), help="File of the linear classifier (RoCL's _linear).")
+@click.option("--recipe", help="Where several write the same keys: acl, dynacl, air, rcs, ...  [default: by the keys]")
+@click.option("--protocol", help="SLF, ALF, AFF, ...: no file says.  [default: what its family leaves no doubt about]")
+@click.option("--pretrain-dataset", help="What the encoder was pre-trained on.  [default: the data set]")
+@click.option("--extra-data", help="Data beyond the data set that it has seen.  [default: the family's]")
+@common.store
+@common.as_json
+def command(file: Path, name: str, as_json: bool, **options: Any) -> None:
+    """Bring published weights into the store: ACL, DynACL, AdvCL, RoCL, DeACL, kl ResNets (TRADES).
+
+    The family is told by the keys, every key is accounted for, and normalisation goes inside the network. What cannot be
+    mapped whole is refused. Files are read without running pickled code.
+    """
+    from rush_bench.defenses.published import import_model
+
+    done = import_model(file, name, **options)
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
+    source = done.card["source"]
+    if as_json:
+        common.print_json(done.card)
+    else:
+        click.echo(f"{source['family']} is model {name!r} now: {done.folder}", err=True)

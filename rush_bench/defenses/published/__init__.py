@@ -1,0 +1,6 @@
+"""Weights that other repositories published: recognised by their keys, mapped whole or refused (recipes R4)."""
+
+from rush_bench.defenses.published.families import Family, recognise
+from rush_bench.defenses.published.importing import Imported, import_model
+
+__all__ = ["Family", "Imported", "import_model", "recognise"]

@@ -1,0 +1,151 @@
+"""The table of common corruptions, from records alone: accuracy, its mean, and mCE (Hendrycks and Dietterich 2019).
+
+With E[s, c] the error at severity s of corruption c, over the same images for the model and a reference network,
+
+    CE[c] = sum over s of E[s, c] of the model / sum over s of E[s, c] of the reference,    mCE = mean over c of CE[c],
+
+both in percent (their section 4.1; AlexNet is their reference on ImageNet-C, there is no agreed one for CIFAR).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.records import CellResult
+from rush_bench.evaluation.statistics import Estimate, interval
+from rush_bench.files import write_text
+from rush_bench.report.writers import DASH, to_csv
+
+SEVERITIES = (1, 2, 3, 4, 5)
+MEAN = "mean"
+NUMBERS = ("accuracy", "accuracy_low", "accuracy_high", *(f"severity_{s}" for s in SEVERITIES), "ce", "ce_low", "ce_high")
+COLUMNS = ["defense", "dataset", "corruption", *NUMBERS, "reference", "n", "K"]
+_SAMPLES = 2000
+Floats = NDArray[np.float64]
+
+
+def table(results: Sequence[CellResult], reference: str | None = None) -> pd.DataFrame:
+    """A row a defence and corruption, and one for their mean, in percent; NaN where a cell is not finished.
+
+    `results` are the cells of one data set, all corruptions asked for. `accuracy` is the mean over the five severities;
+    `ce` in a row of a corruption is CE, in the row `mean` it is mCE, relative to the defence named `reference`. Intervals
+    are 95 %: of accuracies `interval` on an image's predictions over all cells (a little wide, for cells differ), of
+    CE and mCE the percentile bootstrap, paired by image.
+    """
+    by: dict[str, dict[str, dict[int, CellResult]]] = defaultdict(lambda: defaultdict(dict))
+    for result in results:
+        labels = result.labels
+        by[labels["defense"]][labels["corruption"]][labels["severity"]] = result
+    if reference is not None and reference not in by:
+        raise BadInput(f"the reference {reference!r} was not measured; there is {', '.join(by)}")
+    counts = {name: {c: _counts(cells) for c, cells in found.items()} for name, found in by.items()}
+    against = None if reference is None else counts[reference]
+    lines = []
+    for name, found in counts.items():
+        labels, repeats = _about(by[name])
+        about = {"defense": name, "dataset": labels["dataset"], "reference": reference, "n": labels["n"], "K": repeats}
+        for rows in [*([corruption] for corruption in found), list(found)]:
+            numbers: dict[str, float] = {}
+            whole = [cell for c in rows if (cell := found[c]) is not None]
+            if len(whole) == len(rows):
+                numbers = _accuracy(whole)
+                others = [] if against is None else [cell for c in rows if (cell := against.get(c)) is not None]
+                if len(others) == len(rows):
+                    numbers |= _ce(whole, others)
+            lines.append(about | {"corruption": rows[0]} | numbers)
+        lines[-1]["corruption"] = MEAN
+    return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
+
+
+def ce(model: Floats, reference: Floats, samples: int = _SAMPLES, seed: int = 0) -> Estimate:
+    """Mean over corruptions of CE, as a fraction; errors of the same images (n, corruptions), each a mean over severities.
+
+    The interval is the 95 % percentile bootstrap over images. NaN where the reference makes no error on a corruption.
+    """
+    if model.shape != reference.shape or model.ndim != 2 or not model.size:
+        raise BadInput(f"CE needs errors (images, corruptions) of both networks, not {model.shape} and {reference.shape}")
+    if not reference.any(axis=0).all():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    rng, n = np.random.default_rng(seed), len(model)
+    ratios = []
+    for _ in range(0, samples, 100):  # 100 x 10,000 images: 8 MB at a time
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=100).astype(float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = (drawn @ model) / (drawn @ reference)
+        ratios.append(np.nan_to_num(ratio, nan=np.inf, posinf=np.inf).mean(axis=1))
+    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975], method="inverted_cdf")  # it never mixes two infinities
+    return Estimate(float((model.sum(0) / reference.sum(0)).mean()), float(low), float(high))
+
+
+def lay_out(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for people: a row a corruption, then mean and mCE; a column a defence."""
+    names = list(dict.fromkeys(frame["defense"]))
+    corruptions = list(dict.fromkeys(frame["corruption"]))
+    lines = {(line["defense"], line["corruption"]): line for line in frame.to_dict(orient="records")}
+    body = [[c, *(_text(lines[name, c], "accuracy") for name in names)] for c in corruptions]
+    body.append(["mCE", *(_text(lines[name, MEAN], "ce") for name in names)])
+    return ["corruption", *names], body
+
+
+def write(frame: pd.DataFrame, stem: Path) -> list[Path]:
+    """Write `<stem>.csv`, all numbers, and `<stem>.md`, the table for people; returns both paths."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("csv", "md")]
+    header, body = lay_out(frame)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    to_csv(frame, paths[0])
+    write_text(paths[1], f"{text}\n\n{caption(frame)}\n")
+    return paths
+
+
+def caption(frame: pd.DataFrame) -> str:
+    """What the numbers are."""
+    first = frame.iloc[0]
+    base = f"relative to {first['reference']}" if first["reference"] else "needs a reference network"
+    return (
+        f"Accuracy on {first['dataset']} with common corruptions, mean over five severities, {first['n']} images each, "
+        f"in % [95 % interval]; mCE {base} (100: as many errors)."
+    )
+
+
+def _counts(cells: dict[int, CellResult]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Right and all predictions, (n, severities) each, rows by image; None where a severity is not finished."""
+    if any(s not in cells or not cells[s].complete for s in SEVERITIES):
+        return None
+    frames = [cells[s].frame.sort_values("index") for s in SEVERITIES]
+    if any(not np.array_equal(frames[0]["index"], frame["index"]) for frame in frames[1:]):
+        raise BadInput(f"{cells[1].folder} and its other severities hold other images; run the same command again")
+    right, of = (np.stack([frame[key].to_numpy() for frame in frames], axis=1) for key in ("correct", "repeats"))
+    return right, of
+
+
+def _accuracy(cells: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> dict[str, float]:
+    right, of = (np.stack(parts, axis=1) for parts in zip(*cells, strict=True))  # (n, corruptions, severities)
+    estimate = interval(right.sum((1, 2)), of.sum((1, 2)), deterministic=False)
+    severities = (right / of).mean((0, 1))
+    keys = ("accuracy", "accuracy_low", "accuracy_high", *(f"severity_{s}" for s in SEVERITIES))
+    return dict(zip(keys, (100 * float(v) for v in (*estimate, *severities)), strict=True))
+
+
+def _ce(
+    model: list[tuple[NDArray[np.int64], NDArray[np.int64]]], reference: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+) -> dict[str, float]:
+    errors = [np.stack([1 - (right / of).mean(1) for right, of in cells], axis=1) for cells in (model, reference)]
+    return dict(zip(("ce", "ce_low", "ce_high"), (100 * part for part in ce(*errors)), strict=True))
+
+
+def _about(found: dict[str, dict[int, CellResult]]) -> tuple[dict[str, Any], int]:
+    first = next(iter(next(iter(found.values())).values()))
+    return first.labels, first.identity["repeats"]
+
+
+def _text(line: dict[str, Any], key: str) -> str:
+    if np.isnan(line[key]):
+        return DASH
+    return f"{line[key]:.1f} [{line[f'{key}_low']:.1f}, {line[f'{key}_high']:.1f}]"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,9 +14,7 @@ DEFAULT_N = 1000
 
 @click.command()
 @click.argument("patterns", metavar="MODELS")
-@click.option(
-    "--dataset", default="cifar10", show_default=True, help="cifar10 or cifar100, of which the files are corruptions."
-)
+@click.option("--dataset", default="cifar10", show_default=True, help="cifar10 or cifar100, whose corruptions to take.")
 @click.option("--set15/--all19", "usual", default=True, help="The 15 usual corruptions, or all 19.  [default: set15]")
 @click.option("--reference", metavar="MODEL", help="Model that mCE is relative to; without it mCE is a dash.")
 @click.option("--n", "count", help=f"Images of each corruption and severity, or `all`.  [default: {DEFAULT_N}]")
@@ -62,6 +61,7 @@ def command(
         from rush_bench.datasets.corruptions import ALL, USUAL, load_corrupted
         from rush_bench.defenses import load_defense
         from rush_bench.defenses.load import resolve
+        from rush_bench.devices import choose_device
         from rush_bench.evaluation import corruptions
         from rush_bench.evaluation.runner import parse_shard
         from rush_bench.report import corruptions as report
@@ -79,7 +79,7 @@ def command(
                 raise BadInput(f"--reference {reference} is more than one model: {', '.join(found)}; name one of them")
             reference = found[0]
             names = list(dict.fromkeys([*names, reference]))
-        options = {"device": common.choose_device(device), "memory": int(memory * 2**30)}
+        options: dict[str, Any] = {"device": choose_device(device), "memory": int(memory * 2**30)}
         defenses = [load_defense(name, store=store, **options) for name in names]
         run = corruptions.evaluate(
             defenses, data, out=out, seed=seed, repeats=repeats, chunk=chunk, shard=part, max_minutes=max_minutes

@@ -125,9 +125,7 @@ def evaluate(
     return CorruptionRun([store.result(job.cell) for job in jobs], folder, done, failed)
 
 
-def _cell(
-    defense: Defense, images: Images, corruption: str, severity: int, seed: int, repeats: int | None, chunk: int
-) -> Cell:
+def _cell(defense: Defense, images: Images, corruption: str, severity: int, seed: int, repeats: int | None, chunk: int) -> Cell:
     who = defense.identity()
     identity = {
         "format": FORMAT,

@@ -28,6 +28,7 @@ NUMBERS = ("accuracy", "accuracy_low", "accuracy_high", *(f"severity_{s}" for s 
 COLUMNS = ["defense", "dataset", "corruption", *NUMBERS, "reference", "n", "K"]
 _SAMPLES = 2000
 Floats = NDArray[np.float64]
+Counts = tuple[NDArray[np.int64], NDArray[np.int64]]  # right and all predictions, (images, severities) each
 
 
 def table(results: Sequence[CellResult], reference: str | None = None) -> pd.DataFrame:
@@ -45,42 +46,42 @@ def table(results: Sequence[CellResult], reference: str | None = None) -> pd.Dat
     if reference is not None and reference not in by:
         raise BadInput(f"the reference {reference!r} was not measured; there is {', '.join(by)}")
     counts = {name: {c: _counts(cells) for c, cells in found.items()} for name, found in by.items()}
-    against = None if reference is None else counts[reference]
     lines = []
     for name, found in counts.items():
         labels, repeats = _about(by[name])
         about = {"defense": name, "dataset": labels["dataset"], "reference": reference, "n": labels["n"], "K": repeats}
-        for rows in [*([corruption] for corruption in found), list(found)]:
-            numbers: dict[str, float] = {}
-            whole = [cell for c in rows if (cell := found[c]) is not None]
-            if len(whole) == len(rows):
-                numbers = _accuracy(whole)
-                others = [] if against is None else [cell for c in rows if (cell := against.get(c)) is not None]
-                if len(others) == len(rows):
-                    numbers |= _ce(whole, others)
-            lines.append(about | {"corruption": rows[0]} | numbers)
-        lines[-1]["corruption"] = MEAN
+        relative = {} if reference is None else _ce(found, counts[reference])
+        for corruption, cell in found.items():
+            numbers = {} if cell is None else _accuracy([cell])
+            lines.append(about | {"corruption": corruption} | numbers | relative.get(corruption, {}))
+        whole = [cell for cell in found.values() if cell is not None]
+        numbers = _accuracy(whole) if len(whole) == len(found) else {}
+        lines.append(about | {"corruption": MEAN} | numbers | relative.get(MEAN, {}))
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 
 
-def ce(model: Floats, reference: Floats, samples: int = _SAMPLES, seed: int = 0) -> Estimate:
-    """Mean over corruptions of CE, as a fraction; errors of the same images (n, corruptions), each a mean over severities.
+def ce(model: Floats, reference: Floats, samples: int = _SAMPLES, seed: int = 0) -> list[Estimate]:
+    """CE of each corruption, then their mean, which is mCE; fractions with 95 % percentile bootstrap over images.
 
-    The interval is the 95 % percentile bootstrap over images. NaN where the reference makes no error on a corruption.
+    Both are errors of the same images (n, corruptions), each a mean over severities. CE is NaN for a corruption on which
+    the reference makes no error, and mCE then too.
     """
     if model.shape != reference.shape or model.ndim != 2 or not model.size:
         raise BadInput(f"CE needs errors (images, corruptions) of both networks, not {model.shape} and {reference.shape}")
-    if not reference.any(axis=0).all():
-        return Estimate(float("nan"), float("nan"), float("nan"))
     rng, n = np.random.default_rng(seed), len(model)
-    ratios = []
-    for _ in range(0, samples, 100):  # 100 x 10,000 images: 8 MB at a time
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=100).astype(float)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = (drawn @ model) / (drawn @ reference)
-        ratios.append(np.nan_to_num(ratio, nan=np.inf, posinf=np.inf).mean(axis=1))
-    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975], method="inverted_cdf")  # it never mixes two infinities
-    return Estimate(float((model.sum(0) / reference.sum(0)).mean()), float(low), float(high))
+    ratios = np.empty((samples, model.shape[1] + 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for start in range(0, samples, 100):  # 100 x 10,000 images: 8 MB at a time
+            drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(100, samples - start)).astype(float)
+            ratios[start : start + 100, :-1] = (drawn @ model) / (drawn @ reference)
+        values = model.sum(0) / reference.sum(0)
+    ratios = np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)  # a sample without errors of the reference bounds nothing
+    ratios[:, -1] = ratios[:, :-1].mean(1)
+    values = np.where(reference.any(0), values, np.nan)
+    low, high = np.quantile(ratios, [0.025, 0.975], axis=0, method="inverted_cdf")  # it never mixes two infinities
+    nothing = Estimate(float("nan"), float("nan"), float("nan"))
+    found = zip([*values, values.mean()], low, high, strict=True)
+    return [nothing if np.isnan(value) else Estimate(float(value), float(a), float(b)) for value, a, b in found]
 
 
 def lay_out(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -114,8 +115,8 @@ def caption(frame: pd.DataFrame) -> str:
     )
 
 
-def _counts(cells: dict[int, CellResult]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Right and all predictions, (n, severities) each, rows by image; None where a severity is not finished."""
+def _counts(cells: dict[int, CellResult]) -> Counts | None:
+    """Rows in the order of the images; None where a severity is not finished."""
     if any(s not in cells or not cells[s].complete for s in SEVERITIES):
         return None
     frames = [cells[s].frame.sort_values("index") for s in SEVERITIES]
@@ -125,7 +126,7 @@ def _counts(cells: dict[int, CellResult]) -> tuple[NDArray[np.int64], NDArray[np
     return right, of
 
 
-def _accuracy(cells: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> dict[str, float]:
+def _accuracy(cells: list[Counts]) -> dict[str, float]:
     right, of = (np.stack(parts, axis=1) for parts in zip(*cells, strict=True))  # (n, corruptions, severities)
     estimate = interval(right.sum((1, 2)), of.sum((1, 2)), deterministic=False)
     severities = (right / of).mean((0, 1))
@@ -133,11 +134,16 @@ def _accuracy(cells: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> dict[
     return dict(zip(keys, (100 * float(v) for v in (*estimate, *severities)), strict=True))
 
 
-def _ce(
-    model: list[tuple[NDArray[np.int64], NDArray[np.int64]]], reference: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> dict[str, float]:
-    errors = [np.stack([1 - (right / of).mean(1) for right, of in cells], axis=1) for cells in (model, reference)]
-    return dict(zip(("ce", "ce_low", "ce_high"), (100 * part for part in ce(*errors)), strict=True))
+def _ce(model: dict[str, Counts | None], reference: dict[str, Counts | None]) -> dict[str, dict[str, float]]:
+    """The columns of CE by corruption, where both are finished; of mCE where all are."""
+    pairs = {c: (mine, other) for c, mine in model.items() if mine is not None and (other := reference.get(c)) is not None}
+    if not pairs:
+        return {}
+    errors, base = (np.stack([1 - (pair[k][0] / pair[k][1]).mean(1) for pair in pairs.values()], axis=1) for k in (0, 1))
+    names = [*pairs, MEAN] if len(pairs) == len(model) else list(pairs)
+    keys = ("ce", "ce_low", "ce_high")
+    found = (dict(zip(keys, (100 * part for part in estimate), strict=True)) for estimate in ce(errors, base))
+    return dict(zip(names, found, strict=False))  # without its name, mCE is left out
 
 
 def _about(found: dict[str, dict[int, CellResult]]) -> tuple[dict[str, Any], int]:

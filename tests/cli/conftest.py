@@ -37,7 +37,9 @@ def process() -> Callable[..., "subprocess.Popen[str]"]:
         root = Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         # a background job of a shell script hands down an ignored SIGINT, with which Ctrl-C would do nothing
-        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from rush_bench.cli import main; main()"
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from rush_bench.cli import main; main()"
+        )
         line = [sys.executable, "-c", code, *map(str, args)]
         return subprocess.Popen(line, cwd=cwd, env=environment, text=True, **options)  # type: ignore[call-overload]
 

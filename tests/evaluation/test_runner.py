@@ -265,7 +265,9 @@ def test_a_loss_that_is_not_finite_names_the_image(linear, grey, suite, tmp_path
             return torch.where(bad[:, None], torch.nan, logits)
 
     # named by its place in the data set, not in the chunk
-    run = attack([Deterministic(Poisoned().eval(), shape=SHAPE, name="poisoned")], suite, grey, chunk=5, out=tmp_path, quiet=True)
+    run = attack(
+        [Deterministic(Poisoned().eval(), shape=SHAPE, name="poisoned")], suite, grey, chunk=5, out=tmp_path, quiet=True
+    )
     assert "image 7" in run.failed["poisoned clean linf2.5-quick"]
 
 

@@ -1,7 +1,5 @@
 """`rush-bench doctor`: what is installed, usable and writable here. Imports are tried in a process of their own."""
 
-import base64
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -16,6 +14,7 @@ import click
 
 from rush_bench import __version__
 from rush_bench.cli import common
+from rush_bench.packages import overwritten, shipped_by
 
 # Optional packages: what must work in them, and the line that installs them.
 # robustbench 1.1.1 imports `autoattack`, but what PyPI has is `pyautoattack`: the name is aliased first.
@@ -29,7 +28,7 @@ OPTIONAL = {
     "robustbench": (
         "import sys, pyautoattack; sys.modules.setdefault('autoattack', pyautoattack); "
         "from robustbench.utils import load_model",
-        "pip install robustbench==1.1.1",
+        "pip install 'rush-bench[robustbench]'",
     ),
 }
 WORKS, OPTIONAL_MISSING, BROKEN = "ok", "optional", "broken"
@@ -95,7 +94,7 @@ def optional(name: str, code: str, install: str) -> Check:
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        impostor = "; the folder of that name is torchattacks' older copy" if _shipped_by("torchattacks", name) else ""
+        impostor = "; the folder of that name is torchattacks' older copy" if shipped_by("torchattacks", name) else ""
         return Check(name, OPTIONAL_MISSING, f"not installed{impostor}: {install}")
     changed = overwritten(distribution, name)
     if changed:
@@ -109,26 +108,6 @@ def optional(name: str, code: str, install: str) -> Check:
     if problem:
         return Check(name, OPTIONAL_MISSING, f"{distribution.version} is installed but not usable: {problem}; {install}")
     return Check(name, WORKS, f"{distribution.version}, usable")
-
-
-def overwritten(distribution: importlib.metadata.Distribution, package: str) -> str | None:
-    """The first Python file of a package that is not as its own distribution installed it; None where all are."""
-    for file in distribution.files or []:
-        if file.hash is None or file.parts[0] != package or file.suffix != ".py":
-            continue
-        path = Path(str(file.locate()))
-        found = hashlib.new(file.hash.mode, path.read_bytes()).digest() if path.is_file() else b""
-        if base64.urlsafe_b64encode(found).rstrip(b"=").decode() != file.hash.value:
-            return str(file)
-    return None
-
-
-def _shipped_by(distribution: str, package: str) -> bool:
-    try:
-        files = importlib.metadata.files(distribution) or []
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return any(file.parts[0] == package for file in files)
 
 
 def try_import(code: str, timeout: float = 120) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.smoothed import Deterministic, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
@@ -32,13 +33,20 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
     """Names `name@m` that patterns choose: a model's name or its recipe's, wildcards, `@m` for any m, or `all`.
 
     Without `@m` a randomised model is taken at each of its listed votes. No match is a BadInput with a suggestion.
+    Names of RobustBench's zoo, `robustbench:cifar10/Linf/NAME`, stand for themselves.
     """
+    patterns = list(patterns)
+    if all(pattern.startswith(zoo.PREFIX) for pattern in patterns):
+        return [zoo.check_dataset(pattern, dataset) for pattern in dict.fromkeys(patterns)]
     rows = listed(store, dataset)
     where = f" for {dataset}" if dataset else ""
     if not rows:
         raise BadInput(f"no models in {store}{where}; train one first: rush-bench train rush --dataset {dataset or 'cifar10'}")
     chosen: list[str] = []
     for pattern in patterns:
+        if pattern.startswith(zoo.PREFIX):
+            chosen.append(zoo.check_dataset(pattern, dataset))
+            continue
         wanted, at, votes = pattern.partition("@")
         wanted, colon, which = wanted.partition(":")
         hits = [row for row, card in rows.items() if _matches(wanted, row.split("@")[0], card["recipe"])]
@@ -74,9 +82,17 @@ def load_defense(
 ) -> Defense:
     """A model of the store as a defence: `rush-cifar10@64`; `rush-cifar10:best@64` for the best validation epoch.
 
+    `robustbench:cifar10/Linf/NAME` is one of RobustBench's zoo, kept in the store's folder `robustbench`.
+
     `noise` replaces the model's own law (an ablation); `options` go to Smoothed or Deterministic (precision, memory).
     Errors: BadInput for a wrong name (with a suggestion) or a damaged file, RushBenchError for weights that do not fit.
     """
+    if name.startswith(zoo.PREFIX):
+        if noise is not None:
+            raise BadInput(
+                f"{name} is deterministic; to smooth it, load it in a function of your own: --model PKG:BUILD --noise"
+            )
+        return zoo.load(name, folder=Path(store) / "robustbench", device=device, **options)
     names = [name] if name in listed(Path(store)) else resolve([name], Path(store))
     if len(names) > 1:
         raise BadInput(f"{name!r} is more than one model: {', '.join(names)}; name one of them")

@@ -87,7 +87,10 @@ DEACL = Family(
 REFUSED = (
     (r"1\.bn0\.|1\.linear\.weight", "Chen 2020b's pre-activation ResNet-50"),
     (r"1\.layer\d\.\d+\.|1\.fc\.weight", "Cohen's and SmoothAdv's ResNet-110"),
-    (r"logits\.weight|conv_2d\.weight", "Rebuffi's pre-activation network with SiLU"),
+    (
+        r"logits\.weight|conv_2d\.weight",
+        "Rebuffi's network with SiLU (RobustBench has it: --models robustbench:cifar10/Linf/Rebuffi2021Fixing_R18_ddpm)",
+    ),
     (r"block1\.layer\.\d", "a WideResNet (TRADES, Free-m)"),
     (r"attacker\.|model\.(conv1|layer1)\.?", "a MadryLab `robustness` model"),
     (r"linear_1\.weight", "RoCL's projector, which no classifier has; the network is the file without _projector"),

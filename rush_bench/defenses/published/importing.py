@@ -135,10 +135,10 @@ def find_head(own: Tensors, family: Family, classifier: Tensors | None, head: st
 
 def check_classes(weight: Tensor, dataset: str) -> None:
     """The classifier has as many classes as the data set."""
-    if weight.ndim != 2 or len(weight) != CLASSES.get(dataset, len(weight)):
-        raise BadInput(
-            f"the classifier is {tuple(weight.shape)}, but {dataset} has {CLASSES[dataset]} classes; change --dataset"
-        )
+    classes = CLASSES.get(dataset)
+    if weight.ndim != 2 or classes not in (None, len(weight)):
+        wanted = f"{classes} classes" if classes else "a linear classifier (classes, features)"
+        raise BadInput(f"the classifier is {tuple(weight.shape)}, but {dataset} has {wanted}; change --dataset")
 
 
 def choose_route(own: Tensors, wanted: int | None, notes: list[str]) -> tuple[Tensors, int | None, int]:
@@ -186,7 +186,7 @@ def spec_of(state: Tensors, known: dict[str, Any]) -> dict[str, Any]:
         raise BadInput(f"the stem's kernel is {kernel} x {kernel}; known are 3 (CIFAR) and 7 (ImageNet, 96 x 96 STL-10)")
     places = [re.match(r"encoder\.layer(\d)\.(\d+)\.", key) for key in state]
     blocks = [1 + max((int(m[2]) for m in places if m and m[1] == str(k)), default=0) for k in range(1, 5)]
-    names = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
+    names: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
     known |= {"name": names.get(tuple(blocks), "resnet") if width == 64 else "resnet", "blocks": blocks, "width": width}
     large = kernel == 7
     return full_spec({**known, "channels": channels, "size": 96 if large else 32, "stem": "imagenet" if large else "cifar"})

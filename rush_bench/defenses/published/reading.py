@@ -44,10 +44,11 @@ def linear(tensors: Tensors, where: str) -> tuple[Tensor, Tensor]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -55,19 +56,15 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} cannot be read without running pickled code ({str(error).splitlines()[0]}). If you trust it, write its "
             "tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'plain.pt')"
         ) from error
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, SafetensorError) as error:
         raise BadInput(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); download it again") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise BadInput(f"{path} cannot be read ({error}); download it again") from error
-        raise
     if not isinstance(content, Mapping):
         raise BadInput(f"{path} holds {type(content).__name__}, not a state dict")
     return content
 
 
 def _tensors(content: Mapping[str, Any], path: Path) -> Tensors:
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    others = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if not content or others:
         raise BadInput(f"{path}: no state dict found; beside tensors there is {', '.join(others[:5]) or 'nothing'}")
     plain = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in content.items()}

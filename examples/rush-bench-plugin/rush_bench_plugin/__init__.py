@@ -1,0 +1,1 @@
+"""An attack and a defence that rush-bench finds by entry point."""

@@ -25,8 +25,8 @@ from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
 from rush_bench.evaluation.runner import check_fits
+from rush_bench.evaluation.turns import bar_for, in_turn
 from rush_bench.noise import Stream
-from rush_bench.progress import Bar
 
 FOLDER = "certificates"
 
@@ -149,28 +149,14 @@ def _work(
 ) -> bool:
     """Do this shard's chunks; whether all of them are there."""
     mine = [(job, c) for job in jobs for c in range(job.cell.chunks) if c % shard[1] == shard[0] - 1]
-    left = [(job, c) for job, c in mine if not store.has(job.cell, c)]
-    with Bar("certify", len(mine), len(mine) - len(left), every=float("inf") if quiet else 10.0) as bar:
-        while left:
-            waiting = []
-            for job, c in left:
-                if deadline is not None and time.monotonic() > deadline:
-                    return False
-                with store.lock(job.cell, c) as held:
-                    if store.has(job.cell, c):
-                        bar.advance()
-                    elif not held:  # another process is at it: come back when the rest is done
-                        waiting.append((job, c))
-                    else:
-                        arrays = _chunk(job, c, data, settings, seed)
-                        store.write(job.cell, c, arrays)
-                        right = (arrays["predict"] == arrays["label"]).mean()
-                        text = f"{right:.0%} certified, {arrays['repeats'].mean():.0f} draws an image in the last chunk"
-                        bar.advance(text, title=f"{job.cell.labels['defense']} {job.cell.labels['norm']}")
-            if len(waiting) == len(left):
-                time.sleep(0.2)
-            left = waiting
-    return True
+    with bar_for(store, "certify", mine, quiet) as bar:
+        for job, c in in_turn(store, mine, bar, deadline):
+            arrays = _chunk(job, c, data, settings, seed)
+            store.write(job.cell, c, arrays)
+            right = (arrays["predict"] == arrays["label"]).mean()
+            text = f"{right:.0%} certified, {arrays['repeats'].mean():.0f} draws an image in the last chunk"
+            bar.advance(text, title=f"{job.cell.labels['defense']} {job.cell.labels['norm']}")
+    return all(store.has(job.cell, c) for job, c in mine)
 
 
 def _chunk(job: _Job, c: int, data: Images, settings: Sampling, seed: int) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
 from rush_bench.evaluation.runner import check_fits, default_repeats
 from rush_bench.evaluation.score import score
+from rush_bench.evaluation.turns import Status, bar_for, in_turn
 from rush_bench.files import digest
 from rush_bench.noise import Stream
-from rush_bench.progress import Bar
 
 FOLDER = "corruptions"
 
@@ -49,6 +49,11 @@ class _Job:
     defense: Defense
     corruption: str
     severity: int
+
+    @property
+    def label(self) -> str:
+        """What people call it, in messages and on the bar."""
+        return f"{self.defense.name} {self.corruption} {self.severity}"
 
 
 def evaluate(
@@ -89,39 +94,24 @@ def evaluate(
     for job in jobs:
         store.open(job.cell)
     chunks = [(job, c) for job in jobs for c in range(job.cell.chunks)][shard[0] - 1 :: shard[1]]
-    left = [(job, c) for job, c in chunks if not store.has(job.cell, c)]
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     failed: dict[str, str] = {}
-    done = True
-    with Bar("corruptions", len(chunks), len(chunks) - len(left), every=float("inf") if quiet else 10.0) as bar:
-        while left and done:
-            waiting = []
-            for job, c in left:
-                label = f"{job.defense.name} {job.corruption} {job.severity}"
-                if label in failed:
-                    continue
-                if deadline is not None and time.monotonic() > deadline:
-                    done = False
-                    break
-                with store.lock(job.cell, c) as held:
-                    if store.has(job.cell, c):
-                        bar.advance()
-                        continue
-                    if not held:  # another process is at it: come back when the rest is done
-                        waiting.append((job, c))
-                        continue
-                    try:
-                        arrays = _chunk(job, c, load(job.corruption, job.severity), seed)
-                    except RushBenchError as error:
-                        failed[label] = str(error)
-                        bar.note(f"failed: {label}: {error}")
-                        continue
-                    store.write(job.cell, c, arrays)
-                    rate = arrays["correct"].sum() / arrays["repeats"].sum()
-                    bar.advance(f"{rate:.1%} right in the last chunk", title=label)
-            if len(waiting) == len(left):
-                time.sleep(0.2)
-            left = waiting
+
+    def status(job: _Job, c: int) -> Status:
+        return "drop" if job.label in failed else "ready"
+
+    with bar_for(store, "corruptions", chunks, quiet) as bar:
+        for job, c in in_turn(store, chunks, bar, deadline, status):
+            try:
+                arrays = _chunk(job, c, load(job.corruption, job.severity), seed)
+            except RushBenchError as error:
+                failed[job.label] = str(error)
+                bar.note(f"failed: {job.label}: {error}")
+                continue
+            store.write(job.cell, c, arrays)
+            rate = arrays["correct"].sum() / arrays["repeats"].sum()
+            bar.advance(f"{rate:.1%} right in the last chunk", title=job.label)
+    done = all(job.label in failed or store.has(job.cell, c) for job, c in chunks)
     return CorruptionRun([store.result(job.cell) for job in jobs], folder, done, failed)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
 from rush_bench.evaluation.score import check, score
+from rush_bench.evaluation.turns import Status, bar_for, in_turn
 from rush_bench.files import digest
 from rush_bench.noise import Stream
-from rush_bench.progress import Bar
 from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
 
@@ -55,6 +55,11 @@ class _Job:
     defense: Defense
     attack: Attack | None
     of: tuple["_Job", ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What people call it, in messages and on the bar."""
+        return f"{self.defense.name} {self.cell.labels['attack']} {self.cell.labels['suite']}"
 
 
 def attack(
@@ -169,57 +174,40 @@ def _work(
     quiet: bool,
 ) -> dict[str, str]:
     mine = [(job, c) for job in jobs for c in range(job.cell.chunks) if c % shard[1] == shard[0] - 1]
-    left = [(job, c) for job, c in mine if not store.has(job.cell, c)]
     failed: dict[str, str] = {}
-    bar = Bar("attack", len(mine), len(mine) - len(left), every=float("inf") if quiet else 10.0)
-    with bar:
-        while left:
-            waiting = []
-            for job, c in left:
-                label = f"{job.defense.name} {job.cell.labels['attack']} {job.cell.labels['suite']}"
-                if label in failed:
-                    continue
-                blocked = next((part for part in job.of if not store.has(part.cell, c)), None)
-                if blocked is not None:
-                    reason = f"{blocked.defense.name} {blocked.cell.labels['attack']} {blocked.cell.labels['suite']}"
-                    if reason in failed:
-                        failed[label] = f"needs {reason}, which failed"
-                    else:
-                        waiting.append((job, c))
-                    continue
-                if deadline is not None and time.monotonic() > deadline:
-                    return failed
-                with store.lock(job.cell, c) as held:
-                    if store.has(job.cell, c):
-                        bar.advance()
-                        continue
-                    if not held:  # another process is at it: come back when the rest is done
-                        waiting.append((job, c))
-                        continue
-                    arrays, attacked = _guarded(store, job, c, data, seed, failed, label)
-                    if arrays is not None:
-                        store.write(job.cell, c, arrays, attacked)
-                        rate = arrays["correct"].sum() / arrays["repeats"].sum()
-                        bar.advance(f"{rate:.1%} right in the last chunk", title=label)
-            if len(waiting) == len(left):
-                time.sleep(0.2)
-            left = waiting
+
+    def status(job: _Job, c: int) -> Status:
+        """The worst case waits for its parts, and fails with them."""
+        blocked = next((part for part in job.of if not store.has(part.cell, c)), None)
+        if blocked is not None and blocked.label in failed:
+            failed.setdefault(job.label, f"needs {blocked.label}, which failed")
+        if job.label in failed:
+            return "drop"
+        return "ready" if blocked is None else "wait"
+
+    with bar_for(store, "attack", mine, quiet) as bar:
+        for job, c in in_turn(store, mine, bar, deadline, status):
+            arrays, attacked = _guarded(store, job, c, data, seed, failed)
+            if arrays is not None:
+                store.write(job.cell, c, arrays, attacked)
+                rate = arrays["correct"].sum() / arrays["repeats"].sum()
+                bar.advance(f"{rate:.1%} right in the last chunk", title=job.label)
     for label, reason in failed.items():
         bar.note(f"failed: {label}: {reason}")
     return failed
 
 
 def _guarded(
-    store: CellStore, job: _Job, c: int, data: Images, seed: int, failed: dict[str, str], label: str
+    store: CellStore, job: _Job, c: int, data: Images, seed: int, failed: dict[str, str]
 ) -> tuple[dict[str, np.ndarray] | None, np.ndarray | None]:
     """One chunk; an error fails its cell and lets the others go on. BadInput of an attack says that it does not apply."""
     try:
         return _chunk(store, job, c, data, seed)
     except RushBenchError as error:
-        failed[label] = str(error)
+        failed[job.label] = str(error)
     except Exception as error:  # an attack is anybody's code, and one cell's failure must not lose the others
         where = traceback.extract_tb(error.__traceback__)[-1]
-        failed[label] = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        failed[job.label] = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     return None, None
 
 
@@ -280,11 +268,3 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
         raise BadInput(f"--shard takes k/n with 1 <= k <= n, such as 1/4, not {text!r}")
     return int(k), int(n)
-
-
-def by_dataset(defenses: Iterable[Defense]) -> dict[str, list[Defense]]:
-    """Defences grouped by the data set they were made for."""
-    groups: dict[str, list[Defense]] = {}
-    for defense in defenses:
-        groups.setdefault(str(defense.labels().get("dataset")), []).append(defense)
-    return groups

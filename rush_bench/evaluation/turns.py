@@ -1,0 +1,60 @@
+"""How processes share chunks: each takes what is free, comes back for what another holds, and stops when its time is up."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, Protocol, TypeVar
+
+from rush_bench.evaluation.records import Cell, CellStore
+from rush_bench.progress import Bar
+
+
+class HasCell(Protocol):
+    """A job: whatever else it holds, its chunks are those of a cell."""
+
+    @property
+    def cell(self) -> Cell: ...
+
+
+Job = TypeVar("Job", bound=HasCell)
+Status = Literal["ready", "wait", "drop"]
+
+
+def in_turn(
+    store: CellStore,
+    chunks: Iterable[tuple[Job, int]],
+    bar: Bar,
+    deadline: float | None,
+    status: Callable[[Job, int], Status] = lambda job, c: "ready",
+) -> Iterator[tuple[Job, int]]:
+    """The (job, chunk) that are missing, one at a time and locked while it is out; the caller writes it and advances the bar.
+
+    `status` says of each whether it can be made, must wait for another, or is given up. Ends when nothing is left or, between
+    chunks, when `time.monotonic()` has passed the deadline.
+    """
+    left = [(job, c) for job, c in chunks if not store.has(job.cell, c)]
+    while left:
+        waiting = []
+        for job, c in left:
+            now = status(job, c)
+            if now == "wait":
+                waiting.append((job, c))
+            if now != "ready":
+                continue
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            with store.lock(job.cell, c) as held:
+                if store.has(job.cell, c):
+                    bar.advance()
+                elif held:
+                    yield job, c
+                else:  # another process is at it: come back when the rest is done
+                    waiting.append((job, c))
+        if len(waiting) == len(left):
+            time.sleep(0.2)
+        left = waiting
+
+
+def bar_for(store: CellStore, title: str, chunks: list[tuple[Job, int]], quiet: bool) -> Bar:
+    """A bar over these chunks, those that are there already counted as done; a quiet one speaks at its end alone."""
+    done = sum(store.has(job.cell, c) for job, c in chunks)
+    return Bar(title, len(chunks), done, every=float("inf") if quiet else 10.0)

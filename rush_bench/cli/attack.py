@@ -30,7 +30,7 @@ DEFAULT_N = 1000
 @click.option(
     "--chunk", type=click.IntRange(min=1), default=100, show_default=True, help="Images worked on at once, kept as one file."
 )
-@click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
+@common.shard
 @common.folder_option("--out", "results", "Folder for the runs.")
 @common.store
 @common.data_dir

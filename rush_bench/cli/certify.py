@@ -34,7 +34,7 @@ DEFAULT_N = 500
 @click.option("--draws", "--N", type=int, default=100_000, show_default=True, help="Draws that bound its probability.")
 @click.option("--alpha", default="0.001", show_default=True, help="Chance that an image's certificate is wrong.")
 @click.option("--hope", default="0.05", show_default=True, help="staged, target: level at which a radius is given up.")
-@click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
+@common.shard
 @common.folder_option("--out", "results", "Results folder; certificates go to certificates/ in it.")
 @common.store
 @common.data_dir

@@ -29,6 +29,7 @@ device = click.option("--device", default="auto", show_default=True, help="auto,
 max_minutes = click.option(
     "--max-minutes", type=click.FloatRange(min=0), help="Stop after this time, with exit code 3 where work is left."
 )
+shard = click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
 assignments = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; repeatable.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON on stdout, all else on stderr.")
 

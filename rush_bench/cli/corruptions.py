@@ -20,7 +20,7 @@ DEFAULT_N = 1000
 @click.option("--n", "count", help=f"Images of each corruption and severity, or `all`.  [default: {DEFAULT_N}]")
 @click.option("--repeats", type=click.IntRange(min=1), help="Predictions K an image and cell.  [default: by votes]")
 @click.option("--chunk", type=click.IntRange(min=1), default=500, show_default=True, help="Images kept as one file.")
-@click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
+@common.shard
 @common.folder_option("--out", "results", "Results folder; records and table go to corruptions/ in it.")
 @common.store
 @common.data_dir

@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,19 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One cell to run: `attack` is None for the worst case over `of`, the cells before it."""
 
     cell: Cell
     defense: Defense
     attack: Attack | None
-    of: tuple["_Job", ...] = ()
+    of: tuple["Job", ...] = ()
 
     @property
     def label(self) -> str:
         """What people call it, in messages and on the bar."""
-        return f"{self.defense.name} {self.cell.labels['attack']} {self.cell.labels['suite']}"
+        labels = self.cell.labels
+        return " ".join(str(labels[key]) for key in ("defense", "attack", "suite", "trial") if labels.get(key))
 
 
 def attack(
@@ -96,10 +97,8 @@ def attack(
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
     jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
-    for job in jobs:
-        store.open(job.cell)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    failed = _work(store, jobs, data, seed, shard, deadline, quiet)
+    failed = work(store, jobs, data, seed=seed, shard=shard, deadline=deadline, quiet=quiet)
     return Run([store.result(job.cell) for job in jobs], failed, folder)
 
 
@@ -121,62 +120,93 @@ def check_fits(defense: Defense, data: Images) -> None:
         raise BadInput(f"the {data.split} split of {data.name} has no labels; attack its test split")
 
 
-def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[_Job]:
-    jobs: list[_Job] = []
+def job_for(
+    defense: Defense,
+    data: Images,
+    column: str,
+    settings: dict[str, Any],
+    threat: Threat,
+    labels: dict[str, Any],
+    *,
+    seed: int,
+    repeats: int,
+    chunk: int,
+) -> Job:
+    """The cell of one registered attack on a defence; `labels` join those of the defence and the data (`suite`, `quick`)."""
+    made: Attack = override(registry.load(column)(), settings)
+    how = {"name": column, **made.settings()}
+    if column != "clean" and defense.precision != "float32":
+        how["precision"] = defense.precision  # another search finds another x'
     who = defense.identity()
-    shared = {
+    identity = {
         "format": FORMAT,
         "weights": who.get("weights") or digest(who),
         "defense": who,
+        "attack": how,
         "images": data.digest,
-        "threat": {"norm": suite.norm, "eps": suite.eps},
+        # the clean accuracy is the same cell whatever the suite's eps
+        "threat": None if column == "clean" else {"norm": threat.norm, "eps": threat.eps},
         "seed": seed,
-        "repeats": repeats or default_repeats(defense.draws, suite.quick),
+        "repeats": repeats,
         "chunk": chunk,
     }
-    labels = {
+    return Job(Cell(identity, {**_labels(defense, data, threat), **labels, "attack": column}), defense, made)
+
+
+def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = None) -> Job:
+    """The per-image worst case over cells of one defence, threat and K (A2), scored again, with `repeats` if given."""
+    last = of[-1]
+    identity = {**last.cell.identity, "attack": {"name": "worst", "of": [job.cell.key for job in of]}}
+    identity["repeats"] = repeats or identity["repeats"]
+    return Job(Cell(identity, {**last.cell.labels, **labels, "attack": "worst"}), last.defense, None, tuple(of))
+
+
+def _labels(defense: Defense, data: Images, threat: Threat) -> dict[str, Any]:
+    return {
         "dataset": data.name,
         "split": data.split,
         **defense.labels(),
-        "suite": suite.name,
-        "quick": suite.quick,
-        "norm": suite.norm,
-        "eps": suite.eps,
+        "norm": threat.norm,
+        "eps": threat.eps,
         "n": len(data),
         "deterministic": defense.deterministic,
         "classes": defense.classes,
     }
-    for column, settings in suite.columns.items():
-        if column == "eot" and defense.deterministic:
-            continue
-        made: Attack = override(registry.load(column)(), settings)
-        how = {"name": column, **made.settings()}
-        if column != "clean" and defense.precision != "float32":
-            how["precision"] = defense.precision  # another search finds another x'
-        identity = {**shared, "attack": how}
-        if column == "clean":
-            identity["threat"] = None  # the clean accuracy is the same cell whatever the suite's eps
-        jobs.append(_Job(Cell(identity, {**labels, "attack": column}), defense, made))
-    attacked = tuple(jobs)
-    if len(attacked) > 1:
-        identity = {**shared, "attack": {"name": "worst", "of": [job.cell.key for job in attacked]}}
-        jobs.append(_Job(Cell(identity, {**labels, "attack": "worst"}), defense, None, attacked))
-    return jobs
 
 
-def _work(
+def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:
+    labels = {"suite": suite.name, "quick": suite.quick}
+    repeats = repeats or default_repeats(defense.draws, suite.quick)
+    jobs = [
+        job_for(defense, data, column, settings, Threat(suite.norm, suite.eps), labels, seed=seed, repeats=repeats, chunk=chunk)
+        for column, settings in suite.columns.items()
+        if column != "eot" or not defense.deterministic
+    ]
+    return [*jobs, worst_job(jobs, labels)] if len(jobs) > 1 else jobs
+
+
+def work(
     store: CellStore,
-    jobs: list[_Job],
+    jobs: Sequence[Job],
     data: Images,
+    *,
     seed: int,
-    shard: tuple[int, int],
-    deadline: float | None,
-    quiet: bool,
+    shard: tuple[int, int] = (1, 1),
+    deadline: float | None = None,
+    quiet: bool = False,
+    title: str = "attack",
+    after: Callable[[Job, int, float], str | None] = lambda job, c, seconds: None,
 ) -> dict[str, str]:
+    """Work off the chunks that are missing; returns what failed, by job, with the reason.
+
+    `after` hears of each chunk done (job, chunk, seconds it took) and may answer a line to print.
+    """
+    for job in jobs:
+        store.open(job.cell)
     mine = [(job, c) for job in jobs for c in range(job.cell.chunks) if c % shard[1] == shard[0] - 1]
     failed: dict[str, str] = {}
 
-    def status(job: _Job, c: int) -> Status:
+    def status(job: Job, c: int) -> Status:
         """The worst case waits for its parts, and fails with them."""
         blocked = next((part for part in job.of if not store.has(part.cell, c)), None)
         if blocked is not None and blocked.label in failed:
@@ -185,20 +215,23 @@ def _work(
             return "drop"
         return "ready" if blocked is None else "wait"
 
-    with bar_for(store, "attack", mine, quiet) as bar:
+    with bar_for(store, title, mine, quiet) as bar:
         for job, c in in_turn(store, mine, bar, deadline, status):
+            begun = time.perf_counter()
             arrays, attacked = _guarded(store, job, c, data, seed, failed)
             if arrays is not None:
                 store.write(job.cell, c, arrays, attacked)
                 rate = arrays["correct"].sum() / arrays["repeats"].sum()
                 bar.advance(f"{rate:.1%} right in the last chunk", title=job.label)
+                if line := after(job, c, time.perf_counter() - begun):
+                    bar.note(line)
     for label, reason in failed.items():
         bar.note(f"failed: {label}: {reason}")
     return failed
 
 
 def _guarded(
-    store: CellStore, job: _Job, c: int, data: Images, seed: int, failed: dict[str, str]
+    store: CellStore, job: Job, c: int, data: Images, seed: int, failed: dict[str, str]
 ) -> tuple[dict[str, np.ndarray] | None, np.ndarray | None]:
     """One chunk; an error fails its cell and lets the others go on. BadInput of an attack says that it does not apply."""
     try:
@@ -211,7 +244,7 @@ def _guarded(
     return None, None
 
 
-def _chunk(store: CellStore, job: _Job, c: int, data: Images, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+def _chunk(store: CellStore, job: Job, c: int, data: Images, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     part = data.take(list(job.cell.rows(c)))
     defense, repeats = job.defense, job.cell.identity["repeats"]
     images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
@@ -248,7 +281,7 @@ def _chunk(store: CellStore, job: _Job, c: int, data: Images, seed: int) -> tupl
     return arrays, None if clean else attacked.cpu().numpy()
 
 
-def _lowest(store: CellStore, job: _Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray]:
+def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray]:
     """Per image the x' with the lowest estimated chance of being right over the suite, ties by margin (A2)."""
     records = [store.read(part.cell, c) for part in job.of]
     rate = np.stack([r["correct"] / r["repeats"] for r in records])

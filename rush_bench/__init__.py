@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rush_bench.datasets import load_dataset as load_dataset
     from rush_bench.defenses import Defense as Defense
     from rush_bench.defenses import Deterministic as Deterministic
+    from rush_bench.defenses import Randomised as Randomised
     from rush_bench.defenses import Smoothed as Smoothed
     from rush_bench.defenses import as_module as as_module
     from rush_bench.defenses import load_defense as load_defense
@@ -33,6 +34,7 @@ _HOME = {
     "load_dataset": "datasets",
     "Defense": "defenses",
     "Deterministic": "defenses",
+    "Randomised": "defenses",
     "Smoothed": "defenses",
     "as_module": "defenses",
     "load_defense": "defenses",

@@ -1,64 +1,81 @@
-"""Progress of long work on stderr: a rich bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work, on stderr: a rich bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
 from types import TracebackType
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY = 10.0  # seconds between plain lines
 
 
 class Bar:
     """`with Bar("attack", total=10) as bar: bar.advance("clean 98 %")`; call it where the text is on the host already."""
 
-    def __init__(self, title: str, total: int, done: int = 0, *, every: float = 10.0) -> None:
-        self.title, self.total, self.done, self.every = title, total, done, every
-        self.begun = self.shown = time.monotonic()
-        self.started_at = done
+    def __init__(
+        self, title: str = "", total: int = 0, done: int = 0, *, every: float = LINE_EVERY, stream: TextIO | None = None
+    ) -> None:
+        self.stream, self.every = stream if stream is not None else sys.stderr, every
         self.rich: Progress | None = None
-        if sys.stderr.isatty():
+        self.begin(title, total, done)
+
+    def __enter__(self) -> Self:
+        if self.stream.isatty():
             self.rich = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=Console(stderr=True),
+                TextColumn("{task.fields[text]}", markup=False),
+                console=Console(file=self.stream),
             )
-            self.task = self.rich.add_task(title, total=total, completed=done, text="")
-
-    def __enter__(self) -> "Bar":
-        if self.rich:
             self.rich.start()
+            self.begin(self.title, self.total, self.done)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.rich:
             self.rich.stop()
+            self.rich = None
 
-    def advance(self, text: str = "", steps: int = 1, title: str | None = None) -> None:
-        """`steps` more are done; `text` is the latest figure, `title` a new name for what goes on now."""
-        self.done += steps
-        self.title = title or self.title
+    def begin(self, title: str, total: int, done: int = 0) -> None:
+        """Work of `total` steps starts, or goes on after `done` of them; what was shown before makes room."""
+        self.title, self.total, self.done, self.first = title, total, done, done
+        self.begun = self.shown = time.monotonic()
         if self.rich:
-            self.rich.update(self.task, completed=self.done, text=text, description=self.title)
+            for task in list(self.rich.task_ids):
+                self.rich.remove_task(task)
+            if total:
+                self.task = self.rich.add_task(title, total=total, completed=done, text="")
+
+    def show(self, done: int, text: str = "", title: str | None = None) -> None:
+        """`done` steps are behind us; `text` is the latest figure, `title` a new name for what goes on now."""
+        self.done, self.title = done, title or self.title
+        if self.rich and self.total:
+            self.rich.update(self.task, completed=done, text=text, description=self.title)
             return
         now = time.monotonic()
-        if now - self.shown >= self.every or self.done >= self.total:
+        if now - self.shown >= self.every or done >= self.total:
             self.shown = now
-            made = max(self.done - self.started_at, 1)
-            left = (now - self.begun) / made * (self.total - self.done)
-            print(
-                f"{self.title}: {self.done}/{self.total}, {left:.0f} s left  {text}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            left = (now - self.begun) / max(done - self.first, 1) * (self.total - done)
+            self.note(f"{self.title}: {done}/{self.total}, {duration(left)} left  {text}".rstrip())
+
+    def advance(self, text: str = "", steps: int = 1, title: str | None = None) -> None:
+        """`steps` more are done."""
+        self.show(self.done + steps, text, title)
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
         if self.rich:
-            self.rich.console.print(text)
+            self.rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=self.stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -9,7 +9,8 @@ import pytest
 
 import rush_bench as rb
 
-NAMES = "as_images as_module attack Defense Deterministic Gaussian load_dataset load_defense Smoothed table train Uniform"
+NAMES = "as_images as_module attack Defense Deterministic Gaussian load_dataset load_defense"
+NAMES += " Randomised Smoothed table train Uniform"
 
 
 def test_import_and_dir_need_no_torch() -> None:

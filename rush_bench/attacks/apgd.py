@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
 from rush_bench.defenses.base import margin
@@ -75,6 +76,21 @@ class EOTAPGD(Attack):
                     answers = [torch.stack([labels[alive], ranked[alive, t]], 1) for _, t in group]
                 search.run(alive, torch.stack(start), torch.stack(answers))
         return kept.best
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        forward = backward = 0.0
+        judged = judging_rows(defense, self.select_draws)
+        targets = min(self.targets, defense.classes - 1)
+        for loss in self.losses:
+            targeted = loss.partition("@")[0] in TARGETED
+            units = self.restarts * (targets if targeted else 1)
+            one = gradient_rows(defense, self.draws or max(defense.draws, 16), loss)
+            # each run ends with its best point and, where there is noise, its last; looks in between seldom cost
+            forward += units * ((1 + self.steps) * one[0] + (1 if defense.deterministic else 2) * judged)
+            backward += units * (1 + self.steps) * one[1]
+        if any(loss.partition("@")[0] in TARGETED for loss in self.losses):
+            forward += prediction_rows(defense)  # ranks the targets
+        return forward, backward
 
 
 @dataclass

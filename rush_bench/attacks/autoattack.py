@@ -1,16 +1,21 @@
 """AutoAttack (Croce and Hein 2020): the reference implementation, `pyautoattack`, on a deterministic predictor (A8).
 
-A randomised defence is attacked on its bank (its draws fixed) and scored both there and on fresh draws.
+A randomised defence is attacked on its bank (its draws fixed) and scored there, on banks that the attack has not seen (T6) and
+on fresh draws. `aa-rand` (T5) attacks it as it is.
 """
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.components import Components, Effort, Name, component_passes
+from rush_bench.attacks.cost import judging_rows, prediction_rows
+from rush_bench.attacks.kept import Kept
+from rush_bench.attacks.official import Official
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
@@ -18,7 +23,11 @@ from rush_bench.noise import Stream
 NAMES = {
     "aa": "AutoAttack standard (pyautoattack): APGD-CE, APGD-T, FAB-T, Square; a randomised defence on its bank",
     "apgd": "APGD-CE alone, 20 steps (pyautoattack): the quick stand-in for AutoAttack, never printed as AA",
+    "aa-rand": "AutoAttack rand (pyautoattack): APGD-CE, APGD-DLR, 20 EOT passes; the best x' on held-apart draws",
 }
+
+UNSEEN = 5  # banks of other draws that x' of a bank is scored on (T6)
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 @dataclass(frozen=True)
@@ -58,11 +67,31 @@ class AutoAttack(Attack):
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
         if defense.deterministic:
             return {}
-        right = self._fixed(defense).predict(attacked, stream).labels == labels
-        return {"bank_correct": right.long().cpu().numpy(), "bank_repeats": torch.ones_like(labels).cpu().numpy()}
+        right = [
+            (self._fixed(defense, other).predict(attacked, stream).labels == labels).long().cpu().numpy()
+            for other in range(1 + UNSEEN)
+        ]
+        ones = torch.ones_like(labels).cpu().numpy()
+        return {
+            "bank_correct": right[0],
+            "bank_repeats": ones,
+            "unseen_correct": sum(right[1:]),
+            "unseen_repeats": UNSEEN * ones,
+        }
 
-    def _fixed(self, defense: Defense) -> Defense:
-        return defense.bank(self.bank or max(defense.draws, self.least_bank), self.bank_seed)
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        fixed = self._fixed(defense)
+        rows, effort = prediction_rows(fixed), Effort(steps=self.steps or 100)
+        parts = [component_passes(part, fixed, effort) for part in self.parts or STANDARD]
+        checks = 8  # of the package, before it starts
+        if not defense.deterministic:  # the best point where it hands back the clean image, and `extra`
+            parts.append(component_passes("apgd-ce", fixed, effort))
+            checks += UNSEEN
+        return sum(f for f, _ in parts) + checks * rows, sum(b for _, b in parts)
+
+    def _fixed(self, defense: Defense, other: int = 0) -> Defense:
+        """The bank that is attacked, or another of its size."""
+        return defense.bank(self.bank or max(defense.draws, self.least_bank), self.bank_seed + other)
 
     def _build(self, fixed: Defense, threat: Threat, stream: Stream) -> Any:
         import pyautoattack
@@ -94,5 +123,57 @@ class QuickAPGD(AutoAttack):
     steps: int = 20
 
 
+@dataclass(frozen=True)
+class RandAutoAttack(Official):
+    """The components of the `rand` version on a randomised defence with fresh draws at every pass (T5).
+
+    No single pass ends an image here: x' is the best, over `select_draws` held-apart draws, of all that the components
+    produced. What the package's own bookkeeping would have counted, where an image must be right in one noisy pass before
+    and one after each component, stands beside it in `official_correct`.
+    """
+
+    eot_iter: int = 20
+    steps: int = 100
+    select_draws: int = 64
+
+    PARTS: ClassVar[tuple[Name, ...]] = ("apgd-ce", "apgd-dlr")
+
+    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        if defense.classes < 3:
+            raise BadInput(
+                f"AutoAttack's DLR loss needs 3 classes, {defense.name} has {defense.classes}; leave out the aa-rand attack"
+            )
+        kept = Kept(defense, images, labels, stream, self.select_draws)
+        with torch.random.fork_rng():
+            components = Components(defense, threat, stream, self._effort(defense))
+            with torch.no_grad():
+                standing = components.right(images, labels)
+            for part in self.PARTS:
+                rows = (standing | ~kept.broken).nonzero()[:, 0]
+                if not len(rows):
+                    break
+                x, y = images[rows], labels[rows]
+
+                def offer(points: Tensor, where: Tensor, rows: Tensor = rows) -> None:
+                    kept.offer(points, rows[where])
+
+                claimed = components.run(part, x, y, offer, everyone=True)
+                changed = (claimed != x).flatten(1).any(1).nonzero()[:, 0]
+                offer(claimed[changed], changed)
+                with torch.no_grad():
+                    standing[rows] &= components.right(claimed, y)
+        attacked = threat.project(kept.best, images)
+        self._note(attacked, standing)
+        return attacked
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        parts = [component_passes(part, defense, self._effort(defense)) for part in self.PARTS]
+        judged = 2 * len(parts) * judging_rows(defense, self.select_draws)
+        return sum(f for f, _ in parts) + prediction_rows(defense) + judged, sum(b for _, b in parts)
+
+    def _effort(self, defense: Defense) -> Effort:
+        return Effort(steps=self.steps, eot=1 if defense.deterministic else self.eot_iter)
+
+
 def make(name: str) -> Any:
-    return {"aa": AutoAttack, "apgd": QuickAPGD}[name]
+    return {"aa": AutoAttack, "apgd": QuickAPGD, "aa-rand": RandAutoAttack}[name]

@@ -1,6 +1,7 @@
 """What an attack is: a frozen dataclass of settings with `run`, and the geometry of a threat."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,10 +31,14 @@ class Threat:
         if self.norm == "linf":
             attacked = attacked.clamp(images - self.eps, images + self.eps)
         else:
-            delta = attacked - images
-            shrink = (self.eps / self.size(delta).clamp_min(1e-12)).clamp_max(1)
-            attacked = images + delta * shrink[:, None, None, None]
+            attacked = images + self.limit(attacked - images)
         return attacked.clamp(0, 1)
+
+    def limit(self, delta: Tensor) -> Tensor:
+        """A perturbation (B, C, H, W) into the ball, whatever the box."""
+        if self.norm == "linf":
+            return delta.clamp(-self.eps, self.eps)
+        return delta * (self.eps / self.size(delta).clamp_min(1e-12)).clamp_max(1)[:, None, None, None]
 
     def ascend(self, gradient: Tensor) -> Tensor:
         """The unit step of steepest ascent: sign for l-inf, the normalised gradient for l2."""
@@ -65,6 +70,13 @@ class Attack:
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
         """Further per-image arrays for the record, such as the score on the attack's own bank."""
         return {}
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        """Rows that will go forward and backward for one image, `extra` included: an estimate from above, before the run.
+
+        What it reckons with is that nothing ends early. NaN where an attack does not say.
+        """
+        return math.nan, math.nan
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain values, for the record's key."""

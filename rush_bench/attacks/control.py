@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
@@ -28,6 +29,9 @@ class RandomNoise(Attack):
         for point in range(self.points):
             kept.offer(threat.start(images, stream.named(f"point{point}")))
         return kept.best
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        return self.points * judging_rows(defense, self.select_draws), 0
 
 
 def make(name: str) -> Any:

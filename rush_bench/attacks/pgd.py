@@ -1,19 +1,24 @@
 """Projected gradient descent (Madry et al. 2017) through eq. 7 of the RUSH paper, with fresh draws at every step (EOT)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.cost import gradient_rows, judging_rows
 from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 
 NAMES = {
     "pgd": "PGD-20, step eps/4 (2/255 at 8/255), random start; the defence's own m draws per gradient",
     "eot": "PGD-100, step 2.5 eps/100, random start; 64 fresh draws per gradient (EOT)",
 }
+
+# Settings that came later, and what was done before: left out of a record's key there, so that older records still count.
+LATER: dict[str, Any] = {"redraw": 1, "clamp": "project", "keep": "best"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,12 @@ class PGD(Attack):
 
     On a randomised defence the iterate to keep is chosen every `select_every` steps by its mean loss over `select_draws`
     draws held apart from those of the gradients (A4); on a deterministic one every iterate counts, at no extra cost.
+    `keep="last"` returns the last iterate of the last restart instead, as published code does (A9).
+
+    `redraw` is how many steps draws are used before fresh ones come: 1 for EOT; 0 never, the fixed noise of T2.
+    `clamp` is how the box is kept (T9): `project` moves x' itself into it after each step; `graph` lets the perturbation
+    leave it and takes the gradient through clamp(x + delta, 0, 1), so that pixels strictly outside freeze; under
+    `straight-through` the clamp counts as the identity in the gradient (BPDA, Athalye et al. 2018).
     """
 
     steps: int = 20
@@ -32,8 +43,13 @@ class PGD(Attack):
     loss: str = "ce"
     select_draws: int = 32
     select_every: int = 5
+    redraw: int = 1
+    clamp: Literal["project", "graph", "straight-through"] = "project"
+    keep: Literal["best", "last"] = "best"
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        if self.steps < 1 or self.restarts < 1 or self.redraw < 0:
+            raise BadInput("pgd needs at least 1 step, 1 restart and redraw >= 0; set steps=20, restarts=1, redraw=1")
         draws = self.draws or defense.draws or 1
         best, best_loss = images, torch.full((len(images),), -torch.inf, device=images.device)
 
@@ -45,17 +61,48 @@ class PGD(Attack):
 
         for restart in range(self.restarts):
             attacked = threat.start(images, stream.named(f"start{restart}")) if self.random_start else images
+            delta = attacked - images
             noise = stream.named(f"gradient{restart}")
             for step in range(self.steps):
-                at = defense.gradient(attacked, labels, self.loss, draws, noise.skip(step * draws))
-                if defense.deterministic:
+                fresh = step // self.redraw if self.redraw else 0
+                at = defense.gradient(attacked, labels, self.loss, draws, noise.skip(fresh * draws))
+                if self.keep == "last":
+                    pass
+                elif defense.deterministic:
                     keep(attacked, at.loss)
                 elif step and step % self.select_every == 0:
                     keep(attacked, self._held_apart(defense, attacked, labels, stream))
-                # x' itself is projected, so no pixel can freeze outside the box (R5 row 10)
-                attacked = threat.project(attacked + self.step * threat.eps * threat.ascend(at.gradient), images)
-            keep(attacked, self._held_apart(defense, attacked, labels, stream))
-        return best
+                if self.clamp == "project":
+                    # x' itself is projected, so no pixel can freeze outside the box (R5 row 10)
+                    attacked = threat.project(attacked + self.step * threat.eps * threat.ascend(at.gradient), images)
+                else:
+                    delta = self._move(delta, images, at.gradient, threat)
+                    attacked = (images + delta).clamp(0, 1)
+            if self.keep == "best":
+                keep(attacked, self._held_apart(defense, attacked, labels, stream))
+        found = attacked if self.keep == "last" else best
+        # without projection in the loop, images + delta may be a rounding outside of the ball
+        return found if self.clamp == "project" else threat.project(found, images)
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        forward, backward = gradient_rows(defense, self.draws or defense.draws or 1, self.loss)
+        looks = 0
+        if self.keep == "best":
+            looks = 1 if defense.deterministic else 1 + (self.steps - 1) // self.select_every
+        return (
+            self.restarts * (self.steps * forward + looks * judging_rows(defense, self.select_draws)),
+            self.restarts * self.steps * backward,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        return {key: value for key, value in super().settings().items() if key not in LATER or value != LATER[key]}
+
+    def _move(self, delta: Tensor, images: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
+        """One step of a perturbation that the ball holds and the box does not."""
+        if self.clamp == "graph":
+            inside = (images + delta >= 0) & (images + delta <= 1)
+            gradient = gradient * inside
+        return threat.limit(delta + self.step * threat.eps * threat.ascend(gradient))
 
     def _held_apart(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> Tensor:
         """Mean of -p_y over held-apart draws, the same ones at every call, so that iterates are compared in pairs."""

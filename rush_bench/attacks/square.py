@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
@@ -48,8 +49,7 @@ class Square(Attack):
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
         repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)
         span = repeats * max(defense.draws, 1)
-        # a deterministic defence has no draws to renew: what is broken leaves as soon as that saves more than it costs
-        renewals = {k for k in range(1, self.queries) if k % self.redraw == 0 or (defense.deterministic and not k & (k - 1))}
+        renewals = self._renewals(defense)
 
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
@@ -84,6 +84,18 @@ class Square(Attack):
             best_loss = torch.where(better, value, best_loss)
         kept.offer(best, alive)
         return kept.best
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        looks = len(self._renewals(defense))
+        queries = self.queries + (0 if defense.deterministic else looks)
+        return queries * judging_rows(defense, self.draws) + (looks + 1) * judging_rows(defense, self.select_draws), 0
+
+    def _renewals(self, defense: Defense) -> set[int]:
+        """Before which queries the best point is judged, and the draws are renewed."""
+        # a deterministic defence has no draws to renew: what is broken leaves as soon as that saves more than it costs
+        return {
+            k for k in range(1, self.queries) if k % max(self.redraw, 1) == 0 or (defense.deterministic and not k & (k - 1))
+        }
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,14 @@ class Transfer(Attack):
                 f"{tuple(defense.shape)} into {defense.classes}; choose a source of the same data set"
             )
         before = dataclasses.replace(source.passes)
-        attack = EOTAPGD(steps=self.steps, losses=self.losses, restarts=self.restarts, draws=self.draws)
-        attacked = attack.run(source, images, labels, threat, stream)
+        attacked = self._attack().run(source, images, labels, threat, stream)
         if source.passes is not defense.passes:  # the record of this attack tells what it cost, on whichever network
             defense.passes.forwards += source.passes.forwards - before.forwards
             defense.passes.backwards += source.passes.backwards - before.backwards
         return attacked
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        return self._attack().passes(self._source(defense))
 
     def settings(self) -> dict[str, Any]:
         """With the source's weights in place of its whereabouts, so that a record's key follows what was attacked."""
@@ -57,6 +59,9 @@ class Transfer(Attack):
         full = resolve([self.source], Path(self.store))[0]
         model, _, which = full.partition("@")[0].partition(":")
         return {**plain, "source": full, "source_sha256": read_card(Path(self.store), model)["sha256"][which or "model"]}
+
+    def _attack(self) -> EOTAPGD:
+        return EOTAPGD(steps=self.steps, losses=self.losses, restarts=self.restarts, draws=self.draws)
 
     def _source(self, defense: Defense) -> Defense:
         if isinstance(self.source, Defense):

@@ -36,7 +36,8 @@ def model_summary(card: Row) -> str:
     data = f"{source} -> {card['dataset']}" if source not in (None, card["dataset"]) else card["dataset"]
     noise = card.get("noise")
     law = f", noise {noise['law']}:{noise['scale']:g}" if noise else ""
-    return f"{card['recipe']} on {data}, {card.get('protocol')}, preset {card.get('preset')}{law}"
+    views = f"; {card['name']}@30 averages 30 random views" if card.get("transform") else ""
+    return f"{card['recipe']} on {data}, {card.get('protocol')}, preset {card.get('preset')}{law}{views}"
 
 
 def _registered(entries: registry.Registry) -> list[Row]:

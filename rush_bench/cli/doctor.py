@@ -153,15 +153,12 @@ def writable(what: str, folder: Path) -> Check:
 
 def datasets(folder: Path | None) -> list[Check]:
     """Which data sets lie in the data folder; the others are downloaded on first use where there is a network."""
-    folder = folder or Path(os.environ.get("RUSH_BENCH_DATA", "data"))
-    places = {
-        "cifar10": ("cifar10.npz", "cifar-10-batches-py"),
-        "cifar100": ("cifar100.npz", "cifar-100-python"),
-        "stl10": ("stl10_binary",),
-    }
+    from rush_bench.datasets.places import PLACES, data_folder, found
+
+    folder = data_folder(folder)
     checks = [Check("digits", WORKS, "built in")]
-    for name, files in places.items():
-        there = next((folder / file for file in files if (folder / file).exists()), None)
+    for name in PLACES:
+        there = found(name, folder)
         absent = f"not in {folder}; downloaded on first use where there is a network"
         checks.append(Check(name, WORKS if there else OPTIONAL_MISSING, f"{there}" if there else absent))
     return checks

@@ -20,9 +20,11 @@ from rush_bench.errors import RushBenchError, unknown_name
 COMMANDS = {
     "demo": "Train SimCLR and RUSH on the built-in digits, attack both, print the table (minutes on a CPU).",
     "train": "Train a defence; the same command again continues where it stopped.",
-    "import": "Bring published weights into the store: ACL, DynACL, AdvCL, RoCL, DeACL, TRADES.",
+    "import": "Bring published weights into the store: ACL, AdvCL, TRADES, SmoothAdv, Rebuffi 2021, ...",
     "attack": "Attack models of the store, or a network of your own.",
     "certify": "Certify smoothed models: radii within which no attack exists; read certificates back.",
+    "settle": "Run the experiments T0 to T16 that settle a defence's claim.",
+    "audit": "Settle a claim, check the attack's strength, and give the verdict.",
     "corruptions": "Accuracy under common corruptions (CIFAR-10-C, CIFAR-100-C), and mCE.",
     "table": "Write and print the table of everything measured.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",

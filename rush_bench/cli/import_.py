@@ -18,17 +18,36 @@ from rush_bench.cli import common
 @click.option("--protocol", help="SLF, ALF, AFF, ...: no file says.  [default: what its family leaves no doubt about]")
 @click.option("--pretrain-dataset", help="What the encoder was pre-trained on.  [default: the data set]")
 @click.option("--extra-data", help="Data beyond the data set that it has seen.  [default: the family's]")
+@click.option("--noise", help="Law of a smoothed model, gaussian:0.25, or none: needed for Cohen and SmoothAdv.")
+@click.option(
+    "--normalise",
+    metavar="HOW",
+    help="Where the file does not state it: none, imagenet, cifar10, cifar100, deepmind, cohen, centre, halves, or "
+    "m,m,m/s,s,s by channel.  [default: the family's]",
+)
+@click.option(
+    "--expect-clean",
+    metavar="PART",
+    help="Clean accuracy that 500 test images must agree with, such as 0.84, or none.  [default: the published one, if known]",
+)
 @common.store
+@common.data_dir
+@common.device
 @common.as_json
-def command(file: Path, name: str, as_json: bool, **options: Any) -> None:
-    """Bring published weights into the store: ACL, DynACL, AdvCL, RoCL, DeACL, kl ResNets (TRADES).
+def command(file: Path, name: str, device: str, as_json: bool, **options: Any) -> None:
+    """Bring published weights into the store.
+
+    Of ACL, DynACL, AIR, RCS, AdvCL, A-InfoNCE, RoCL, DeACL, TRADES (WideResNet and kl ResNet), Chen 2020b, Cohen, SmoothAdv,
+    Rebuffi 2021 and MadryLab's robustness.
 
     The family is told by the keys, every key is accounted for, and normalisation goes inside the network. What cannot be
     mapped whole is refused. Files are read without running pickled code.
     """
     from rush_bench.defenses.published import import_model
+    from rush_bench.devices import choose_device
 
-    done = import_model(file, name, **options)
+    with common.quiet_stdout():
+        done = import_model(file, name, device=choose_device(device), **options)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
     source = done.card["source"]

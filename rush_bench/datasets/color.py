@@ -13,6 +13,7 @@ from torch import Tensor
 from rush_bench.errors import BadInput
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
+JITTER_NUMBERS = 9  # uniform numbers that the jitter of an image takes
 
 
 class JitterDraws(NamedTuple):
@@ -52,7 +53,11 @@ def color_jitter(
 
 def jitter_draws(batch: int, generator: torch.Generator, strengths: tuple[float, float, float, float], p: float) -> JitterDraws:
     """Draws for a batch: factors from U(max(0, 1 - s), 1 + s), hue from U(-s, s), every order of the four as likely."""
-    u = torch.rand(9, batch, generator=generator, device=generator.device)
+    return jitter_from(torch.rand(JITTER_NUMBERS, batch, generator=generator, device=generator.device), strengths, p)
+
+
+def jitter_from(u: Tensor, strengths: tuple[float, float, float, float], p: float) -> JitterDraws:
+    """`jitter_draws` from uniform numbers (JITTER_NUMBERS, B) in [0,1)."""
     factors = torch.stack([u[k] * (1 + s - max(0.0, 1 - s)) + max(0.0, 1 - s) for k, s in enumerate(strengths[:3])])
     hue = u[3] * (2 * strengths[3]) - strengths[3]
     return JitterDraws(factors, hue, u[4:7].argsort(0), (u[7] * 4).floor_(), u[8] < p)

@@ -12,11 +12,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rush_bench.datasets.color import color_jitter, random_gray
+from rush_bench.datasets.color import JITTER_NUMBERS, apply_jitter, color_jitter, gray, jitter_from, random_gray
 from rush_bench.errors import BadInput
 
 Interpolation = Literal["bilinear", "bicubic"]
 TRIES = 10  # of RandomResizedCrop, before it falls back to the centre
+CROP_NUMBERS = 2 * TRIES + 3  # uniform numbers that a crop and flip takes
+VIEW_NUMBERS = CROP_NUMBERS + JITTER_NUMBERS + 1  # and a whole view
+RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop
 
 
 class CropDraws(NamedTuple):
@@ -67,12 +70,24 @@ class SimCLRViews:
         x = color_jitter(x, generator, *self.jitter, p=self.jitter_p)
         return random_gray(x, generator, p=self.gray_p) if self.gray_p else x
 
+    def view(self, x: Tensor, u: Tensor) -> Tensor:
+        """The same from uniform numbers (VIEW_NUMBERS, B) in [0,1): whoever keys them by image can draw a view again.
+
+        Differentiable in x almost everywhere: a crop is linear, the colours are piecewise smooth, and clamped to [0,1].
+        """
+        crop, jitter, last = u.split((CROP_NUMBERS, JITTER_NUMBERS, 1))
+        height, width = x.shape[-2:]
+        boxes = crop_from(crop, height, width, (self.crop_floor, 1.0), RATIO, self.flip)
+        x = crop_and_resize(x, boxes, (height, width), self.interpolation)
+        x = apply_jitter(x, jitter_from(jitter, self.jitter, self.jitter_p), with_hue=self.jitter[3] > 0)
+        return torch.where((last[0] < self.gray_p).view(-1, 1, 1, 1), gray(x), x)
+
 
 def random_resized_crop(
     x: Tensor,
     generator: torch.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ratio: tuple[float, float] = RATIO,
     size: int | None = None,
     flip: float = 0.5,
     interpolation: Interpolation = "bilinear",
@@ -99,7 +114,14 @@ def crop_draws(
     flip: float,
 ) -> CropDraws:
     """Boxes as RandomResizedCrop draws them: the first of ten tries that fits, else the largest central box."""
-    u = torch.rand(2 * TRIES + 3, batch, generator=generator, device=generator.device)
+    u = torch.rand(CROP_NUMBERS, batch, generator=generator, device=generator.device)
+    return crop_from(u, height, width, scale, ratio, flip)
+
+
+def crop_from(
+    u: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], flip: float
+) -> CropDraws:
+    """`crop_draws` from uniform numbers (CROP_NUMBERS, B) in [0,1)."""
     whole = torch.linspace(height, width, 2, device=u.device).unsqueeze(1)  # (2, 1), made on the device
     area, low, high = height * width, math.log(ratio[0]) / 2, math.log(ratio[1]) / 2
     root = (u[:TRIES] * (area * (scale[1] - scale[0])) + area * scale[0]).sqrt_()

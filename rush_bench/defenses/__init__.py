@@ -2,6 +2,7 @@
 
 from rush_bench.defenses.base import LOSSES, TARGETED, Defense, Gradient, Passes, Prediction, as_module
 from rush_bench.defenses.load import from_target, listed, load_defense, load_defenses, resolve
+from rush_bench.defenses.randomised import Randomised, RandomViews
 from rush_bench.defenses.smoothed import Bank, Deterministic, Smoothed
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Gradient",
     "Passes",
     "Prediction",
+    "RandomViews",
+    "Randomised",
     "Smoothed",
     "as_module",
     "from_target",

@@ -57,15 +57,18 @@ class Aggregation:
 MEAN_PROBABILITY = Aggregation()
 
 
-def objective_named(name: str) -> tuple[Loss, Aggregation]:
-    """`ce`, `margin@logits`, `dlr@vote`, `margin-to@vote:5`: the loss and the aggregation; a wrong name is a BadInput."""
+def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY) -> tuple[Loss, Aggregation]:
+    """`ce`, `margin@logits`, `dlr@vote`, `margin-to@vote:5`: the loss and the aggregation; a wrong name is a BadInput.
+
+    `default` is the aggregation of a name without one.
+    """
     loss, _, how = name.partition("@")
     known = LOSSES | TARGETED
     if loss not in known:
         raise unknown_name("loss", loss, known)
     kind, _, number = how.partition(":")
     if kind in ("", "probability") and not number:
-        return known[loss], MEAN_PROBABILITY
+        return known[loss], MEAN_PROBABILITY if kind else default
     if kind == "logits" and not number:
         return known[loss], Aggregation(geometric=True)
     if kind == "vote":

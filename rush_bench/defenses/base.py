@@ -54,6 +54,7 @@ class Defense:
     draws: int = 0
     device: torch.device = torch.device("cpu")
     precision: str = "float32"  # of the search; float32 alone judges
+    keyed: bool = True  # what is drawn for an image hangs on (seed, purpose, image, draw) alone (A5), not on its batch
     passes: Passes
 
     @property

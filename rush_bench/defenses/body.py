@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from rush_bench.defenses.base import Passes
 from rush_bench.errors import BadInput, RushBenchError
 
 Precision = Literal["float32", "bfloat16"]
+NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
 CACHE = 2**26  # on a CPU blocks of this many bytes stay near the cache: 1.3 times as fast as blocks of 300 MB
 
@@ -20,6 +22,7 @@ class Body:
     """Runs a network on rows of noisy images, returns log-probabilities (R, K) in float32 and counts the passes.
 
     `search` is BatchNorm-folded where the network offers `folded()`, channels_last, weights frozen, and bfloat16 if asked.
+    `before` is what a defence does to images in front of the network; a network that draws at random must be `random`.
     """
 
     def __init__(
@@ -31,19 +34,26 @@ class Body:
         outputs: Literal["logits", "probabilities"] = "logits",
         precision: Precision = "float32",
         memory: int = DEFAULT_MEMORY,
+        before: Callable[[Tensor], Tensor] | None = None,
+        random: bool = False,
     ) -> None:
-        if any(module.training for module in network.modules()):
+        if any(module.training and (not random or isinstance(module, NORMS)) for module in network.modules()):
             raise BadInput(
-                "the network is in train mode: its BatchNorm and dropout would change under attack; call .eval() first"
+                "the network's BatchNorm is in train mode: a prediction would hang on its batch; put the network in .eval(), "
+                "then its dropout alone in .train()"
+                if random
+                else "the network is in train mode: its BatchNorm and dropout would change under attack; call .eval() "
+                "first, or Randomised(network) where its dropout is to stay on"
             )
         self.network = network.to(device).requires_grad_(False)
         self.device, self.outputs, self.precision, self.memory = device, outputs, precision, memory
-        self.passes = Passes()
-        folded: Any = network.folded() if hasattr(network, "folded") else network  # type: ignore[operator]
+        self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
+        folded: Any = network.folded() if hasattr(network, "folded") and not random else network  # type: ignore[operator]
         # channels_last is the layout of the fast convolutions, on CUDA and in oneDNN alike
         self.search = folded.to(device=device, memory_format=torch.channels_last)
-        self.classes = self._probe(shape)
-        self.rows = self._rows_in(shape)
+        with own_generators(self.device):  # a network may draw from torch's global generators
+            self.classes = self._probe(shape)
+            self.rows = self._rows_in(shape)
         self.brisk = max(1, self.rows * CACHE // memory) if device.type == "cpu" else self.rows
 
     def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
@@ -75,13 +85,19 @@ class Body:
         probe = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2], device=self.device).reshape(2, *shape)
         try:
             with torch.inference_mode():
-                out = self.network(probe)
+                rows = self.before(probe)
+                out, *again = (self.network(rows) for _ in range(1 if self.random else 3))
         except RuntimeError as error:
             raise BadInput(f"the network does not take images of shape {shape}: {error}") from error
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2:
             raise BadInput(f"the network must return logits (B, classes), not {getattr(out, 'shape', type(out).__name__)}")
         if not out.isfinite().all():
             raise BadInput("the network returns values that are not finite; look at its weights")
+        if any(differ(out, other) for other in again):
+            raise BadInput(
+                "the network draws at random: the same images gave other logits at each call; say so, as in "
+                "Randomised(network, votes=1), which the function of --model may return too, or take its randomness out"
+            )
         looks = bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4)
         if looks and self.outputs == "logits":
             raise BadInput(
@@ -109,12 +125,31 @@ class Body:
 
         images = torch.full((rows, *shape), 0.5, device=self.device, requires_grad=True)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = self.log_probabilities(images, exact=False)
+            out = self.log_probabilities(self.before(images), exact=False)
         if not out.requires_grad:
             raise BadInput(
-                "no gradient reaches the images: the network detaches its input; pass a form of it that is differentiable"
+                "no gradient reaches the images: the network detaches its input; pass a form of it that is differentiable, "
+                "such as the identity in the backward pass of a step that has no gradient (BPDA)"
             )
         return sum(saved.values())
+
+
+@contextmanager
+def own_generators(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Inside, torch's global generators (the CPU's and the device's) start from `seed`; outside they stay as they were."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+        yield
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs for the same rows are further apart than rounding explains."""
+    return bool((one - other).abs().max() > 1e-4 * one.abs().max().clamp_min(1e-6))
 
 
 def blocks(batch: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:

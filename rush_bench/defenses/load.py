@@ -11,6 +11,7 @@ from torch import nn
 
 from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
+from rush_bench.defenses.randomised import Randomised, transform_from
 from rush_bench.defenses.smoothed import Deterministic, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import build
@@ -32,7 +33,8 @@ def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]
 def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) -> list[str]:
     """Names `name@m` that patterns choose: a model's name or its recipe's, wildcards, `@m` for any m, or `all`.
 
-    Without `@m` a randomised model is taken at each of its listed votes. No match is a BadInput with a suggestion.
+    Without `@m` a randomised model is taken at each of its listed votes. A model whose card has a `transform` is as it
+    stands listed, and `@m` averages m random transforms. No match is a BadInput with a suggestion.
     Names of RobustBench's zoo, `robustbench:cifar10/Linf/NAME`, stand for themselves.
     """
     patterns = list(patterns)
@@ -56,7 +58,7 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
         if at:
             if not votes.isdigit() or int(votes) < 1:
                 raise BadInput(f"{pattern!r}: after @ comes a number of votes, such as rush@64")
-            hits = [f"{hit.split('@')[0]}@{votes}" for hit in hits if "@" in hit]
+            hits = [f"{hit.split('@')[0]}@{votes}" for hit in hits if "@" in hit or rows[hit].get("transform")]
             if not hits:
                 raise BadInput(f"{pattern!r}: that model is deterministic, it takes no @votes")
         if colon:
@@ -82,6 +84,7 @@ def load_defense(
 ) -> Defense:
     """A model of the store as a defence: `rush-cifar10@64`; `rush-cifar10:best@64` for the best validation epoch.
 
+    `rocl-cifar10@30`, of a card with a `transform`, is the network behind it, the logits of 30 draws averaged.
     `robustbench:cifar10/Linf/NAME` is one of RobustBench's zoo, kept in the store's folder `robustbench`.
 
     `noise` replaces the model's own law (an ablation); `options` go to Smoothed or Deterministic (precision, memory).
@@ -116,6 +119,8 @@ def load_defense(
     common = {"name": names[0], "shape": shape, "device": device, "about": about, **options}
     law = noise or (noise_from(card["noise"]) if votes else None)
     network.eval()
+    if votes and law is None and card.get("transform"):
+        return Randomised(network, transform=transform_from(card["transform"]), votes=int(votes), average="logits", **common)
     return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
 
 
@@ -143,7 +148,8 @@ def from_target(
 ) -> list[Defense]:
     """A user's own network from `package.module:function`, which returns a Defense or an `nn.Module` in eval mode.
 
-    With `noise` a module is smoothed, at one vote and at `votes`; without, it is deterministic.
+    With `noise` a module is smoothed, at one vote and at `votes`; without, it is deterministic. One that draws at random
+    itself is refused: the function is to return it as a `Randomised`.
     """
     module_name, colon, attribute = target.partition(":")
     if not colon or not attribute:

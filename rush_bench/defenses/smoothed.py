@@ -13,13 +13,16 @@ from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, ch
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
 
-NoiseRows = Callable[[slice, slice], Tensor | None]  # (images, draws) -> (b or 1, k, C, H, W), or None for no noise
+# (the images x (b, C, H, W) at these positions of the batch, positions, draws, exact) -> log-probabilities (b, k, K)
+Forward = Callable[[Tensor, slice, slice, bool], Tensor]
 
 
 class _Network(Defense):
-    """A defence made of one network and, perhaps, noise; `_rows` says where the noise of a call comes from."""
+    """A defence made of one network and, perhaps, randomness; `_forward` says what a call draws."""
 
     noise: Noise | None = None
+    how: Aggregation = MEAN_PROBABILITY  # of `probabilities`, and of a loss that does not say another
+    hard: bool = True  # the label is the one with the most votes, not the likeliest
 
     def __init__(
         self,
@@ -32,13 +35,24 @@ class _Network(Defense):
         precision: Precision = "float32",
         memory: int = DEFAULT_MEMORY,
         about: dict[str, Any] | None = None,
+        before: Callable[[Tensor], Tensor] | None = None,
+        random: bool = False,
     ) -> None:
         if device is None:
             device = next((p.device for p in network.parameters()), torch.device("cpu"))
         self.precision = precision
         self.name, self.shape, self.device = name, (shape[0], shape[1], shape[2]), torch.device(device)
         self.about = about or {}
-        self.body = Body(network, shape=self.shape, device=self.device, outputs=outputs, precision=precision, memory=memory)
+        self.body = Body(
+            network,
+            shape=self.shape,
+            device=self.device,
+            outputs=outputs,
+            precision=precision,
+            memory=memory,
+            before=before,
+            random=random,
+        )
         self.classes, self.passes = self.body.classes, self.body.passes
         self.weights = weights_digest(network)
 
@@ -57,29 +71,30 @@ class _Network(Defense):
         """See the function `as_module`."""
         return _Module(self, stream).eval()
 
-    def _rows(self, stream: Stream, batch: int) -> tuple[NoiseRows, int]:
-        """The noise of one call and its number of draws; a network without noise has one draw of none."""
-        return (lambda i, j: None), 1
+    def _forward(self, stream: Stream, batch: int) -> tuple[Forward, int]:
+        """What one call sends through the network, and its number of draws; a network without noise has one draw of none."""
+        return (lambda x, i, j, exact: self._fold(x[:, None], exact)), 1
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         check_images(images, self.shape)
-        noise, draws = self._rows(stream, len(images))
+        forward, draws = self._forward(stream, len(images))
         votes = torch.zeros(len(images), self.classes, dtype=torch.int64, device=self.device)
         total = torch.zeros(len(images), self.classes, device=self.device)
         with torch.inference_mode():
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
             for i, j in blocks(len(images), draws, 4 * self.body.block(draws)):
-                log_p = self._fold(images[i].to(self.device), noise(i, j), exact=True)
+                log_p = forward(images[i].to(self.device), i, j, True)
                 votes[i] += F.one_hot(log_p.argmax(2), self.classes).sum(1)
-                total[i] += log_p.exp().sum(1)
-        probabilities = total / draws
+                total[i] += (log_p if self.how.geometric else log_p.exp()).sum(1)
+        probabilities = (total / draws).softmax(1) if self.how.geometric else total / draws
         check_finite(probabilities, stream.images, "the prediction")
         # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
-        return Prediction((votes + 0.5 * probabilities).argmax(1), votes, probabilities)
+        labels = (votes + 0.5 * probabilities if self.hard else total).argmax(1)
+        return Prediction(labels, votes, probabilities)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
-        function, how = objective_named(loss)
-        noise, fixed = self._rows(stream, len(images))
+        function, how = objective_named(loss, self.how)
+        forward, fixed = self._forward(stream, len(images))
         draws = fixed if self.deterministic else draws
         gradients, losses = torch.empty_like(images), torch.empty(len(images), device=images.device)
         means = torch.empty(len(images), self.classes, device=images.device)
@@ -89,12 +104,12 @@ class _Network(Defense):
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
                 if whole or one_pass:
-                    mean = self._mean(x, noise(i, j), draws, how)
+                    mean = how.mean(how.total(how.each(forward(x, i, j, False))), draws)
                     # One pass over draws in pieces, exact: a running log-sum-exp weighs the gradients of the pieces.
                     value = function(how.scores(mean), labels[i]) if whole else -cross_entropy(mean, labels[i])
                     gradient = self.body.gradient(value.sum(), x, len(x) * (j.stop - j.start))
                 elif j.start == 0:  # it goes through all the draws of these images by itself, twice
-                    mean = _Chunked.apply(x, self, noise, i, draws, how)
+                    mean = _Chunked.apply(x, self.body, forward, i, draws, how)
                     value = function(how.scores(mean), labels[i])
                     (gradient,) = torch.autograd.grad(value.sum(), x)
                 else:
@@ -118,45 +133,41 @@ class _Network(Defense):
         base.name, base.draws, base.noise = f"{self.name}-base", 0, None
         return base
 
-    def _mean(self, x: Tensor, noise: Tensor | None, draws: int, how: Aggregation = MEAN_PROBABILITY) -> Tensor:
-        """What these draws add to the mean over `draws` draws (all of it where they are all), not yet normalised: (B, K)."""
-        return how.mean(how.total(how.each(self._fold(x, noise, exact=False))), draws)
-
-    def _fold(self, x: Tensor, noise: Tensor | None, *, exact: bool) -> Tensor:
-        """Log-probabilities (B, k, K) of images plus noise (B or 1, k, C, H, W), the draws folded into the batch."""
-        rows = x if noise is None else (x[:, None] + noise).flatten(0, 1)
-        return self.body.log_probabilities(rows, exact=exact).unflatten(0, (len(x), -1))
+    def _fold(self, copies: Tensor, exact: bool) -> Tensor:
+        """Log-probabilities (B, k, K) of copies (B, k, C, H, W): the draws are folded into the batch."""
+        log_p = self.body.log_probabilities(copies.flatten(0, 1), exact=exact)
+        return log_p.unflatten(0, copies.shape[:2])
 
 
 class _Chunked(torch.autograd.Function):
     """The mean over draws with memory for one block only: the backward pass computes each block again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, defense: _Network, noise: NoiseRows, where: slice, draws: int, how: Aggregation) -> Tensor:
+    def forward(ctx: Any, x: Tensor, body: Body, forward: Forward, where: slice, draws: int, how: Aggregation) -> Tensor:
         pieces: list[Tensor] = []
-        for i, j in blocks(len(x), draws, defense.body.rows):
-            total = how.total(how.each(defense._fold(x[i], noise(_within(where, i), j), exact=False)))
+        for i, j in blocks(len(x), draws, body.rows):
+            total = how.total(how.each(forward(x[i], _within(where, i), j, False)))
             if j.start == 0:
                 pieces.append(total)
             else:
                 pieces[-1] = how.join(pieces[-1], total)
         mean = how.mean(torch.cat(pieces), draws)
         ctx.save_for_backward(x, mean)
-        ctx.rest = defense, noise, where, draws, how
+        ctx.rest = body, forward, where, draws, how
         return mean
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, mean = ctx.saved_tensors
-        defense, noise, where, draws, how = ctx.rest
+        body, forward, where, draws, how = ctx.rest
         out = torch.zeros_like(x)
-        for i, j in blocks(len(x), draws, defense.body.rows):
+        for i, j in blocks(len(x), draws, body.rows):
             with torch.enable_grad():
                 part = x[i].detach().requires_grad_()
-                each = how.each(defense._fold(part, noise(_within(where, i), j), exact=False))
+                each = how.each(forward(part, _within(where, i), j, False))
                 share = how.share(each.detach(), mean[i], draws)
                 objective = (upstream[0][i, None] * share * each).sum()
-                out[i] += defense.body.gradient(objective, part, len(part) * (j.stop - j.start))
+                out[i] += body.gradient(objective, part, len(part) * (j.stop - j.start))
         return out, None, None, None, None, None
 
 
@@ -177,7 +188,18 @@ class Deterministic(_Network):
         super().__init__(network, name=name or type(network).__name__.lower(), **options)
 
 
-class Smoothed(_Network):
+class _Random(_Network):
+    """A randomised defence: it says how it draws (`_forward`), and how it draws the same for all (`_banked`)."""
+
+    def bank(self, size: int, seed: int) -> "Bank":
+        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol A8)."""
+        return Bank(self, size, seed)
+
+    def _banked(self, size: int, seed: int) -> Forward:
+        raise NotImplementedError
+
+
+class Smoothed(_Random):
     """Randomised smoothing: `votes` noisy copies, hard vote (RUSH eq. 4), gradients by eq. 7.
 
     `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (R5 row 9).
@@ -193,39 +215,49 @@ class Smoothed(_Network):
         self.noise, self.draws = law, votes
         super().__init__(network, name=name or f"{type(network).__name__.lower()}@{votes}", **options)
 
-    def bank(self, size: int, seed: int) -> "Bank":
-        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol A8)."""
-        return Bank(self, size, seed)
+    def _forward(self, stream: Stream, batch: int) -> tuple[Forward, int]:
+        law, images = self.noise, positions(stream, batch)
+        assert law is not None
 
-    def _rows(self, stream: Stream, batch: int) -> tuple[NoiseRows, int]:
+        def forward(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
+            own = stream.at(images[i]).skip(j.start)
+            return self._fold(x[:, None] + own.noise(law, len(x), j.stop - j.start, self.shape, self.device), exact)
+
+        return forward, self.draws
+
+    def _banked(self, size: int, seed: int) -> Forward:
         law = self.noise
         assert law is not None
-        images = torch.arange(batch) if stream.images is None else stream.images.cpu()
-        images = images.expand(batch)
-
-        def rows(i: slice, j: slice) -> Tensor:
-            count = j.stop - j.start
-            return stream.at(images[i]).skip(j.start).noise(law, i.stop - i.start, count, self.shape, self.device)
-
-        return rows, self.draws
+        fixed = everyone(seed).noise(law, 1, size, self.shape, self.device)
+        return lambda x, i, j, exact: self._fold(x[:, None] + fixed[:, j], exact)
 
 
 class Bank(_Network):
-    """A smoothed defence on a fixed bank of draws, shared by all images: deterministic, so that AutoAttack is valid on it."""
+    """A randomised defence on a fixed bank of draws, shared by all images: deterministic, so that AutoAttack is valid on it."""
 
-    def __init__(self, defense: Smoothed, size: int, seed: int) -> None:
+    def __init__(self, defense: "_Random", size: int, seed: int) -> None:
         self.__dict__ |= defense.__dict__  # the same network, not a second copy of it
         self.name, self.size, self.seed, self.draws = f"{defense.name}-bank{size}", size, seed, 0
-        law = defense.noise
-        assert law is not None
-        everyone = Stream(seed, "bank", torch.zeros(1, dtype=torch.int64))
-        self.fixed = everyone.noise(law, 1, size, self.shape, self.device)
+        self.whole, self.fixed, self.keyed = defense, defense._banked(size, seed), True
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "bank": self.size, "bank_seed": self.seed}
+        return {**self.whole.identity(), "votes": 0, "bank": self.size, "bank_seed": self.seed}
 
-    def _rows(self, stream: Stream, batch: int) -> tuple[NoiseRows, int]:
-        return (lambda i, j: self.fixed[:, j]), self.size
+    def base(self) -> Defense:
+        return self.whole.base()
+
+    def _forward(self, stream: Stream, batch: int) -> tuple[Forward, int]:
+        return self.fixed, self.size
+
+
+def everyone(seed: int) -> Stream:
+    """The stream of a bank: the same draws for every image."""
+    return Stream(seed, "bank", torch.zeros(1, dtype=torch.int64))
+
+
+def positions(stream: Stream, batch: int) -> Tensor:
+    """The positions of the batch's images in their data set (B,), on the CPU."""
+    return torch.arange(batch) if stream.images is None else stream.images.cpu().expand(batch)
 
 
 class _Module(nn.Module):
@@ -234,14 +266,15 @@ class _Module(nn.Module):
         self.defense, self.stream = defense, stream
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability."""
-        defense, images = self.defense, images.contiguous()
-        noise, draws = defense._rows(self.stream, len(images))
+        """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those."""
+        defense, how, images = self.defense, self.defense.how, images.contiguous()
+        forward, draws = defense._forward(self.stream, len(images))
         # a third-party attack does not say which images these are: a randomised defence draws anew at each call
         self.stream = self.stream.skip(draws)
         if len(images) * draws > defense.body.rows:
-            return _Chunked.apply(images, defense, noise, slice(0, len(images)), draws, MEAN_PROBABILITY)
-        scores = defense._mean(images, noise(slice(0, len(images)), slice(0, draws)), draws)
+            return how.scores(_Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, how))
+        log_p = forward(images, slice(0, len(images)), slice(0, draws), False)
+        scores = how.scores(how.mean(how.total(how.each(log_p)), draws))
         if scores.requires_grad:
             scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
         return scores

@@ -127,7 +127,7 @@ class CellStore:
         mine = json.loads(json.dumps(cell.labels))  # as it reads back: tuples are lists
         if path.exists() and mine in _read_cell(path)[1]:
             return
-        with _flock(path.with_suffix(".lock"), wait=True):
+        with flock(path.with_suffix(".lock"), wait=True):
             labels = _read_cell(path)[1] if path.exists() else []
             if mine not in labels:
                 write_json(path, _description(cell, [*labels, mine]))
@@ -175,7 +175,7 @@ class CellStore:
         Where locks are not supported it yields True: two processes may then do the same work, which harms nothing.
         """
         folder = self.folder(cell)
-        with _flock(folder / f"chunk-{chunk:04d}.lock", wait=False) as held:
+        with flock(folder / f"chunk-{chunk:04d}.lock", wait=False) as held:
             if held is True:  # what an earlier holder of this chunk left when it was killed while writing
                 for left in folder.glob(f".*-{chunk:04d}-*.np?"):
                     left.unlink(missing_ok=True)
@@ -275,7 +275,7 @@ def _frame(arrays: Arrays) -> pd.DataFrame:
 
 
 @contextlib.contextmanager
-def _flock(path: Path, wait: bool) -> Iterator[bool | None]:
+def flock(path: Path, wait: bool) -> Iterator[bool | None]:
     """An advisory lock on a file that exists while it is held: True held, False another's, None not supported here."""
     if fcntl is None:
         yield None

@@ -177,8 +177,9 @@ def _labels(defense: Defense, data: Images, threat: Threat) -> dict[str, Any]:
 def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:
     labels = {"suite": suite.name, "quick": suite.quick}
     repeats = repeats or default_repeats(defense.draws, suite.quick)
+    threat = Threat(suite.norm, suite.eps)  # type: ignore[arg-type]  # parse_suite knows no other norm
     jobs = [
-        job_for(defense, data, column, settings, Threat(suite.norm, suite.eps), labels, seed=seed, repeats=repeats, chunk=chunk)
+        job_for(defense, data, column, settings, threat, labels, seed=seed, repeats=repeats, chunk=chunk)
         for column, settings in suite.columns.items()
         if column != "eot" or not defense.deterministic
     ]

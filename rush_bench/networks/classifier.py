@@ -1,6 +1,7 @@
 """`build(spec)` and the `Classifier` it returns."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -8,22 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rush_bench.errors import BadInput, unknown_name
+from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import MeanProbability, Parallel
+from rush_bench.networks.preact import PreActEncoder, Style
 from rush_bench.networks.resnet import Encoder, fold_batchnorm
 from rush_bench.networks.routes import route, routed, routes, single_route
-
-# Named shapes; every other key of a spec overrides them. `resnet` is the family with its shape left to the spec.
-NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet18": {"blocks": [2, 2, 2, 2], "width": 64},  # 11.17 M parameters without head (recipes R1.2)
-    "resnet34": {"blocks": [3, 4, 6, 3], "width": 64},
-    "resnet": {"blocks": [2, 2, 2, 2], "width": 32},
-    "tiny": {"blocks": [1, 1, 1, 1], "width": 16},  # the demo's: 0.30 M
-}
-# padding: of the CIFAR stem's convolution (solo-learn's and DeACL's networks have 2). routes: sets of every BatchNorm.
-DEFAULTS: dict[str, Any] = {"classes": 10, "channels": 3, "size": 32, "stem": "cifar", "mean": [], "std": []}
-# members: networks whose mean probability is the prediction.
-DEFAULTS |= {"padding": 1, "routes": 1, "members": 1}
+from rush_bench.networks.specs import resolve
 
 
 class Classifier(nn.Module):
@@ -65,32 +56,6 @@ class Classifier(nn.Module):
         return network.requires_grad_(False)
 
 
-def resolve(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with every key stated. BadInput for an unknown name or key and for values that make no network."""
-    name = spec.get("name", "resnet18")
-    if name not in NETWORKS:
-        raise unknown_name("network", str(name), NETWORKS)
-    full = {"name": name, **DEFAULTS, **NETWORKS[name]}
-    for key, value in spec.items():
-        if key not in full:
-            raise unknown_name("network key", key, full)
-        full[key] = list(value) if isinstance(value, tuple | list) else value
-    for key in ("classes", "channels", "size", "width", "padding", "routes", "members"):
-        if not isinstance(full[key], int) or full[key] < 1:
-            raise BadInput(f"network key {key}={full[key]!r} must be a whole number of at least 1")
-    if not full["blocks"] or not all(isinstance(count, int) and count >= 1 for count in full["blocks"]):
-        raise BadInput(f"network key blocks={full['blocks']} must list at least one block for each stage, as in [2, 2, 2, 2]")
-    if full["stem"] not in ("cifar", "imagenet"):
-        raise unknown_name("network stem", str(full["stem"]), ("cifar", "imagenet"))
-    if len(full["mean"]) != len(full["std"]) or len(full["mean"]) not in (0, full["channels"]):
-        raise BadInput(f"network keys mean and std need one value for each of the {full['channels']} channels, or none")
-    if full["routes"] > 1 and full["members"] > 1:
-        raise BadInput("a network has several routes or several members, not both")
-    if any(value <= 0 for value in full["std"]):
-        raise BadInput(f"network key std={full['std']} must be positive")
-    return full
-
-
 def build(spec: Mapping[str, Any], seed: int = 0) -> Classifier:
     """A network with fresh weights drawn from `seed`, on the CPU, in train mode. The global generator is left alone."""
     full = resolve(spec)
@@ -99,11 +64,21 @@ def build(spec: Mapping[str, Any], seed: int = 0) -> Classifier:
         if full["members"] > 1:
             members = [build({**full, "members": 1}, seed + number) for number in range(full["members"])]
             return ensemble(members, full)
-        plain = Encoder(
-            full["blocks"], full["width"], full["channels"], full["stem"], full["mean"], full["std"], full["padding"]
-        )
+        plain = encoder_of(full)
         encoder = routed(plain, full["routes"]) if full["routes"] > 1 else plain
         return Classifier(encoder, nn.Linear(plain.dim, full["classes"]), full)
+
+
+def encoder_of(full: Mapping[str, Any]) -> Encoder | PreActEncoder:
+    """The encoder of a resolved spec, with one route, drawn from the global generator."""
+    shape, images = (full["blocks"], full["width"]), (full["mean"], full["std"])
+    block = full.get("block", "basic")
+    if not block.startswith("preact"):
+        return Encoder(*shape, full["channels"], full["stem"], *images, full["padding"], block == "bottleneck")
+    fields = {field.name: full[field.name] for field in dataclasses.fields(Style) if field.name != "bottleneck"}
+    style = Style(bottleneck=block == "preact-bottleneck", **fields)
+    rest = {key: full[key] for key in ("stem_width", "channels", "mean", "std", "standardise", "padding")}
+    return PreActEncoder(*shape, style, **rest)
 
 
 def ensemble(members: Sequence[Classifier], spec: dict[str, Any]) -> Classifier:

@@ -18,6 +18,7 @@ from rush_bench.training.clusters import pseudo_labels, read_pseudo_labels
 from rush_bench.training.contrastive import ContrastiveSettings
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import multi_view
+from rush_bench.training.options import file_setting
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
 from rush_bench.training.routed import RoutedStage
 from rush_bench.training.seeds import derive, seeded
@@ -52,7 +53,7 @@ class AdvCLSettings(PretrainedSettings):
     # train: the code never leaves train(), so each attack step moves the statistics of its route.
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5, mode="train"))
     pseudo_source: Literal["self_simclr", "file"] = "self_simclr"
-    pseudo_file: str = ""  # .npz with pseudo_train_K; the paper's come from SimCLR on ImageNet: extra data
+    pseudo_file: str = file_setting()  # .npz with pseudo_train_K; the paper's come from SimCLR on ImageNet: extra data
     simclr: ContrastiveSettings = field(default_factory=ContrastiveSettings)  # whose features are clustered
     pretrain: AdvCLPretrainSettings = field(default_factory=AdvCLPretrainSettings)
     finetune: LinearSettings = field(default_factory=lambda: LinearSettings(milestones=(15, 20)))
@@ -101,15 +102,17 @@ class AdvCLStage(RoutedStage):
             return
         self.network.load_state_dict(build(self.network.spec, derive(self.seed, "advcl") % 2**32).state_dict())
         if self.file:
-            images = self.splits["pretrain"]
-            self.carried["pseudo"] = read_pseudo_labels(Path(self.file), self.wanted.clusters, images, self.official())
+            images, path = self.splits["pretrain"], Path(self.file).expanduser()
+            self.carried["pseudo"] = read_pseudo_labels(path, self.wanted.clusters, images, *self.official())
 
-    def official(self) -> int:
-        """How many images the official training split has, as far as the splits at hand show."""
+    def official(self) -> tuple[int, int | None]:
+        """The least and the most images that the official training split has, as far as the splits at hand show."""
         images, val = self.splits["pretrain"], self.splits["val"]
-        last = int(images.index.max()) + 1
-        same = images.name == val.name and bool((images.labels >= 0).all())
-        return max(last, int(val.index.max()) + 1) if same else last
+        last, labelled = int(images.index.max()) + 1, bool((images.labels >= 0).all())
+        same = images.name == val.name and labelled  # else its validation images, if it has any, are not at hand
+        least = max(last, int(val.index.max()) + 1) if same else last
+        whole = self.settings.n_train is None and (same or not labelled)
+        return least, least if whole else None
 
     def parameter_groups(self) -> list[nn.Parameter]:
         return [*super().parameter_groups(), *self.heads.parameters()]
@@ -145,7 +148,7 @@ def plans(settings: AdvCLSettings) -> list[Plan]:
     """Where no file gives the labels, SimCLR; then AdvCL and a fine-tuning protocol."""
     own, attack, simclr = settings.pretrain, settings.attack, settings.simclr
     file = settings.pseudo_file if settings.pseudo_source == "file" else ""
-    if settings.pseudo_source == "file" and not Path(file).is_file():
+    if settings.pseudo_source == "file" and not Path(file).expanduser().is_file():
         raise BadInput(f"pseudo_source=file needs a file, not {file!r}; --set pseudo_file=labels.npz")
     if settings.pseudo_source != "file" and settings.pseudo_file:
         raise BadInput("pseudo_file is given but not used; --set pseudo_source=file")

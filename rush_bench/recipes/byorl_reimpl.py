@@ -7,7 +7,7 @@ makes never stand for theirs, which used WRN and 500,000 further images.
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,7 @@ class BYORLPretrainSettings(ContrastiveSettings):
     projector_out: int = 256
     projector_norm: bool = True
     target_momentum: float = 0.996  # rises to 1 by a cosine
+    ramp_epochs: float = 0.0  # over which radius and step of the attack grow to their full size; R2.10 states none
     symmetric: bool = False  # BYOL's second term with the views exchanged; R2.10 states one direction
 
 
@@ -77,7 +78,9 @@ class BYORLStage(ContrastiveStage):
         with torch.no_grad(), self.autocast():
             encoder, head = self.target
             target = head(encoder(second))
-        attacked = self.attack.run(self, lambda v: self.regression(v, target), first, batch.generator)
+        share = min(1.0, (batch.epoch + 1) / max(1.0, self.wanted.ramp_epochs))
+        attack = replace(self.attack, eps=share * self.attack.eps, step=share * self.attack.step)
+        attacked = attack.run(self, lambda v: self.regression(v, target), first, batch.generator)
         return self.regression(attacked, target)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -99,6 +102,12 @@ def plans(settings: BYORLSettings) -> list[Plan]:
     own, attack = settings.pretrain, settings.attack
     first = Plan("pretrain", "pretrain", own, lambda context: BYORLStage(context, own, attack))
     return [first, protocols.finetuning(settings)]
+
+
+def card(settings: BYORLSettings) -> dict[str, Any]:
+    """Every table row says that it is a re-implementation, whatever the model is called."""
+    common = protocols.card(settings)
+    return {**common, "protocol": f"{common['protocol']}, re-implementation"}
 
 
 PRESETS = protocols.presets({"pretrain.lr": 1.0})
@@ -125,4 +134,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `byorl_reimpl`."""
-    return Recipe(name, BYORLSettings(), plans, protocols.card, PRESETS, adapt)
+    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt)

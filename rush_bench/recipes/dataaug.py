@@ -16,7 +16,7 @@ from rush_bench.networks import Classifier, build
 from rush_bench.recipes.cohen import CIFAR_MEAN
 from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, Mode, attack_mode, begin, project, untracked
-from rush_bench.training.options import NetworkSettings, RunSettings
+from rush_bench.training.options import NetworkSettings, RunSettings, file_setting
 from rush_bench.training.stage import Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
@@ -51,7 +51,7 @@ class DataAugTrainSettings(SupervisedSettings):
     weight_decay: float = 5e-4  # not on BatchNorm
     average: float = 0.995  # of the weights; its start is (1 + t) / (10 + t)
     cutmix: bool = True
-    generated: str = ""  # an .npz file with `image` and `label`, such as the paper's million from a diffusion model
+    generated: str = file_setting()  # an .npz file with `image` and `label`, such as the paper's million from a diffusion model
     generated_share: float = 0.7  # of each batch
     label_smoothing: float = 0.1  # of the generated images' labels
     select_images: int = 1024

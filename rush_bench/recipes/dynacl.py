@@ -57,7 +57,7 @@ class ProbeSettings(Optimisation):
 
 @dataclass(frozen=True)
 class PlusSettings(AFFSettings):
-    """++, second part: TRADES on pseudo-labels; `routes` follows the fine-tuning, two for AFF and one for the others."""
+    """++, second part: TRADES on pseudo-labels; `routes` is not to be set, it follows the fine-tuning (DynACLSettings)."""
 
     milestones: tuple[float, ...] = (10, 20)
 
@@ -74,6 +74,11 @@ class DynACLSettings(PretrainedSettings):
     trades: PlusSettings = field(default_factory=PlusSettings)
     finetune: LinearSettings = field(default_factory=LinearSettings)
     aff: AFFSettings = field(default_factory=lambda: AFFSettings(routes=2, attack=InnerSettings(start="zero")))
+
+    def __post_init__(self) -> None:
+        """++ leaves two routes to an AFF that takes two, and one to all else (R2.12); the card then says what ran."""
+        routes: Literal[1, 2] = 2 if self.finetune.protocol == "AFF" and self.aff.routes == 2 else 1
+        object.__setattr__(self, "trades", replace(self.trades, routes=routes))
 
 
 class DynACLStage(ACLStage):
@@ -109,15 +114,33 @@ class DynACLStage(ACLStage):
         )
         self.weight = min(1 + passed * own.reweighting, 2.0)
 
+    def queries(self, a: Tensor, number: int) -> Tensor:
+        """The query network's projections (B, D) of first views through a route."""
+        encoder, projector = self.query
+        with self.autocast(), route(self.query, number):
+            return projector(encoder(a))
+
+    @torch.no_grad()
+    def keys(self, b: Tensor, number: int) -> Tensor:
+        """The key network's of second views, which pass no gradient on, to images either."""
+        return self.embed(number, b)[0]
+
     def nt(self, views: Tensor, number: int) -> Tensor:
-        """NT of queries of the first views and keys of the second, which pass no gradient on, to images either."""
+        """NT of queries and keys."""
         a, b = views.chunk(2)
-        with self.autocast(), route(self.query, number), route(self.key, number):
-            encoder, projector = self.query
-            u = projector(encoder(a))
-            with torch.no_grad():
-                v = self.projector(self.encoder(b))
-        return nt_xent(u, v, self.own.temperature)
+        return nt_xent(self.queries(a, number), self.keys(b, number), self.own.temperature)
+
+    def attack_pair(self, views: Tensor, batch: Batch) -> Tensor:
+        """Both views perturbed, the second by its random start alone, since it has no gradient: its keys stay the same."""
+        kept: list[Tensor] = []
+
+        def objective(x: Tensor) -> Tensor:
+            a, b = x.chunk(2)
+            if not kept or self.attack.mode == "train":  # where every pass moves the statistics
+                kept[:] = [self.keys(b, ATTACKED)]
+            return nt_xent(self.queries(a, ATTACKED), kept[0], self.own.temperature)
+
+        return self.attack.run(self, objective, views, batch.generator)
 
     def loss(self, batch: Batch) -> Tensor:
         """((2 - w) NT_clean + w NT_attacked) / 2."""
@@ -200,13 +223,11 @@ def plans(settings: DynACLSettings) -> list[Plan]:
     own, attack, probe, plus = settings.pretrain, settings.attack, settings.probe, settings.trades
     if own.variant != "DS":
         raise BadInput(f"DynACL is ACL's variant DS with its momentum encoder; pretrain.variant={own.variant} is not there")
-    routes: Literal[1, 2] = 2 if settings.finetune.protocol == "AFF" and settings.aff.routes == 2 else 1
-    full = replace(plus, routes=routes)
     clusters = probe.clusters if settings.plus else 0
     first = Plan("pretrain", "pretrain", own, lambda context: DynACLStage(context, own, attack, clusters))
     more = [
         Plan("probe", "pretrain", probe, lambda context: ProbeStage(context, probe)),
-        Plan("trades", "pretrain", full, lambda context: PlusStage(context, full, probe.clusters)),
+        Plan("trades", "pretrain", plus, lambda context: PlusStage(context, plus, probe.clusters)),
     ]
     return [first, *(more if settings.plus else []), protocols.finetuning(settings)]
 

@@ -32,7 +32,10 @@ class FreeTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class FreeSettings(RunSettings):
-    """R2.6, on ResNet-18 (the paper: WRN-32-10, per-image standardisation). `attack` validates; its eps trains as well."""
+    """R2.6, on ResNet-18; the paper's WRN-32-10, each image standardised: `--set network.name=wrn-32-10`.
+
+    `attack` validates; its eps trains as well.
+    """
 
     train: FreeTrainSettings = field(default_factory=FreeTrainSettings)
     attack: InnerSettings = field(default_factory=InnerSettings)

@@ -30,6 +30,8 @@ def plans(settings: RandomProbeSettings) -> list[Plan]:
     """Fine-tuning alone: RUSH eq. 12."""
     if settings.noise == "none":
         raise BadInput("random_probe is a smoothed defence; give it a noise law, as in --set noise=uniform:0.3")
+    if settings.finetune.protocol != "NSLF":
+        raise BadInput(f"random_probe is RUSH's second stage, NSLF; leave finetune.protocol={settings.finetune.protocol} out")
     return [Plan("finetune", "train", settings.finetune, lambda context: Finetune(context, settings.finetune), labelled=True)]
 
 

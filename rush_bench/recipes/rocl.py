@@ -98,6 +98,15 @@ def plans(settings: RoCLSettings) -> list[Plan]:
     return [pretrain, protocols.finetuning(settings)]
 
 
+def card(settings: RoCLSettings) -> dict[str, Any]:
+    """Deterministic as it is listed; `rocl-cifar10@30` averages the logits of 30 random views (the paper's transformation-
+    smoothed inference, R2.5; no code of it is released: the views are those of its pre-training, the number is the user's).
+    """
+    own = settings.pretrain
+    names = ("crop_floor", "flip", "jitter", "jitter_p", "gray_p", "interpolation")
+    return {**protocols.card(settings), "transform": {"name": "views"} | {name: getattr(own, name) for name in names}}
+
+
 PRESETS = protocols.presets({"pretrain.lr": 1.0})
 
 
@@ -108,4 +117,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `rocl`."""
-    return Recipe(name, RoCLSettings(), plans, protocols.card, PRESETS, adapt)
+    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt)

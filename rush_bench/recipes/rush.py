@@ -1,5 +1,6 @@
 """RUSH: contrastive pre-training with one noisy view, noisy linear fine-tuning, smoothed inference (recipes R2.1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,8 +9,10 @@ from torch import Tensor
 from rush_bench.errors import BadInput
 from rush_bench.noise import noise_from
 from rush_bench.recipes.simclr import PRESETS, adapt
+from rush_bench.training import protocols
+from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
-from rush_bench.training.finetune import Finetune, FinetuneSettings
+from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import Batch, Context, Plan, Recipe
@@ -30,7 +33,8 @@ class RushSettings(RunSettings):
 
     noise: str = "uniform:0.3"  # 5.1: U(-0.3, 0.3), the same law in both stages and at inference
     pretrain: RushPretrainSettings = field(default_factory=RushPretrainSettings)
-    finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(bn_adapt="beta_stats"))
+    finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(protocol="NSLF", bn_adapt="beta_stats"))
+    aff: AFFSettings = field(default_factory=AFFSettings)
 
 
 class RushStage(ContrastiveStage):
@@ -57,20 +61,29 @@ class RushStage(ContrastiveStage):
 
 
 def plans(settings: RushSettings) -> list[Plan]:
-    """Pre-training (Alg. 1 lines 2 to 8), then fine-tuning (lines 9 to 14, eq. 12)."""
+    """Pre-training (Alg. 1 lines 2 to 8), then fine-tuning: by default lines 9 to 14, eq. 12."""
+    own = settings.finetune
     if settings.noise == "none":
         raise BadInput("rush needs a noise law, as in --set noise=uniform:0.3; without noise it is the recipe simclr")
+    if own.protocol in ("SLF", "ALF") and (own.noisy or own.bn_adapt != "none"):
+        raise BadInput(f"finetune.protocol={own.protocol} of rush: set finetune.noisy=false and finetune.bn_adapt=none as well")
     return [
         Plan("pretrain", "pretrain", settings.pretrain, lambda context: RushStage(context, settings.pretrain)),
-        Plan("finetune", "train", settings.finetune, lambda context: Finetune(context, settings.finetune), labelled=True),
+        protocols.finetuning(settings, pretrained_with_noise=True),
     ]
 
 
 def card(settings: RushSettings) -> dict[str, Any]:
-    """I_F has one vote, I_F+ 64 (section 5.1), with the same weights."""
-    return {"protocol": "NSLF", "extra_data": None, "votes": [1, 64]}
+    """I_F has one vote, I_F+ 64 (section 5.1), with the same weights. Under other protocols, an ablation."""
+    common = protocols.card(settings)
+    return {**common, "votes": [1, 64]} if common["protocol"] == "NSLF" else common
 
 
 def make(name: str) -> Recipe:
     """The recipe `rush`."""
-    return Recipe(name, RushSettings(), plans, card, PRESETS, adapt)
+    presets = {key: layer | protocols.AFF_PRESETS.get(key, {}) for key, layer in PRESETS.items()}
+
+    def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
+        return {**protocols.adapt_finetuning(preset, shape), **adapt(preset, shape)}
+
+    return Recipe(name, RushSettings(), plans, card, presets, adapt_all)

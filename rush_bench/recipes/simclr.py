@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from rush_bench.errors import BadInput
 from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
-from rush_bench.training.protocols import AFF_PRESETS, adapt_finetuning, finetuning
+from rush_bench.training.protocols import AFF_PRESETS, adapt_finetuning, card, finetuning
 from rush_bench.training.stage import Batch, Plan, Recipe
 
 NAMES = {"simclr": "SimCLR with a linear classifier (Chen et al. 2020): RUSH without its noise"}
@@ -45,7 +44,7 @@ class SimCLRSettings(RunSettings):
     """As RUSH's (R2.2), without noise and with a frozen encoder (SLF)."""
 
     pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
-    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # its `protocol`: SLF, ALF or AFF
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # its `protocol`: SLF, NSLF, ALF or AFF
     aff: AFFSettings = field(default_factory=AFFSettings)
 
 
@@ -61,23 +60,10 @@ class SimCLRStage(ContrastiveStage):
 
 def plans(settings: SimCLRSettings) -> list[Plan]:
     """Pre-training, then fine-tuning."""
-    if settings.noise != "none" and settings.finetune.protocol != "SLF":
-        raise BadInput(
-            f"finetune.protocol={settings.finetune.protocol} learns from attacked images without noise; set noise=none"
-        )
     return [
         Plan("pretrain", "pretrain", settings.pretrain, lambda context: SimCLRStage(context, settings.pretrain)),
         finetuning(settings),
     ]
-
-
-def card(settings: SimCLRSettings) -> dict[str, Any]:
-    """With a noise law it is shown both as it is and as a randomised defence."""
-    randomised = settings.noise != "none"
-    protocol = "SLF" if settings.finetune.bn_adapt == "none" and not (randomised and settings.finetune.noisy) else "NSLF"
-    if settings.finetune.protocol != "SLF":
-        protocol = settings.finetune.protocol
-    return {"protocol": protocol, "extra_data": None, "votes": [0, 1, 64] if randomised else [0]}
 
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:

@@ -1,16 +1,20 @@
 """Adversarial robustness from self-supervised pre-training to fine-tuning (Chen et al. 2020b; recipes R2.11).
 
-`ssp` is the paper's ensemble: three networks, each pre-trained on its own task, fine-tuned and attacked as one. The other
-names are its members on their own.
+`ssp` is the paper's ensemble: three networks, each pre-trained on its own task, fine-tuned and attacked as one.
+`ssp_joint` pre-trains the three together over a shared trunk. The released code has no fine-tuning from such a trunk; its
+ensembles are three whole networks. So here each task leaves a network, a copy of the trunk and the task's last stage, and
+the three are fine-tuned as `ssp`'s are. The other names are single members.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rush_bench.errors import BadInput
-from rush_bench.networks.ensemble import Parallel
+from rush_bench.networks.ensemble import Parallel, trunk
+from rush_bench.networks.resnet import Encoder
 from rush_bench.recipes.pgd_at import PGDATStage
 from rush_bench.training.inner import InnerSettings
+from rush_bench.training.joint import Joint, JointSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.pretext import Jigsaw, Rotation, Selfie, SelfieSettings, TaskSettings
 from rush_bench.training.stage import Context, Plan, Recipe
@@ -19,6 +23,7 @@ from rush_bench.training.supervised import adapt as adapt_supervised
 
 NAMES = {
     "ssp": "adversarial self-supervised pre-training: ensemble of the three tasks' networks (Chen et al. 2020b)",
+    "ssp_joint": "adversarial pre-training on the three tasks jointly, shared trunk, diverse gradients (Chen et al. 2020b)",
     "ssp_rotation": "adversarial pre-training on rotations, then adversarial fine-tuning (Chen et al. 2020b)",
     "ssp_jigsaw": "adversarial pre-training on jigsaws, then adversarial fine-tuning (Chen et al. 2020b)",
     "ssp_selfie": "adversarial pre-training on Selfie, then adversarial fine-tuning (Chen et al. 2020b)",
@@ -38,16 +43,29 @@ class SSPFinetuneSettings(SupervisedSettings):
 
 
 @dataclass(frozen=True)
-class SSPSettings(RunSettings):
+class SharedSettings(RunSettings):
     """R2.11, on our ResNet-18 (the paper: ResNet-50v2)."""
 
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=IMAGENET_MEAN, std=IMAGENET_STD))
-    rotation: TaskSettings = field(default_factory=TaskSettings)
-    jigsaw: TaskSettings = field(default_factory=TaskSettings)
-    selfie: SelfieSettings = field(default_factory=SelfieSettings)
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # of pre-training
     finetune: SSPFinetuneSettings = field(default_factory=SSPFinetuneSettings)
     finetune_attack: InnerSettings = field(default_factory=InnerSettings)
+
+
+@dataclass(frozen=True)
+class SSPSettings(SharedSettings):
+    """Each task on its own."""
+
+    rotation: TaskSettings = field(default_factory=TaskSettings)
+    jigsaw: TaskSettings = field(default_factory=TaskSettings)
+    selfie: SelfieSettings = field(default_factory=SelfieSettings)
+
+
+@dataclass(frozen=True)
+class JointRunSettings(SharedSettings):
+    """The three tasks over one trunk."""
+
+    joint: JointSettings = field(default_factory=JointSettings)
 
 
 class SSPFinetune(PGDATStage):
@@ -58,11 +76,10 @@ class SSPFinetune(PGDATStage):
     def __init__(self, context: Context, settings: SSPFinetuneSettings, attack: InnerSettings) -> None:
         super().__init__(context, settings, attack)
         encoder = self.network.encoder
-        encoders = list(encoder.members) if isinstance(encoder, Parallel) else [encoder]
+        encoders = cast(list[Encoder], list(encoder.members) if isinstance(encoder, Parallel) else [encoder])
         # Partial: stem to layer3 stay as they are, their BatchNorm in eval(); layer4 and the linear layer learn.
-        parts = [(one, name, part) for one in encoders for name, part in one.named_children()]
-        last = [part for one, name, part in parts if name == f"layer{one.stages}"]
-        self.frozen = [part for _, _, part in parts if part not in last] if settings.mode == "partial" else []
+        held = [one.get_submodule(name) for one in encoders for name in trunk(one)]
+        self.frozen = held if settings.mode == "partial" else []
         for part in self.frozen:
             part.requires_grad_(False)
 
@@ -74,44 +91,69 @@ class SSPFinetune(PGDATStage):
 
 def plans(settings: SSPSettings, tasks: tuple[str, ...]) -> list[Plan]:
     """A pre-training stage for each task's network, then one fine-tuning for all."""
-    if max(1, settings.network.members) != len(tasks):
-        raise BadInput(f"network.members must be {len(tasks)}, one for each task of this recipe")
+    check_members(settings, len(tasks))
 
     def pretrain(number: int, task: str) -> Plan:
         own = getattr(settings, task)
         return Plan(task, "pretrain", own, lambda context: STAGES[task](context, own, settings.attack, number))
 
-    def finetune(context: Context) -> SSPFinetune:
+    return [*(pretrain(number, task) for number, task in enumerate(tasks)), finetuning(settings)]
+
+
+def joint_plans(settings: JointRunSettings) -> list[Plan]:
+    """One pre-training stage for the three networks, then one fine-tuning."""
+    check_members(settings, len(STAGES))
+    own = settings.joint
+    return [Plan("joint", "pretrain", own, lambda context: Joint(context, own, settings.attack)), finetuning(settings)]
+
+
+def check_members(settings: SharedSettings, count: int) -> None:
+    """BadInput where the network has another number of members than the recipe has tasks."""
+    if max(1, settings.network.members) != count:
+        raise BadInput(f"network.members must be {count}, one for each task of this recipe")
+
+
+def finetuning(settings: SharedSettings) -> Plan:
+    """The last stage."""
+
+    def make(context: Context) -> SSPFinetune:
         return SSPFinetune(context, settings.finetune, settings.finetune_attack)
 
-    before = [pretrain(number, task) for number, task in enumerate(tasks)]
-    return [*before, Plan("finetune", "train", settings.finetune, finetune, labelled=True)]
+    return Plan("finetune", "train", settings.finetune, make, labelled=True)
 
 
-def card(settings: SSPSettings) -> dict[str, Any]:
+def card(settings: SharedSettings) -> dict[str, Any]:
     """Adversarial full fine-tuning, or of the last stage."""
     full = settings.finetune.mode == "full"
     return {"protocol": "AFF" if full else "partial AFF", "extra_data": None, "votes": [0]}
 
 
 def adapt(preset: str, shape: tuple[int, ...], tasks: tuple[str, ...]) -> dict[str, Any]:
-    """Scans of digits: a small transformer, five attack steps in pre-training."""
+    """Scans of digits: a small transformer, five attack steps in pre-training. tasks: the stages of pre-training."""
     layer = adapt_supervised(preset, shape, "finetune")
     if "network.name" in layer:
         layer |= {"attack.steps": 5, "attack.step": 0.04, "finetune_attack.eps": 0.1, "finetune_attack.step": 0.025}
-        layer |= {"selfie.dim": 64, "selfie.layers": 2, "selfie.heads": 4, "selfie.feedforward": 128}
-        layer |= {f"{task}.{key}": value for task in STAGES for key, value in (("padding", 1), ("flip", 0.0))}
+        if "joint" in tasks:  # whose steps take five times the passes of a single task's
+            layer |= {"attack.steps": 3, "attack.step": 0.06}
+        for task in tasks:
+            layer |= {f"{task}.padding": 1, f"{task}.flip": 0.0}
+            if task in ("selfie", "joint"):
+                layer |= {f"{task}.dim": 64, f"{task}.layers": 2, f"{task}.heads": 4, f"{task}.feedforward": 128}
     return layer
 
 
 def make(name: str) -> Recipe:
-    """`ssp`, or one of its members."""
-    tasks = tuple(STAGES) if name == "ssp" else (name.removeprefix("ssp_"),)
-    settings = SSPSettings()
-    if len(tasks) > 1:
-        settings = replace(settings, network=replace(settings.network, members=len(tasks)))
+    """`ssp`, `ssp_joint`, or one of the members."""
     layers = presets("finetune", epochs=10)
-    for task in STAGES:
-        layers["short"][f"{task}.epochs"] = 6
+    joint, own = name == "ssp_joint", tuple(STAGES) if name == "ssp" else (name.removeprefix("ssp_"),)
+    settings: SharedSettings = JointRunSettings() if joint else SSPSettings()
+    if joint or len(own) > 1:
+        settings = replace(settings, network=replace(settings.network, members=len(STAGES)))
+    for task in ("joint",) if joint else STAGES:
+        layers["short"][f"{task}.epochs"] = 4 if joint else 6
         layers["smoke"] |= {f"{task}.epochs": 2, f"{task}.batch_size": 64}
-    return Recipe(name, settings, lambda s: plans(s, tasks), card, layers, lambda p, shape: adapt(p, shape, tasks))
+    if joint:
+        for preset in ("short", "smoke"):  # few steps: faster ones
+            layers[preset]["joint.lr"] = 0.05
+        return Recipe(name, settings, joint_plans, card, layers, lambda p, shape: adapt(p, shape, ("joint",)))
+    return Recipe(name, settings, lambda s: plans(s, own), card, layers, lambda p, shape: adapt(p, shape, tuple(STAGES)))

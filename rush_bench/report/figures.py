@@ -58,7 +58,7 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def image_pairs(clean: ArrayLike, attacked: ArrayLike, titles: Sequence[tuple[str, str]], path: Path, eps: float) -> Path:
@@ -86,7 +86,7 @@ def image_pairs(clean: ArrayLike, attacked: ArrayLike, titles: Sequence[tuple[st
             panel.set_title(title, fontsize=8, color="#B00020" if title == under != over else "black")
     for panel, text in zip(axes[:, 0], side, strict=True):
         panel.set_ylabel(text, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], styles: dict[str, int]) -> None:
@@ -122,16 +122,26 @@ def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], st
             elinewidth=0.9,
         )
     for chance in chances:
-        panel.axhline(100 * chance, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-        panel.annotate(
-            "chance",
-            (0.99, 100 * chance),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=7,
-            color="#777777",
-        )
+        chance_line(panel, chance)
+    accuracy_axis(panel)
+
+
+def chance_line(panel: Axes, chance: float) -> None:
+    """A dotted line at the accuracy of a guess, a fraction."""
+    panel.axhline(100 * chance, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+    panel.annotate(
+        "chance",
+        (0.99, 100 * chance),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        color="#777777",
+    )
+
+
+def accuracy_axis(panel: Axes) -> None:
+    """The look of a panel whose vertical axis is an accuracy in percent."""
     panel.set_ylim(-2, 102)
     panel.grid(axis="y", color="#E6E6E6", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
@@ -170,7 +180,7 @@ def _about(key: tuple[str, str], sheet: list[Row]) -> str:
     return ", ".join(words) + (" (quick suite)" if all(row.quick for row in sheet) else "")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, the same bytes for the same figure (no software or date in it)."""
     path = Path(path)
     canvas = FigureCanvasAgg(figure)

@@ -4,7 +4,7 @@ Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 %
 The writers are in `writers.py` and re-exported here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -61,20 +61,22 @@ def _paper(found: list[Row]) -> pd.DataFrame:
     eligible = [row for row in found if row.is_linf8() or not row.threat]
     best: dict[tuple[str, ...], Row] = {}
     for row in eligible:  # one row a defence: l-inf 8/255 with its widest evaluation
-        who = (_block(row), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
+        who = (block_of(row.labels), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
         if who not in best or _width(row) > _width(best[who]):
             best[who] = row
     measured = list(best.values())
     used: set[int] = set()
     lines: dict[str, list[dict[str, Any]]] = {block: [] for block in BLOCKS}
     for entry in published().table1:
-        beside = sorted((r for r in measured if id(r) not in used and _matches(entry, r)), key=_width, reverse=True)[:1]
+        beside = sorted(
+            (r for r in measured if id(r) not in used and belongs_beside(entry, r.labels)), key=_width, reverse=True
+        )[:1]
         used |= {id(row) for row in beside}
         lines[entry.block].append(_published(entry) | (_measured(beside[0]) if beside else {}))
     for row in measured:
         if id(row) not in used:
-            name = {"block": _block(row), "method": row.labels["defense"]}
-            lines.setdefault(_block(row), []).append(name | _measured(row))
+            name = {"block": block_of(row.labels), "method": row.labels["defense"]}
+            lines.setdefault(block_of(row.labels), []).append(name | _measured(row))
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
     columns += ["measured_as", *(part for name in MEASURED for part in _parts(name)), "n", "K", *FACTS, "budget"]
@@ -126,19 +128,19 @@ def _published(entry: PublishedRow) -> dict[str, Any]:
     return about | {"published_source": entry.source} | numbers | facts
 
 
-def _block(row: Row) -> str:
-    """The block of a measured row: `CIFAR-10`, `CIFAR-10 -> STL-10`; without pre-training, the data set alone."""
-    dataset, before = row.labels["dataset"], row.labels.get("pretrain_dataset")
+def block_of(labels: Mapping[str, Any]) -> str:
+    """The block of what was measured: `CIFAR-10`, `CIFAR-10 -> STL-10`; without pre-training, the data set alone."""
+    dataset, before = labels["dataset"], labels.get("pretrain_dataset")
     title = TITLES.get(dataset, dataset)
     if before is None or (before == dataset != "stl10"):  # stl10 pre-trains on its unlabelled split
         return title
     return f"{TITLES.get(before, before)} -> {title}"
 
 
-def _matches(entry: PublishedRow, row: Row) -> bool:
-    labels = row.labels
+def belongs_beside(entry: PublishedRow, labels: Mapping[str, Any]) -> bool:
+    """Whether what was measured, by its labels, is the system, votes and data of a published row."""
     votes = entry.votes is None or labels.get("votes") == entry.votes
-    return entry.beside and _block(row) == entry.block and labels.get("recipe") == entry.system and votes
+    return entry.beside and block_of(labels) == entry.block and labels.get("recipe") == entry.system and votes
 
 
 def _width(row: Row) -> tuple[Any, ...]:

@@ -58,6 +58,9 @@ OPTIONAL = ("apgd", "aa", "eot", "apgd_bank", "aa_bank", "worst_any10", "measure
 NARROW = ("published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)  # left out on a terminal
 WEAK = ("measured_pgd", "measured_eot", "measured_worst")  # a quick suite runs these with fewer steps: marked
 QUICK = "q"
+INTERVALS = (
+    "95 % intervals: Clopper-Pearson for deterministic defences, two-level bootstrap (images, then draws) for randomised ones."
+)
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 
 
@@ -227,8 +230,7 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     notes = [
         (
             "",
-            "Accuracy in percent; K predictions an image on n images. 95 % intervals: Clopper-Pearson for deterministic "
-            "defences, two-level bootstrap (images, then draws) for randomised ones.",
+            f"Accuracy in percent; K predictions an image on n images. {INTERVALS}",
         )
     ]
     if paper:

@@ -65,11 +65,11 @@ def pseudo_labels(features: Tensor, counts: Iterable[int], seed: int) -> dict[st
     return {str(count): kmeans(features.float(), count, seed) for count in counts}
 
 
-def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, whole: int) -> dict[str, Tensor]:
+def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, least: int, most: int | None) -> dict[str, Tensor]:
     """Labels of the images from an `.npz` file with an integer array `pseudo_train_K` for each K of `counts`.
 
-    Arrays are in the order of the official training split, of which `whole` images are known to exist; `images.index`
-    chooses. BadInput for a file that cannot be read, a missing array, another length, or labels outside 0..K-1.
+    Arrays are in the order of the official training split, which has `least` to `most` images (None: who knows);
+    `images.index` chooses. BadInput for a file that cannot be read, a missing array, another length, or labels outside 0..K-1.
     """
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
@@ -84,10 +84,11 @@ def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, whole:
         if name not in arrays:
             raise BadInput(f"pseudo-label file {path} has no array {name!r}; it has {', '.join(arrays) or 'none'}")
         labels = arrays[name]
-        if labels.dtype.kind not in "iu" or labels.shape != (whole,):
+        fits = labels.ndim == 1 and least <= len(labels) <= (len(labels) if most is None else most)
+        if labels.dtype.kind not in "iu" or not fits:
             raise BadInput(
                 f"{path}: {name} is {labels.dtype} of shape {labels.shape}; {images.name} needs one integer for each of "
-                f"its {whole} training images, in the official order"
+                f"its {least}{'' if most == least else ' or more'} training images, in the official order"
             )
         wrong = np.flatnonzero((labels < 0) | (labels >= count))
         if len(wrong):

@@ -38,7 +38,7 @@ class FinetuneSettings(Optimisation):
     padding: int = 4  # of crop_flip
     flip: float = 0.5
     head_init: Literal["default", "zero"] = "default"  # torch's nn.Linear default; ACL's family starts from zero
-    protocol: Literal["SLF", "ALF", "AFF"] = "SLF"  # R1.5; AFF takes the settings of the group `aff`
+    protocol: Literal["SLF", "NSLF", "ALF", "AFF"] = "SLF"  # R1.5; AFF takes the settings of the group `aff`
     alf_loss: Literal["ce", "trades"] = "ce"  # trades: beta 6, DeACL's code, not comparable with other systems' ALF
     attack: InnerSettings = field(default_factory=InnerSettings)  # ALF's, and that of the validation
     select_images: int = 0  # validation images attacked after each epoch, to choose the best by robust accuracy (R1.6)
@@ -72,13 +72,16 @@ class Finetune(Stage):
     def __init__(self, context: Context, settings: FinetuneSettings) -> None:
         super().__init__(context)
         self.own = settings
-        self.law = noise_from(self.settings.noise)  # what the defence adds when it predicts
-        self.noise = self.law if settings.noisy else None  # what this stage adds when it trains
-        self.score = "robust" if settings.select_images else "clean" if self.law is None else "noisy"
+        law = noise_from(self.settings.noise)
+        self.law = law if settings.protocol != "ALF" else None  # what the defence adds when it predicts
+        self.noise = law if settings.noisy else None  # what this stage adds when it trains
+        # A network that is to predict under noise is judged under noise: an attack without it would say little.
+        self.select = settings.select_images if self.law is None else 0
+        self.score = "noisy" if self.law is not None else "robust" if self.select else "clean"
         self.frozen = settings.bn_adapt == "none"
         self.features: dict[str, Tensor] = {}
         if settings.protocol == "AFF":
-            raise BadInput("this recipe has no full fine-tuning; use finetune.protocol=SLF or ALF")
+            raise BadInput("this recipe has no full fine-tuning; use finetune.protocol=SLF, NSLF or ALF")
         if settings.protocol == "ALF" and (self.noise is not None or not self.frozen):
             raise BadInput("ALF is for a frozen encoder without noise; set finetune.bn_adapt=none and finetune.noisy=false")
         open_batchnorm(self.network.encoder, settings.bn_adapt)
@@ -144,7 +147,7 @@ class Finetune(Stage):
             numbers = {"clean": accuracy(logits, val.labels)}
             if self.law is not None:
                 numbers["noisy"] = accuracy(outputs(network, val, self.law, self.seed), val.labels)
-            if self.own.select_images:
-                chosen = evenly(val, self.own.select_images)
+            if self.select:
+                chosen = evenly(val, self.select)
                 numbers["robust"] = robust_accuracy(network, chosen, self.own.attack, self.seed)
         return numbers

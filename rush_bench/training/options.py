@@ -1,7 +1,11 @@
 """Settings that every recipe shares. A recipe's own settings extend these; defaults that name no source are ours."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rush_bench.errors import BadInput
+from rush_bench.files import sha256_file
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,25 @@ class RunSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True  # a quarter to a third off a CPU step of the demo's network
     compile: bool = False
+
+
+def file_setting() -> Any:
+    """A setting, empty by default, that names a file: what is in the file then decides which run it is, as data do."""
+    return field(default="", metadata={"file": True})
+
+
+def file_digests(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Hex SHA-256 of every file that the settings name, by dotted key. BadInput where there is no such file."""
+    found: dict[str, str] = {}
+    for one in fields(settings):
+        value, key = getattr(settings, one.name), prefix + one.name
+        if is_dataclass(value):
+            found |= file_digests(value, f"{key}.")
+        elif value and one.metadata.get("file"):
+            try:
+                found[key] = sha256_file(Path(value).expanduser())
+            except OSError as error:
+                raise BadInput(
+                    f"the file of the setting {key}, {value}, cannot be read ({error.strerror}); --set {key}=PATH"
+                ) from error
+    return found

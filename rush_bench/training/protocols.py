@@ -1,13 +1,15 @@
-"""Fine-tuning protocols SLF, ALF and AFF (recipes R1.5) for pre-trained encoders, chosen by `finetune.protocol`.
+"""Fine-tuning protocols SLF, NSLF, ALF and AFF (recipes R1.5) for pre-trained encoders, chosen by `finetune.protocol`.
 
 Recipes whose settings have the groups `finetune` (linear) and `aff` (full) use these; numbers differ by protocol, so
-each has its own group: `--set finetune.protocol=AFF` alone is enough.
+each has its own group: `--set finetune.protocol=AFF` alone is enough. NSLF is RUSH's: SLF under a noise law, which it needs
+(`--set noise=uniform:0.3`), its encoder frozen but for what `finetune.bn_adapt` says (RUSH: beta_stats).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rush_bench.errors import BadInput
 from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
@@ -41,17 +43,34 @@ class PretrainedSettings(RunSettings):
     aff: AFFSettings = field(default_factory=AFFSettings)
 
 
-def finetuning(settings: Any) -> Plan:
-    """The last stage: `finetune` for SLF and ALF, `aff` for AFF."""
+def finetuning(settings: Any, pretrained_with_noise: bool = False) -> Plan:
+    """The last stage: `finetune` for SLF, NSLF and ALF, `aff` for AFF. BadInput where the noise does not go with it."""
+    check_noise(settings, pretrained_with_noise)
     if settings.finetune.protocol == "AFF":
         return Plan("aff", "train", settings.aff, lambda context: AFF(context, settings.aff), labelled=True)
     own = settings.finetune
     return Plan("finetune", "train", own, lambda context: Finetune(context, own), labelled=True)
 
 
+def check_noise(settings: Any, pretrained_with_noise: bool = False) -> None:
+    """NSLF needs a law and uses it; ALF and AFF learn from attacked images without noise, whatever pre-training had."""
+    own, randomised = settings.finetune, settings.noise != "none"
+    if own.protocol == "NSLF" and not (randomised and own.noisy):
+        raise BadInput("finetune.protocol=NSLF learns under noise: --set noise=uniform:0.3, and leave finetune.noisy=true")
+    if own.protocol in ("ALF", "AFF") and randomised and not pretrained_with_noise:
+        raise BadInput(f"finetune.protocol={own.protocol} learns from attacked images without noise; set noise=none")
+
+
 def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
-    """A deterministic defence and the protocol of its fine-tuning."""
-    return {"protocol": settings.finetune.protocol, "extra_data": extra_data, "votes": [0]}
+    """The protocol as it ran, and the votes: with a noise law, shown both as it is and as a randomised defence.
+
+    SLF under noise, or with BatchNorm that moves, is NSLF (R1.5).
+    """
+    own, randomised = settings.finetune, settings.noise != "none"
+    noisy = (randomised and own.noisy) or own.bn_adapt != "none"
+    protocol = "NSLF" if own.protocol == "SLF" and noisy else own.protocol
+    smoothed = randomised and own.protocol in ("SLF", "NSLF")
+    return {"protocol": protocol, "extra_data": extra_data, "votes": [0, 1, 64] if smoothed else [0]}
 
 
 # Layers for the group `aff`, to be merged into a recipe's presets.

@@ -9,6 +9,7 @@ import torch
 
 from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
+from rush_bench.datasets.color import gray
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
@@ -18,7 +19,7 @@ from rush_bench.settings import override, parse_assignments, read_toml, to_dict
 from rush_bench.store import save_model
 from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_other
 from rush_bench.training.loop import Loop
-from rush_bench.training.options import RunSettings
+from rush_bench.training.options import RunSettings, file_digests
 from rush_bench.training.progress import Progress
 from rush_bench.training.seeds import derive
 from rush_bench.training.semi import share_labels
@@ -123,14 +124,15 @@ def load_splits(
 ) -> dict[str, Images]:
     """The splits that the recipe's stages see, `train` and `val` of the target data set always among them.
 
-    n_train is at most so many of each; `strict`, for one that the user gave: some split must have that many.
+    What is pre-trained on takes the target's size and channels. n_train is at most so many of each; `strict`, for one that
+    the user gave: some split must have that many.
     """
 
-    def load(source: str, split: str) -> Images:
-        images = load_dataset(source, split, data_dir=data_dir, size=settings.size)
+    def load(source: str, split: str, size: int | None = settings.size) -> Images:
+        images = load_dataset(source, split, data_dir=data_dir, size=size)
         if split == "val" or settings.n_train is None or settings.n_train >= len(images):
             return images
-        return load_dataset(source, split, settings.n_train, data_dir=data_dir, size=settings.size)
+        return load_dataset(source, split, settings.n_train, data_dir=data_dir, size=size)
 
     splits = {split: load(dataset, split) for split in ("train", "val")}
     if bool((splits["train"].labels < 0).any()):
@@ -139,12 +141,8 @@ def load_splits(
             f"use it as --pretrain-on and give a labelled one as --dataset"
         )
     if any(plan.split == "pretrain" for plan in system.plans(settings)):
-        splits["pretrain"] = load(pretrain_on, "pretrain")
-        if splits["pretrain"].shape != splits["train"].shape:
-            raise BadInput(
-                f"{pretrain_on} has images of shape {splits['pretrain'].shape} and {dataset} of "
-                f"{splits['train'].shape}; bring both to one with --set size=32"
-            )
+        channels, height, _ = splits["train"].shape
+        splits["pretrain"] = with_channels(load(pretrain_on, "pretrain", height), channels)
     elif pretrain_on != dataset:
         raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
     if any(plan.split == "labelled" for plan in system.plans(settings)):
@@ -153,6 +151,18 @@ def load_splits(
     if strict and settings.n_train is not None and not 1 <= settings.n_train <= most:
         raise BadInput(f"n_train={settings.n_train}, but there are {most} training images; give 1 to {most}")
     return splits
+
+
+def with_channels(images: Images, channels: int) -> Images:
+    """The images with 1 or 3 channels: one value a pixel three times over, or three as their luma (ITU-R 601)."""
+    if images.shape[0] == channels:
+        return images
+    if channels == 3:
+        pixels = images.pixels.expand(-1, 3, -1, -1).contiguous()
+    else:  # 1,000 images at a time: float32 of STL-10's 100,000 would be ten times what they take
+        parts = [gray(part / 255) for part in images.pixels.split(1000)]
+        pixels = torch.cat([(255 * part).round_().to(torch.uint8) for part in parts])
+    return dataclasses.replace(images, pixels=pixels)
 
 
 def make_card(
@@ -165,7 +175,7 @@ def make_card(
     channels, height, _ = train_on.shape
     if name is not None and (not name or Path(name).name != name):
         raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
-    law = noise_from(settings.noise)
+    law, files = noise_from(settings.noise), file_digests(settings)
     return {
         "name": name or f"{system.name}-{transfer}",
         "recipe": system.name,
@@ -180,6 +190,7 @@ def make_card(
         "data": {
             "digest": {key: images.digest for key, images in sorted(splits.items())},
             **{f"n_{key}": len(images) for key, images in sorted(splits.items())},
+            **({"files": files} if files else {}),
         },
     }
 

@@ -289,13 +289,10 @@ def test_what_does_not_fit_is_refused(net: nn.Module, tmp_path: Path, how: str, 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        (["0.mean", "0.std", "1.conv1.weight", "1.bn0.weight", "1.linear.weight"], "Chen 2020b"),
-        (["1.conv1.weight", "1.layer1.0.conv1.weight", "1.fc.weight"], "ResNet-110"),
-        (["conv_2d.weight", "logits.weight"], "Rebuffi"),
-        (["conv1.weight", "block1.layer.0.bn1.weight", "fc.weight"], "WideResNet"),
-        (["attacker.model.conv1.weight", "model.conv1.weight"], "MadryLab"),
+        (["branch1.conv1.weight", "branch2.conv1.weight"], "Chen2020Adversarial"),
         (["linear_1.weight", "linear_2.weight"], "projector"),
         (["0.weight", "0.bias"], "--head"),
+        (["encoder.conv1.weight", "head.weight"], "of rush-bench itself"),
         (["stem.weight", "blocks.0.weight", "head.weight"], "no known family"),
     ],
 )
@@ -317,7 +314,7 @@ def test_files_that_are_no_checkpoints(net: nn.Module, tmp_path: Path) -> None:
     attempt(save(tmp_path, {0: torch.ones(1)}), "no state dict found")
     four = kl(net) | {"linear.weight": torch.ones(10, 512, 1, 1), "linear.bias": torch.ones(10)}
     attempt(save(tmp_path, four), "has 10 classes; change --dataset")
-    attempt(save(tmp_path, {"state_dict": {}, "code": Path("x")}), "without running pickled code")
+    attempt(save(tmp_path, {"code": Path("x")}), "no state dict found; beside tensors there is code")
     attempt(save(tmp_path, [1, 2]), "not a state dict")
     attempt(save(tmp_path, {"epoch": 1, "args": {}}), "no state dict found; beside tensors there is epoch, args")
     good = save(tmp_path, kl(net) | fc(net, "linear"))

@@ -1,6 +1,7 @@
 """ACL, DynACL, RoCL, AdvCL, BYORL and DeACL: who is attacked, through which route, with what loss and which statistics."""
 
 import copy
+import dataclasses
 import math
 from collections import Counter
 
@@ -15,7 +16,7 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import build, route, routes, single_route
 from rush_bench.networks.routes import RoutedBatchNorm
 from rush_bench.recipes import acl, advcl, dynacl
-from rush_bench.settings import override
+from rush_bench.settings import override, to_dict
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step
 from rush_bench.training.losses import cosine, multi_view, nt_xent
@@ -35,7 +36,7 @@ def data(split: str = "train"):
 def stage_of(recipe: str, number: int = 0, **layer):
     """A stage of a recipe with the paper's settings but a small network, a larger attack and BatchNorm that has run."""
     system = registry.recipes.load(recipe)
-    settings = override(system.settings, FEW, layer)
+    settings = override(system.settings, FEW if hasattr(system.settings, "attack") else {}, layer)
     splits = {name: data(name) for name in ("pretrain", "train", "val")}
     carried = {"pseudo": {str(k): torch.arange(COUNT) % k for k in (2, 3, 10)}}
     network = build({"name": "resnet", "blocks": [1, 1], "width": 4, "size": 8, "classes": 4}, seed=1)
@@ -219,6 +220,13 @@ def test_dynacl_anneals(epoch, s, w):
     assert stage.views.jitter == pytest.approx((0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s)) and stage.views.flip == 0.5
 
 
+def test_dynacl_attack_with_keys_kept_is_the_one_that_computes_them_at_every_step():
+    stage, _ = stage_of("dynacl")
+    views = torch.cat(two_views(copy.deepcopy(stage)))
+    kept, every = (kind.attack_pair(stage, views, batch_of(stage)) for kind in (dynacl.DynACLStage, acl.ACLStage))
+    assert torch.equal(kept, every) and not torch.equal(kept, views)
+
+
 def test_dynacl_loss_and_momentum(monkeypatch):
     stage, settings = stage_of("dynacl")
     stage.begin_epoch(500)
@@ -255,9 +263,28 @@ def test_dynacl_pp_leaves_pseudo_labels_of_the_clean_route():
     assert set(stage.carried["pseudo"]) == {"3"} and len(stage.carried["pseudo"]["3"]) == COUNT
     names = [plan.name for plan in dynacl.plans(registry.recipes.load("dynacl_pp").settings)]
     assert names == ["pretrain", "probe", "trades", "finetune"]
-    layer = {"finetune.protocol": "AFF"}
-    plans = dynacl.plans(override(registry.recipes.load("dynacl_pp").settings, layer))
-    assert plans[2].settings.routes == 2 and [plan.name for plan in plans][-1] == "aff"
+
+
+@pytest.mark.parametrize(
+    ("layer", "routes_", "last"),
+    [
+        ({}, 1, "finetune"),
+        ({"finetune.protocol": "ALF"}, 1, "finetune"),
+        ({"finetune.protocol": "AFF"}, 2, "aff"),
+        ({"finetune.protocol": "AFF", "aff.routes": 1}, 1, "aff"),
+    ],
+)
+def test_dynacl_pp_leaves_the_routes_that_the_protocol_takes_and_the_card_says_so(layer, routes_, last):
+    """R2.12: ++ gives a checkpoint of one route for SLF and ALF, of two for AFF."""
+    settings = override(registry.recipes.load("dynacl_pp").settings, layer)
+    plans = dynacl.plans(settings)
+    assert plans[2].settings == settings.trades and to_dict(settings)["trades"]["routes"] == routes_
+    assert plans[-1].name == last
+    stage, _ = stage_of("dynacl_pp", 2, **layer, **{"probe.clusters": 3})
+    assert routes(stage.encoder) == routes_
+    stage.carried.clear()
+    stage.finish()
+    assert ("routes" in stage.carried) == (routes_ == 2)
 
 
 def test_rocl_loss(monkeypatch):
@@ -303,6 +330,14 @@ def test_byorl_loss_and_target(name, monkeypatch):
         share = 0.004 * (1 + math.cos(math.pi * step / total)) / 2
         for before, target, weight in zip(old, stage.target.parameters(), stage.online.parameters(), strict=True):
             torch.testing.assert_close(target, (1 - share) * before + share * weight)
+
+
+@pytest.mark.parametrize(("ramp", "epoch", "radius"), [(0, 0, 0.1), (4, 0, 0.025), (4, 1, 0.05), (4, 3, 0.1), (4, 9, 0.1)])
+def test_byorl_ramps_its_radius_where_asked(ramp, epoch, radius, monkeypatch):
+    stage, _ = stage_of("byorl_reimpl", **ATTACKERS["byorl"][2], **{"pretrain.ramp_epochs": ramp})
+    seen = watch(monkeypatch)
+    stage.loss(batch_of(stage, epoch))
+    assert float((seen[0]["attacked"] - seen[0]["x"]).abs().max()) == pytest.approx(radius, abs=1e-6)
 
 
 def test_advcl_loss(monkeypatch):
@@ -421,3 +456,70 @@ def test_label_shares_of_digits(share, fine):
     else:
         with pytest.raises(BadInput, match="without a label"):
             load()
+
+
+@pytest.mark.parametrize(
+    ("n_train", "name", "expected"),
+    [
+        (None, "random", (COUNT, COUNT)),  # the training and validation images are all that there are
+        (COUNT - 2, "random", (COUNT, None)),  # a subset: validation has the last image, but who knows
+        (None, "other", (COUNT - 2, None)),  # a transfer: the validation images of what is pre-trained on are not at hand
+    ],
+)
+def test_how_long_a_file_of_pseudo_labels_must_be(n_train, name, expected):
+    stage, _ = stage_of("advcl", 1, **SMALLER, n_train=n_train)
+    stage.splits["pretrain"] = dataclasses.replace(data().take(range(COUNT - 2)), name=name)
+    assert stage.official() == expected
+
+
+PRETRAINED = ("simclr", "rush", "acl", "advcl", "rocl", "byorl_reimpl", "dynacl", "dynacl_pp", "deacl")
+NOISE = {"noise": "uniform:0.3"}
+PROTOCOLS = {  # asked for, further settings: the stage, the votes of rush and of the others
+    "SLF": ({}, {"finetune.noisy": False, "finetune.bn_adapt": "none"}, "finetune", [0, 1, 64], [0]),
+    "ALF": ({}, {"finetune.noisy": False, "finetune.bn_adapt": "none"}, "finetune", [0], [0]),
+    "AFF": ({}, {}, "aff", [0], [0]),
+    "NSLF": (NOISE, {}, "finetune", [1, 64], [0, 1, 64]),
+}
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_for_every_pretrained_encoder(name, protocol):
+    """R1.5; what a table shows of it is the card's."""
+    others, rush, last, votes_of_rush, votes = PROTOCOLS[protocol]
+    system = registry.recipes.load(name)
+    layer = {"finetune.protocol": protocol} | (rush if name == "rush" else others)
+    settings = override(system.settings, system.presets["smoke"], layer)
+    assert system.plans(settings)[-1].name == last
+    card = system.card(settings)
+    assert card["protocol"] == protocol + (", re-implementation" if name == "byorl_reimpl" else "")
+    assert card["votes"] == (votes_of_rush if name == "rush" else votes)
+    stage, _ = stage_of(name, -1, **layer, **({} if name != "advcl" else SMALLER))
+    if last == "finetune":
+        assert (stage.noise is not None) == (protocol == "NSLF")
+        assert (stage.score == "noisy") == (0 not in card["votes"] or len(card["votes"]) > 1)  # judged as it is shown
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layer", "message"),
+    [
+        ("acl", {"finetune.protocol": "NSLF"}, r"NSLF learns under noise: --set noise=uniform:0\.3"),
+        ("acl", {"finetune.protocol": "NSLF", "finetune.noisy": False} | NOISE, r"leave finetune\.noisy=true"),
+        ("acl", {"finetune.protocol": "AFF"} | NOISE, "AFF learns from attacked images without noise; set noise=none"),
+        ("simclr", {"finetune.protocol": "ALF"} | NOISE, "ALF learns from attacked images without noise"),
+        ("rush", {"finetune.protocol": "SLF"}, r"SLF of rush: set finetune\.noisy=false and finetune\.bn_adapt=none"),
+        ("random_probe", {"finetune.protocol": "SLF"}, "second stage, NSLF"),
+    ],
+)
+def test_protocols_that_do_not_go_with_the_noise(recipe, layer, message):
+    system = registry.recipes.load(recipe)
+    with pytest.raises(BadInput, match=message):
+        system.plans(override(system.settings, layer))
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_slf_under_a_noise_law_is_told_as_what_it_is(noisy):
+    """Noise at the probe makes it NSLF; noise at inference alone leaves it SLF. Both are shown with votes and without."""
+    system = registry.recipes.load("dynacl")
+    card = system.card(override(system.settings, NOISE | {"finetune.noisy": noisy}))
+    assert card["protocol"] == ("NSLF" if noisy else "SLF") and card["votes"] == [0, 1, 64]

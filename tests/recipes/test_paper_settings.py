@@ -65,6 +65,16 @@ ROWS: dict[str, dict] = {
     | {"finetune.batch_size": 128, "finetune.padding": 4, "finetune.flip": 0.5, "finetune.mode": "full"}
     | {"finetune_attack.eps": 8 / 255, "finetune_attack.steps": 10}
     | IMAGENET,
+    "ssp_joint": {"joint.epochs": 150, "joint.lr": 0.001, "joint.batch_size": 80, "joint.schedule": "cosine"}  # R2.11
+    | {"joint.diversity": 0.1, "joint.ridge": 1e-5, "joint.hidden": 4, "joint.dim": 1024, "joint.layers": 12}
+    | {"joint.heads": 16, "joint.feedforward": 2048, "joint.dropout": 0.1, "joint.double_softmax": False}
+    | PGD10
+    | {"attack.mode": "train", "network.members": 3}
+    # Not in R2.11; as the released code has them.
+    | {"joint.weight_decay": 1e-4, "joint.momentum": 0.9, "joint.nesterov": True, "joint.warmup_epochs": 0}
+    | {"joint.padding": 4, "joint.flip": 0.5, "joint.penalise": True, "joint.selfie_weight": 4.0, "joint.lr_min": 1e-8}
+    | {"finetune.epochs": 100, "finetune.milestones": (60, 80), "finetune.mode": "full", "finetune_attack.steps": 10}
+    | IMAGENET,
 }
 
 

@@ -23,6 +23,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "byorl_reimpl": PROBE,
     "dynacl": PROBE,
     "dynacl_pp": PROBE,
+    "ssp_joint": ("attack.steps=2", "finetune_attack.steps=4"),  # three tasks, and second derivatives: time
 }
 
 

@@ -177,6 +177,20 @@ def test_free_replays_a_mini_batch_and_carries_its_perturbation():
     assert "delta" in stage.state_dict()  # a checkpoint has it
 
 
+def test_free_takes_both_gradients_from_one_backward_pass(monkeypatch):
+    """R2.6: a replay costs one forward and one backward pass, and no gradient by itself."""
+    stage, _ = a_stage(free, attack__eps=0.1)
+    passes, real = [], torch.autograd.backward
+    monkeypatch.setattr(torch.autograd, "backward", lambda *args, **keys: passes.append("backward") or real(*args, **keys))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **keys: passes.append("grad"))
+    stage.network.encoder.conv1.register_forward_hook(lambda *_: passes.append("forward"))
+    stage.begin_epoch(0)
+    stage.backward(a_batch(stage))
+    assert passes == ["forward", "backward"]
+    assert all(weight.grad is not None for weight in stage.network.parameters())
+    assert float(stage.delta.abs().max()) == pytest.approx(0.1) and float((stage.delta != 0).float().mean()) > 0.5
+
+
 def test_smoothed_loss_equals_the_loop():
     logits = torch.randn(5, 7, 4, generator=seeded(), dtype=torch.float64) * 3
     labels = torch.tensor([0, 1, 2, 3, 0])
@@ -240,6 +254,43 @@ def test_an_epoch_of_smoothadv_sees_every_image_once():
     stage, _ = a_stage(smoothadv, attack__draws=3)
     rows = torch.arange(16)
     assert stage.replays == 3 and sorted(int(r) for k in range(3) for r in rows.tensor_split(3)[k]) == list(range(16))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("method", ["adam", "sign"])
+def test_data_augmentation_attacks_and_loss(method, mixed, monkeypatch):
+    """R2.9: away from the mixed labels, or else from the clean prediction; then TRADES, its targets soft, by a loop."""
+    stage, _ = a_stage(dataaug, **STEPS, attack__method=method, train__cutmix=mixed, train__augment="none")
+    stage.begin_epoch(0)
+    tracked = stage.network.encoder.bn1.num_batches_tracked
+    seen, real = [], stage.attacked
+
+    def spy(x, targets, generator):
+        attacked = real(x, targets, generator)
+        assert int(tracked) == 0 and all(weight.grad is None for weight in stage.parameters())
+        seen.append((x, targets, attacked))
+        return attacked
+
+    monkeypatch.setattr(stage, "attacked", spy)
+    loss = float(stage.loss(a_batch(stage)).detach())
+    ((x, targets, attacked),) = seen
+    assert float((attacked - x).abs().max()) <= 0.1 + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
+
+    noise = (x + 0.1 * (2 * torch.rand(x.shape, generator=seeded(99)) - 1)).clamp(0, 1)
+    with attack_mode(stage.network, "batch"), torch.no_grad():
+        clean, shaken, moved = ([softmax(row) for row in stage.network(v).double().tolist()] for v in (x, noise, attacked))
+    goals = targets.tolist() if mixed else clean
+
+    def gap(rows) -> float:
+        """The mean cross-entropy to the goal of the attack: the divergence up to a constant."""
+        return -sum(t * math.log(q) for goal, row in zip(goals, rows, strict=True) for t, q in zip(goal, row, strict=True)) / 16
+
+    assert gap(moved) > 1.01 * max(gap(clean), gap(shaken))
+    expected = 0.0
+    for p, q, goal in zip(clean, moved, targets.tolist(), strict=True):
+        expected -= sum(t * math.log(a) for t, a in zip(goal, p, strict=True))
+        expected += 6 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert loss == pytest.approx(expected / 16, rel=1e-4)
 
 
 def test_adam_ascent_equals_torchs_adam_with_projections():

@@ -25,8 +25,8 @@ def png_size(path):
 def drawn(monkeypatch):
     """The figures as they were when saved."""
     kept: list[Figure] = []
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
     return kept
 
 

@@ -63,8 +63,19 @@ def subset():
 
 def test_a_file_is_read_by_official_position(tmp_path):
     np.savez(tmp_path / "labels.npz", pseudo_train_20=np.arange(10, dtype=np.int32), pseudo_test_20=np.arange(3))
-    labels = read_pseudo_labels(tmp_path / "labels.npz", (20,), subset(), whole=10)
+    labels = read_pseudo_labels(tmp_path / "labels.npz", (20,), subset(), least=10, most=10)
     assert labels["20"].tolist() == [7, 2, 5] and labels["20"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(("count", "fine"), [(7, False), (8, True), (1000, True)])
+def test_a_subset_does_not_know_how_long_the_split_is(tmp_path, count, fine):
+    """Image 7 is the last at hand: a file needs a label for it, and may have any number more."""
+    np.savez(tmp_path / "labels.npz", pseudo_train_20=np.arange(count) % 20)
+    if fine:
+        assert len(read_pseudo_labels(tmp_path / "labels.npz", (20,), subset(), least=8, most=None)["20"]) == 3
+    else:
+        with pytest.raises(BadInput, match="needs one integer for each of its 8 or more training images"):
+            read_pseudo_labels(tmp_path / "labels.npz", (20,), subset(), least=8, most=None)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +90,7 @@ def test_a_file_is_read_by_official_position(tmp_path):
 def test_a_wrong_file(tmp_path, arrays, message):
     np.savez(tmp_path / "labels.npz", **arrays)
     with pytest.raises(BadInput, match=message):
-        read_pseudo_labels(tmp_path / "labels.npz", (20,), subset(), whole=10)
+        read_pseudo_labels(tmp_path / "labels.npz", (20,), subset(), least=10, most=10)
 
 
 def test_no_file_and_no_pickles(tmp_path):
@@ -87,4 +98,4 @@ def test_no_file_and_no_pickles(tmp_path):
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
     for name in ("a.npz.npy", "cut.npz", "none.npz"):
         with pytest.raises(BadInput, match="cannot be read"):
-            read_pseudo_labels(tmp_path / name, (20,), subset(), whole=10)
+            read_pseudo_labels(tmp_path / name, (20,), subset(), least=10, most=10)

@@ -74,6 +74,8 @@ def caught_attack(monkeypatch) -> list:
         attacked = real(self, module, objective, x, generator)
         moved = {key for key, value in statistics.items() if not torch.equal(module.state_dict()[key], value)}
         with attack_mode(module, self.mode), torch.no_grad():
+            assert float((attacked - x).abs().max()) <= self.eps + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
+            assert all(weight.grad is None for weight in module.parameters())
             seen.append((x, attacked, float(objective(x)), float(objective(attacked)), moved))
         return attacked
 

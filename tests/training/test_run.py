@@ -5,9 +5,11 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from rush_bench import registry
 from rush_bench.datasets import load_dataset
 from rush_bench.errors import BadInput, RushBenchError, WorkLeft
 from rush_bench.networks import build
@@ -124,14 +126,37 @@ def test_a_data_set_without_labels_cannot_be_fine_tuned_on(tmp_path, monkeypatch
         train("simclr", dataset="digits", preset="smoke", store=tmp_path)
 
 
-def test_shapes_of_a_transfer_must_agree(tmp_path):
-    import numpy as np
+def coloured(path: Path, channels: int, side: int = 20) -> str:
+    """A data set of four classes whose images are one colour each."""
+    shape = (80, side, side) if channels == 1 else (80, side, side, 3)
+    pixels = np.empty(shape, np.uint8)
+    pixels[:] = 60 if channels == 1 else (200, 100, 50)
+    labels = np.arange(80) % 4
+    both = {f"{part}_images": pixels for part in ("train", "test")} | {f"{part}_labels": labels for part in ("train", "test")}
+    np.savez(path, classes=["a", "b", "c", "d"], **both)
+    return str(path)
 
-    arrays = {"train_images": np.zeros((40, 8, 8, 3), np.uint8), "test_images": np.zeros((10, 8, 8, 3), np.uint8)}
-    arrays |= {"train_labels": np.arange(40) % 2, "test_labels": np.arange(10) % 2, "classes": np.array(["a", "b"])}
-    np.savez(tmp_path / "colour.npz", **arrays)
-    with pytest.raises(BadInput, match="shape"):
-        train("simclr", dataset="digits", pretrain_on=str(tmp_path / "colour.npz"), preset="smoke", store=tmp_path)
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transfers_between_any_two_data_sets(tmp_path, channels):
+    """Other size, other channels, other classes, both ways: what is pre-trained on takes the target's shape."""
+    mine = coloured(tmp_path / "mine.npz", channels)
+    common = {"preset": "smoke", "sets": TINY, "store": tmp_path}
+    there = train("simclr", dataset="digits", pretrain_on=mine, name="there", **common)
+    back = train("simclr", dataset=mine, pretrain_on="digits", name="back", **common)
+    shapes = {"there": (1, 16, 10), "back": (channels, 20, 4)}
+    for folder in (there, back):
+        card = read_card(tmp_path, folder.name)
+        network = card["network"]
+        assert (network["channels"], network["size"], network["classes"]) == shapes[folder.name]
+        assert {card["dataset"], card["pretrain_dataset"]} == {"digits", "mine"}
+        build(network).load_state_dict(read_weights(tmp_path, folder.name))
+    system = registry.recipes.load("simclr")
+    splits = run.load_splits(system, system.settings, "digits", mine, None, False)
+    expected = 60 if channels == 1 else round(0.2989 * 200 + 0.587 * 100 + 0.114 * 50)
+    assert splits["pretrain"].shape == (1, 16, 16) and set(splits["pretrain"].pixels.unique().tolist()) == {expected}
+    grey = run.load_splits(system, system.settings, mine, "digits", None, False)["pretrain"]
+    assert grey.shape == (channels, 20, 20) and bool((grey.pixels == grey.pixels[:, :1]).all())
 
 
 def test_a_folder_of_another_run_is_refused_before_and_after_it_finishes(tmp_path):

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rush_bench.defenses.published.families import Family, recognise
+from rush_bench.defenses.published.expected import check_clean, expectation
+from rush_bench.defenses.published.families import INSIDE, Family, recognise
+from rush_bench.defenses.published.normalisation import BY_NAME, Constants, by_recipe, check, in_file, parse, smoothadv_extra
 from rush_bench.defenses.published.reading import Tensors, linear, read_checkpoint, read_head
+from rush_bench.defenses.published.shapes import check_coverage, check_trained, spec_of
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import sha256_file
 from rush_bench.networks import build
-from rush_bench.networks import resolve as full_spec
+from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import datasets
 from rush_bench.store import model_names, read_card, save_model
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "digits": 10}
-MEAN_PIXEL = 0.473  # of CIFAR-10's test set
 ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (R4.2)
 COLLAPSED = 1e-6
 
@@ -45,81 +47,131 @@ def import_model(
     protocol: str | None = None,
     pretrain_dataset: str | None = None,
     extra_data: str | None = None,
+    noise: str | None = None,
+    normalise: str | None = None,
+    expect_clean: float | str | None = None,
+    data_dir: str | Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Imported:
-    """Map a checkpoint of a known family to our ResNet and save it as model `name` of the store.
+    """Map a checkpoint of a known family to our network and save it as model `name` of the store.
 
     bn_route: which BatchNorm route becomes the model, default 1; only for files with several. head: file of the linear
-    classifier, where the checkpoint has none. recipe, protocol, extra_data: what the file cannot say.
+    classifier, where the checkpoint has none. recipe, protocol, extra_data: what the file cannot say. noise: the law of
+    a smoothed model, `gaussian:0.25`; it is then shown at 1 and 64 votes. normalise: a name in
+    `normalisation.BY_NAME` or `m,m,m/s,s,s`, where the file does not state it. expect_clean: clean accuracy in [0,1] that
+    500 test images must agree with, or `none`; default the manifest's, where the file is in it by name or digest.
     Raises BadInput for a file of no known family, any key that is missing or not accounted for, a wrong shape, an
-    encoder or head that was never trained, and a name that the store has for something else.
+    encoder or head that was never trained, another clean accuracy than expected, and a name that the store has for
+    something else.
     """
     file, store = Path(file), Path(store)
     if not name or Path(name).name != name:
         raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
     short = Path(dataset).stem if dataset.endswith(".npz") else datasets.get(dataset).name
-    tensors, classifier = read_checkpoint(file)
+    tensors, classifier, notes = read_checkpoint(file)
     family = recognise(tensors)
-    labels = (family.name, *family.also)
-    if recipe is not None and recipe not in labels:
-        raise unknown_name(f"recipe that writes the keys of {family.title}", recipe, labels)
-    notes = [family.note] if family.note and recipe is None else []
+    label = choose_recipe(family, recipe)
+    notes += [family.note] if family.note and recipe is None else []
+    law = choose_noise(family, file, noise)
     own = {key: value for key, value in tensors.items() if not re.match(family.ignorable, key)}
     own = {key.removeprefix(family.prefix): value for key, value in own.items()}
-    mean, std = constants(own, family)
+    mean, std = choose_constants(own, family, recipe=label, dataset=short, file=file, wanted=normalise, notes=notes)
     weight, bias = find_head(own, family, classifier, head)
     check_classes(weight, short)
     own, route, count = choose_route(own, bn_route, notes)
-    state = {f"encoder.{_renamed(key)}": value for key, value in own.items()}
-    state |= {"head.weight": weight, "head.bias": bias}
-    spec = spec_of(state, {"classes": len(weight), "mean": mean, "std": std, "padding": family.padding})
+    state = renamed(own, family) | {"head.weight": weight, "head.bias": bias}
+    spec = spec_of(state, {**family.network, "classes": len(weight), "mean": mean, "std": std})
     network = build(spec)
-    check_coverage(state, network.state_dict(), family)
+    check_coverage(state, network.state_dict(), family.title)
     network.load_state_dict(state, strict=True)
     check_trained(state)
-    source = {"family": family.title, "file": file.name, "sha256": sha256_file(file), "routes": count, "bn_route": route}
+    if extra_data is None:
+        extra_data = smoothadv_extra(file) if label == "smoothadv" else family.extra_data
+    digest = sha256_file(file)
+    source = {"family": family.title, "file": file.name, "sha256": digest, "routes": count, "bn_route": route}
     source |= {"head_sha256": sha256_file(Path(head)) if head else None}
-    if name in model_names(store) and read_card(store, name).get("source") != source:
-        raise BadInput(f"{store} has another model named {name!r}; choose another --name, or delete its folder")
     card = {
         "name": name,
-        "recipe": recipe or family.name,
+        "recipe": label,
         "dataset": short,
         "pretrain_dataset": pretrain_dataset or (None if family.supervised else short),
         "protocol": protocol or family.protocol,
-        "extra_data": family.extra_data if extra_data is None else extra_data,
+        "extra_data": extra_data,
         "preset": "published",
         "network": spec,
-        "noise": None,
-        "votes": [0],
+        "noise": law.to_dict() if law else None,
+        "votes": [1, 64] if law else [0],
         "settings": {},
         "data": {},
         "source": source,
         "notes": notes,
     }
+    there = read_card(store, name) if name in model_names(store) else card
+    if any(there.get(key) != card[key] for key in ("source", "network", "noise")):
+        raise BadInput(f"{store} has another model named {name!r}; choose another --name, or delete its folder")
+    expected = expectation(file.name, digest, family.title, short, law, expect_clean)
+    if expected is not None:
+        notes.append(check_clean(network, expected, dataset=dataset, noise=law, data_dir=data_dir, device=device))
     save_model(store / name, card, network.state_dict())
     return Imported(store / name, card, tuple(notes))
 
 
-def constants(own: Tensors, family: Family) -> tuple[list[float], list[float]]:
-    """Mean and std by channel: the file's own (taken out of `own`), or the family's fixed ones."""
-    given = [own.pop(f"normalize.{key}", None) for key in ("mean", "std")]
-    if family.buffers and None in given:
-        raise BadInput(f"{family.title}: normalize.mean and normalize.std are missing, without which its inputs are unknown")
-    mean, std = (
-        list(fixed) if t is None else t.flatten().tolist() for t, fixed in zip(given, (family.mean, family.std), strict=True)
-    )
-    centre = [(MEAN_PIXEL - m) / s if s > 0 else math.inf for m, s in zip(mean, std, strict=True)]
-    if any(not abs(value) <= 0.5 for value in centre):  # R4.2: a guard against 0..255 and against normalising twice
+def choose_recipe(family: Family, wanted: str | None) -> str:
+    """The recipe that the card states: the family's own, or one of those that write the same keys."""
+    labels = (family.name, *family.also)
+    if wanted is not None and wanted not in labels:
+        raise unknown_name(f"recipe that writes the keys of {family.title}", wanted, labels)
+    if wanted is None and family.choose:
         raise BadInput(
-            f"normalisation mean {mean}, std {std} moves a mean pixel to {centre}; these are not for images in [0,1]"
+            f"{family.title}: {' and '.join(labels)} write the same keys and normalise differently; say --recipe "
+            f"{' or --recipe '.join(labels)}"
         )
+    return wanted or family.name
+
+
+def choose_constants(
+    own: Tensors, family: Family, *, recipe: str, dataset: str, file: Path, wanted: str | None, notes: list[str]
+) -> Constants:
+    """Mean and std by channel: those that the file states (taken out of `own`), that the user says, or the family's."""
+    stated = family.buffers or (INSIDE if INSIDE[0] in own else None)
+    if stated is not None:
+        mean, std = in_file(own, stated, family.title)
+        if wanted is not None:
+            raise BadInput(
+                f"{family.title}: the file states its normalisation ({list(mean)}, {list(std)}); leave --normalise out"
+            )
+    elif wanted is not None:
+        mean, std = parse(wanted)
+    elif family.choose:
+        name, note = by_recipe(recipe, file)
+        mean, std = BY_NAME[name]
+        notes.append(note)
+    else:
+        mean, std = family.constants.get(dataset, family.constants.get("", ((), ())))
+        notes += [family.assumed] if family.assumed else []
+    check(mean, std)
     return mean, std
+
+
+def choose_noise(family: Family, file: Path, wanted: str | None) -> Noise | None:
+    """The law under which the model is shown. A smoothed one must be told its sigma: it is not in the file."""
+    if wanted is None and family.randomised:
+        named = re.search(r"noise_(\d+\.?\d*)", file.as_posix())
+        hint = f" (its folder says {named[0]})" if named else ""
+        sigma = named[1] if named else "SIGMA"
+        raise BadInput(
+            f"{family.title}: the file does not hold the noise that it was trained under{hint}; "
+            f"say --noise gaussian:{sigma}, or --noise none for the network alone"
+        )
+    return noise_from(wanted)
 
 
 def find_head(own: Tensors, family: Family, classifier: Tensors | None, head: str | Path | None) -> tuple[Tensor, Tensor]:
     """The classifier, (K, D) and (K,), from the file or from --head; the file's is taken out of `own`."""
-    keys = [f"{family.head}.weight", f"{family.head}.bias"]
-    inside = [own.pop(key) for key in keys] if all(key in own for key in keys) else None
+    pairs = [[f"{name}.weight", f"{name}.bias"] for name in family.heads]
+    inside = next(([own.pop(key) for key in keys] for keys in pairs if all(key in own for key in keys)), None)
+    if inside is not None and len(inside[0]) in family.pretext:
+        inside = None  # rotations, permutations
     if inside is None and classifier is not None:
         inside = list(linear(classifier, "the file's `classifier`"))
     if inside is not None and head is not None:
@@ -174,53 +226,12 @@ def route_gap(one: Tensors, other: Tensors) -> float:
     return float(torch.stack(gaps).max()) if gaps else math.inf
 
 
-def spec_of(state: Tensors, known: dict[str, Any]) -> dict[str, Any]:
-    """The full network spec that the tensors' shapes ask for: stem, width, blocks."""
-    stem, channels = state.get("encoder.conv1.weight"), 0
-    if stem is None or stem.ndim != 4 or any(".conv3." in key for key in state):
-        raise BadInput(
-            "not a ResNet of basic blocks (ResNet-50 and deeper have bottlenecks); use --model package.module:function"
-        )
-    width, channels, kernel = stem.shape[0], stem.shape[1], stem.shape[2]
-    if kernel not in (3, 7):
-        raise BadInput(f"the stem's kernel is {kernel} x {kernel}; known are 3 (CIFAR) and 7 (ImageNet, 96 x 96 STL-10)")
-    places = [re.match(r"encoder\.layer(\d)\.(\d+)\.", key) for key in state]
-    blocks = [1 + max((int(m[2]) for m in places if m and m[1] == str(k)), default=0) for k in range(1, 5)]
-    names: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
-    known |= {"name": names.get(tuple(blocks), "resnet") if width == 64 else "resnet", "blocks": blocks, "width": width}
-    large = kernel == 7
-    return full_spec({**known, "channels": channels, "size": 96 if large else 32, "stem": "imagenet" if large else "cifar"})
-
-
-def check_coverage(state: Tensors, expected: Tensors, family: Family) -> None:
-    """R4.2: nothing missing, nothing left over, every shape right."""
-    missing = [key for key in expected if key not in state]
-    extra = [key for key in state if key not in expected]
-    wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    if missing or extra or wrong:
-        parts = (("missing", missing), ("not accounted for", extra), ("of another shape", wrong))
-        found = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in parts if keys)
-        raise BadInput(f"looks like {family.title}, but does not fit the network: {found}; nothing was imported")
-
-
-def check_trained(state: Tensors) -> None:
-    """Refuse what no training has touched. AdvCL's fine-tuning writes such files: on one GPU it loads no key of the
-    pre-trained network (`module.` before each, strict=False) and says nothing."""
-    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        raise BadInput(f"{len(bad)} tensors are not finite ({', '.join(bad[:3])}); nothing was imported")
-    means = [value for key, value in state.items() if key.endswith("running_mean")]
-    variances = [value for key, value in state.items() if key.endswith("running_var")]
-    if all(not bool(m.any()) for m in means) and all(bool((v == 1).all()) for v in variances):
-        raise BadInput(
-            "every BatchNorm statistic is that of a network never trained (mean 0, variance 1): the pre-trained weights were "
-            "not loaded when this file was made (AdvCL's fine-tuning does so on one GPU), or this route was never used"
-        )
-    if not bool(state["head.weight"].any()):
-        raise BadInput("the classifier is all zeros, so it was never trained; fine-tune it first, or give one as --head")
-
-
-def _renamed(key: str) -> str:
-    """Both dialects (R1.2) to torchvision's names of a shortcut."""
-    key = re.sub(r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample.", key)
-    return key.replace(".downsample.conv.", ".downsample.0.").replace(".downsample.bn.", ".downsample.1.")
+def renamed(own: Tensors, family: Family) -> Tensors:
+    """The family's names to ours, `encoder.*`."""
+    plain = family.network.get("block") == "preact" and not any(".shortcut.1." in key for key in own)
+    state: Tensors = {}
+    for key, value in own.items():
+        for pattern, new in family.rename:
+            key = re.sub(pattern, new, key)
+        state[f"encoder.{key.replace('.shortcut.0.', '.shortcut.') if plain else key}"] = value
+    return state

@@ -1,7 +1,8 @@
-"""Foreign checkpoint files: tensors out of them, with no pickled code run."""
+"""Foreign checkpoint files: tensors out of them, and no pickled code is run."""
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,21 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rush_bench.defenses.published.inert import DAMAGED, load_inert
 from rush_bench.errors import BadInput
 
 Tensors = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 
 
-def read_checkpoint(path: Path) -> tuple[Tensors, Tensors | None]:
-    """The network's tensors without `module.`, and those of the file's `classifier` where it has one (AdvCL).
+def read_checkpoint(path: Path) -> tuple[Tensors, Tensors | None, list[str]]:
+    """The network's tensors without `module.`, those of the file's `classifier` where it has one (AdvCL), and notes.
 
-    Read with weights_only=True. BadInput for a file that is missing, damaged, holds pickled code or no tensors.
+    No code of the file runs: what is neither a tensor nor a plain value is read as an empty shell (`inert`), and a note
+    says so. BadInput for a file that is missing, damaged, TensorFlow's or JAX's, or holds no tensors.
     """
-    content = _read(path)
+    if re.search(r"\.(meta|index|npy)$|\.data-\d+-of-\d+$", path.name) and not zipfile.is_zipfile(path):
+        raise BadInput(
+            f"{path} looks like a file of TensorFlow or JAX, which import does not read. Of Rebuffi 2021 take the .pt file; "
+            "Free-m was published for TensorFlow only: train it, rush-bench train free --set network.name=wrn-32-10"
+        )
+    content, notes = _read(path)
+    if "P_state" in content:
+        raise BadInput(
+            f"{path} is Chen 2020b's Selfie pre-training, three stages without a classifier; run its finetune/main.py on it "
+            "and import ata_best_model.pt"
+        )
     inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     classifier = content.get("classifier") if inner is not content else None
-    return _tensors(inner, path), _tensors(classifier, path) if isinstance(classifier, Mapping) else None
+    return _tensors(inner, path), _tensors(classifier, path) if isinstance(classifier, Mapping) else None, notes
 
 
 def read_head(path: Path) -> tuple[Tensor, Tensor]:
@@ -43,24 +56,27 @@ def linear(tensors: Tensors, where: str) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> tuple[Mapping[str, Any], list[str]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    notes: list[str] = []
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadInput(
-            f"{path} cannot be read without running pickled code ({str(error).splitlines()[0]}). If you trust it, write its "
-            "tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'plain.pt')"
-        ) from error
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, SafetensorError) as error:
-        raise BadInput(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); download it again") from error
+            return load_file(path), notes
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch asks to report protocols that it does not know
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # objects of other packages beside the tensors (MadryLab's, by dill)
+            content = load_inert(path)
+            notes.append("the file holds pickled objects beside its tensors; they were left out and no code of theirs was run")
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, SafetensorError, *DAMAGED) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{path} cannot be read as a checkpoint ({first}); download it again") from error
     if not isinstance(content, Mapping):
         raise BadInput(f"{path} holds {type(content).__name__}, not a state dict")
-    return content
+    return content, notes
 
 
 def _tensors(content: Mapping[str, Any], path: Path) -> Tensors:

@@ -1,0 +1,116 @@
+"""The attacks of the RUSH paper as its public code makes them: they explain a published number, they never measure robustness
+(protocol A9, 6.2, T15). Their settings undo one fault at a time.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.components import Components, Effort, Name, component_passes
+from rush_bench.attacks.cost import judging_rows
+from rush_bench.attacks.kept import Kept
+from rush_bench.attacks.official import Official
+from rush_bench.attacks.pgd import PGD
+from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput
+from rush_bench.noise import Stream
+
+NAMES = {
+    "pgd-published": "RUSH's PGD as published (fixed noise, last iterate): explains its number, measures no robustness",
+    "aa-published": "RUSH's AutoAttack as published (clean images back): explains its number, measures no robustness",
+}
+
+
+@dataclass(frozen=True)
+class PublishedPGD(PGD):
+    """The author's code (recipes R2.1): m draws as the defence, the same at all 40 steps of eps/4 (2/255 at 8/255), from zero;
+    the gradient goes through clamp(x + delta, 0, 1); the last iterate is returned.
+
+    The waterfall of T15 sets `keep=best`, `redraw=1`, `draws`, `steps` with `step`, `loss` and `clamp=project` in turn.
+    """
+
+    steps: int = 40
+    random_start: bool = False
+    redraw: int = 0
+    clamp: Literal["project", "graph", "straight-through"] = "graph"
+    keep: Literal["best", "last"] = "last"
+
+
+@dataclass(frozen=True)
+class PublishedAutoAttack(Official):
+    """torchattacks' AutoAttack in the version of the paper's date (3.2), on a defence that draws anew at every forward pass.
+
+    APGD-CE, APGD-T, untargeted FAB and Square run in sequence; after each, one noisy pass decides: an image leaves at its
+    first wrong one, with the component's x'. An image that never was wrong is handed back clean (`hand_back="clean"`), and
+    whoever scores it on fresh noise scores clean accuracy. Under `best` its best point, over `select_draws` held-apart draws,
+    stands wherever the clean image would: the first correction. Up to there both make the same passes.
+
+    `steps` (APGD and FAB), `queries` (Square) and `targets` (0 is every other class) make it affordable. torchattacks 3.5.1
+    has 10 steps and `fab="targeted"`. Where `extra` says `official_correct`, the image stood every pass.
+    """
+
+    steps: int = 100
+    queries: int = 5000
+    targets: int = 0
+    fab: Literal["untargeted", "targeted"] = "untargeted"
+    hand_back: Literal["clean", "best"] = "clean"
+    select_draws: int = 64
+
+    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        if defense.classes < 4:
+            raise BadInput(
+                f"AutoAttack's targeted DLR loss needs 4 classes, {defense.name} has {defense.classes}; "
+                "leave out the aa-published attack"
+            )
+        kept = Kept(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
+        attacked = images.clone()
+        standing = torch.arange(len(images), device=images.device)
+        with torch.random.fork_rng():
+            components = Components(defense, threat, stream, self._effort())
+            for part in self._parts():
+                if not len(standing):
+                    break
+                x, y = images[standing], labels[standing]
+
+                def offer(points: Tensor, where: Tensor, rows: Tensor = standing) -> None:
+                    if kept is not None:
+                        kept.offer(points, rows[where])
+
+                claimed = components.run(part, x, y, offer)
+                with torch.no_grad():
+                    right = components.right(claimed, y)
+                attacked[standing[~right]] = claimed[~right]
+                standing = standing[right]
+            stood = torch.zeros_like(labels, dtype=torch.bool)
+            stood[standing] = True
+            if kept is not None:
+                # a lucky wrong pass can also end an image with the clean one; a deterministic defence has no luck
+                clean = stood if defense.deterministic else (attacked == images).flatten(1).all(1)
+                unseen = (clean & ~kept.value.isfinite()).nonzero()[:, 0]
+                if len(unseen):  # clean passes that were wrong by chance kept every component from them
+                    components.run(
+                        "apgd-ce", images[unseen], labels[unseen], lambda p, r: kept.offer(p, unseen[r]), everyone=True
+                    )
+                attacked = torch.where(clean[:, None, None, None], kept.best, attacked)
+        attacked = threat.project(attacked, images)
+        self._note(attacked, stood)
+        return attacked
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        parts = [component_passes(part, defense, self._effort()) for part in self._parts()]
+        targets = min(self.targets or defense.classes - 1, defense.classes - 1)
+        judged = (2 + targets) * judging_rows(defense, self.select_draws) if self.hand_back == "best" else 0
+        return sum(f for f, _ in parts) + judged, sum(b for _, b in parts)
+
+    def _parts(self) -> tuple[Name, ...]:
+        return "apgd-ce", "apgd-t", "fab" if self.fab == "untargeted" else "fab-t", "square"
+
+    def _effort(self) -> Effort:
+        return Effort(steps=self.steps, queries=self.queries, targets=self.targets, rescale=True)
+
+
+def make(name: str) -> type[Attack]:
+    return {"pgd-published": PublishedPGD, "aa-published": PublishedAutoAttack}[name]

@@ -1,0 +1,207 @@
+"""The audit: probes of the defence, checks on its records, the verdict; kept as JSON and Markdown, resumable probe by probe."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rush_bench.attacks.base import Threat
+from rush_bench.audit.binarization import binarization
+from rush_bench.audit.book import Book
+from rush_bench.audit.checks import checks
+from rush_bench.audit.finding import Finding, judged
+from rush_bench.audit.flags import flags
+from rush_bench.audit.indicators import indicators
+from rush_bench.audit.verdict import STRENGTH, Claim, Verdict, verdict
+from rush_bench.datasets import Images
+from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.evaluation.records import flock
+from rush_bench.files import digest, read_json, write_atomic, write_json
+from rush_bench.noise import Stream
+from rush_bench.progress import Bar
+
+FOLDER = "audit"
+VERSION = 1  # of the probes: another version makes them again
+PROBED = 32  # images
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One defence's audit: `verdict` is None while experiments or probes are missing."""
+
+    book: Book
+    findings: tuple[Finding, ...]
+    verdict: Verdict | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, JSON-able."""
+        labels = {key: value for key, value in self.book.labels.items() if not isinstance(value, Tensor)}
+        return {
+            "defense": self.book.subject,
+            "labels": labels,
+            "verdict": self.verdict.to_dict() if self.verdict else None,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True)
+class _Probe:
+    name: str
+    defense: Defense
+    path: Path
+    make: Callable[[], list[Finding]]
+
+
+def probe(
+    defenses: Sequence[Defense],
+    data: Images,
+    threat: Threat,
+    out: Path,
+    *,
+    seed: int = 0,
+    count: int = PROBED,
+    deadline: float | None = None,
+    quiet: bool = False,
+) -> dict[str, list[Finding]]:
+    """Findings of the probes by defence, on the first `count` images; what is on disk is not made again.
+
+    Any number of processes may work on the same folder. Past the deadline what is missing stays missing.
+    """
+    part = data.take(list(range(min(count, len(data)))))
+    jobs = [job for defense in defenses for job in _probes(defense, part, threat, out / FOLDER / "probes", seed)]
+    left = [job for job in jobs if not job.path.exists()]
+    with Bar("probes", len(jobs), len(jobs) - len(left), every=float("inf") if quiet else 10.0) as bar:
+        while left:
+            waiting: list[_Probe] = []
+            for job in left:
+                if deadline is not None and time.monotonic() > deadline:
+                    return _gathered(jobs)
+                with flock(job.path.with_suffix(".lock"), wait=False) as held:
+                    if not job.path.exists():
+                        if held is False:
+                            waiting.append(job)
+                            continue
+                        write_json(job.path, {"findings": [finding.to_dict() for finding in job.make()]})
+                bar.advance(job.name, title=f"probes of {job.defense.name}")
+            if waiting and len(waiting) == len(left):
+                time.sleep(0.2)
+            left = waiting
+    return _gathered(jobs)
+
+
+def _gathered(jobs: Sequence[_Probe]) -> dict[str, list[Finding]]:
+    """Findings of the defences whose probes are all there."""
+    missing = {job.defense.name for job in jobs if not job.path.exists()}
+    found: dict[str, list[Finding]] = {}
+    for job in jobs:
+        if job.defense.name not in missing:
+            found.setdefault(job.defense.name, []).extend(Finding(**f) for f in read_json(job.path)["findings"])
+    return found
+
+
+def judge(book: Book, probes: Sequence[Finding] | None, claim: Claim | None) -> Audit:
+    """The audit of one book: all findings, and the verdict where experiments and probes are whole."""
+    findings = (*(probes or ()), *checks(book))
+    # the flag about Square comes from records, not from the probes, which have none
+    findings = tuple(f for k, f in enumerate(findings) if not (f.check == "square-beats-white-box" and k < len(probes or ())))
+    if book.worst is None or not book.complete or probes is None:
+        return Audit(book, findings, None)
+    claim = claim or replayed(book)
+    said = verdict(
+        claim,
+        book.worst.estimate,
+        findings,
+        classes=int(book.labels["classes"]),
+        deterministic=bool(book.labels["deterministic"]),
+    )
+    return Audit(book, findings, said)
+
+
+def replayed(book: Book) -> Claim:
+    """What the published evaluation gives on these weights: the claim where nothing else is said."""
+    entries = [entry for entry in book.of("T15") if "as published" in entry.trial or entry.trial == "PGD-20"]
+    if not entries:
+        raise BadInput(f"nothing says what is claimed for {book.subject}: run T15, or give --claim")
+    top = max(entries, key=lambda entry: entry.estimate.value)
+    return Claim(top.estimate.value, f"{top.trial}, replayed on these weights")
+
+
+def depends_on_image(defense: Defense, images: Tensor, stream: Stream) -> Finding:
+    """Whether predictions change when the images are exchanged for others while the draws stay the same."""
+    what = "share of images whose probabilities change when the images are shuffled, with the same draws"
+    before = defense.predict(images, stream).probabilities
+    after = defense.predict(images.roll(1, 0), stream).probabilities
+    share = float((before - after).abs().amax(1).gt(1e-6).double().mean())
+    return judged("depends-on-image", what, share, ">=", 0.01, "ours: otherwise there is nothing for an attack to change")
+
+
+def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: int) -> list[_Probe]:
+    key = digest([VERSION, defense.identity(), defense.precision, part.digest, threat.norm, threat.eps, seed])[:16]
+
+    def made(name: str, make: Callable[[Tensor, Tensor, Stream], list[Finding]]) -> _Probe:
+        def run() -> list[Finding]:
+            images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
+            try:
+                return make(images, labels, Stream(seed, f"audit/{name}", part.index))
+            except RushBenchError as error:
+                reason = f"the probe {name} of {defense.name} failed: {error}"
+                raise RushBenchError(reason) from error
+
+        return _Probe(name, defense, folder / f"{key}-{name}.json", run)
+
+    def first(images: Tensor, labels: Tensor, stream: Stream) -> list[Finding]:
+        return [depends_on_image(defense, images, stream), *flags(defense, images, labels, threat, stream)]
+
+    return [
+        made("flags", first),
+        made("indicators", lambda images, labels, stream: indicators(defense, images, labels, threat, stream)),
+        made("binarization", lambda images, labels, stream: binarization(defense, images, threat, stream)),
+    ]
+
+
+def lay_out(audit: Audit, sources: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the findings, as text; without `sources` what a terminal has room for."""
+    rows = []
+    for f in audit.findings:
+        decides = "strength" if f.check in STRENGTH else "sign"
+        needed = "" if f.threshold is None else f"{f.relation} {f.threshold:.4g}"
+        figure = "" if f.figure is None else f"{f.figure:.4g}"
+        if f.low is not None and f.high is not None:
+            figure += f" [{f.low:.3g}, {f.high:.3g}]"
+        rows.append([f.check, f.status.upper() if f.status in ("flag", "bug") else f.status, figure, needed, decides, f.what])
+        rows[-1] += ["; ".join(text for text in (f.source, f.note) if text)] if sources else []
+    header = ["Check", "Outcome", "Figure", "Passes if", "Weighs as", "What"]
+    return [*header, "Source and notes"] if sources else header, rows
+
+
+def sentence(audit: Audit) -> str:
+    """The verdict in one line."""
+    name, labels = audit.book.subject, audit.book.labels
+    if audit.verdict is None:
+        return f"{name}: no verdict yet, experiments or probes are missing; run the same command again"
+    v = audit.verdict
+    worst = f"{100 * v.worst.value:.1f} % [{100 * v.worst.low:.1f}, {100 * v.worst.high:.1f}]"
+    return (
+        f"{name} on {labels.get('dataset')} at {labels['norm']} {labels['eps']:.4g}, n={labels.get('n')}: the claim of "
+        f"{100 * v.claim.value:.1f} % ({v.claim.source}) {_verb(v.word)}. Worst case {worst}. Rule {v.rule}: {v.reason}. "
+        f"Decided by: {', '.join(v.decided_by) or 'the claim itself'}."
+    )
+
+
+def _verb(word: str) -> str:
+    return {"stands": "STANDS", "weakened": "IS WEAKENED", "refuted": "IS REFUTED", "cannot say": "CANNOT BE SETTLED"}[word]
+
+
+def write(audit: Audit, folder: Path, stem: str, markdown: Callable[[Any, Any], str]) -> list[Path]:
+    """The audit as `<stem>.json` and `<stem>.md`; `markdown` lays out a table."""
+    folder = Path(folder) / FOLDER
+    json_path, text_path = folder / f"{stem}.json", folder / f"{stem}.md"
+    write_atomic(json_path, lambda path: path.write_text(json.dumps(audit.to_dict(), indent=2, default=str) + "\n"))
+    text = f"# {audit.book.subject}\n\n{sentence(audit)}\n\n{markdown(*lay_out(audit))}\nRules: docs/verdict.md.\n"
+    write_atomic(text_path, lambda path: path.write_text(text))
+    return [json_path, text_path]

@@ -1,0 +1,96 @@
+"""`rush-bench audit`: settle a claim, probe the defence, check the attack's strength, and give the verdict."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rush_bench.cli import common
+from rush_bench.cli.settle import finish, options, settled
+from rush_bench.errors import BadInput, WorkLeft
+
+if TYPE_CHECKING:
+    from rush_bench.audit.book import Book
+    from rush_bench.audit.verdict import Claim
+
+
+@click.command()
+@options
+@click.option("--claim", help="Accuracy under attack that is claimed, in percent.  [default: published, else the replay's]")
+@common.as_json
+def command(as_json: bool, claim: str | None, **asked: Any) -> None:
+    """Settle the claim of models of the store (rush@64) or of --model, and give the verdict by docs/verdict.md.
+
+    \b
+    rush-bench audit rush@64 --dataset cifar10 --budget quick
+    rush-bench audit rush@64 --dataset cifar10 --claim 77.8
+
+    It runs the experiments of `rush-bench settle` that are missing, then its probes. Running the same command again, from
+    any number of processes, finishes the work.
+    """
+    if asked["only"]:
+        raise BadInput("audit needs every experiment; for some of them use rush-bench settle --only")
+    stated = _stated(claim)
+    with common.quiet_stdout():
+        begun = time.monotonic()
+        run = settled(asked)
+        from rush_bench.attacks.base import Threat
+        from rush_bench.audit import run as audits
+        from rush_bench.report import settle as report
+
+        deadline = None if asked["max_minutes"] is None else begun + 60 * asked["max_minutes"]
+        found = []
+        for defenses, data in run.pairs if not asked["plan_only"] else ():
+            names = {defense.name for defense in defenses}
+            books = [book for book in run.books if book.subject in names and book.labels.get("dataset") == data.name]
+            if not books:
+                continue
+            threat = Threat(books[0].labels["norm"], books[0].labels["eps"])
+            probes = audits.probe(defenses, data, threat, asked["out"], seed=asked["seed"], deadline=deadline)
+            found += [audits.judge(book, probes.get(book.subject), stated or published_claim(book)) for book in books]
+        paths = report.write(run.books, run.folder) if found else []
+        for one in found:
+            paths += audits.write(one, asked["out"], report.stem(one.book), report.markdown)
+        for path in paths:
+            click.echo(f"wrote {path}", err=True)
+    if as_json:
+        common.print_json({"failed": run.failed, "audits": [one.to_dict() for one in found]})
+    else:
+        for one in found:
+            common.print_rows(report.title(one.book), *audits.lay_out(one, sources=False))
+            click.echo(audits.sentence(one) + "\n")
+    finish(run, asked)
+    if any(one.verdict is None for one in found):
+        raise WorkLeft("stopped with work left; the same command continues")
+
+
+def _stated(claim: str | None) -> "Claim | None":
+    if claim is None:
+        return None
+    from rush_bench.audit.verdict import Claim
+    from rush_bench.settings import parse_number
+
+    percent = parse_number(claim.rstrip("% "))
+    if not 1 < percent <= 100:
+        raise BadInput(f"--claim takes an accuracy in percent, such as 77.8, not {claim!r}")
+    return Claim(percent / 100, "stated with --claim")
+
+
+def published_claim(book: "Book") -> "Claim | None":
+    """The highest number published for this system, data set, votes and l-inf 8/255; None where there is none."""
+    import math
+
+    from rush_bench.audit.verdict import Claim
+    from rush_bench.report.published import published
+    from rush_bench.report.tables import belongs_beside
+
+    labels = book.labels
+    if labels["norm"] != "linf" or not math.isclose(labels["eps"], 8 / 255):
+        return None
+    best: tuple[float, str] | None = None
+    for row in published().table1:
+        if belongs_beside(row, labels):
+            for number, name in ((row.pgd, "PGD"), (row.aa, "AA")):
+                if number is not None and (best is None or number > best[0]):
+                    best = number, f"{row.method} under {name}, {row.source}; it is about other weights"
+    return Claim(best[0] / 100, best[1]) if best else None

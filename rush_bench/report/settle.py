@@ -1,0 +1,236 @@
+"""Tables of `settle`, made from records alone: an experiment after another, a line a trial, each with its interval."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rush_bench.audit.book import Book, Entry
+from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.evaluation.statistics import Estimate
+from rush_bench.files import write_text
+from rush_bench.report.published import PublishedRow, published
+from rush_bench.report.rows import Row
+from rush_bench.report.tables import belongs_beside
+from rush_bench.report.writers import DASH, INTERVALS
+
+COLUMNS = ["Trial", "Accuracy", "Besides", "K", "Forward", "Back", "Seconds"]
+OTHER = {"bank": "on its bank", "unseen": "on unseen banks", "official": "by its own bookkeeping"}  # counts of a record
+ANY = (10, 100)  # T11
+AS_PUBLISHED = "as published"  # in the names of the bars of T15 that explain a number and measure no robustness
+NUMBERS = ("accuracy", "low", "high")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the waterfall (T15). `step` is its accuracy less that of the bar before, paired by image.
+
+    None where it is a replay of what was published, which begins a sequence, or where one of the two is unfinished.
+    """
+
+    entry: Entry
+    step: Estimate | None
+
+    @property
+    def as_published(self) -> bool:
+        """Whether it explains a published number and measures no robustness."""
+        return AS_PUBLISHED in self.entry.trial
+
+
+def bars(book: Book) -> list[Bar]:
+    """The waterfall, unfinished bars included: corrections in order, the worst case last; empty where T15 was not asked for."""
+    found: list[Bar] = []
+    for entry in book.of("T15", complete=False):
+        before = found[-1].entry if found and AS_PUBLISHED not in entry.trial else None
+        both = before is not None and before.complete and entry.complete
+        found.append(Bar(entry, entry.minus(before) if both and before is not None else None))
+    return found
+
+
+def published_row(book: Book) -> PublishedRow | None:
+    """What is published for this system, data and number of votes, at l-inf 8/255; None elsewhere."""
+    row = Row(book.labels, "", {"norm": book.labels["norm"], "eps": book.labels["eps"]}, 0, 0, {}, ())
+    if not row.is_linf8():
+        return None
+    return next((entry for entry in published().table1 if belongs_beside(entry, book.labels)), None)
+
+
+def percent(estimate: Estimate, signed: bool = False) -> str:
+    """`12.3 [10.1, 14.6]`, in percent; `signed` for differences: `-12.3 [-14.6, -10.1]`, `+0.4 [...]`."""
+    form = "{:+.1f} [{:+.1f}, {:+.1f}]" if signed else "{:.1f} [{:.1f}, {:.1f}]"
+    return form.format(*(round(100 * part, 1) + 0.0 for part in estimate))  # + 0.0: no -0.0
+
+
+def threat_text(norm: str, eps: float) -> str:
+    """`linf 8/255` or `l2 0.5`."""
+    return f"{norm} {round(eps * 255, 3):g}/255" if norm == "linf" else f"{norm} {eps:g}"
+
+
+def title(book: Book) -> str:
+    """What the table is of."""
+    labels = book.labels
+    words = [book.subject, str(labels.get("dataset")), threat_text(labels["norm"], labels["eps"]), f"n={labels.get('n')}"]
+    return ", ".join([*words, f"budget {labels['budget_name']}"])
+
+
+def frame(book: Book) -> pd.DataFrame:
+    """A row a trial: accuracies as fractions with `low` and `high` (NaN: unfinished), passes an image, seconds in all.
+
+    `bank`, `unseen`, `official`, `any10` and `any100` are accuracies by other counts of the same record.
+    """
+    names = [*OTHER, *(f"any{k}" for k in ANY)]
+    columns = ["experiment", "trial", "on", "defense", "norm", "eps", "attack", "settings", "n", "k", *NUMBERS]
+    columns += [part for name in names for part in _parts(name)] + ["forwards", "backwards", "seconds"]
+    return pd.DataFrame([_record(entry) for entry in book.entries], columns=columns)
+
+
+def waterfall_frame(book: Book) -> pd.DataFrame:
+    """A row a bar of T15: accuracy, and the `difference` to the bar before with its paired interval, as fractions."""
+    made = []
+    for bar in bars(book):
+        row: dict[str, Any] = {"bar": bar.entry.trial, "as_published": bar.as_published}
+        row |= {key: value for key, value in _record(bar.entry).items() if key in (*NUMBERS, *_parts("official"), "k", "n")}
+        made.append(row | (_named("difference", bar.step) if bar.step is not None else {}))
+    columns = ["bar", "as_published", *NUMBERS, *_parts("difference"), *_parts("official"), "k", "n"]
+    return pd.DataFrame(made, columns=columns)
+
+
+def besides(entry: Entry) -> str:
+    """What else the cell says: the bank that was attacked, unseen banks, official bookkeeping, any of k."""
+    words = {f"any of {k}": entry.any_of(k) for k in ANY if entry.experiment == "T11"}
+    words |= {text: entry.other(kind) for kind, text in OTHER.items()}
+    return "; ".join(f"{text} {percent(found)}" for text, found in words.items() if found is not None)
+
+
+def lay_out(book: Book) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as text, for a terminal: a line an experiment with how it is to be read, then its trials."""
+    lines = []
+    for name, entries in _sections(book):
+        experiment = EXPERIMENTS[name]
+        lines += [[f"{name} {experiment.title}", "", experiment.reading, "", "", "", ""], *([f"  {_line(e)[0]}", *_line(e)[1:]] for e in entries)]
+    return COLUMNS, lines
+
+
+def notes(book: Book) -> list[str]:
+    """What a reader must know beside the numbers."""
+    said = [
+        "Accuracy in percent on the defence's own predictions, drawn anew for scoring; K predictions an image. Forward, back: rows "
+        f"through the network an image; seconds in all. {INTERVALS}",
+        "T15's bars named as published explain a number and measure no robustness.",
+    ]
+    if book.labels["budget_name"] == "quick":
+        said.append("Budget quick: fewer images, steps and draws than the protocol; its attacks are weaker. Never compare it with another.")
+    if not book.complete:
+        said.append("Trials that say how many chunks are done are not finished; the same command goes on with them.")
+    return said
+
+
+def plain(book: Book) -> dict[str, Any]:
+    """For --json."""
+    return {"defense": book.subject, "labels": book.labels, "trials": json.loads(frame(book).to_json(orient="records"))}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def document(book: Book) -> str:
+    """The book as Markdown: a section an experiment, with how it is to be read, and the waterfall with its differences."""
+    parts = [f"# {title(book)}\n"]
+    for name, entries in _sections(book):
+        experiment = EXPERIMENTS[name]
+        parts.append(f"## {name} {experiment.title}\n\nReading: {experiment.reading}.\n")
+        steps = {bar.entry.trial: bar.step for bar in bars(book)} if name == "T15" else {}
+        columns, lines = list(COLUMNS), [_line(entry) for entry in entries]
+        if steps:
+            columns.insert(2, "Change")
+            for entry, line in zip(entries, lines, strict=True):
+                step = steps[entry.trial]
+                line.insert(2, DASH if step is None else percent(step, signed=True))
+        kept = [k for k, column in enumerate(columns) if column != "Besides" or any(line[k] for line in lines)]
+        parts.append(markdown([columns[k] for k in kept], [[line[k] for k in kept] for line in lines]))
+        row = published_row(book) if name == "T15" else None
+        if row is not None:
+            parts.append(f"Published for {row.method}: {published_text(row)} ({row.source}).\n")
+        if steps:
+            parts.append("Change: against the bar above, paired by image.\n")
+    return "\n".join([*parts, *(f"{note}  " for note in notes(book))]).rstrip() + "\n"
+
+
+def published_text(row: PublishedRow) -> str:
+    """`PGD 77.8, AA 79.5`."""
+    return ", ".join(f"{name} {value:.1f}" for name, value in (("PGD", row.pgd), ("AA", row.aa)) if value is not None)
+
+
+def stem(book: Book) -> str:
+    """The file name of a defence's tables and figures."""
+    return f"{book.subject}-{group(book)}".replace("/", "_")
+
+
+def group(book: Book) -> str:
+    """What defences must share to stand in one figure, as part of a file name: data set, threat, budget."""
+    labels = book.labels
+    size = f"{round(labels['eps'] * 255, 3):g}" if labels["norm"] == "linf" else f"-{labels['eps']:g}"
+    return f"{labels.get('dataset')}-{labels['norm']}{size}-{labels['budget_name']}".replace("/", "_")
+
+
+def write(books: Sequence[Book], folder: Path) -> list[Path]:
+    """Every book's table as CSV and Markdown, and its waterfall as CSV; returns the paths."""
+    paths = []
+    for book in books:
+        if not any(entry.complete for entry in book.entries):
+            continue
+        contents = {".csv": frame(book).to_csv(index=False), ".md": document(book)}
+        if any(bar.entry.complete for bar in bars(book)):
+            contents["-waterfall.csv"] = waterfall_frame(book).to_csv(index=False)
+        for suffix, content in contents.items():
+            path = Path(folder) / f"{stem(book)}{suffix}"
+            write_text(path, content)
+            paths.append(path)
+    return paths
+
+
+def _sections(book: Book) -> list[tuple[str, list[Entry]]]:
+    """Experiments that have trials, in order, with all of them."""
+    found = [(name, book.of(name, complete=False)) for name in EXPERIMENTS]
+    return [(name, entries) for name, entries in found if entries]
+
+
+def _line(entry: Entry) -> list[str]:
+    if not entry.complete:
+        return [entry.trial, f"{entry.result.chunks_done} of {entry.result.chunks} chunks", "", "", "", "", ""]
+    table = entry.result.frame
+    cost = [f"{table[kind].mean():,.0f}" for kind in ("forwards", "backwards")]
+    k = str(entry.result.identity["repeats"])
+    return [entry.trial, percent(entry.estimate), besides(entry), k, *cost, f"{table['seconds'].sum():,.1f}"]
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    labels, identity = entry.result.labels, entry.result.identity
+    row: dict[str, Any] = {"experiment": entry.experiment, "trial": entry.trial, "on": labels["on"]}
+    clean = labels["attack"] == "clean"  # its label says the threat of the others
+    row |= {"defense": labels["defense"], "norm": labels["norm"], "eps": 0.0 if clean else entry.eps, "attack": labels["attack"]}
+    row |= {"settings": json.dumps(identity["attack"], sort_keys=True, default=str), "n": labels["n"], "k": identity["repeats"]}
+    if not entry.complete:
+        return row
+    table = entry.result.frame
+    row |= dict(zip(NUMBERS, entry.estimate, strict=True))
+    others = {kind: entry.other(kind) for kind in OTHER}
+    others |= {f"any{k}": entry.any_of(k) for k in ANY if entry.experiment == "T11"}
+    for kind, found in others.items():
+        row |= _named(kind, found) if found is not None else {}
+    row |= {kind: table[kind].mean() for kind in ("forwards", "backwards")}
+    return row | {"seconds": table["seconds"].sum()}
+
+
+def _parts(name: str) -> list[str]:
+    return [name, f"{name}_low", f"{name}_high"]
+
+
+def _named(name: str, estimate: Estimate) -> dict[str, float]:
+    return dict(zip(_parts(name), estimate, strict=True))

@@ -1,0 +1,125 @@
+"""Adversarial pre-training on three tasks at once, over one trunk (Chen et al. 2020b, "ensemble pre-training"; recipes R2.11).
+
+The tasks share everything but the last stage of the encoder, and their perturbations are made together: beside the
+tasks' losses the attack raises a measure of how far apart the tasks' input gradients point.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rush_bench.datasets.views import pad_crop
+from rush_bench.errors import BadInput
+from rush_bench.networks.ensemble import Parallel, own_trunks, share_trunk
+from rush_bench.networks.resnet import Encoder
+from rush_bench.training.inner import InnerSettings
+from rush_bench.training.pretext import Jigsaw, Problem, Rotation, Selfie, SelfieSettings, TaskStage
+from rush_bench.training.stage import Batch, Context, Stage
+
+TASKS: tuple[type[TaskStage], ...] = (Rotation, Jigsaw, Selfie)  # one for each member of the network
+
+
+@dataclass(frozen=True)
+class JointSettings(SelfieSettings):
+    """R2.11; momentum, weight decay, cosine without warm-up, crops and mirror images as in the released code."""
+
+    epochs: int = 150
+    batch_size: int = 80  # R2.11: 32 to 80
+    lr: float = 0.001
+    warmup_epochs: float = 0
+    lr_min: float = 1e-8
+    padding: int = 4
+    flip: float = 0.5
+    diversity: float = 0.1  # lambda, the weight of log det
+    ridge: float = 1e-5
+    penalise: bool = True  # as released: the weights minimise what the attack maximises, log det included
+    selfie_weight: float = 4.0  # as released: Selfie's loss is summed over its hidden places
+
+
+def log_det(gradients: Tensor, ridge: float = 1e-5) -> Tensor:
+    """How diverse K directions an image are: log det(G^T G + ridge I), G's columns of unit length; batch mean, a scalar.
+
+    gradients: (K, B, ...), whose lengths do not matter. At most K log(1 + ridge), reached when they are orthogonal.
+    """
+    g = gradients.flatten(2).transpose(0, 1)  # (B, K, D)
+    g = g / (torch.linalg.vector_norm(g, dim=2, keepdim=True) + 1e-10)
+    gram = g @ g.transpose(1, 2) + ridge * torch.eye(g.shape[1], device=g.device, dtype=g.dtype)
+    return torch.linalg.slogdet(gram).logabsdet.mean()
+
+
+class Joint(Stage):
+    """min over weights of 1/6 sum_i (L_i(x_i) + L_i(x_i')) + lambda h(x'), with x' = argmax of sum_i L_i + lambda h.
+
+    x_i is task i's version of the image and has its own perturbation; h = `log_det` of the three dL_i/dx_i'. Its own
+    gradient is exact, hence of second order in the losses (as released: no term is held constant), so a step of the
+    attack costs four passes in place of two. `penalise=False` leaves h to the attack alone.
+
+    Member 0 (rotation) owns the trunk while it learns, stem to last stage but one; the last stages are the members'.
+    Selfie needs the trunk only, so that its member's last stage stays as it was made. In the end each member has its own copy.
+    """
+
+    name = "joint"
+
+    def __init__(self, context: Context, settings: JointSettings, attack: InnerSettings) -> None:
+        super().__init__(context)
+        self.own, self.inner = settings, attack
+        every = context.network.encoder
+        if not isinstance(every, Parallel) or len(every.members) != len(TASKS):
+            raise BadInput(
+                f"joint pre-training has a member for each of its {len(TASKS)} tasks; set network.members={len(TASKS)}"
+            )
+        self.encoders = cast(list[Encoder], list(every.members))
+        share_trunk(self.encoders)
+        self.tasks = [kind(context, settings, attack, number) for number, kind in enumerate(TASKS)]
+        self.learners = nn.ModuleList(self.tasks)
+        self.weights_of_tasks = [settings.selfie_weight if kind is Selfie else 1.0 for kind in TASKS]
+
+    def parameter_groups(self) -> list[nn.Parameter]:
+        return list(dict.fromkeys(parameter for task in self.tasks for parameter in task.parameter_groups()))  # the trunk once
+
+    def losses(self, v: Tensor, problems: list[Problem]) -> Tensor:
+        """sum_i L_i(v_i) of v (3B, C, H, W), each task's images through the network on their own: a scalar."""
+        # The fused kernels of attention cannot be differentiated twice.
+        with self.autocast(), sdpa_kernel(SDPBackend.MATH):
+            each = [
+                weight * F.cross_entropy(scores(part).float(), answers)
+                for weight, part, (_, scores, answers) in zip(self.weights_of_tasks, v.chunk(len(TASKS)), problems, strict=True)
+            ]
+        return torch.stack(each).sum()
+
+    def objective(self, v: Tensor, problems: list[Problem]) -> tuple[Tensor, Tensor | float]:
+        """The sum of the losses at v, which requires a gradient, and lambda h there."""
+        total = self.losses(v, problems)
+        if not self.own.diversity:
+            return total, 0.0
+        (gradient,) = torch.autograd.grad(total, v, create_graph=True)  # v_i is in L_i alone
+        return total, self.own.diversity * log_det(gradient.unflatten(0, (len(TASKS), -1)), self.own.ridge)
+
+    def loss(self, batch: Batch) -> Tensor:
+        images = pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)
+        problems = [task.problem(images, batch.generator) for task in self.tasks]
+        x = torch.cat([problem[0] for problem in problems])
+
+        def raised(v: Tensor) -> Tensor:
+            total, h = self.objective(v, problems)
+            return total + h
+
+        attacked = self.inner.run(self, raised, x, batch.generator)
+        clean = self.losses(x, problems)
+        if self.own.penalise:
+            worst, h = self.objective(attacked.requires_grad_(), problems)
+        else:
+            worst, h = self.losses(attacked, problems), 0.0
+        return (clean + worst) / (2 * len(TASKS)) + h
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The share of right answers, by task."""
+        return {task.name: task.validate()["task"] for task in self.tasks}
+
+    def finish(self) -> None:
+        own_trunks(self.encoders)

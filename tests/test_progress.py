@@ -1,0 +1,78 @@
+"""The one progress display: a bar on a terminal, lines elsewhere, no more of them than asked for."""
+
+import io
+
+import pytest
+
+from rush_bench import progress
+from rush_bench.progress import Bar
+from rush_bench.training import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_every_ten_seconds_and_at_the_end_with_the_time_left(clock):
+    stream = io.StringIO()
+    with Bar("attack", 100, 40, stream=stream) as bar:  # 40 were there already: the pace is that of the others
+        for step in range(60):
+            clock[0] += 4
+            bar.advance(f"{step} %", title="pgd" if step > 30 else None)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "attack: 43/100, 4 min left  2 %"
+    assert lines[-2:] == ["pgd: 97/100, 12 s left  56 %", "pgd: 100/100, 0 s left  59 %"]
+    assert len(lines) == 20
+
+
+def test_a_quiet_one_speaks_at_its_end_alone(clock):
+    stream = io.StringIO()
+    with Bar("certify", 3, every=float("inf"), stream=stream) as bar:
+        for _ in range(3):
+            clock[0] += 100
+            bar.advance()
+    assert stream.getvalue() == "certify: 3/3, 0 s left\n"
+
+
+def test_training_names_stage_epoch_loss_and_what_was_measured(clock):
+    stream = io.StringIO()
+    with Progress(stream) as bar:
+        bar.start("pretrain", 4, total=40, done=10)
+        bar.update(1, 11, 3.0)  # too soon
+        bar.measured({"knn": 0.5})
+        clock[0] += 10
+        bar.update(1, 20, 2.5)
+        bar.start("finetune", 2, total=8, done=0)
+        bar.update(1, 8, 1.25)
+    assert stream.getvalue().splitlines() == [
+        "pretrain: 20/40, 20 s left  epoch 2/4  loss 2.5000  knn 50.0 %",
+        "finetune: 8/8, 0 s left  epoch 2/2  loss 1.2500",
+    ]
+
+
+@pytest.mark.parametrize("name", ["[bold]/x", "resume[0]"])
+def test_a_bar_on_a_terminal_shows_text_as_it_is(name):
+    stream = Terminal()
+    with Bar(name, 2, stream=stream) as bar:
+        bar.advance(f"in {name}")
+        bar.note(f"note of {name}")
+    text = stream.getvalue()
+    assert "\x1b[" in text and f"in {name}" in text and f"note of {name}" in text and "1/2" in text
+
+
+def test_stages_follow_one_another_on_one_bar():
+    stream = Terminal()
+    with Progress(stream) as bar:
+        for stage in ("pretrain", "finetune"):
+            bar.start(stage, 1, total=2, done=0)
+            bar.update(0, 2, 1.0)
+            assert bar.rich is not None and [task.description for task in bar.rich.tasks] == [stage]
+    assert bar.rich is None

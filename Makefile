@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint format clean benchmark-digits
+.PHONY: demo test lint format clean benchmark-digits verdict-digits
 
 demo: $(READY)
 	$(BIN)/rush-bench demo
@@ -14,6 +14,10 @@ test: $(READY)
 
 benchmark-digits: $(READY)
 	$(BIN)/python benchmarks/digits.py
+
+# REFERENCE: a folder of SmoothAdv's prediction logs to draw beside the sweep of draws
+verdict-digits: $(READY)
+	$(BIN)/python benchmarks/verdict_digits.py $(if $(REFERENCE),--reference $(REFERENCE))
 
 lint: $(READY)
 	$(BIN)/ruff check .

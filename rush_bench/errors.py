@@ -1,7 +1,7 @@
 """Errors that a user sees. Each says what is wrong and how to mend it, and carries the exit code of the command."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class RushBenchError(Exception):
@@ -26,6 +26,23 @@ class MissingPackage(RushBenchError):
     """An optional package is not installed; the message ends with the line that installs it. Exit code 4."""
 
     exit_code = 4
+
+
+class Failure(str):
+    """Why a cell failed, in words, with the exit code of its cause: an error or the failure of another cell (else 1)."""
+
+    exit_code: int
+
+    def __new__(cls, reason: str, cause: object = None) -> "Failure":
+        made = super().__new__(cls, reason)
+        made.exit_code = getattr(cause, "exit_code", 1)
+        return made
+
+
+def failed_code(failed: Mapping[str, str]) -> int:
+    """Exit code of a command some of whose cells failed: 4 where each lacks an optional package, else 1."""
+    missing = MissingPackage.exit_code
+    return missing if all(getattr(reason, "exit_code", 1) == missing for reason in failed.values()) else 1
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BadInput:

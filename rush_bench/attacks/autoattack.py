@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
-from rush_bench.attacks.components import Components, Effort, Name, component_passes
+from rush_bench.attacks.components import Components, Effort, Name, check_classes, component_passes
 from rush_bench.attacks.cost import judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
 from rush_bench.defenses import Defense, as_module
-from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
 
 NAMES = {
@@ -45,10 +45,7 @@ class AutoAttack(Attack):
     steps: int = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if defense.classes < 4:
-            raise BadInput(
-                f"AutoAttack's targeted DLR loss needs 4 classes, {defense.name} has {defense.classes}; leave out the aa attack"
-            )
+        check_classes(defense, "aa")
         fixed = self._fixed(defense)
         with torch.random.fork_rng():  # AutoAttack seeds the global generator (A5)
             attack = self._build(fixed, threat, stream)
@@ -89,6 +86,10 @@ class AutoAttack(Attack):
             checks += UNSEEN
         return sum(f for f, _ in parts) + checks * rows, sum(b for _, b in parts)
 
+    def settings(self) -> dict[str, Any]:
+        # Records made with checkpoints of 100 steps, whatever `steps` was, are not these.
+        return super().settings() | ({"schedule": "scaled"} if self.steps else {})
+
     def _fixed(self, defense: Defense, other: int = 0) -> Defense:
         """The bank that is attacked, or another of its size."""
         return defense.bank(self.bank or max(defense.draws, self.least_bank), self.bank_seed + other)
@@ -111,7 +112,11 @@ class AutoAttack(Attack):
         attack.apgd.n_restarts = 1
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, fixed.classes - 1)
         if self.steps:
-            attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = self.steps
+            attack.fab.n_iter = self.steps
+            for apgd in (attack.apgd, attack.apgd_targeted):
+                # as its __init__ has them for so many steps: with those of 100, few steps would never halve the step size
+                apgd.n_iter, apgd.n_iter_2 = self.steps, max(int(0.22 * self.steps), 1)
+                apgd.n_iter_min, apgd.size_decr = max(int(0.06 * self.steps), 1), max(int(0.03 * self.steps), 1)
         return attack
 
 
@@ -139,10 +144,7 @@ class RandAutoAttack(Official):
     PARTS: ClassVar[tuple[Name, ...]] = ("apgd-ce", "apgd-dlr")
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if defense.classes < 3:
-            raise BadInput(
-                f"AutoAttack's DLR loss needs 3 classes, {defense.name} has {defense.classes}; leave out the aa-rand attack"
-            )
+        check_classes(defense, "aa-rand", least=3)
         kept = Kept(defense, images, labels, stream, self.select_draws)
         with torch.random.fork_rng():
             components = Components(defense, threat, stream, self._effort(defense))

@@ -122,6 +122,16 @@ class Components:
         return attack.perturb(images, labels)
 
 
+def check_classes(defense: Defense, attack: str, least: int = 4) -> None:
+    """BadInput where a DLR loss has too few classes to compare: the targeted one needs 4, the other 3."""
+    if defense.classes < least:
+        loss = "targeted DLR" if least == 4 else "DLR"
+        raise BadInput(
+            f"AutoAttack's {loss} loss needs {least} classes, {defense.name} has {defense.classes}; "
+            f"leave out the {attack} attack"
+        )
+
+
 def component_passes(name: str, defense: Defense, effort: Effort) -> tuple[float, float]:
     """Rows forward and backward of one component for an image that never breaks, the pass that decides included."""
     rows = prediction_rows(defense)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.defenses import Defense
+from rush_bench.defenses.smoothed import positions as positions
 from rush_bench.noise import Stream
 
 
@@ -50,11 +51,6 @@ class Kept:
         # where all of these are saturated, the log still tells near from far
         logs = total.clamp_min(1e-30).log()
         return shares / 2 + 1e-4 * _worth(logs, labels, True), votes.gather(1, labels[:, None])[:, 0]
-
-
-def positions(stream: Stream, batch: int) -> Tensor:
-    """The positions of the batch's images in their data set (B,), on the CPU."""
-    return torch.arange(batch) if stream.images is None else stream.images.cpu().expand(batch)
 
 
 def _worth(scores: Tensor, labels: Tensor, several: bool) -> Tensor:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
-from rush_bench.attacks.components import Components, Effort, Name, component_passes
+from rush_bench.attacks.components import Components, Effort, Name, check_classes, component_passes
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
 from rush_bench.attacks.pgd import PGD
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 
 NAMES = {
@@ -60,11 +59,7 @@ class PublishedAutoAttack(Official):
     select_draws: int = 64
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if defense.classes < 4:
-            raise BadInput(
-                f"AutoAttack's targeted DLR loss needs 4 classes, {defense.name} has {defense.classes}; "
-                "leave out the aa-published attack"
-            )
+        check_classes(defense, "aa-published")
         kept = Kept(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
         attacked = images.clone()
         standing = torch.arange(len(images), device=images.device)

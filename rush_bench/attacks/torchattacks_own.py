@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.base import Attack, Threat
-from rush_bench.attacks.components import NORMS, Effort, component_passes, module_of
+from rush_bench.attacks.components import NORMS, Effort, check_classes, component_passes, module_of
 from rush_bench.attacks.cost import module_rows
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput, MissingPackage
@@ -81,11 +81,7 @@ class TorchattacksAutoAttack(Attack):
     queries: int = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if defense.classes < 4:
-            raise BadInput(
-                f"AutoAttack's targeted DLR loss needs 4 classes, {defense.name} has {defense.classes}; "
-                "leave out the torchattacks-aa attack"
-            )
+        check_classes(defense, "torchattacks-aa")
         with torch.random.fork_rng():
             attack = real_torchattacks().AutoAttack(
                 _Anchored(module_of(defense, stream), defense.device),

@@ -72,12 +72,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Book:
-    """All trials of one defence (`subject`) at one threat. `certificates` are those of the same weights and noise."""
+    """All trials of one defence (`subject`) at one threat.
+
+    `certificates` are finished ones of the same weights and noise; `uncertified` is how many were asked for and are not there.
+    """
 
     subject: str
     labels: dict[str, Any]
     entries: tuple[Entry, ...]
     certificates: tuple[CellResult, ...] = ()
+    uncertified: int = 0
 
     def of(self, experiment: str, prefix: str = "", complete: bool = True) -> list[Entry]:
         """The trials of an experiment whose names begin so, in the order of the plan; finished ones unless told."""
@@ -110,13 +114,12 @@ class Book:
     @property
     def clean(self) -> Entry | None:
         """Accuracy on clean images."""
-        found = self.of("T10", "0")
-        return found[0] if found and found[0].trial == "0" else None
+        return self.get("T10", "0")
 
     @property
     def complete(self) -> bool:
-        """Whether all its trials are finished."""
-        return all(entry.complete for entry in self.entries)
+        """Whether all its trials are finished, and its certificates."""
+        return not self.uncertified and all(entry.complete for entry in self.entries)
 
 
 def entries_of(results: Iterable[CellResult]) -> list[Entry]:

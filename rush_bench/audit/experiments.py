@@ -11,7 +11,9 @@ from typing import Any
 from rush_bench.errors import BadInput, unknown_name
 
 WORST = "worst"  # trial.attack of a per-image worst case; settings name the experiments that it is over
+THEIRS = "torchattacks' own"  # begins the names of T15's trials that are no bars of the waterfall
 STRONG = ("ce@vote:3", "margin")  # losses of our strongest single attack; see EOTAPGD
+SOURCES = ("pgd_at", "trades", "dataaug", "free", "acl", "simclr")  # recipes, the best sources of transfer first (T8)
 ABLATIONS = ("simclr", "noise_sup", "random_probe", "cohen", "rush")  # recipes that isolate an ingredient of RUSH (T14)
 
 
@@ -44,6 +46,9 @@ class Subject:
     has_base: bool = True
     has_bank: bool = True
     has_votes: bool = True
+    has_module: bool = True  # logits for AutoAttack's code
+    has_still: bool = True  # a network of ours, which may go through the randomised code path without noise (T16)
+    has_torchattacks: bool = False  # the extra is installed: the package's own attacks beside our emulation (T15)
     radii: tuple[tuple[str, float], ...] = ()  # (norm, eps) at which a certificate is compared with attacks (T12)
     peers: tuple[tuple[str, str, int], ...] = ()  # other models of the data set: name, recipe, votes
 
@@ -214,7 +219,7 @@ def _t4(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t5(s: Subject, b: Budget) -> list[Trial]:
-    if not s.draws or s.classes < 3:
+    if not s.draws or s.classes < 3 or not s.has_module:
         return []
     # a gradient of a vote is a mean over m draws already: as many draws in all as eot_iter asks for at one vote
     counts = sorted({max(1, round(count / s.draws)) for count in b.rand})
@@ -222,7 +227,7 @@ def _t5(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t6(s: Subject, b: Budget) -> list[Trial]:
-    if s.classes < 4 or not s.has_bank:
+    if s.classes < 4 or not s.has_bank or not s.has_module:
         return []
     how = {"parts": b.parts, "steps": b.part_steps}
     title = "AA" if not b.parts else "+".join(part.upper() for part in b.parts)
@@ -309,9 +314,17 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
             Trial("T15", "PGD-20", "pgd"),
             Trial("T15", "worst case over all", WORST, {"of": ()}),
         ]
+    # what the package itself gives, beside our emulation of it; bars of their own, no part of the waterfall
+    theirs = []
+    if s.has_torchattacks and s.norm == "linf":
+        theirs.append(Trial("T15", f"{THEIRS} PGDRS", "torchattacks-pgdrs"))
+        if s.classes >= 4 and s.has_module and (not b.small or s.draws <= 8):
+            effort = {key: b.published.get(key, default) for key, default in (("steps", 10), ("queries", 5_000))}
+            theirs.append(Trial("T15", f"{THEIRS} AutoAttack", "torchattacks-aa", effort))
+            theirs.append(Trial("T15", f"{THEIRS} AutoAttack, emulated", "aa-published", {**effort, "fab": "targeted"}))
     more, forty = max(b.sweep[-1], 2 * s.draws), {"steps": 40, "step": 0.25}
     bars = []
-    if s.classes >= 4:
+    if s.classes >= 4 and s.has_module:
         bars += [
             Trial("T15", "AA as published", "aa-published", dict(b.published)),
             Trial("T15", "never the clean image back", "aa-published", {**b.published, "hand_back": "best"}),
@@ -330,19 +343,22 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
             {"steps": b.long, "losses": ("margin",), "draws": max(b.draws, s.draws) if b.small else more},
         ),
     ]
-    if s.has_bank and s.classes >= 4:
+    if s.has_bank and s.has_module and s.classes >= 4:
         size, title = max(s.draws, 16), "APGD" if b.parts else "AutoAttack"
         settings = {"parts": b.parts, "steps": b.part_steps, "bank": size}
         bars.append(Trial("T15", f"{title} on a bank of {size}", "aa", settings))
-    return [*bars, Trial("T15", "worst case over all", WORST, {"of": ()})]
+    return [*theirs, *bars, Trial("T15", "worst case over all", WORST, {"of": ()})]
 
 
 def _t16(s: Subject, b: Budget) -> list[Trial]:
     if s.classes < 4:
         return []
-    subjects = [("", "")] if not s.draws else [(f"model={n}", f"{n}, ") for n, _, votes in s.peers if not votes][: b.peers]
+    itself = [("", "")] if s.has_module and s.has_still else []
+    subjects = itself if not s.draws else [(f"model={n}", f"{n}, ") for n, _, votes in s.peers if not votes][: b.peers]
     # without noise every draw is the same: one goes through the code path of many
-    ours = {"steps": max(b.sweep_steps, b.part_steps), "losses": ("ce", "margin"), "draws": 1, "select_draws": 1}
+    # and the losses are those of AutoAttack: of its parts, or CE and targets as in the standard version
+    losses = ("ce",) if b.parts == ("apgd-ce",) else ("ce", "margin-to")
+    ours = {"steps": b.part_steps or b.sweep_steps, "losses": losses, "draws": 1, "select_draws": 1}
     trials = []
     for on, prefix in subjects:
         still = f"still{on and ':' + on}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
@@ -16,7 +17,7 @@ from rush_bench.audit.checks import checks
 from rush_bench.audit.finding import Finding, judged
 from rush_bench.audit.flags import flags
 from rush_bench.audit.indicators import indicators
-from rush_bench.audit.verdict import STRENGTH, Claim, Verdict, verdict
+from rush_bench.audit.verdict import BUGS, STRENGTH, Claim, Verdict, verdict
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput, RushBenchError
@@ -67,10 +68,12 @@ def probe(
     count: int = PROBED,
     deadline: float | None = None,
     quiet: bool = False,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, list[Finding]]:
     """Findings of the probes by defence, on the first `count` images; what is on disk is not made again.
 
-    Any number of processes may work on the same folder. Past the deadline what is missing stays missing.
+    Any number of processes may work on the same folder. Past the deadline what is missing stays missing; so does a probe
+    that fails, with its reason in `failed`, and the others go on.
     """
     part = data.take(list(range(min(count, len(data)))))
     jobs = [job for defense in defenses for job in _probes(defense, part, threat, out / FOLDER / "probes", seed)]
@@ -86,7 +89,14 @@ def probe(
                         if held is False:
                             waiting.append(job)
                             continue
-                        write_json(job.path, {"findings": [finding.to_dict() for finding in job.make()]})
+                        try:
+                            found = [finding.to_dict() for finding in job.make()]
+                        except Exception as error:  # a defence is anybody's code: its failure must not lose the others
+                            reason = str(error) if isinstance(error, RushBenchError) else f"{type(error).__name__}: {error}"
+                            (failed if failed is not None else {})[f"{job.defense.name} probe {job.name}"] = reason
+                            bar.note(f"failed: {job.defense.name} probe {job.name}: {reason}")
+                            continue
+                        write_json(job.path, {"findings": found})
                 bar.advance(job.name, title=f"probes of {job.defense.name}")
             if waiting and len(waiting) == len(left):
                 time.sleep(0.2)
@@ -133,10 +143,11 @@ def replayed(book: Book) -> Claim:
 
 def depends_on_image(defense: Defense, images: Tensor, stream: Stream) -> Finding:
     """Whether predictions change when the images are exchanged for others while the draws stay the same."""
-    what = "share of images whose probabilities change when the images are shuffled, with the same draws"
+    what = "share of images whose probabilities change when the images are shuffled or inverted, with the same draws"
     before = defense.predict(images, stream).probabilities
-    after = defense.predict(images.roll(1, 0), stream).probabilities
-    share = float((before - after).abs().amax(1).gt(1e-6).double().mean())
+    # inverted too: a single image has none to be exchanged for, and neighbours may be alike
+    after = [defense.predict(others, stream).probabilities for others in (images.roll(1, 0), 1 - images)]
+    share = float(torch.stack([(before - other).abs().amax(1).gt(1e-6) for other in after]).any(0).double().mean())
     return judged("depends-on-image", what, share, ">=", 0.01, "ours: otherwise there is nothing for an attack to change")
 
 
@@ -146,11 +157,7 @@ def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: 
     def made(name: str, make: Callable[[Tensor, Tensor, Stream], list[Finding]]) -> _Probe:
         def run() -> list[Finding]:
             images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
-            try:
-                return make(images, labels, Stream(seed, f"audit/{name}", part.index))
-            except RushBenchError as error:
-                reason = f"the probe {name} of {defense.name} failed: {error}"
-                raise RushBenchError(reason) from error
+            return make(images, labels, Stream(seed, f"audit/{name}", part.index))
 
         return _Probe(name, defense, folder / f"{key}-{name}.json", run)
 
@@ -168,7 +175,7 @@ def lay_out(audit: Audit, sources: bool = True) -> tuple[list[str], list[list[st
     """Header and rows of the findings, as text; without `sources` what a terminal has room for."""
     rows = []
     for f in audit.findings:
-        decides = "strength" if f.check in STRENGTH else "sign"
+        decides = "bug" if f.status == "bug" or f.check in BUGS else "strength" if f.check in STRENGTH else "sign"
         needed = "" if f.threshold is None else f"{f.relation} {f.threshold:.4g}"
         figure = "" if f.figure is None else f"{f.figure:.4g}"
         if f.low is not None and f.high is not None:

@@ -12,17 +12,21 @@ import numpy as np
 import torch
 
 from rush_bench.attacks.base import Norm, Threat
+from rush_bench.attacks.cost import prediction_rows
+from rush_bench.attacks.torchattacks_own import LAWS, real_torchattacks
 from rush_bench.audit.book import Book, entries_of
-from rush_bench.audit.experiments import BUDGETS, WORST, Budget, Subject, Trial, plan
+from rush_bench.audit.experiments import BUDGETS, SOURCES, WORST, Budget, Subject, Trial, plan
 from rush_bench.certify.bounds import certificate
+from rush_bench.certify.check import FOLDER as CERTIFICATES
+from rush_bench.certify.check import Comparison, clashes
 from rush_bench.certify.run import certify
 from rush_bench.certify.sampling import THIRDS, Sampling
 from rush_bench.datasets import Images
-from rush_bench.defenses import Defense, Deterministic, Smoothed, load_defense
+from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed, load_defense
 from rush_bench.defenses.load import listed
-from rush_bench.errors import BadInput, unknown_name
-from rush_bench.evaluation.records import CellResult, CellStore
-from rush_bench.evaluation.runner import Job, check_fits, default_repeats, job_for, work, worst_job
+from rush_bench.errors import BadInput, MissingPackage, unknown_name
+from rush_bench.evaluation.records import Cell, CellResult, CellStore, load_results
+from rush_bench.evaluation.runner import Job, check_asked, default_repeats, job_for, work, worst_job
 from rush_bench.noise import Gaussian, Stream, Uniform
 
 FOLDER = "settle"
@@ -30,13 +34,17 @@ FOLDER = "settle"
 
 @dataclass
 class SettleRun:
-    """What `settle` leaves: a book a defence, what failed, and where it all lies."""
+    """What `settle` leaves: a book a defence, what failed, and where it all lies.
+
+    `contradictions`: attacks below what a certificate of the same weights leaves. One of the two programs has a bug.
+    """
 
     books: list[Book]
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = Path()
     done: bool = True
     pairs: list[tuple[Sequence[Defense], Images]] = field(default_factory=list)  # what the books are of
+    contradictions: list[Comparison] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -46,7 +54,7 @@ class SettleRun:
 
 @dataclass(frozen=True)
 class Cost:
-    """Rows forward and backward, and the seconds they are expected to take here."""
+    """Cells with chunks missing, their rows forward and backward, and the seconds they are expected to take here."""
 
     jobs: int
     forwards: float
@@ -56,12 +64,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Planned:
-    """The jobs of one defence with what each is expected to cost a chunk."""
+    """The jobs of one defence, and what is expected of those that are not done yet."""
 
     defense: Defense
     jobs: tuple[Job, ...]
     seconds: dict[str, float]  # by cell key, an image
-    costs: dict[str, Cost]  # by experiment
+    costs: dict[str, Cost]  # by experiment, of what is missing
     certificates: tuple[tuple[str, Sampling], ...] = ()
 
 
@@ -91,19 +99,23 @@ def settle(
     off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
+    check_asked(defenses, data, shard)
+    if norm not in ("linf", "l2"):
+        raise unknown_name("norm", norm, ("linf", "l2"))
+    if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
+        raise BadInput(f"eps {eps:g} is no radius in {norm}: pixels lie in [0,1]; give --eps 8/255 or --norm l2 --eps 0.5")
     name = budget if isinstance(budget, str) else "own"
     folder = Path(out) / FOLDER
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     only = None if only is None else list(only)
-    planned = [
-        _planned(d, data, chosen, name, Threat(norm, eps), only, Path(store), options, seed=seed, repeats=repeats, chunk=chunk)
-        for d in defenses
-    ]
     cells = CellStore(folder)
+    keyed: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
+    planned = [_planned(d, data, chosen, name, Threat(norm, eps), only, Path(store), options, cells, **keyed) for d in defenses]
 
     def run_of(failed: dict[str, str], done: bool) -> SettleRun:
-        books = [_book(cells, one, folder, Threat(norm, eps), name) for one in planned]
-        return SettleRun(books, failed, folder, done, [(defenses, data)])
+        books = [_book(cells, one, folder, Threat(norm, eps), name, data) for one in planned]
+        found = clashes([entry.result for book in books for entry in book.entries], Path(out), folder)
+        return SettleRun(books, failed, folder, done, [(defenses, data)], found)
 
     if not before(planned):
         return run_of({}, False)
@@ -157,7 +169,8 @@ def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
         source = form(defense, on.partition(":")[2], load)
         if not isinstance(source, Deterministic):
             raise BadInput(f"{source.name} cannot go through the randomised code path without noise")
-        options = {"shape": source.shape, "device": source.device, "memory": source.body.memory}
+        options: dict[str, Any] = {"shape": source.shape, "device": source.device, "memory": source.body.memory}
+        options |= {"outputs": source.body.outputs, "precision": source.precision}
         return Smoothed(source.body.network, noise=Uniform(0.0), votes=1, name=f"{source.name}-still", **options)
     raise BadInput(f"no form {on!r} of a defence")
 
@@ -171,12 +184,12 @@ def _planned(
     only: list[str] | None,
     store: Path,
     options: dict[str, Any],
+    cells: CellStore,
     *,
     seed: int,
     repeats: int | None,
     chunk: int,
 ) -> Planned:
-    check_fits(defense, data)
     loaded: dict[str, Defense] = {}
 
     def load(name: str) -> Defense:
@@ -192,7 +205,10 @@ def _planned(
         eps=threat.eps,
         has_base=_has(lambda: defense.base()),
         has_bank=_has(lambda: defense.bank(2, 0)),
-        has_votes=isinstance(defense, Smoothed),
+        has_votes=isinstance(defense, Smoothed | Randomised),
+        has_module=_has(lambda: defense.as_module(Stream(0, "module"))),
+        has_still=isinstance(defense, Deterministic),
+        has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
         radii=tuple((norm, radius) for norm, sampling in certificates for radius in sampling.radii if radius > 0),
         peers=_peers(defense, data, store),
     )
@@ -213,33 +229,38 @@ def _planned(
             "threat_eps": threat.eps,
         }
         if trial.attack == WORST:
-            of = _parts(jobs, trial, threat)
-            if of:
+            if of := _parts(jobs, trial):
                 jobs.append((trial, worst_job(of, labels, trial.repeats)))
             continue
         about = form(defense, trial.on, load)
-        eps = trial.eps if trial.eps is not None else min(1.0, trial.scale * threat.eps)
+        eps = trial.eps if trial.eps is not None else trial.scale * threat.eps
+        if threat.norm == "linf" and not trial.norm:
+            eps = min(1.0, eps)  # the whole box
         at = Threat(trial.norm or threat.norm, eps)  # type: ignore[arg-type]
         settings = trial.settings
         if trial.attack == "transfer" and settings["source"] != "base":
             settings = {**settings, "store": str(store)}
         k = trial.repeats or repeats or default_repeats(about.draws, quick)
         jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, seed=seed, repeats=k, chunk=chunk)))
-    return _priced(defense, jobs, data, certificates)
+    return _priced(defense, jobs, data, certificates, cells)
 
 
-def _parts(jobs: list[tuple[Trial, Job]], trial: Trial, threat: Threat) -> list[Job]:
-    """What a worst case is over: attacks on the defence itself at the threat, of the experiments named (none: all)."""
+def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
+    """What a worst case is over: attacks on the defence itself at the threat, of the experiments named.
+
+    Where none are named it is over all, and over the clean images, which lie in every ball.
+    """
+    named = trial.settings["of"]
+    clean: dict[str, Job] = {}
     of: dict[str, Job] = {}
     for other, job in jobs:
-        wanted = not trial.settings["of"] or other.experiment in trial.settings["of"]
-        itself = other.on == "" and other.scale == 1 and not other.norm and other.attack not in (WORST, "clean")
-        if wanted and itself:
-            of.setdefault(job.cell.key, job)
-    return list(of.values())
+        itself = other.on == "" and other.scale == 1 and not other.norm and other.attack != WORST
+        if itself and (not named or other.experiment in named):
+            (clean if other.attack == "clean" else of).setdefault(job.cell.key, job)
+    return [*([] if named else clean.values()), *of.values()] if of else []
 
 
-def _has(make: Callable[[], Defense]) -> bool:
+def _has(make: Callable[[], object]) -> bool:
     try:
         make()
     except BadInput:
@@ -247,8 +268,16 @@ def _has(make: Callable[[], Defense]) -> bool:
     return True
 
 
+def _has_torchattacks() -> bool:
+    try:
+        real_torchattacks()
+    except MissingPackage:
+        return False
+    return True
+
+
 def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str, int], ...]:
-    """Other models of the store for the same images: the strongest kinds of sources first, then by name."""
+    """Other models of the store for the same images: deterministic ones and the best sources of transfer first."""
     own = str(defense.labels().get("model", defense.name)).split("@")[0]
     found = []
     for name, card in listed(store, data.name).items() if store.is_dir() else ():
@@ -259,7 +288,8 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
             found.append((name, str(card["recipe"]), votes))
     # one row a model: a randomised one at its most votes
     best = {name.split("@")[0]: (name, recipe, votes) for name, recipe, votes in sorted(found, key=lambda peer: peer[2])}
-    return tuple(sorted(best.values(), key=lambda peer: (peer[2] != 0, peer[0])))
+    rank = {recipe: place for place, recipe in enumerate(SOURCES)}
+    return tuple(sorted(best.values(), key=lambda peer: (peer[2] != 0, rank.get(peer[1], len(rank)), peer[0])))
 
 
 def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling], ...]:
@@ -274,7 +304,11 @@ def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling
 
 
 def _priced(
-    defense: Defense, jobs: list[tuple[Trial, Job]], data: Images, certificates: tuple[tuple[str, Sampling], ...]
+    defense: Defense,
+    jobs: list[tuple[Trial, Job]],
+    data: Images,
+    certificates: tuple[tuple[str, Sampling], ...],
+    cells: CellStore,
 ) -> Planned:
     speed: dict[int, tuple[float, float]] = {}
     seconds: dict[str, float] = {}
@@ -285,20 +319,23 @@ def _priced(
         if at not in speed:
             speed[at] = rates(about, data)
         forwards, backwards = job.attack.passes(about) if job.attack is not None else (0.0, 0.0)
-        forwards += job.cell.identity["repeats"] * max(about.draws, 1)
+        forwards += job.cell.identity["repeats"] * prediction_rows(about)
         fresh = job.cell.key not in seconds
         seconds[job.cell.key] = forwards * speed[at][0] + backwards * speed[at][1]
         before = costs.get(trial.experiment, Cost(0, 0, 0, 0))
-        if fresh:  # a cell of two experiments is paid once
+        left = _images_left(cells, job.cell)
+        if fresh and left:  # a cell of two experiments is paid once
             costs[trial.experiment] = Cost(
                 before.jobs + 1,
-                before.forwards + forwards * len(data),
-                before.backwards + backwards * len(data),
-                before.seconds + seconds[job.cell.key] * len(data),
+                before.forwards + forwards * left,
+                before.backwards + backwards * left,
+                before.seconds + seconds[job.cell.key] * left,
             )
-        else:
-            costs.setdefault(trial.experiment, before)
     return Planned(defense, tuple(job for _, job in jobs), seconds, costs, certificates)
+
+
+def _images_left(cells: CellStore, cell: Cell) -> int:
+    return sum(len(cell.rows(c)) for c in range(cell.chunks) if not cells.has(cell, c))
 
 
 def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float]:
@@ -318,9 +355,12 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
         made = len(part) * predictions * max(defense.draws, 1)
         forward = (time.perf_counter() - begun) / made
         begun = time.perf_counter()
-        defense.gradient(images, labels, "ce", draws, stream)
-        _wait(defense.device)
-        backward = (time.perf_counter() - begun) / (len(part) * draws) - forward
+        try:
+            defense.gradient(images, labels, "ce", draws, stream)
+            _wait(defense.device)
+            backward = (time.perf_counter() - begun) / (len(part) * draws) - forward
+        except (BadInput, RuntimeError):  # one without gradients: the cells that need them will say so
+            backward = forward
         best = [min(best[0], forward), min(best[1], max(backward, 0.1 * forward))]
     defense.passes.forwards, defense.passes.backwards = passes.forwards, passes.backwards
     return best[0], best[1]
@@ -369,17 +409,20 @@ class Forecast:
         )
 
 
-def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str) -> Book:
+def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Book:
     results = [cells.result(job.cell) for job in one.jobs]
     labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
     labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
-    labels |= {key: one.jobs[0].cell.labels[key] for key in ("dataset", "n")} if one.jobs else {}
-    return Book(one.defense.name, labels, tuple(entries_of(results)), tuple(_certified(folder, one)))
+    labels |= {"dataset": data.name, "n": len(data)}
+    certified = _certified(folder, one)
+    whole = tuple(result for result in certified if result.complete)
+    # others that lie there, of more draws or other images, are compared too, but not waited for
+    there = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in whole}
+    missing = sum((data.digest, sampling.draws, norm) not in there for norm, sampling in one.certificates)
+    return Book(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
 
 
 def _certified(folder: Path, one: Planned) -> list[CellResult]:
-    from rush_bench.evaluation.records import load_results
-
     who = {key: value for key, value in one.defense.identity().items() if key != "votes"}
-    found = load_results(folder / "certificates", warn=lambda text: None)
-    return [result for result in found if result.identity["defense"] == who and result.complete]
+    found = load_results(folder / CERTIFICATES, warn=lambda text: None)
+    return [result for result in found if result.identity["defense"] == who]

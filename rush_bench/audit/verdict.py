@@ -9,6 +9,7 @@ from rush_bench.evaluation.statistics import Estimate
 
 Word = Literal["stands", "weakened", "refuted", "cannot say"]
 REFUTED, WEAKENED, ABOVE_CHANCE = 0.20, 0.03, 0.03
+ROUNDING = 1e-9  # 0.8 - 0.6 is not more than 0.2
 
 # A flag of one of these keeps a claim from standing. The rest are signs that explain, or the reverse of the coin.
 STRENGTH = (
@@ -38,15 +39,15 @@ STRENGTH = (
     "optimises-at-inference",
     "same-through-both-doors",
 )
+BUGS = ("certificate-above-attack",)  # whatever else these find, a failure is a bug
 REQUIRED = (
     "zero-gradients",
     "unconstrained-attack-failure",
     "reaches-chance",
     "square-beats-white-box",
-    "white-box-beats-transfer",
     "random-noise",
 )
-REQUIRED_RANDOMISED = (*REQUIRED, "more-draws")
+REQUIRED_RANDOMISED = (*REQUIRED, "white-box-beats-transfer", "more-draws")
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,15 @@ def verdict(claim: Claim, worst: Estimate, findings: Sequence[Finding], *, class
     bugs = [finding.check for finding in findings if finding.status == "bug"]
     if bugs:
         return said("cannot say", 1, "a check found what cannot be: one of our own programs is wrong", bugs)
-    if claim.value <= 1 / classes + ABOVE_CHANCE:
+    if claim.value <= 1 / classes + ABOVE_CHANCE + ROUNDING:
         return said("cannot say", 0, f"the claim is no more than chance ({1 / classes:.1%}): there is nothing to settle")
-    gap = claim.value - worst.high
+    gap = claim.value - worst.high - ROUNDING
     text = f"the worst case is at most {worst.high:.1%} (95 %), the claim {claim.value:.1%}"
     flags = [name for name in STRENGTH if name in by_name and by_name[name].status == "flag"]
-    if gap > REFUTED or worst.high < claim.value / 2:
-        return said("refuted", 2, f"{text}: more than 20 points, or more than half of it, is gone", ["worst case"])
+    if gap > REFUTED or worst.high < claim.value / 2 - ROUNDING:
+        how = "more than 20 points are gone" if gap > REFUTED else "more than half of it is gone"
+        also = f"; a better attack might take even more ({', '.join(flags)})" if flags else ""
+        return said("refuted", 2, f"{text}: {how}{also}", ["worst case"])
     if gap > WEAKENED:
         also = f"; the attack may still be too weak ({', '.join(flags)})" if flags else ""
         return said("weakened", 3, f"{text}: more than 3 points are gone{also}", ["worst case", *flags])

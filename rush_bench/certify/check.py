@@ -9,14 +9,16 @@ than chance allows show a bug in one of the two.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from rush_bench.certify.bounds import Certificate, certificate
-from rush_bench.evaluation.records import CellResult
+from rush_bench.evaluation.records import CellResult, load_results
 from rush_bench.noise import noise_from
 
+FOLDER = "certificates"  # of a results folder
 TOLERANCE = 1e-6  # what the scorer grants an x' beyond eps
 
 
@@ -70,6 +72,16 @@ def comparisons(certificates: Iterable[CellResult], attacks: Iterable[CellResult
 def contradictions(certificates: Iterable[CellResult], attacks: Iterable[CellResult], error: float = 1e-3) -> list[Comparison]:
     """The comparisons that cannot be: certified accuracy above the attacked one by more than the stated error."""
     return [compared for compared in comparisons(certificates, attacks, error) if compared.contradiction]
+
+
+def clashes(attacks: Iterable[CellResult], *folders: Path) -> list[Comparison]:
+    """The contradictions between these attacks and the certificates under any of the results folders, each named once."""
+    attacks = list(attacks)
+    unique = {result.folder: result for result in attacks if result.complete}
+    found: dict[Path, CellResult] = {}
+    for folder in folders:
+        found |= {r.folder: r for r in load_results(Path(folder) / FOLDER, warn=lambda text: None)}
+    return contradictions(found.values(), unique.values())
 
 
 def theorem_of(result: CellResult) -> Certificate:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from rush_bench.certify.bounds import Certificate, certificate
+from rush_bench.certify.check import FOLDER
 from rush_bench.certify.sampling import Counts, Plan, Sampling, estimate, make_plan, stated
 from rush_bench.certify.tsv import write_tsv
 from rush_bench.datasets import Images
@@ -27,8 +28,6 @@ from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
 from rush_bench.evaluation.runner import check_fits
 from rush_bench.evaluation.turns import bar_for, in_turn
 from rush_bench.noise import Stream
-
-FOLDER = "certificates"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft
+from rush_bench.errors import BadInput, WorkLeft, failed_code
 
 if TYPE_CHECKING:
     from rush_bench.datasets import Images
@@ -104,6 +104,7 @@ def command(
         deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         results: list[CellResult] = []
         failed: dict[str, str] = {}
+        clash: list[Any] = []
         for defenses, data in pairs:
             left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
             run = runner.attack(
@@ -111,15 +112,17 @@ def command(
             )
             results += run.results
             failed |= run.failed
+            clash += run.contradictions
         from rush_bench.report import tables
 
         frame = tables.table(results, "plain")
     if as_json:
-        common.print_json(summary(results, failed, frame))
+        common.print_json({**summary(results, failed, frame), "contradictions": [str(found) for found in clash]})
     else:
         common.print_rich(tables.to_rich(frame))
+    common.refuse_contradictions(clash)
     if failed:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(failed_code(failed))
     if not shard_done(results, part):
         raise WorkLeft("stopped with work left; the same command continues")
     if not all(result.complete for result in results):

@@ -46,7 +46,8 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
             if not books:
                 continue
             threat = Threat(books[0].labels["norm"], books[0].labels["eps"])
-            probes = audits.probe(defenses, data, threat, asked["out"], seed=asked["seed"], deadline=deadline)
+            how: dict[str, Any] = {"seed": asked["seed"], "deadline": deadline, "failed": run.failed}
+            probes = audits.probe(defenses, data, threat, asked["out"], **how)
             found += [audits.judge(book, probes.get(book.subject), stated or published_claim(book)) for book in books]
         paths = report.write(run.books, run.folder) if found else []
         for one in found:
@@ -54,14 +55,15 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         for path in paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
-        common.print_json({"failed": run.failed, "audits": [one.to_dict() for one in found]})
+        said = {"failed": run.failed, "contradictions": [str(one) for one in run.contradictions]}
+        common.print_json({**said, "audits": [one.to_dict() for one in found]})
     else:
         for one in found:
             common.print_rows(report.title(one.book), *audits.lay_out(one, sources=False))
             click.echo(audits.sentence(one) + "\n")
     finish(run, asked)
-    if any(one.verdict is None for one in found):
-        raise WorkLeft("stopped with work left; the same command continues")
+    if run.complete and any(one.verdict is None for one in found):
+        raise WorkLeft("stopped with probes left; the same command continues")
 
 
 def _stated(claim: str | None) -> "Claim | None":
@@ -77,7 +79,10 @@ def _stated(claim: str | None) -> "Claim | None":
 
 
 def published_claim(book: "Book") -> "Claim | None":
-    """The highest number published for this system, data set, votes and l-inf 8/255; None where there is none."""
+    """The highest number published for this system, data set, votes and l-inf 8/255; None where there is none.
+
+    Only for a model of the preset `paper`: what a smaller network or a shorter training leaves says nothing about it.
+    """
     import math
 
     from rush_bench.audit.verdict import Claim
@@ -85,7 +90,7 @@ def published_claim(book: "Book") -> "Claim | None":
     from rush_bench.report.tables import belongs_beside
 
     labels = book.labels
-    if labels["norm"] != "linf" or not math.isclose(labels["eps"], 8 / 255):
+    if labels.get("preset") != "paper" or labels["norm"] != "linf" or not math.isclose(labels["eps"], 8 / 255):
         return None
     best: tuple[float, str] | None = None
     for row in published().table1:

@@ -79,11 +79,18 @@ def _results(results: Path) -> list[Row]:
     return found
 
 
+def _experiments() -> list[Row]:
+    from rush_bench.audit.experiments import EXPERIMENTS
+
+    return [{"name": name, "summary": f"{one.title}: {one.reading}"} for name, one in EXPERIMENTS.items()]
+
+
 KINDS: dict[str, Callable[[Path, Path], list[Row]]] = {
     "defenses": lambda store, results: _registered(registry.recipes),
     "datasets": lambda store, results: _registered(registry.datasets),
     "suites": lambda store, results: _suites(),
     "attacks": lambda store, results: _registered(registry.attacks),
+    "experiments": lambda store, results: _experiments(),
     "models": lambda store, results: _models(store),
     "results": lambda store, results: _results(results),
 }

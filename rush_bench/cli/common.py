@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +78,14 @@ def print_rows(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     print_rich(table)
+
+
+def refuse_contradictions(found: Sequence[Any]) -> None:
+    """Say every attack that took more than a certificate leaves on stderr, and end with exit code 1 where there is one."""
+    for comparison in found:
+        click.echo(f"error: certificate above attack, one of them has a bug: {comparison}", err=True)
+    if found:
+        raise click.exceptions.Exit(1)
 
 
 def choose_precision(name: str, device: Any) -> str:

@@ -64,10 +64,13 @@ def command(as_json: bool, **asked: Any) -> None:
         from rush_bench.report import settle as report
 
         if not asked["plan_only"]:
-            for path in report.write(run.books, run.folder):
+            from rush_bench.report.settle_figures import write_figures
+
+            for path in [*report.write(run.books, run.folder), *write_figures(run.books, run.folder)]:
                 click.echo(f"wrote {path}", err=True)
     if as_json:
-        common.print_json({"failed": run.failed, "complete": run.complete, "defenses": [report.plain(b) for b in run.books]})
+        said = {"failed": run.failed, "complete": run.complete, "contradictions": [str(one) for one in run.contradictions]}
+        common.print_json({**said, "defenses": [report.plain(book) for book in run.books]})
     elif not asked["plan_only"]:
         for book in run.books:
             common.print_rows(report.title(book), *report.lay_out(book))
@@ -91,6 +94,8 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
         raise BadInput("--noise and --votes go with --model; a model of the store has its own, and votes as in rush@64")
     if target is not None and not dataset:
         raise BadInput("--model needs --dataset: which images is the network for?")
+    if asked["votes"] and not asked["noise"]:
+        raise BadInput("--votes needs --noise: without noise every vote is the same")
     budget = rooms.budget_named(asked["budget"])
     images = Loader(asked["data_dir"], asked["count"], asked["size"], budget.images)
     where = choose_device(asked["device"])
@@ -125,6 +130,7 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
         whole.pairs += run.pairs
         whole.failed |= run.failed
         whole.done = whole.done and run.done
+        whole.contradictions += run.contradictions
     return whole
 
 
@@ -134,7 +140,7 @@ def announce(planned: "list[Planned]", plan_only: bool) -> bool:
 
     for one in planned:
         total = sum(cost.seconds for cost in one.costs.values())
-        click.echo(f"{one.defense.name}: about {total / 60:.1f} min for whatever is not done yet", err=True)
+        click.echo(f"{one.defense.name}: about {total / 60:.1f} min for what is not done yet", err=True)
         for name, cost in one.costs.items():
             what = EXPERIMENTS[name].title
             rows = f"{cost.forwards:.3g} rows forward, {cost.backwards:.3g} back"
@@ -145,7 +151,7 @@ def announce(planned: "list[Planned]", plan_only: bool) -> bool:
 
 
 def finish(run: "SettleRun", asked: dict[str, Any]) -> None:
-    """Exit codes: 1 where a cell failed, 3 where work is left."""
+    """Exit codes: 1 where a cell failed or a certificate contradicts an attack, 3 where work is left."""
     from rush_bench.cli.attack import shard_done
     from rush_bench.evaluation.runner import parse_shard
 
@@ -153,6 +159,7 @@ def finish(run: "SettleRun", asked: dict[str, Any]) -> None:
         return
     for label, reason in run.failed.items():
         click.echo(f"failed: {label}: {reason}", err=True)
+    common.refuse_contradictions(run.contradictions)
     if run.failed:
         raise click.exceptions.Exit(1)
     results = [entry.result for book in run.books for entry in book.entries]

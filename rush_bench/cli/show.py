@@ -15,7 +15,7 @@ from rush_bench.store import read_card
 
 @click.command()
 @click.argument("name")
-@click.option("--kind", help="Where one name means several things: defense, dataset, suite, attack, model, result.")
+@click.option("--kind", help="Where one name means several things: defense, dataset, suite, attack, experiment, model, result.")
 @common.store
 @common.results
 @common.as_json
@@ -81,6 +81,18 @@ def attack(name: str, store: Path, results: Path) -> dict[str, Any]:
     return {"summary": registry.attacks.get(name).summary, "settings": _attack_settings(name, {})}
 
 
+def experiment(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """An experiment of `settle`: what it asks, how it is read, and its trials on a vote of 64 by budget."""
+    from rush_bench.audit.experiments import BUDGETS, EXPERIMENTS, Subject
+
+    one, subject = EXPERIMENTS[name], Subject(draws=64, classes=10, norm="linf", eps=8 / 255)
+    trials = {
+        budget: {trial.name: f"{trial.attack} {trial.settings or ''}".strip() for trial in one.trials(subject, amount)}
+        for budget, amount in BUDGETS.items()
+    }
+    return {"title": one.title, "reading": one.reading, "trials": trials}
+
+
 def model(name: str, store: Path, results: Path) -> dict[str, Any]:
     """A model: its card."""
     return {key: value for key, value in read_card(store, name).items() if key != "name"}
@@ -100,6 +112,7 @@ DESCRIBE: dict[str, Callable[[str, Path, Path], dict[str, Any]]] = {
     "datasets": dataset,
     "suites": suite,
     "attacks": attack,
+    "experiments": experiment,
     "models": model,
     "results": result,
 }

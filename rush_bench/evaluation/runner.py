@@ -17,7 +17,8 @@ from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.suites import Suite, parse_suite
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.errors import BadInput, Failure, RushBenchError
+from rush_bench.evaluation.behaviour import check_behaviour
 from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
 from rush_bench.evaluation.score import check, score
 from rush_bench.evaluation.turns import Status, bar_for, in_turn
@@ -29,11 +30,16 @@ from rush_bench.settings import override
 
 @dataclass
 class Run:
-    """What `attack` leaves: its cells' results, what failed and whether all that was asked for is there."""
+    """What `attack` leaves: its cells' results, what failed and whether all that was asked for is there.
+
+    `contradictions` are attacks that took more than a certificate of the same weights in the same folder leaves (see
+    `rush_bench.certify.check.Comparison`): one of the two programs has a bug.
+    """
 
     results: list[CellResult]
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = Path()
+    contradictions: list[Any] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -60,7 +66,7 @@ class Job:
     def label(self) -> str:
         """What people call it, in messages and on the bar."""
         labels = self.cell.labels
-        return " ".join(str(labels[key]) for key in ("defense", "attack", "suite", "trial") if labels.get(key))
+        return " ".join(str(labels[key]) for key in ("defense", "attack", "suite", "experiment", "trial") if labels.get(key))
 
 
 def attack(
@@ -85,6 +91,29 @@ def attack(
     `Run.failed`; bad input raises BadInput before anything runs.
     """
     suite = parse_suite(suite) if isinstance(suite, str) else suite
+    data = check_asked(defenses, data, shard)
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
+    store = CellStore(folder)
+    jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    failed = work(store, jobs, data, seed=seed, shard=shard, deadline=deadline, quiet=quiet)
+    results = [store.result(job.cell) for job in jobs]
+    # certificates stand above this room, which no name at import time may know: the one place that looks up
+    from rush_bench.certify.check import clashes
+
+    return Run(results, failed, folder, clashes(results, folder, folder / "settle"))
+
+
+def default_repeats(votes: int, quick: bool) -> int:
+    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 7); quick: a fifth."""
+    if votes == 0:
+        return 1
+    full = min(100, max(16, 1024 // votes))
+    return -(-full // 5) if quick else full
+
+
+def check_asked(defenses: Sequence[Defense], data: Images | None, shard: tuple[int, int]) -> Images:
+    """The images, or BadInput: none, ones that a defence does not take, no such shard, two defences of one name."""
     if data is None or not len(data):
         raise BadInput('there are no images to attack; pass data=rb.load_dataset("cifar10", split="test", n=1000)')
     if not 1 <= shard[0] <= shard[1]:
@@ -94,20 +123,7 @@ def attack(
         raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
     for defense in defenses:
         check_fits(defense, data)
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
-    store = CellStore(folder)
-    jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
-    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    failed = work(store, jobs, data, seed=seed, shard=shard, deadline=deadline, quiet=quiet)
-    return Run([store.result(job.cell) for job in jobs], failed, folder)
-
-
-def default_repeats(votes: int, quick: bool) -> int:
-    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 7); quick: a fifth."""
-    if votes == 0:
-        return 1
-    full = min(100, max(16, 1024 // votes))
-    return -(-full // 5) if quick else full
+    return data
 
 
 def check_fits(defense: Defense, data: Images) -> None:
@@ -200,8 +216,10 @@ def work(
 ) -> dict[str, str]:
     """Work off the chunks that are missing; returns what failed, by job, with the reason.
 
+    BadInput where the store has records of another defence under the same key (see `behaviour`).
     `after` hears of each chunk done (job, chunk, seconds it took) and may answer a line to print.
     """
+    check_behaviour(store.runs.parent, (job.defense for job in jobs), data)
     for job in jobs:
         store.open(job.cell)
     mine = [(job, c) for job in jobs for c in range(job.cell.chunks) if c % shard[1] == shard[0] - 1]
@@ -211,7 +229,7 @@ def work(
         """The worst case waits for its parts, and fails with them."""
         blocked = next((part for part in job.of if not store.has(part.cell, c)), None)
         if blocked is not None and blocked.label in failed:
-            failed.setdefault(job.label, f"needs {blocked.label}, which failed")
+            failed.setdefault(job.label, Failure(f"needs {blocked.label}, which failed", failed[blocked.label]))
         if job.label in failed:
             return "drop"
         return "ready" if blocked is None else "wait"
@@ -238,7 +256,7 @@ def _guarded(
     try:
         return _chunk(store, job, c, data, seed)
     except RushBenchError as error:
-        failed[job.label] = str(error)
+        failed[job.label] = Failure(str(error), error)
     except Exception as error:  # an attack is anybody's code, and one cell's failure must not lose the others
         where = traceback.extract_tb(error.__traceback__)[-1]
         failed[job.label] = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"

@@ -13,10 +13,12 @@ from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import Parallel, trunk
 from rush_bench.networks.resnet import Encoder
 from rush_bench.recipes.pgd_at import PGDATStage
+from rush_bench.training import protocols
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.joint import Joint, JointSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.pretext import Jigsaw, Rotation, Selfie, SelfieSettings, TaskSettings
+from rush_bench.training.protocols import LinearSettings, PretrainedSettings
 from rush_bench.training.stage import Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
@@ -34,8 +36,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class SSPFinetuneSettings(SupervisedSettings):
-    """R2.11: PGD-AT for 100 epochs. `partial` is the paper's, and in our definition, since its code has full only."""
+    """R2.11: PGD-AT for 100 epochs. `partial` is the paper's, and in our definition, since its code has full only.
 
+    With another protocol than AFF (R1.5) the settings of the group `linear` hold instead.
+    """
+
+    protocol: Literal["SLF", "NSLF", "ALF", "AFF"] = "AFF"
     mode: Literal["full", "partial"] = "full"
     epochs: int = 100
     milestones: tuple[float, ...] = (60, 80)
@@ -50,6 +56,11 @@ class SharedSettings(RunSettings):
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # of pre-training
     finetune: SSPFinetuneSettings = field(default_factory=SSPFinetuneSettings)
     finetune_attack: InnerSettings = field(default_factory=InnerSettings)
+    linear: LinearSettings = field(default_factory=LinearSettings)
+
+    def linear_run(self) -> PretrainedSettings:
+        """What SLF, NSLF and ALF have in common with other systems."""
+        return PretrainedSettings(noise=self.noise, finetune=replace(self.linear, protocol=self.finetune.protocol))
 
 
 @dataclass(frozen=True)
@@ -114,16 +125,28 @@ def check_members(settings: SharedSettings, count: int) -> None:
 
 
 def finetuning(settings: SharedSettings) -> Plan:
-    """The last stage."""
+    """The last stage: the paper's adversarial fine-tuning, or a protocol that trains the linear layer."""
+    own, usual = settings.finetune, LinearSettings().protocol
+    if settings.linear.protocol not in (usual, own.protocol):
+        raise BadInput(f"linear.protocol follows finetune.protocol: --set finetune.protocol={settings.linear.protocol}")
+    protocols.check_noise(settings.linear_run())
+    if own.protocol != "AFF":
+        if own.mode != "full":
+            raise BadInput(
+                f"finetune.mode={own.mode} is a way of AFF; finetune.protocol={own.protocol} trains the linear layer"
+            )
+        return replace(protocols.finetuning(settings.linear_run()), name="linear")
 
     def make(context: Context) -> SSPFinetune:
-        return SSPFinetune(context, settings.finetune, settings.finetune_attack)
+        return SSPFinetune(context, own, settings.finetune_attack)
 
-    return Plan("finetune", "train", settings.finetune, make, labelled=True)
+    return Plan("finetune", "train", own, make, labelled=True)
 
 
 def card(settings: SharedSettings) -> dict[str, Any]:
-    """Adversarial full fine-tuning, or of the last stage."""
+    """Adversarial full fine-tuning, or of the last stage, or one of the other protocols."""
+    if settings.finetune.protocol != "AFF":
+        return protocols.card(settings.linear_run())
     full = settings.finetune.mode == "full"
     return {"protocol": "AFF" if full else "partial AFF", "extra_data": None, "votes": [0]}
 
@@ -133,6 +156,9 @@ def adapt(preset: str, shape: tuple[int, ...], tasks: tuple[str, ...]) -> dict[s
     layer = adapt_supervised(preset, shape, "finetune")
     if "network.name" in layer:
         layer |= {"attack.steps": 5, "attack.step": 0.04, "finetune_attack.eps": 0.1, "finetune_attack.step": 0.025}
+        layer |= {"linear.padding": 1, "linear.flip": 0.0, "linear.attack.eps": 0.1, "linear.attack.step": 0.025}
+        if preset != "smoke":
+            layer |= {"linear.batch_size": 128, "linear.lr": 0.1}
         if "joint" in tasks:  # whose steps take five times the passes of a single task's
             layer |= {"attack.steps": 3, "attack.step": 0.06}
         for task in tasks:
@@ -145,6 +171,9 @@ def adapt(preset: str, shape: tuple[int, ...], tasks: tuple[str, ...]) -> dict[s
 def make(name: str) -> Recipe:
     """`ssp`, `ssp_joint`, or one of the members."""
     layers = presets("finetune", epochs=10)
+    layers["short"] |= {"linear.epochs": 10, "linear.milestones": (6, 8)}
+    layers["smoke"] |= {"linear.epochs": 2, "linear.batch_size": 64, "linear.milestones": (), "linear.lr": 0.03}
+    layers["smoke"] |= {"linear.attack.steps": 2}
     joint, own = name == "ssp_joint", tuple(STAGES) if name == "ssp" else (name.removeprefix("ssp_"),)
     settings: SharedSettings = JointRunSettings() if joint else SSPSettings()
     if joint or len(own) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audit.experiments import EXPERIMENTS, THEIRS
 from rush_bench.evaluation.statistics import Estimate
 from rush_bench.files import write_text
 from rush_bench.report.published import PublishedRow, published
@@ -18,6 +18,7 @@ from rush_bench.report.tables import belongs_beside
 from rush_bench.report.writers import DASH, INTERVALS
 
 COLUMNS = ["Trial", "Accuracy", "Besides", "K", "Forward", "Back", "Seconds"]
+WIDE = ("Forward", "Back")  # a terminal has no room for them
 OTHER = {"bank": "on its bank", "unseen": "on unseen banks", "official": "by its own bookkeeping"}  # counts of a record
 ANY = (10, 100)  # T11
 AS_PUBLISHED = "as published"  # in the names of the bars of T15 that explain a number and measure no robustness
@@ -43,10 +44,10 @@ class Bar:
 def bars(book: Book) -> list[Bar]:
     """The waterfall, unfinished bars included: corrections in order, the worst case last; empty where T15 was not asked for."""
     found: list[Bar] = []
-    for entry in book.of("T15", complete=False):
+    for entry in (entry for entry in book.of("T15", complete=False) if not entry.trial.startswith(THEIRS)):
         before = found[-1].entry if found and AS_PUBLISHED not in entry.trial else None
-        both = before is not None and before.complete and entry.complete
-        found.append(Bar(entry, entry.minus(before) if both and before is not None else None))
+        finished = before is not None and before.complete and entry.complete
+        found.append(Bar(entry, entry.minus(before) if before is not None and finished else None))
     return found
 
 
@@ -109,20 +110,24 @@ def lay_out(book: Book) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text, for a terminal: a line an experiment with how it is to be read, then its trials."""
     lines = []
     for name, entries in _sections(book):
-        experiment = EXPERIMENTS[name]
-        lines += [[f"{name} {experiment.title}", "", experiment.reading, "", "", "", ""], *([f"  {_line(e)[0]}", *_line(e)[1:]] for e in entries)]
-    return COLUMNS, lines
+        lines.append([f"{name} {EXPERIMENTS[name].title}", "", EXPERIMENTS[name].reading, *[""] * (len(COLUMNS) - 3)])
+        lines += [[f"  {first}", *rest] for first, *rest in map(_line, entries)]
+    kept = [k for k, column in enumerate(COLUMNS) if column not in WIDE]
+    return [COLUMNS[k] for k in kept], [[line[k] for k in kept] for line in lines]
 
 
 def notes(book: Book) -> list[str]:
     """What a reader must know beside the numbers."""
     said = [
-        "Accuracy in percent on the defence's own predictions, drawn anew for scoring; K predictions an image. Forward, back: rows "
-        f"through the network an image; seconds in all. {INTERVALS}",
-        "T15's bars named as published explain a number and measure no robustness.",
+        "Accuracy in percent; x' are scored by K predictions an image with noise of their own. Forward, back: rows through the "
+        f"network an image; seconds in all. {INTERVALS}",
     ]
+    if book.of("T15", complete=False):
+        said.append("What stands in T15 as published, or as torchattacks' own, explains a number and measures no robustness.")
     if book.labels["budget_name"] == "quick":
-        said.append("Budget quick: fewer images, steps and draws than the protocol; its attacks are weaker. Never compare it with another.")
+        said.append(
+            "Budget quick: fewer images, steps and draws than the protocol, hence weaker attacks; no match for other budgets."
+        )
     if not book.complete:
         said.append("Trials that say how many chunks are done are not finished; the same command goes on with them.")
     return said
@@ -150,7 +155,7 @@ def document(book: Book) -> str:
         if steps:
             columns.insert(2, "Change")
             for entry, line in zip(entries, lines, strict=True):
-                step = steps[entry.trial]
+                step = steps.get(entry.trial)
                 line.insert(2, DASH if step is None else percent(step, signed=True))
         kept = [k for k, column in enumerate(columns) if column != "Besides" or any(line[k] for line in lines)]
         parts.append(markdown([columns[k] for k in kept], [[line[k] for k in kept] for line in lines]))
@@ -185,9 +190,9 @@ def write(books: Sequence[Book], folder: Path) -> list[Path]:
     for book in books:
         if not any(entry.complete for entry in book.entries):
             continue
-        contents = {".csv": frame(book).to_csv(index=False), ".md": document(book)}
+        contents = {".csv": frame(book).to_csv(index=False, float_format="%.6g"), ".md": document(book)}
         if any(bar.entry.complete for bar in bars(book)):
-            contents["-waterfall.csv"] = waterfall_frame(book).to_csv(index=False)
+            contents["-waterfall.csv"] = waterfall_frame(book).to_csv(index=False, float_format="%.6g")
         for suffix, content in contents.items():
             path = Path(folder) / f"{stem(book)}{suffix}"
             write_text(path, content)
@@ -214,7 +219,12 @@ def _record(entry: Entry) -> dict[str, Any]:
     labels, identity = entry.result.labels, entry.result.identity
     row: dict[str, Any] = {"experiment": entry.experiment, "trial": entry.trial, "on": labels["on"]}
     clean = labels["attack"] == "clean"  # its label says the threat of the others
-    row |= {"defense": labels["defense"], "norm": labels["norm"], "eps": 0.0 if clean else entry.eps, "attack": labels["attack"]}
+    row |= {
+        "defense": labels["defense"],
+        "norm": labels["norm"],
+        "eps": 0.0 if clean else entry.eps,
+        "attack": labels["attack"],
+    }
     row |= {"settings": json.dumps(identity["attack"], sort_keys=True, default=str), "n": labels["n"], "k": identity["repeats"]}
     if not entry.complete:
         return row

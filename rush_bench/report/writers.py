@@ -47,6 +47,7 @@ HEADERS = {
     "extra_data": "Extra data",
     "architecture": "Architecture",
     "budget": "Training",
+    "setting": "Protocol, network, extra data",
 }
 TEXT = ("protocol", "extra_data", "architecture", "budget")
 PLAIN: tuple[str, ...] = ("defense", "dataset", "threat", "suite", "clean", "pgd", "eot", "apgd", "aa", "worst", "worst_any10")
@@ -55,7 +56,8 @@ PAPER: tuple[str, ...] = ("method", "published_standard", "published_pgd", "publ
 PAPER += ("measured_standard", "measured_pgd", "measured_aa", "measured_apgd", "measured_aa_bank", "measured_aa_fresh")
 PAPER += ("measured_eot", "measured_worst", "n", "K", *TEXT)
 OPTIONAL = ("apgd", "aa", "eot", "apgd_bank", "aa_bank", "worst_any10", "measured_apgd")  # left out where all are empty
-NARROW = ("published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)  # left out on a terminal
+# Left out on a terminal: the suite's name tells the threat, and one column, `setting`, has the facts.
+NARROW = ("threat", "published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)
 WEAK = ("measured_pgd", "measured_eot", "measured_worst")  # a quick suite runs these with fewer steps: marked
 QUICK = "q"
 INTERVALS = (
@@ -78,7 +80,7 @@ class Layout:
 
 def _is_text(column: str) -> bool:
     """Whether a column is set flush left: names and facts, not numbers."""
-    return column in ("method", "defense", "dataset", "threat", "suite", "measured_as", *TEXT)
+    return column in ("method", "defense", "dataset", "threat", "suite", "measured_as", "setting", *TEXT)
 
 
 def to_csv(frame: pd.DataFrame, path: Path) -> None:
@@ -133,7 +135,7 @@ def to_rich(frame: pd.DataFrame) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    layout = lay_out(frame, leave_out=NARROW)
+    layout = lay_out(frame, narrow=True)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", caption_style="dim")
     for row in layout.cells if "method" in layout.columns else []:  # narrower: no citations, intervals on a line below
         row[0] = re.sub(r" \([^()]*, \d{4}\)", "", row[0])
@@ -152,12 +154,15 @@ def to_rich(frame: pd.DataFrame) -> "Table":
     return made
 
 
-def lay_out(frame: pd.DataFrame, leave_out: tuple[str, ...] = ()) -> Layout:
-    """Choose and fill the columns of a frame made by `table`, find the best, gather footnotes."""
+def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
+    """Choose and fill the columns of a frame made by `table`, find the best, gather footnotes; `narrow` for a terminal."""
     paper = "block" in frame
     if paper:
-        frame = frame.assign(published_setting=frame.apply(_setting, axis=1) if len(frame) else [])
-    columns = [name for name in (PAPER if paper else PLAIN) if name not in leave_out]
+        frame = frame.assign(published_setting=_setting(frame, "published_"))
+    columns = list(PAPER if paper else PLAIN)
+    if narrow:
+        frame = frame.assign(setting=_setting(frame))
+        columns = [*(name for name in columns if name not in NARROW), "setting"]
     columns = [name for name in columns if name not in OPTIONAL or frame[name].notna().any()]
     frame = frame.reset_index(drop=True)
     cells = [[_text(frame, i, name) for name in columns] for i in range(len(frame))]
@@ -214,9 +219,10 @@ def _text(frame: pd.DataFrame, i: int, name: str) -> str:
     return str(int(value)) if name in ("n", "K") else str(value)
 
 
-def _setting(line: pd.Series) -> str:
-    parts = [line[f"published_{name}"] for name in ("protocol", "architecture", "extra_data")]
-    return ", ".join(part for part in parts if isinstance(part, str))
+def _setting(frame: pd.DataFrame, prefix: str = "") -> list[str]:
+    """Protocol, architecture and extra data of each row, as far as they are known."""
+    parts = frame[[f"{prefix}{name}" for name in ("protocol", "architecture", "extra_data")]].to_numpy()
+    return [", ".join(part for part in line if isinstance(part, str)) for line in parts]
 
 
 def _blocks(frame: pd.DataFrame) -> list[tuple[str, range]]:

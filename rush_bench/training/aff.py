@@ -1,13 +1,14 @@
 """AFF, adversarial full fine-tuning of a pre-trained encoder (recipes R1.5), with one BatchNorm route or two (R2.12)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.networks import route, routed
+from rush_bench.networks.ensemble import AnyEncoder, trunk
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import kl, trades
 from rush_bench.training.routed import CARRIED
@@ -28,7 +29,7 @@ class AFFSettings(SupervisedSettings):
     milestones: tuple[float, ...] = (15, 20)
     momentum: float = 0.9
     weight_decay: float = 2e-4
-    trained: Literal["all", "last_stage", "head"] = "all"  # ACL's freeze modes: none, all but layer4 + fc, all but fc
+    trained: Literal["all", "last_stage", "head"] = "all"  # ACL's freeze modes by what learns: all, layer4 + fc, fc
     head_init: Literal["default", "zero"] = "zero"
     routes: Literal[1, 2] = 1  # 2: clean images through route 0, attacked ones through route 1 (DynACL)
 
@@ -47,9 +48,9 @@ class AFF(SupervisedStage):
 
     def freeze(self) -> list[nn.Module]:
         """Parts that do not learn; BatchNorm is in eval mode there."""
-        parts = dict(self.encoder.named_children())
-        names = {"all": set(), "head": set(parts), "last_stage": set(parts) - {f"layer{self.network.encoder.stages}"}}
-        frozen = [parts[name] for name in sorted(names[self.full.trained])]
+        parts, plain = dict(self.encoder.named_children()), cast(AnyEncoder, self.network.encoder)
+        names = {"all": [], "head": list(parts), "last_stage": trunk(plain)}[self.full.trained]
+        frozen = [parts[name] for name in names]
         for part in frozen:
             part.requires_grad_(False)
         return frozen

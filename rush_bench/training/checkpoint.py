@@ -22,10 +22,17 @@ def identity(card: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({key: card[key] for key in IDENTITY}))
 
 
-def refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """BadInput that names what differs, if the folder belongs to another run."""
-    there, here = _flat(found), _flat(wanted)
-    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+def refuse_other(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, usual: Mapping[str, Any] | None = None
+) -> None:
+    """BadInput that names what differs, if the folder belongs to another run.
+
+    usual: the settings where nobody asks for others. A setting that is younger than the run there is no difference while it
+    has its usual value, which is what ran before there was such a setting.
+    """
+    there, here, plain = _flat(found), _flat(wanted), _flat(json.loads(json.dumps({"settings": usual or {}})))
+    young = {key for key in here.keys() - there.keys() if key in plain and here[key] == plain[key]}
+    differing = [key for key in sorted((there.keys() | here.keys()) - young) if there.get(key) != here.get(key)]
     if differing:
         shown = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in differing[:6]]
         more = f", and {len(differing) - 6} more" if len(differing) > 6 else ""

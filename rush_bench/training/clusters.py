@@ -75,8 +75,9 @@ def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, least:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no .npz file of plain arrays"
         raise BadInput(
-            f"pseudo-label file {path} cannot be read ({error}); give an .npz with one array pseudo_train_K for each K"
+            f"pseudo-label file {path} cannot be read: {reason}; give an .npz with one array pseudo_train_K for each K"
         ) from error
     found = {}
     for count in counts:

@@ -89,8 +89,8 @@ class Finetune(Stage):
     def prepare(self, fresh: bool) -> None:
         """A frozen encoder on fixed images gives fixed features: compute them once."""
         if fresh and self.own.head_init == "zero":
-            nn.init.zeros_(self.network.head.weight)
-            nn.init.zeros_(self.network.head.bias)
+            for weight in self.network.head.parameters():  # those of every member of an ensemble
+                nn.init.zeros_(weight)
         if self.frozen and self.noise is None and self.own.augment == "none" and self.own.protocol == "SLF":
             self.eval()
             with self.autocast():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rush_bench.networks import route, routed
+from rush_bench.networks import route, routed, routes
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.stage import Context
 
@@ -32,8 +32,12 @@ class RoutedStage(ContrastiveStage):
             return self.encoder(x)
 
     def embed(self, number: int, *views: Tensor) -> Sequence[Tensor]:
-        """g(f(x)) of each view (B, C, H, W) through a route, all views in one BatchNorm batch: (B, D) each."""
-        with self.autocast(), route(self.encoder, number), route(self.projector, number):
+        """g(f(x)) of each view (B, C, H, W) through a route, all views in one BatchNorm batch: (B, D) each.
+
+        A projector without BatchNorm has one way for all routes.
+        """
+        place = number if routes(self.projector) > 1 else 0
+        with self.autocast(), route(self.encoder, number), route(self.projector, place):
             return self.projector(self.encoder(torch.cat(views))).chunk(len(views))
 
     def finish(self) -> None:

@@ -67,7 +67,8 @@ def train(
     folder = Path(store) / card["name"]
     file = CheckpointFile(folder, identity(card))
     if (folder / "card.json").exists():
-        refuse_other(identity(read_json(folder / "card.json")), file.run, folder)
+        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, []))
+        refuse_other(identity(read_json(folder / "card.json")), file.run, folder, usual)
         file.remove()
         progress.note(f"{folder} is finished; nothing to do")
         return folder

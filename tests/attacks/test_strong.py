@@ -74,6 +74,36 @@ def test_without_noise_it_is_the_reference_apgd_image_by_image(digits, norm, eps
     assert 0.1 < mine.float().mean() < 0.9  # or agreement would say nothing
 
 
+def test_the_reference_halves_its_step_where_few_steps_call_for_it(digits, monkeypatch):
+    """`apgd` has 20 steps: the package's checkpoints are made for 100 unless they are told."""
+    from pyautoattack.autopgd_base import APGDAttack
+
+    network, images, labels = digits
+    defense, threat, halved = Deterministic(network, shape=DIGIT), Threat("linf", 0.12), {}
+    own = APGDAttack.check_oscillation
+
+    def spy(self, losses, step, since, *rest, **more):
+        found = own(self, losses, step, since, *rest, **more)
+        halved[step + 1] = int(found.sum())
+        return found
+
+    monkeypatch.setattr(APGDAttack, "check_oscillation", spy)
+    attack = attacks.load("apgd")()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = _right(network, attack.run(defense, images, labels, threat, STREAM), labels)
+    assert sorted(halved) == sorted(_checkpoints(20))
+    assert sum(halved.values()) > 50
+    mine = _right(network, EOTAPGD(steps=20, losses=("ce",)).run(defense, images, labels, threat, STREAM), labels)
+    assert (mine == theirs).float().mean() >= 0.99
+    assert 0.1 < mine.float().mean() < 0.9
+
+
+def test_only_the_keys_of_few_steps_changed_with_the_checkpoints():
+    assert attacks.load("apgd")().settings()["schedule"] == "scaled"
+    assert "schedule" not in attacks.load("aa")().settings()
+
+
 def test_checkpoints_are_those_of_the_paper():
     """p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06), in steps."""
     assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]

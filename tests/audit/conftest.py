@@ -2,15 +2,23 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rush_bench.audit.book import Book, Entry
+from rush_bench.audit.experiments import BUDGETS, Budget
 from rush_bench.datasets import load_dataset
+from rush_bench.evaluation.records import CellResult
+from rush_bench.networks import build
 from rush_bench.noise import Stream
+from rush_bench.store import save_model
 
 EPS = 0.1
 SHAPE = (1, 16, 16)
@@ -156,8 +164,17 @@ class Coin(nn.Module):
         return 3 * F.one_hot(shown, 10) + stripes.softmax(1)
 
 
-def fit(network: nn.Module, x: Tensor, y: Tensor, epochs: int, attacked: bool = False, batch: int = 100, lr: float = 3e-3):
-    """Adam on cross-entropy, on PGD-5 at EPS if `attacked`; seeded, and back in eval mode without gradients."""
+def fit(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    attacked: bool = False,
+    batch: int = 100,
+    lr: float = 3e-3,
+    sigma: float = 0.0,
+):
+    """Adam on cross-entropy, on PGD-5 at EPS if `attacked`, under Gaussian noise of `sigma`; seeded, and back in eval mode."""
     optimiser = torch.optim.Adam(network.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(0)
     network.train()
@@ -166,6 +183,8 @@ def fit(network: nn.Module, x: Tensor, y: Tensor, epochs: int, attacked: bool = 
             images = x[rows]
             if attacked:
                 images = pgd(network, images, y[rows], EPS * min(1.0, (epoch + 1) / (epochs / 2)), generator)
+            if sigma:
+                images = images + sigma * torch.randn(images.shape, generator=generator)
             optimiser.zero_grad()
             F.cross_entropy(network(images), y[rows]).backward()
             optimiser.step()
@@ -246,3 +265,93 @@ def zoo() -> SimpleNamespace:
         eps=EPS,
         shape=SHAPE,
     )
+
+
+def made_entry(experiment: str, trial: str, correct, repeats=1, *, attack="eot-apgd", complete=True, votes=4, **labels):
+    """A trial with a record made by hand: `correct` (n,) right predictions of `repeats`."""
+    right = np.asarray(correct)
+    of = np.broadcast_to(np.asarray(repeats), right.shape)
+    deterministic = bool((of == 1).all()) and votes == 0
+    said = {"experiment": experiment, "trial": trial, "attack": attack, "on": "", "scale": 1.0, "norm": "linf", "eps": 0.1}
+    said |= {"defense": f"made@{votes}", "dataset": "made", "split": "test", "deterministic": deterministic, "n": len(right)}
+    extra = labels.pop("columns", {})
+    said |= labels
+    who = {"weights": "w", "noise": {"law": "gaussian", "scale": 0.5}, "votes": votes, "outputs": "logits"}
+    identity = {"defense": who, "attack": {"name": attack}, "threat": {"norm": said["norm"], "eps": said["eps"]}}
+    identity |= {"repeats": int(of[0])}
+    result = CellResult(identity, said, Path(f"{experiment}-{trial}"), 1, int(complete))
+    columns = {"index": np.arange(len(right)), "label": 0, "correct": right, "repeats": of, **extra}
+    result.__dict__["frame"] = pd.DataFrame(columns)
+    return Entry(experiment, trial, result)
+
+
+def made_certificate(bounds, radii, n: int, votes_noise=0.5) -> CellResult:
+    """A certificate of the same defence: lower bounds on the label's probability, and radii (l2)."""
+    who = {"weights": "w", "noise": {"law": "gaussian", "scale": votes_noise}, "outputs": "logits"}
+    identity = {"defense": who, "attack": {"name": "certify", "alpha": 0.001, "dimension": 256, "draws": 1000}}
+    identity |= {"threat": {"norm": "l2", "eps": None}, "images": "i"}
+    result = CellResult(identity, {"dataset": "made", "split": "test", "norm": "l2", "n": n}, Path("certificate"), 1, 1)
+    columns = {"index": np.arange(n), "label": 0, "predict": 0, "bound": bounds, "radius": radii, "correct": 1, "repeats": 1}
+    result.__dict__["frame"] = pd.DataFrame(columns)
+    return result
+
+
+def made_book(*entries: Entry, certificates=(), deterministic=False, **labels) -> Book:
+    said = {"norm": "linf", "eps": 0.1, "classes": 10, "deterministic": deterministic, "dataset": "made", "n": 100}
+    return Book("made", {**said, "budget_name": "own", **labels}, entries, tuple(certificates))
+
+
+@pytest.fixture(scope="session")
+def made_by_hand() -> SimpleNamespace:
+    """Books without a network: `entry`, `certificate`, `book`, and `share(n, q)`, (n,) of which q are 1."""
+
+    def share(q: float, n: int = 100) -> np.ndarray:
+        return (np.arange(n) < round(q * n)).astype(int)
+
+    return SimpleNamespace(entry=made_entry, certificate=made_certificate, book=made_book, share=share)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Budget:
+    """A budget that settles a small digits network in seconds."""
+    return dataclasses.replace(
+        BUDGETS["quick"],
+        points=5,
+        sweep=(1, 4, 16),
+        steps=10,
+        draws=4,
+        lengths=(5, 10, 20),
+        restarts=2,
+        losses_steps=10,
+        rand=(4,),
+        rand_steps=4,
+        banks=(8,),
+        part_steps=15,
+        queries=(200,),
+        sweep_steps=10,
+        votes=(1, 4),
+        certificate=400,
+        published={"steps": 2, "queries": 10, "targets": 1},
+        long=20,
+        targets=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def noisy() -> nn.Module:
+    """A network trained under Gaussian noise of deviation 1: what smoothing is made for."""
+    train = load_dataset("digits", "train", 800)
+    return fit(made(Net, 3), train.floats(), train.labels, 40, sigma=1.0)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one trained network for digits: a source of transfer."""
+    train = load_dataset("digits", "train", 800)
+    shape = {"name": "resnet", "blocks": [1], "width": 8, "classes": 10, "channels": 1, "size": 16}
+    network = fit(made(lambda: build(shape)), train.floats(), train.labels, 10)
+    card = {"name": "other-digits", "recipe": "simclr", "dataset": "digits", "pretrain_dataset": "digits", "protocol": "SLF"}
+    card |= {"extra_data": None, "preset": "smoke", "network": network.spec, "noise": None, "votes": [0], "settings": {}}
+    store = tmp_path_factory.mktemp("store") / "models"
+    save_model(store / "other-digits", card, network.state_dict())
+    return store

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rush_bench.attacks.autoattack import QuickAPGD
 from rush_bench.attacks.pgd import PGD
+from rush_bench.errors import MissingPackage
 from rush_bench.evaluation.records import load_results
 
 
@@ -66,6 +68,27 @@ def test_shards_share_the_work(attack) -> None:
     first = attack("--shard", "1/2", models="plain")
     assert first.exit_code == 0 and "waits" not in first.stderr
     assert all(done().values())
+
+
+@pytest.mark.parametrize(("others", "code"), [(False, 4), (True, 1)])
+def test_a_cell_without_its_package_is_4_unless_others_fail_for_another_reason(attack, monkeypatch, others, code) -> None:
+    def lacks(self, *args):
+        raise MissingPackage("this attack needs its package: pip install 'rush-bench[torchattacks]'")
+
+    def breaks(self, *args):
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PGD, "run", lacks)
+        if others:
+            patched.setattr(QuickAPGD, "run", breaks)
+        result = attack("--json", models="plain")
+    assert result.exit_code == code
+    failed = json.loads(result.stdout)["failed"]
+    assert sum("pip install" in reason for reason in failed.values()) == 1
+    assert sum("needs plain-mine pgd" in reason for reason in failed.values()) == 1  # the worst case lacks the package too
+    assert done()["plain-mine", "clean"] and done()["plain-mine", "apgd"] != others
+    assert attack(models="plain").exit_code == 0 and all(done().values())  # installed by now
 
 
 def test_a_cell_that_fails_is_1_and_the_others_go_on(attack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.recipes.ssp import make
 from rush_bench.settings import override
-from rush_bench.store import read_weights
+from rush_bench.store import read_card, read_weights
 from rush_bench.training import train
+from rush_bench.training.finetune import Finetune
 
 SMALL = ("size=8", "network.name=resnet", "network.blocks=1,1", "network.width=4", "n_train=64")
 SHORT = ("joint.epochs=1", "finetune.epochs=1", "attack.steps=2", "finetune_attack.steps=2", "finetune.select_images=16")
@@ -34,6 +35,32 @@ def test_partial_fine_tuning_keeps_one_trunk_and_full_does_not(tmp_path):
     full = finished(tmp_path / "full")
     for other in full[1:]:
         assert not any(torch.equal(full[0][key], other[key]) for key in TRUNK)
+
+
+@pytest.mark.parametrize(
+    ("sets", "protocol", "votes"),
+    [
+        (("finetune.protocol=SLF",), "SLF", [0]),
+        (("finetune.protocol=ALF",), "ALF", [0]),
+        (("finetune.protocol=NSLF", "noise=uniform:0.3"), "NSLF", [0, 1, 64]),
+    ],
+)
+def test_a_linear_protocol_moves_the_members_heads_alone(tmp_path, sets, protocol, votes, monkeypatch):
+    before = {}
+
+    def prepare(self, fresh):
+        before.update({key: value.clone() for key, value in self.network.state_dict().items() if key.startswith("encoder.")})
+        own(self, fresh)
+        assert not any(head.weight.any() or head.bias.any() for head in self.network.head.members)
+
+    own = Finetune.prepare
+    monkeypatch.setattr(Finetune, "prepare", prepare)
+    finished(tmp_path, "linear.epochs=1", *sets)
+    weights, card = read_weights(tmp_path, "run"), read_card(tmp_path, "run")
+    assert (card["protocol"], card["votes"]) == (protocol, votes)
+    assert before and all(torch.equal(weights[key], value) for key, value in before.items())
+    heads = [value for key, value in weights.items() if key.startswith("head.") and key.endswith("weight")]
+    assert len(heads) == 3 and all(value.any() for value in heads)
 
 
 def test_the_finished_model_is_attacked_as_any_other(tmp_path):

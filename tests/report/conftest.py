@@ -1,8 +1,11 @@
 """Small finished evaluations on disk, with the numbers chosen by the test."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from rush_bench.audit.book import Book, entries_of
 from rush_bench.evaluation.records import FORMAT, Cell, CellStore, load_results
 
 
@@ -67,3 +70,25 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path):
     return Lab(tmp_path)
+
+
+@pytest.fixture
+def book(lab):
+    """Makes a Book of `settle`: a trial is (experiment, name, attack, right predictions of each image, more).
+
+    `more` may hold settings, on, scale, repeats, bank and chunks_done; see `Lab.cell`.
+    """
+
+    def make(*trials, subject="rush-cifar10@64", votes=64, norm="linf", eps=8 / 255, budget="quick", **about):
+        entries, labels = [], {}
+        for order, (experiment, name, attack, right, more) in enumerate(trials):
+            more = {"repeats": 4 if votes else 1, "on": "", "scale": 1.0, **more, **about}
+            scale, settings = more["scale"], {"trial": name, **more.pop("settings", {})}
+            how = {"experiment": experiment, "trial": name, "order": order, "settings": settings}
+            cell = lab.cell(subject, attack, right, votes=votes, norm=norm, eps=scale * eps, **how, **more)
+            result = lab.store.result(cell)
+            labels = {**cell.labels, "norm": norm, "eps": eps, "budget_name": budget}
+            entries.append(replace(result, labels={**cell.labels, "norm": norm, "eps": scale * eps}))
+        return Book(subject, labels, tuple(entries_of(entries)))
+
+    return make

@@ -157,6 +157,21 @@ def test_rich_shows_what_there_is(lab, style):
 
 
 @pytest.mark.parametrize("style", ["plain", "paper"])
+@pytest.mark.parametrize("width", [120, 160, 240])
+def test_a_terminal_shows_protocol_network_and_extra_data_too(lab, style, width):
+    facts = {"protocol": "SLF", "architecture": "resnet18", "extra_data": "100k drawn"}
+    for name in ("clean", "pgd", "eot", "aa", "worst"):
+        lab.cell("rush@64", name, ones(7), votes=64, recipe="rush", **facts)
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(to_rich(table(lab.results(), style)))
+    text = console.export_text()
+    assert all(word in text for word in ("Protocol,", "SLF,", "resnet18,", "100k drawn" if width > 120 else "drawn"))
+    assert max(map(len, text.splitlines())) <= width
+    assert ("rush@64" in text) or style == "paper"  # whose names may fold
+
+
+@pytest.mark.parametrize("style", ["plain", "paper"])
 def test_writers_take_an_empty_table(style, tmp_path):
     frame = table([], style)
     to_csv(frame, tmp_path / "t.csv")

@@ -96,6 +96,15 @@ def test_a_wrong_file(tmp_path, arrays, message):
 def test_no_file_and_no_pickles(tmp_path):
     np.save(tmp_path / "a.npz", np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
-    for name in ("a.npz.npy", "cut.npz", "none.npz"):
-        with pytest.raises(BadInput, match="cannot be read"):
+    (tmp_path / "junk.npz").write_bytes(b"labels: 1, 2, 3")
+    np.savez(tmp_path / "objects.npz", pseudo_train_20=np.array([{}] * 10, dtype=object))
+    for name, why in (
+        ("a.npz.npy", "it is no .npz file of plain arrays"),
+        ("cut.npz", "it is no .npz file of plain arrays"),
+        ("junk.npz", "it is no .npz file of plain arrays"),
+        ("objects.npz", "it is no .npz file of plain arrays"),
+        ("none.npz", "No such file"),
+    ):
+        with pytest.raises(BadInput, match=f"cannot be read: {why}") as error:
             read_pseudo_labels(tmp_path / name, (20,), subset(), least=10, most=10)
+        assert "allow_pickle" not in str(error.value)

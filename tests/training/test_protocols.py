@@ -32,9 +32,9 @@ def images(count: int = 32, split: str = "train"):
     return as_images(pixels, torch.arange(count) % 4, name="random", split=split)
 
 
-def context(carried: dict | None = None) -> Context:
+def context(carried: dict | None = None, **spec) -> Context:
     splits = {"train": images(), "val": images(12, "val")}
-    network = build(SPEC, seed=1)
+    network = build(SPEC | spec, seed=1)
     for k in range(3):  # statistics away from their start
         network(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(k)))
     return Context(network, PretrainedSettings(), splits, 0, carried if carried is not None else {})
@@ -151,6 +151,16 @@ def test_freeze_modes(trained, still):
     moved = run_steps(stage := AFF(context(), settings), settings, 3)
     every = set(stage.network.state_dict())
     assert moved == {key for key in every if not (still and key.startswith(still))}
+
+
+def test_last_stage_has_the_batchnorm_after_it():
+    """Pre-activation networks normalise once more after the last stage: that is part of it."""
+    spec = {"name": "preact-resnet", "blocks": [1, 1], "width": 4, "stem_width": 4, "final_norm": True}
+    settings = AFFSettings(trained="last_stage", attack=InnerSettings(0.1, 0.05, 2, "gaussian"))
+    moved = run_steps(stage := AFF(context(**spec), settings), settings, 3)
+    kept = {key for key in stage.network.state_dict() if key.startswith(("encoder.conv1", "encoder.bn1", "encoder.layer1"))}
+    assert kept and moved == set(stage.network.state_dict()) - kept
+    assert {"encoder.bn.weight", "encoder.bn.running_mean"} <= moved
 
 
 def test_two_routes_move_both_and_the_network_is_the_attacked_one():

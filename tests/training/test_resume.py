@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rush_bench.errors import WorkLeft
-from rush_bench.files import sha256_file
+from rush_bench.errors import BadInput, WorkLeft
+from rush_bench.files import read_json, sha256_file, write_json
 from rush_bench.training import train
 from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.run import resolve_settings
@@ -163,6 +163,22 @@ def test_running_a_finished_model_again_does_nothing(tmp_path, capsys):
     output = capsys.readouterr()
     assert "is finished; nothing to do" in output.err and not output.out
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+
+
+def test_a_setting_younger_than_the_finished_model_is_a_difference_only_where_it_is_asked_for(tmp_path, capsys):
+    keys = {"dataset": "digits", "preset": "smoke", "store": tmp_path}
+    folder = train("simclr", sets=SMALL, **keys)
+    card = read_json(folder / "card.json")
+    assert card["settings"]["pretrain"].pop("flip") == 0.0  # what digits have: no default of the recipe
+    write_json(folder / "card.json", card)
+    assert train("simclr", sets=SMALL, **keys) == folder
+    assert "nothing to do" in capsys.readouterr().err
+    with pytest.raises(BadInput, match=r"pretrain\.flip is None there and 0\.5 here"):
+        train("simclr", sets=[*SMALL, "pretrain.flip=0.5"], **keys)
+    card["settings"]["pretrain"]["flip"], card["settings"]["pretrain"]["ours"] = 0.0, 1
+    write_json(folder / "card.json", card)  # one that is no more is a difference always
+    with pytest.raises(BadInput, match=r"pretrain\.ours is 1 there"):
+        train("simclr", sets=SMALL, **keys)
 
 
 def test_the_key_is_the_settings_not_how_they_were_given():

@@ -1,0 +1,132 @@
+"""`audit`: the verdict, its files, the claim, and what it is held against."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rush_bench.audit import run as room
+from rush_bench.audit.book import Book
+from rush_bench.audit.experiments import BUDGETS
+from rush_bench.audit.finding import Finding
+from rush_bench.cli.audit import published_claim
+
+SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2, 3), "restarts": 2, "losses_steps": 2}
+SMALL |= {"rand": (2,), "rand_steps": 2, "banks": (2,), "part_steps": 2, "queries": (4,), "sweep_steps": 2, "votes": (1, 2)}
+SMALL |= {"certificate": 200, "published": {"steps": 1, "queries": 2, "targets": 1}, "long": 3, "peers": 1, "targets": 1}
+
+
+@pytest.fixture
+def audit(rush_bench, store: Path, mine: Path, monkeypatch: pytest.MonkeyPatch):
+    """`audit` at a budget that takes a moment, its probes made by hand: the probes have tests of their own."""
+    monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], **SMALL))
+    names = {"flags": "zero-gradients", "indicators": "unconstrained-attack-failure", "binarization": "binarization"}
+    for kind, check in names.items():
+        found = Finding(check, "made by hand", 0.0, 0.0, "<=", "nothing", "pass")
+        monkeypatch.setattr(room, kind, lambda *arguments, found=found: [found])
+
+    def run(*args: object, models: str = "plain"):
+        return rush_bench("audit", models, "--budget", "quick", "--n", "10", "--dataset", mine, *args)
+
+    return run
+
+
+def test_a_verdict_with_its_files(audit) -> None:
+    result = audit("--claim", "99%", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    (found,) = said["audits"]
+    assert said["failed"] == {} and found["verdict"]["claim"] == {"value": 0.99, "source": "stated with --claim"}
+    assert found["verdict"]["word"] in ("refuted", "weakened")  # it was never trained
+    assert found["verdict"]["decided_by"][0] == "worst case"
+    (path,) = Path("results/audit").glob("*.json")
+    kept = json.loads(path.read_text())
+    assert kept["verdict"] == found["verdict"] and kept["findings"] == found["findings"]
+    text = path.with_suffix(".md").read_text()
+    assert "99.0 %" in text and ("REFUTED" in text or "WEAKENED" in text)
+    shown = audit("--claim", "99%")
+    assert shown.exit_code == 0 and "plain-mine on mine" in shown.stdout
+    # another claim, from the same records
+    low = audit("--claim", "5", "--json")
+    verdict = json.loads(low.stdout)["audits"][0]["verdict"]
+    assert (verdict["word"], verdict["rule"]) == ("cannot say", 0)
+
+
+def test_without_a_claim_it_is_the_replay(audit) -> None:
+    found = json.loads(audit("--json").stdout)["audits"][0]["verdict"]
+    assert found["claim"]["source"] == "PGD-20, replayed on these weights"
+
+
+def test_stopped_is_3_and_the_same_command_finishes(audit) -> None:
+    stopped = audit("--max-minutes", "0")
+    assert stopped.exit_code == 3 and "no verdict yet" in stopped.stdout
+    assert audit().exit_code == 0
+
+
+def test_a_shard_that_is_done_is_0_and_leaves_the_verdict_to_the_last(audit) -> None:
+    second = audit("--shard", "2/2", "--chunk", "5")
+    assert second.exit_code == 0 and "wait for the others" in second.stderr and "no verdict yet" in second.stdout
+    first = audit("--shard", "1/2", "--chunk", "5")
+    assert first.exit_code == 0 and "no verdict yet" not in first.stdout
+
+
+def test_a_failing_probe_is_1(audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments):
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(room, "indicators", broken)
+    result = audit("--json")
+    assert result.exit_code == 1 and "no such luck" in result.stderr
+    said = json.loads(result.stdout)
+    assert said["audits"][0]["verdict"] is None and said["failed"] == {
+        "plain-mine probe indicators": "ValueError: no such luck"
+    }
+
+
+def test_a_plan_gives_no_verdict(audit) -> None:
+    result = audit("--plan", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["audits"] == [] and not Path("results").exists()
+
+
+@pytest.mark.parametrize("claim", ["0.779", "1", "0", "101", "-5", "nan", "many", "8/0"])
+def test_a_claim_is_a_percentage(audit, claim) -> None:
+    result = audit(f"--claim={claim}")
+    assert result.exit_code == 2 and (
+        "--claim takes an accuracy in percent" in result.stderr or "not a number" in result.stderr
+    )
+    assert not Path("results").exists()
+
+
+def test_some_experiments_are_not_enough(audit) -> None:
+    result = audit("--only", "T1")
+    assert result.exit_code == 2 and "settle --only" in result.stderr
+
+
+def book(**labels) -> Book:
+    said = {"recipe": "rush", "votes": 64, "dataset": "cifar10", "pretrain_dataset": "cifar10", "norm": "linf", "eps": 8 / 255}
+    said |= {"preset": "paper"}
+    return Book("rush@64", {**said, **labels}, ())
+
+
+@pytest.mark.parametrize(
+    ("labels", "claim", "says"),
+    [
+        ({}, 0.795, "AA"),  # above the 77.8 under PGD
+        ({"votes": 1}, 0.747, "AA"),
+        ({"dataset": "cifar100", "pretrain_dataset": "cifar100"}, 0.466, "PGD"),  # no AA is published there
+        ({"votes": 8}, None, None),
+        ({"norm": "l2", "eps": 0.5}, None, None),
+        ({"eps": 4 / 255}, None, None),
+        ({"recipe": "cohen"}, None, None),
+        ({"preset": "short"}, None, None),  # a number about the paper's network is no claim about a small one
+        ({"dataset": "digits", "pretrain_dataset": "digits"}, None, None),
+    ],
+)
+def test_published_claims(labels, claim, says) -> None:
+    found = published_claim(book(**labels))
+    if claim is None:
+        assert found is None
+    else:
+        assert found.value == pytest.approx(claim)
+        assert f"under {says}" in found.source and "Table 1" in found.source and "other weights" in found.source

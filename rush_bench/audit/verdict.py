@@ -106,4 +106,6 @@ def verdict(claim: Claim, worst: Estimate, findings: Sequence[Finding], *, class
     missing = [name for name in required if name not in by_name or by_name[name].status == "not run"]
     if missing:
         return said("cannot say", 4, f"{text}, but required checks were not run", missing)
+    if claim.value - worst.low > REFUTED + ROUNDING:
+        return said("cannot say", 4, f"{text}, but it may be as low as {worst.low:.1%}: too few images", ["worst case"])
     return said("stands", 5, f"{text}: within 3 points, under attacks that are known to work", ["worst case", *required])

@@ -147,3 +147,11 @@ def test_findings_follow_from_their_figures() -> None:
     assert judged("a", "w", 0.11, "<=", 0.1, "s").status == "flag"
     assert judged("a", "w", 0.09, ">=", 0.1, "s", otherwise="bug").status == "bug"
     assert not_run("a", "w", "s", "why").to_dict()["note"] == "why"
+
+
+@pytest.mark.parametrize(("low", "word", "rule"), [(0.61, "stands", 5), (0.60, "stands", 5), (0.59, "cannot say", 4)])
+def test_a_wide_interval_lets_nothing_stand(low, word, rule) -> None:
+    """With so few images a refuted claim would look the same."""
+    found = verdict(Claim(0.8, "test"), Estimate(0.7, low, 0.8), passing(), classes=10, deterministic=True)
+    assert (found.word, found.rule) == (word, rule)
+    assert ("too few images" in found.reason) == (word == "cannot say")

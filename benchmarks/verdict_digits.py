@@ -93,7 +93,9 @@ def verdicts(audits: Sequence[dict], found: Sequence[Book]) -> list[list[str]]:
             sys.exit(f"{audit['defense']} has no verdict: experiments are missing; run the same command again")
         claim = f"{100 * said['claim']['value']:.1f} ({said['claim']['source']})"
         worst = tables.percent(Estimate(**said["worst"]))
-        decided = ", ".join(said["decided_by"])
+        # a claim that stands has passed all that is required; one at chance has nothing that could be decided
+        short = {0: "the claim is chance", 5: "worst case, all required checks"}
+        decided = short.get(said["rule"], ", ".join(said["decided_by"]))
         rows.append([audit["defense"], clean[audit["defense"]], claim, worst, said["word"], str(said["rule"]), decided])
     return rows
 

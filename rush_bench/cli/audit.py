@@ -37,6 +37,7 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         from rush_bench.attacks.base import Threat
         from rush_bench.audit import run as audits
         from rush_bench.report import settle as report
+        from rush_bench.report.settle_figures import write_figures
 
         deadline = None if asked["max_minutes"] is None else begun + 60 * asked["max_minutes"]
         found = []
@@ -49,7 +50,7 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
             how: dict[str, Any] = {"seed": asked["seed"], "deadline": deadline, "failed": run.failed}
             probes = audits.probe(defenses, data, threat, asked["out"], **how)
             found += [audits.judge(book, probes.get(book.subject), stated or published_claim(book)) for book in books]
-        paths = report.write(run.books, run.folder) if found else []
+        paths = [*report.write(run.books, run.folder), *write_figures(run.books, run.folder)] if found else []
         for one in found:
             paths += audits.write(one, asked["out"], report.stem(one.book), report.markdown)
         for path in paths:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft
+from rush_bench.errors import BadInput, WorkLeft, failed_code
 
 if TYPE_CHECKING:
     from rush_bench.audit.settle import Planned, SettleRun
@@ -161,7 +161,7 @@ def finish(run: "SettleRun", asked: dict[str, Any]) -> None:
         click.echo(f"failed: {label}: {reason}", err=True)
     common.refuse_contradictions(run.contradictions)
     if run.failed:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(failed_code(run.failed))
     results = [entry.result for book in run.books for entry in book.entries]
     if not run.done or not shard_done(results, parse_shard(asked["shard"])):
         raise WorkLeft("stopped with work left; the same command continues")

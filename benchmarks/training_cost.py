@@ -132,10 +132,6 @@ PASSES: dict[str, Callable[[Any], float]] = {
     "ssp_selfie selfie": task,
     "trades train": lambda s: trades(s.attack),
 }
-WHY = {  # where a row is expected beyond the target
-    "ssp_joint joint": "torch's second derivative of a convolution always has the weights' part (hence the FLOPs, slow ones),\n"
-    "    and that of BatchNorm is some fifty operations",
-}
 
 
 class Flops(TorchDispatchMode):
@@ -282,8 +278,6 @@ def main() -> None:
         implied, taken = job.passes() / units, statistics.median(pairs)
         worst = max(worst, taken / implied)
         print(f"{job.name:24} {implied:6.2f} {counted:6.2f} {taken:6.2f}  {taken / implied:11.2f}", flush=True)
-        if taken / implied > TARGET and job.name in WHY:
-            print(f"    {WHY[job.name]}", flush=True)
     print(f"a step of SimCLR {statistics.median(times):.2f} s; worst time/passes {worst:.2f} (target at most {TARGET})")
 
 

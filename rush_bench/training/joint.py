@@ -19,6 +19,7 @@ from rush_bench.networks.resnet import Encoder
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.pretext import Jigsaw, Problem, Rotation, Selfie, SelfieSettings, TaskStage
 from rush_bench.training.stage import Batch, Context, Stage
+from rush_bench.training.twice import CheapTwice
 
 TASKS: tuple[type[TaskStage], ...] = (Rotation, Jigsaw, Selfie)  # one for each member of the network
 
@@ -84,7 +85,7 @@ class Joint(Stage):
     def losses(self, v: Tensor, problems: list[Problem]) -> Tensor:
         """sum_i L_i(v_i) of v (3B, C, H, W), each task's images through the network on their own: a scalar."""
         # The fused kernels of attention cannot be differentiated twice.
-        with self.autocast(), sdpa_kernel(SDPBackend.MATH):
+        with self.autocast(), sdpa_kernel(SDPBackend.MATH), CheapTwice():
             each = [
                 weight * F.cross_entropy(scores(part).float(), answers)
                 for weight, part, (_, scores, answers) in zip(self.weights_of_tasks, v.chunk(len(TASKS)), problems, strict=True)

@@ -54,13 +54,7 @@ def test_passes_are_what_a_step_takes(cost, made, recipe):
     for job in jobs:
         images = len(job.stage.splits["train"])
         counted = job.flops() / row(cost, job) / images
-        if recipe == "ssp_joint":
-            # torch's second derivative of a convolution always has the weights' part, which the attack has no use for:
-            # a fifth pass in each step, and more where the convolution has a stride.
-            wanted = 3 * job.settings.attack.steps
-            assert job.passes() < counted < job.passes() + 1.4 * wanted
-        else:
-            assert counted == pytest.approx(job.passes(), rel=0.06)
+        assert counted == pytest.approx(job.passes(), rel=0.06)
 
 
 def test_flops_counts_products(cost):

@@ -112,6 +112,12 @@ class Book:
         return found[0] if found else None
 
     @property
+    def replay(self) -> Entry | None:
+        """The highest of the published evaluations replayed on these weights (T15; PGD-20 of a deterministic defence)."""
+        found = [entry for entry in self.of("T15") if "as published" in entry.trial or entry.trial == "PGD-20"]
+        return max(found, key=lambda entry: entry.estimate.value, default=None)
+
+    @property
     def clean(self) -> Entry | None:
         """Accuracy on clean images."""
         return self.get("T10", "0")

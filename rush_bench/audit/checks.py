@@ -214,10 +214,9 @@ def aa_above_pgd(book: Book) -> Finding:
 def replay_above_worst(book: Book) -> Finding:
     """What the published evaluation overstates on these weights."""
     what, source = "accuracy by the published evaluation less the worst case", "protocol A9, T15"
-    published = [entry for entry in book.of("T15") if "as published" in entry.trial or entry.trial == "PGD-20"]
-    if not published or book.worst is None:
+    top = book.replay
+    if top is None or book.worst is None:
         return not_run("replay-above-worst", what, source, "needs T15 and T11")
-    top = max(published, key=lambda entry: entry.estimate.value)
     return _loss("replay-above-worst", what, top.minus(book.worst), 3 * POINT, source, top.trial)
 
 

@@ -134,10 +134,9 @@ def judge(book: Book, probes: Sequence[Finding] | None, claim: Claim | None) -> 
 
 def replayed(book: Book) -> Claim:
     """What the published evaluation gives on these weights: the claim where nothing else is said."""
-    entries = [entry for entry in book.of("T15") if "as published" in entry.trial or entry.trial == "PGD-20"]
-    if not entries:
+    top = book.replay
+    if top is None:
         raise BadInput(f"nothing says what is claimed for {book.subject}: run T15, or give --claim")
-    top = max(entries, key=lambda entry: entry.estimate.value)
     return Claim(top.estimate.value, f"{top.trial}, replayed on these weights")
 
 

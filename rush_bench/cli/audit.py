@@ -84,19 +84,12 @@ def published_claim(book: "Book") -> "Claim | None":
 
     Only for a model of the preset `paper`: what a smaller network or a shorter training leaves says nothing about it.
     """
-    import math
-
     from rush_bench.audit.verdict import Claim
-    from rush_bench.report.published import published
-    from rush_bench.report.tables import belongs_beside
+    from rush_bench.report.settle import published_row
 
-    labels = book.labels
-    if labels.get("preset") != "paper" or labels["norm"] != "linf" or not math.isclose(labels["eps"], 8 / 255):
+    row = published_row(book) if book.labels.get("preset") == "paper" else None
+    stated = [] if row is None else [(n, name) for n, name in ((row.pgd, "PGD"), (row.aa, "AA")) if n is not None]
+    if row is None or not stated:
         return None
-    best: tuple[float, str] | None = None
-    for row in published().table1:
-        if belongs_beside(row, labels):
-            for number, name in ((row.pgd, "PGD"), (row.aa, "AA")):
-                if number is not None and (best is None or number > best[0]):
-                    best = number, f"{row.method} under {name}, {row.source}; it is about other weights"
-    return Claim(best[0] / 100, best[1]) if best else None
+    percent, name = max(stated)
+    return Claim(percent / 100, f"{row.method} under {name}, {row.source}; it is about other weights")

@@ -38,15 +38,16 @@ class Row:
     @property
     def threat_text(self) -> str:
         """`linf 8/255`, `l2 0.5`, or `none` where only clean images were measured."""
-        if not self.threat:
-            return "none"
-        eps = self.threat["eps"]
-        size = f"{round(eps * 255, 3):g}/255" if self.threat["norm"] == "linf" else f"{eps:g}"
-        return f"{self.threat['norm']} {size}"
+        return threat_text(self.threat["norm"], self.threat["eps"]) if self.threat else "none"
 
     def is_linf8(self) -> bool:
         """Whether the threat is l-inf 8/255, that of Table 1."""
         return self.threat is not None and self.threat["norm"] == "linf" and math.isclose(self.threat["eps"], 8 / 255)
+
+
+def threat_text(norm: str, eps: float) -> str:
+    """`linf 8/255` or `l2 0.5`."""
+    return f"{norm} {round(eps * 255, 3):g}/255" if norm == "linf" else f"{norm} {eps:g}"
 
 
 def rows(results: Iterable[CellResult]) -> list[Row]:

@@ -13,7 +13,7 @@ from rush_bench.audit.experiments import EXPERIMENTS, THEIRS
 from rush_bench.evaluation.statistics import Estimate
 from rush_bench.files import write_text
 from rush_bench.report.published import PublishedRow, published
-from rush_bench.report.rows import Row
+from rush_bench.report.rows import Row, threat_text
 from rush_bench.report.tables import belongs_beside
 from rush_bench.report.writers import DASH, INTERVALS
 
@@ -63,11 +63,6 @@ def percent(estimate: Estimate, signed: bool = False) -> str:
     """`12.3 [10.1, 14.6]`, in percent; `signed` for differences: `-12.3 [-14.6, -10.1]`, `+0.4 [...]`."""
     form = "{:+.1f} [{:+.1f}, {:+.1f}]" if signed else "{:.1f} [{:.1f}, {:.1f}]"
     return form.format(*(round(100 * part, 1) + 0.0 for part in estimate))  # + 0.0: no -0.0
-
-
-def threat_text(norm: str, eps: float) -> str:
-    """`linf 8/255` or `l2 0.5`."""
-    return f"{norm} {round(eps * 255, 3):g}/255" if norm == "linf" else f"{norm} {eps:g}"
 
 
 def title(book: Book) -> str:

@@ -17,6 +17,7 @@ from rush_bench.evaluation.statistics import Estimate
 from rush_bench.report import figures
 from rush_bench.report import settle as tables
 from rush_bench.report.figures import COLOURS, DPI, MARKERS
+from rush_bench.report.rows import threat_text
 
 BLUE, RED, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#9A9A9A", "#000000"
 CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # behind words that a line may cross
@@ -231,7 +232,7 @@ def _names(books: Sequence[Book]) -> list[str]:
 def _about(books: Sequence[Book]) -> str:
     """Data set, threat, budget, and n where it is one."""
     labels = books[0].labels
-    words = [str(labels.get("dataset")), tables.threat_text(labels["norm"], labels["eps"])]
+    words = [str(labels.get("dataset")), threat_text(labels["norm"], labels["eps"])]
     words += [f"n={labels.get('n')}"] if len({book.labels.get("n") for book in books}) == 1 else []
     return ", ".join([*words, f"budget {labels['budget_name']}"])
 

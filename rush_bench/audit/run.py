@@ -1,8 +1,8 @@
 """The audit: probes of the defence, checks on its records, the verdict; kept as JSON and Markdown, resumable probe by probe."""
 
+import contextlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.evaluation.records import flock
+from rush_bench.evaluation.turns import take_turns
 from rush_bench.files import digest, read_json, write_atomic, write_json
 from rush_bench.noise import Stream
 from rush_bench.progress import Bar
@@ -77,31 +78,25 @@ def probe(
     """
     part = data.take(list(range(min(count, len(data)))))
     jobs = [job for defense in defenses for job in _probes(defense, part, threat, out / FOLDER / "probes", seed)]
-    left = [job for job in jobs if not job.path.exists()]
-    with Bar("probes", len(jobs), len(jobs) - len(left), every=float("inf") if quiet else 10.0) as bar:
-        while left:
-            waiting: list[_Probe] = []
-            for job in left:
-                if deadline is not None and time.monotonic() > deadline:
-                    return _gathered(jobs)
-                with flock(job.path.with_suffix(".lock"), wait=False) as held:
-                    if not job.path.exists():
-                        if held is False:
-                            waiting.append(job)
-                            continue
-                        try:
-                            found = [finding.to_dict() for finding in job.make()]
-                        except Exception as error:  # a defence is anybody's code: its failure must not lose the others
-                            reason = str(error) if isinstance(error, RushBenchError) else f"{type(error).__name__}: {error}"
-                            (failed if failed is not None else {})[f"{job.defense.name} probe {job.name}"] = reason
-                            bar.note(f"failed: {job.defense.name} probe {job.name}: {reason}")
-                            continue
-                        write_json(job.path, {"findings": found})
-                bar.advance(job.name, title=f"probes of {job.defense.name}")
-            if waiting and len(waiting) == len(left):
-                time.sleep(0.2)
-            left = waiting
+    done = sum(job.path.exists() for job in jobs)
+    with Bar("probes", len(jobs), done, every=float("inf") if quiet else 10.0) as bar:
+        for job in take_turns(jobs, bar, deadline, there=lambda job: job.path.exists(), lock=_lock):
+            try:
+                found = [finding.to_dict() for finding in job.make()]
+            except Exception as error:  # a defence is anybody's code: its failure must not lose the others
+                reason = str(error) if isinstance(error, RushBenchError) else f"{type(error).__name__}: {error}"
+                (failed if failed is not None else {})[f"{job.defense.name} probe {job.name}"] = reason
+                bar.note(f"failed: {job.defense.name} probe {job.name}: {reason}")
+                continue
+            write_json(job.path, {"findings": found})
+            bar.advance(job.name, title=f"probes of {job.defense.name}")
     return _gathered(jobs)
+
+
+@contextlib.contextmanager
+def _lock(job: _Probe) -> Iterator[bool]:
+    with flock(job.path.with_suffix(".lock"), wait=False) as held:
+        yield held is not False  # where locks are not supported two processes may do the same work
 
 
 def _gathered(jobs: Sequence[_Probe]) -> dict[str, list[Finding]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol, TypeVar
 
 from rush_bench.evaluation.records import Cell, CellStore
@@ -16,6 +17,7 @@ class HasCell(Protocol):
 
 
 Job = TypeVar("Job", bound=HasCell)
+Item = TypeVar("Item")
 Status = Literal["ready", "wait", "drop"]
 
 
@@ -26,29 +28,51 @@ def in_turn(
     deadline: float | None,
     status: Callable[[Job, int], Status] = lambda job, c: "ready",
 ) -> Iterator[tuple[Job, int]]:
-    """The (job, chunk) that are missing, one at a time and locked while it is out; the caller writes it and advances the bar.
+    """The (job, chunk) that are missing, as `take_turns` hands them out; the caller writes it and advances the bar.
 
-    `status` says of each whether it can be made, must wait for another, or is given up. Ends when nothing is left or, between
-    chunks, when `time.monotonic()` has passed the deadline.
+    `status` says of each whether it can be made, must wait for another, or is given up.
     """
-    left = [(job, c) for job, c in chunks if not store.has(job.cell, c)]
+    return take_turns(
+        chunks,
+        bar,
+        deadline,
+        there=lambda item: store.has(item[0].cell, item[1]),
+        lock=lambda item: store.lock(item[0].cell, item[1]),
+        status=lambda item: status(*item),
+    )
+
+
+def take_turns(
+    items: Iterable[Item],
+    bar: Bar,
+    deadline: float | None,
+    *,
+    there: Callable[[Item], bool],
+    lock: Callable[[Item], AbstractContextManager[bool]],
+    status: Callable[[Item], Status] = lambda item: "ready",
+) -> Iterator[Item]:
+    """The items that are not `there`, one at a time and locked while it is out.
+
+    Ends when nothing is left or, between items, when `time.monotonic()` has passed the deadline.
+    """
+    left = [item for item in items if not there(item)]
     while left:
         waiting = []
-        for job, c in left:
-            now = status(job, c)
+        for item in left:
+            now = status(item)
             if now == "wait":
-                waiting.append((job, c))
+                waiting.append(item)
             if now != "ready":
                 continue
             if deadline is not None and time.monotonic() > deadline:
                 return
-            with store.lock(job.cell, c) as held:
-                if store.has(job.cell, c):
+            with lock(item) as held:
+                if there(item):
                     bar.advance()
                 elif held:
-                    yield job, c
+                    yield item
                 else:  # another process is at it: come back when the rest is done
-                    waiting.append((job, c))
+                    waiting.append(item)
         if len(waiting) == len(left):
             time.sleep(0.2)
         left = waiting

@@ -119,6 +119,8 @@ def _words(hint: Any) -> str:
         return f"{_words(options[0])}, {' and '.join(map(str, options[1:]))}"
     if origin in (types.UnionType, typing.Union):
         return " or ".join("none" if one is types.NoneType else _words(one) for one in options)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, options))}"
     if origin is tuple:
         return f"a list, each {_words(options[0])}"
     named = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
@@ -128,7 +130,8 @@ def _words(hint: Any) -> str:
 def parse_number(text: str | float) -> float:
     """A number or a fraction such as `8/255`, as a float."""
     try:
-        return float(Fraction(text)) if isinstance(text, str) and "/" in text else float(text)
+        above, slash, below = str(text).partition("/")
+        return float(Fraction(above) / Fraction(below)) if slash else float(text)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise BadInput(f"{text!r} is not a number; write 0.03 or 8/255") from error
 

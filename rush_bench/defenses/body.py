@@ -58,6 +58,11 @@ class Body:
 
     def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
         """(R, C, H, W) to (R, K), from the exact network or the searching one; NaN is an error."""
+        out = self.outcome(rows, exact=exact)
+        return out if self.outputs == "probabilities" else out.log_softmax(1)
+
+    def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
+        """What the network says of rows (R, C, H, W), in float32: its logits (R, K), or the logarithms of its probabilities."""
         self.passes.forwards += len(rows)
         if exact:
             out = self.network(rows)
@@ -66,7 +71,7 @@ class Body:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 out = self.search(rows)
         out = out.float()
-        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out.log_softmax(1)
+        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
 
     def block(self, draws: int) -> int:
         """Rows for one block: as many as memory takes, on a CPU rather fewer, but all draws of an image if they fit."""

@@ -17,7 +17,7 @@ from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
-from rush_bench.defenses.aggregate import objective_named
+from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.defenses.base import margin
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
@@ -64,14 +64,14 @@ class EOTAPGD(Attack):
         everyone = torch.arange(len(images), device=images.device)
         ranked = None
         for loss in self.losses:
-            targeted = loss.partition("@")[0] in TARGETED
+            targeted, objective = loss.partition("@")[0] in TARGETED, steepened(loss, defense.steepness)
             if targeted and ranked is None:
                 ranked = _ranked_targets(defense, images, labels, stream)[:, : self.targets]
             units = list(
                 itertools.product(range(self.restarts), range(ranked.shape[1] if ranked is not None and targeted else 1))
             )
             # the noise is that of the loss, not of the group: which units share a batch depends on the other images
-            search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), loss, kept)
+            search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), objective, kept)
             while units and len(alive := kept.standing() if self.stop else everyone):
                 # the first run breaks most of what will break; only then do the others pay as rows of one batch
                 width = 1 if not kept.value.isfinite().any() else max(1, self.rows // len(alive))

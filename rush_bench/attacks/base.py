@@ -45,7 +45,9 @@ class Threat(Settings):
         """The unit step of steepest ascent: sign for l-inf, the normalised gradient for l2."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / self.size(gradient).clamp_min(1e-20)[:, None, None, None]
+        most = gradient.flatten(1).abs().amax(1)[:, None, None, None]
+        unit = gradient / torch.where(most > 0, most, 1)  # the squares of small numbers would vanish
+        return unit / self.size(unit).clamp_min(1)[:, None, None, None]
 
     def start(self, images: Tensor, stream: Stream) -> Tensor:
         """A random point of the ball around each image: uniform in the l-inf ball; uniform direction and radius in l2."""

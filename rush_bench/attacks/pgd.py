@@ -9,7 +9,8 @@ from torch import Tensor
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import gradient_rows, judging_rows
 from rush_bench.defenses import Defense
-from rush_bench.defenses.aggregate import objective_named
+from rush_bench.defenses.aggregate import objective_named, steepened
+from rush_bench.defenses.base import cross_entropy
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Range, Whole
 
@@ -55,7 +56,7 @@ class PGD(Attack):
         objective_named(self.loss, targets=False)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        draws = self.draws or defense.draws or 1
+        draws, objective = self.draws or defense.draws or 1, steepened(self.loss, defense.steepness)
         best, best_loss = images, torch.full((len(images),), -torch.inf, device=images.device)
 
         def keep(attacked: Tensor, loss: Tensor) -> None:
@@ -70,7 +71,7 @@ class PGD(Attack):
             noise = stream.named(f"gradient{restart}")
             for step in range(self.steps):
                 fresh = step // self.redraw if self.redraw else 0
-                at = defense.gradient(attacked, labels, self.loss, draws, noise.skip(fresh * draws))
+                at = defense.gradient(attacked, labels, objective, draws, noise.skip(fresh * draws))
                 if self.keep == "last":
                     pass
                 elif defense.deterministic:
@@ -110,14 +111,17 @@ class PGD(Attack):
         return threat.limit(delta + self.step * threat.eps * threat.ascend(gradient))
 
     def _held_apart(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> Tensor:
-        """Mean of -p_y over held-apart draws, the same ones at every call, so that iterates are compared in pairs."""
+        """Mean of -p_y over held-apart draws, the same ones at every call, so that iterates are compared in pairs; CE of a
+        deterministic defence, as its iterates were."""
         draws, held = max(defense.draws, 1), stream.named("select")
         predictions = 1 if defense.deterministic else -(-self.select_draws // draws)
-        total = torch.zeros(len(attacked), device=attacked.device)
+        total = torch.zeros(len(attacked), defense.classes, device=attacked.device)
         for k in range(predictions):
-            probabilities = defense.predict(attacked, held.skip(k * draws)).probabilities
-            total += probabilities.gather(1, labels[:, None])[:, 0]
-        return -total / predictions if not defense.deterministic else -total.clamp_min(1e-30).log()
+            total += defense.predict(attacked, held.skip(k * draws)).probabilities
+        if not defense.deterministic:
+            return -total.gather(1, labels[:, None])[:, 0] / predictions
+        logs = (total / total.amax(1, keepdim=True)).clamp_min(1e-30).log()  # near 0 float32 is finer
+        return cross_entropy((defense.steepness * logs).log_softmax(1), labels)
 
 
 @dataclass(frozen=True)

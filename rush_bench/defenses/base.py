@@ -58,6 +58,7 @@ class Defense:
     device: torch.device = torch.device("cpu")
     precision: str = "float32"  # of the search; float32 alone judges
     keyed: bool = True  # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
+    steepness: float = 1.0  # by which attacks multiply logits that are all but equal
     passes: Passes
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -114,6 +115,15 @@ class Defense:
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """-log p_y; scores (B, K) are log-probabilities, so that this is eq. 7 of the RUSH paper. Returns (B,)."""
     return -scores.gather(1, labels[:, None])[:, 0]
+
+
+def against(scores: Tensor, labels: Tensor) -> Tensor:
+    """Log of the odds against the label, log (1 - p_y) / p_y, from log-probabilities (..., K); labels (...), as the result.
+
+    CE is its softplus, so that both rise in the same direction, but its slope never fades where p_y is near 1.
+    """
+    true = scores.gather(-1, labels[..., None])[..., 0]
+    return scores.scatter(-1, labels[..., None], -torch.inf).logsumexp(-1) - true
 
 
 def margin(scores: Tensor, labels: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from rush_bench.errors import BadInput
 Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
+# Largest logit less smallest. Below FLAT every softmax is nearly uniform: CE pushes towards the mean of all other classes, and
+# float32 rounds its changes away. Attacks then take the logits STEEP apart, as trained networks have them.
+FLAT, STEEP = 1.0, 20.0
 CACHE = 2**26  # on a CPU blocks of this many bytes stay near the cache: 1.3 times as fast as blocks of 300 MB
 
 
@@ -48,6 +51,7 @@ class Body:
                 else "the network is in train mode: its BatchNorm and dropout would change under attack; call .eval() "
                 "first, or Randomised(network) where its dropout is to stay on"
             )
+        self.wide = torch.float32 if device.type == "mps" else torch.float64  # of log-probabilities; mps has no float64
         self.device, self.outputs, self.precision, self.memory = device, outputs, precision, memory
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
@@ -61,13 +65,17 @@ class Body:
                 probe.check_function(self, rows)
                 self.search, self.layout = probe.fastest(self, rows)
                 self.row_bytes = self._row_bytes(shape)
+            self.steepness = self._steepness(rows)
         self.passes = Passes()
         self.rows = self.rows_of(memory)
         self.brisk = self.rows_of(CACHE) if device.type == "cpu" else self.rows
 
     def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
-        """(R, C, H, W) to (R, K), from the exact network or the searching one; NaN is an error."""
-        out = self.outcome(rows, exact=exact)
+        """(R, C, H, W) to (R, K) in float64, from the exact network or the searching one.
+
+        float32 would lose which logit is the largest where all are tiny, since every log-probability is then near -log K.
+        """
+        out = self.outcome(rows, exact=exact).to(self.wide)
         return out if self.outputs == "probabilities" else out.log_softmax(1)
 
     def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
@@ -79,6 +87,13 @@ class Body:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 out = self.outputs_of(self.search, rows, self.layout)
         return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
+
+    def _steepness(self, rows: Tensor) -> float:
+        """What the logits are to be multiplied with before a softmax by an attack: 1 unless they are all but equal."""
+        with torch.no_grad():
+            out = self.outcome(rows, exact=True)
+        spread = float((out.amax(1) - out.amin(1)).median())
+        return STEEP / spread if 0 < spread < FLAT else 1.0
 
     def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.

@@ -10,6 +10,7 @@ import torch
 from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.color import gray
+from rush_bench.datasets.loading import find_source
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
@@ -22,7 +23,7 @@ from rush_bench.training.loop import Loop
 from rush_bench.training.options import RunSettings, file_digests
 from rush_bench.training.progress import Progress
 from rush_bench.training.seeds import derive
-from rush_bench.training.semi import share_labels
+from rush_bench.training.semi import label_splits
 from rush_bench.training.stage import Context, Recipe
 
 
@@ -60,14 +61,14 @@ def train(
     where = choose_device(device)
     wanted = resolve_settings(system, preset, None, layers)
     splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, any("n_train" in x for x in layers))
-    settings = resolve_settings(system, preset, splits["train"].shape, layers)
+    settings = resolve_settings(system, preset, splits["train"].shape, layers, dataset)
     progress = report or Progress()
     settings = _fit_batches(system, settings, splits, progress)
     card = make_card(system, settings, splits, preset, seed, name)
     folder = Path(store) / card["name"]
     file = CheckpointFile(folder, identity(card))
     if (folder / "card.json").exists():
-        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, []))
+        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, [], dataset))
         refuse_other(identity(read_json(folder / "card.json")), file.run, folder, usual)
         file.remove()
         progress.note(f"{folder} is finished; nothing to do")
@@ -109,13 +110,14 @@ def run_stages(
 
 
 def resolve_settings(
-    system: Recipe, preset: str, shape: tuple[int, ...] | None, layers: Iterable[Mapping[str, Any]]
+    system: Recipe, preset: str, shape: tuple[int, ...] | None, layers: Iterable[Mapping[str, Any]], dataset: str = ""
 ) -> RunSettings:
-    """Defaults, preset, what suits the images' shape, then the user's layers."""
+    """Defaults, what they are on this data set, preset, what suits the images' shape, then the user's layers."""
     if preset not in system.presets:
         raise unknown_name("preset", preset, system.presets)
     fitted = system.adapt(preset, shape) if shape else {}
-    settings = override(system.settings, system.presets[preset], fitted, *layers)
+    published = [system.datasets.get(key, {}) for key in (dataset, f"{dataset}-{shape[1]}" if shape else "")]
+    settings = override(system.settings, *published, system.presets[preset], fitted, *layers)
     noise_from(settings.noise)
     return settings
 
@@ -143,11 +145,12 @@ def load_splits(
         )
     if any(plan.split == "pretrain" for plan in system.plans(settings)):
         channels, height, _ = splits["train"].shape
-        splits["pretrain"] = with_channels(load(pretrain_on, "pretrain", height), channels)
+        split = "pretrain" if find_source(pretrain_on).name == splits["train"].name else "transfer"
+        splits["pretrain"] = with_channels(load(pretrain_on, split, height), channels)
     elif pretrain_on != dataset:
         raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
     if any(plan.split == "labelled" for plan in system.plans(settings)):
-        splits |= share_labels(splits["train"], settings.label_share)  # type: ignore[attr-defined]
+        splits |= label_splits(splits, settings.label_share, settings.semi.index)  # type: ignore[attr-defined]
     most = max(len(images) for split, images in splits.items() if split != "val")
     if strict and settings.n_train is not None and not 1 <= settings.n_train <= most:
         raise BadInput(f"n_train={settings.n_train}, but there are {most} training images; give 1 to {most}")

@@ -61,6 +61,7 @@ class Stage(nn.Module):
     name = "stage"
     replays = 1  # steps taken on each mini-batch in turn (Free-m)
     score: str | None = None  # the validation number by which the best epoch is chosen; None: the last epoch is the best
+    best: Mapping[str, Tensor] | None = None  # `weights` after the best epoch, once `finish` is called
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -130,6 +131,7 @@ class Recipe:
 
     `settings`: a frozen dataclass, its defaults are the preset `paper`. `presets` and `adapt(preset, shape)` are layers
     of overrides, the second for the image shape (C, H, W) at hand. `card(settings)` gives protocol, extra_data, votes.
+    `datasets`: what a source has otherwise on a data set, by its name or, at one size only, `stl10-96`; presets go above it.
     """
 
     name: str
@@ -138,3 +140,4 @@ class Recipe:
     card: Callable[[Any], dict[str, Any]]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adapt: Callable[[str, tuple[int, ...]], Mapping[str, Any]] = lambda preset, shape: {}
+    datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -153,4 +153,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `acl`."""
-    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt)
+    tuning = (*protocols.TUNING, "label_share", "teacher", "distil")
+    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, tuning=tuning)

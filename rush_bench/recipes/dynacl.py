@@ -259,4 +259,6 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `dynacl`, or `dynacl_pp` with the two stages after it."""
-    return Recipe(name, DynACLSettings(plus=name == "dynacl_pp"), plans, protocols.card, PRESETS, adapt)
+    return Recipe(
+        name, DynACLSettings(plus=name == "dynacl_pp"), plans, protocols.card, PRESETS, adapt, tuning=protocols.TUNING
+    )

@@ -160,4 +160,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `acl`."""
-    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, DATASETS)
+    tuning = (*protocols.TUNING, "label_share", "teacher", "distil", "semi")
+    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, DATASETS, tuning=tuning)

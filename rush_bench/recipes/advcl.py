@@ -185,4 +185,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `advcl`."""
-    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt)
+    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt, tuning=protocols.TUNING)

@@ -119,4 +119,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `deacl`."""
-    return Recipe(name, DeACLSettings(), plans, protocols.card, PRESETS, adapt)
+    return Recipe(name, DeACLSettings(), plans, protocols.card, PRESETS, adapt, tuning=protocols.TUNING)

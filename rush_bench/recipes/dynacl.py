@@ -255,4 +255,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `dynacl`, or `dynacl_pp` with the two stages after it."""
-    return Recipe(name, DynACLSettings(plus=name == "dynacl_pp"), plans, protocols.card, PRESETS, adapt, LINEAR_RATES)
+    settings = DynACLSettings(plus=name == "dynacl_pp")
+    return Recipe(name, settings, plans, protocols.card, PRESETS, adapt, LINEAR_RATES, tuning=protocols.TUNING)

@@ -119,4 +119,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `rocl`."""
-    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt)
+    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt, tuning=protocols.TUNING)

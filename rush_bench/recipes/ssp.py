@@ -31,6 +31,7 @@ NAMES = {
     "ssp_selfie": "adversarial pre-training on Selfie, then adversarial fine-tuning (Chen et al. 2020b)",
 }
 STAGES: dict[str, Any] = {"rotation": Rotation, "jigsaw": Jigsaw, "selfie": Selfie}
+TUNING = ("finetune", "finetune_attack", "linear", "noise")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -186,5 +187,7 @@ def make(name: str) -> Recipe:
     if joint:
         for preset in ("short", "smoke"):  # few steps: faster ones
             layers[preset]["joint.lr"] = 0.05
-        return Recipe(name, settings, joint_plans, card, layers, lambda p, shape: adapt(p, shape, ("joint",)))
-    return Recipe(name, settings, lambda s: plans(s, own), card, layers, lambda p, shape: adapt(p, shape, tuple(STAGES)))
+        return Recipe(name, settings, joint_plans, card, layers, lambda p, shape: adapt(p, shape, ("joint",)), tuning=TUNING)
+    return Recipe(
+        name, settings, lambda s: plans(s, own), card, layers, lambda p, shape: adapt(p, shape, tuple(STAGES)), tuning=TUNING
+    )

@@ -15,6 +15,7 @@ from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.stage import Plan
 
+TUNING = ("finetune", "aff", "noise")  # what pre-training without a noise law does not read (`Recipe.tuning`)
 IMAGENET = NetworkSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR = NetworkSettings(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
 

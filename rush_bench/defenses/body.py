@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,15 @@ from torch import Tensor, nn
 
 from rush_bench.defenses import probe
 from rush_bench.defenses.base import Passes
-from rush_bench.defenses.owner import in_train_mode, input_type, private_copy, undisturbed, weights_digest
+from rush_bench.defenses.owner import (
+    in_train_mode,
+    input_type,
+    own_generators,
+    own_states,
+    private_copy,
+    undisturbed,
+    weights_digest,
+)
 from rush_bench.errors import BadInput
 
 Precision = Literal["float32", "bfloat16"]
@@ -29,6 +38,8 @@ class Body:
     gets rows of its own, so a network may write on them. `before` is what a defence does to images in front of the network;
     a network that draws at random must be `random`, and searches as it judges: another layout draws in another order.
     """
+
+    classes: int
 
     def __init__(
         self,
@@ -56,9 +67,11 @@ class Body:
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
         self.search, self.layout = self.network, torch.contiguous_format
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         with undisturbed(device):  # a network may draw from the global generators, or seed them
             rows = probe.rows_for(shape, device, self.before)
-            self.classes = probe.check_outputs(self, rows, shape)
+            states = own_states(device)
+            probe.check_outputs(self, rows, shape)
             probe.check_search(self, probe.images_like(shape, device))
             self.row_bytes = self._row_bytes(shape)
             if not random:
@@ -66,6 +79,9 @@ class Body:
                 self.search, self.layout = probe.fastest(self, rows)
                 self.row_bytes = self._row_bytes(shape)
             self.steepness = self._steepness(rows)
+            seeds = not random and own_states(device) != states
+        if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
+            self.guard = lambda: own_generators(device)
         self.passes = Passes()
         self.rows = self.rows_of(memory)
         self.brisk = self.rows_of(CACHE) if device.type == "cpu" else self.rows
@@ -81,11 +97,9 @@ class Body:
     def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
         """What the network says of rows (R, C, H, W), in float32: its logits (R, K), or the logarithms of its probabilities."""
         self.passes.forwards += len(rows)
-        if exact:
-            out = self.outputs_of(self.network, rows)
-        else:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                out = self.outputs_of(self.search, rows, self.layout)
+        low = not exact and self.precision == "bfloat16"
+        with self.guard(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
         return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
 
     def _steepness(self, rows: Tensor) -> float:

@@ -70,6 +70,13 @@ class Attack(Settings):
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         raise NotImplementedError
 
+    def on(self, defense: Defense) -> "Attack":
+        """As it is run on this defence: defaults that depend on its kind filled in, settings without effect at a fixed value.
+
+        What a record's key is made of.
+        """
+        return self
+
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
         """Further per-image arrays for the record, such as the score on the attack's own bank."""
         return {}

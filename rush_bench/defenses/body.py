@@ -162,3 +162,12 @@ def blocks(batch: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:
     for i in range(0, batch, images):
         for j in range(0, draws, rows):
             yield slice(i, min(i + images, batch)), slice(j, min(j + rows, draws))
+
+
+def whole_blocks(batch: int, repeats: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cut batch x (repeats x draws) likewise; a piece holds whole predictions of `draws` draws, or a part of one."""
+    if draws <= rows:
+        yield from blocks(batch, repeats * draws, rows - rows % draws)
+        return
+    for k in range(0, repeats * draws, draws):
+        yield from ((i, slice(k + j.start, k + j.stop)) for i, j in blocks(batch, draws, rows))

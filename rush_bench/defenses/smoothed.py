@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
-from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
-from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks
+from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_finite, check_images, cross_entropy
+from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, whole_blocks
 from rush_bench.defenses.owner import device_of
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
@@ -81,19 +81,32 @@ class _Network(Defense):
         return (lambda x, i, j, exact: self._fold(x[:, None], exact)), 1
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
+        one = self._predictions(images, stream, 1)
+        return Prediction(one.labels[0], one.votes[0], one.probabilities[0])
+
+    def predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
+        if self.deterministic or not self.keyed:  # a network that draws by itself may have one draw for all rows of a call
+            return super().predictions(images, stream, repeats)
+        return self._predictions(images, stream, repeats)
+
+    def _predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
+        """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
         forward, draws = self._forward(stream, len(images))
-        votes = torch.zeros(len(images), self.classes, dtype=torch.int64, device=self.device)
-        total = torch.zeros(len(images), self.classes, dtype=self.body.wide, device=self.device)
+        votes = torch.zeros(repeats, len(images), self.classes, dtype=torch.int64, device=self.device)
+        total = torch.zeros(repeats, len(images), self.classes, dtype=self.body.wide, device=self.device)
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
-            for i, j in blocks(len(images), draws, 4 * self.body.block(draws)):
+            for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
                 log_p = forward(images[i].to(self.device), i, j, True)
-                votes[i] += F.one_hot(log_p.argmax(2), self.classes).sum(1)
-                total[i] += (log_p if self.how.geometric else log_p.exp()).sum(1)
-        probabilities = (total / draws).softmax(1) if self.how.geometric else total / draws
+                log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
+                k = slice(j.start // draws, -(-j.stop // draws))
+                votes[k, i] += F.one_hot(log_p.argmax(3), self.classes).sum(2)
+                total[k, i] += (log_p if self.how.geometric else log_p.exp()).sum(2)
+        probabilities = (total / draws).softmax(2) if self.how.geometric else total / draws
+        check_finite(probabilities.transpose(0, 1), stream.images, "the prediction")
         # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
-        labels = (votes + 0.5 * probabilities if self.hard else total).argmax(1)
+        labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
         return Prediction(labels, votes, probabilities.float())
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
@@ -122,7 +135,7 @@ class _Network(Defense):
                 value = F.softplus(value.detach())
                 gradient = gradient * _slope(-torch.expm1(-value), gradient)
             gradients[i], losses[i], means[i] = gradient, value.detach(), mean.detach()
-        return Gradient(gradients, losses, how.scores(means))
+        return Gradient(gradients, losses.float(), how.scores(means))
 
     def _gradient_of_ce(self, images: Tensor, labels: Tensor, how: Aggregation, draws: int, forward: Forward) -> Gradient:
         """CE of the mean probability p over draws, in one pass: sum_j p_j (1 - p_j) d odds_j / sum_j p_j, odds against y.
@@ -150,7 +163,7 @@ class _Network(Defense):
             gradients[i] += (weight - total).exp()[:, None, None, None].float() * (gradient - gradients[i])
             weights[i] = total
         size = (weights - math.log(draws) + cross_entropy(means, labels)).exp()
-        return Gradient(gradients * _slope(size, gradients), F.softplus(against(means, labels)), how.scores(means))
+        return Gradient(gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means))
 
     def base(self) -> Defense:
         """The network without its noise: smoothing removed, the same weights and no copy of them."""

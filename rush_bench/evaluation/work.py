@@ -111,7 +111,7 @@ def work(
     broken = _broken(jobs, folder)
     for job in jobs:
         store.open(job.cell)
-    mine = [(job, c) for job in jobs for c in range(shard[0] - 1, job.cell.chunks, shard[1])]
+    mine = _share(jobs, *shard)
     there = sum(store.has(job.cell, c) for job, c in mine)
     with Bar(title, len(mine), there, every=float("inf") if quiet else 10.0) as bar:
 
@@ -156,6 +156,12 @@ def work(
             if waiting == len(left):
                 time.sleep(0.2)
     return failed, True
+
+
+def _share(jobs: Sequence[Job], k: int, n: int) -> list[tuple[Job, int]]:
+    """Every n-th chunk, from the k-th: of all there are, or of each cell's where some cells wait for the same chunk of others."""
+    chunks = [(job, c) for job in jobs for c in range(job.cell.chunks)]
+    return [(job, c) for job, c in chunks if c % n == k - 1] if any(job.of for job in jobs) else chunks[k - 1 :: n]
 
 
 def _guarded(job: Job) -> tuple[int, str]:

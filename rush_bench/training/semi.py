@@ -57,7 +57,7 @@ class DistilSettings(SupervisedSettings):
 
 
 class Teacher(SupervisedStage):
-    """Cross-entropy on the labelled images, from the clean route; leaves its best epoch as `carried["teacher"]`, not the network."""
+    """Cross-entropy on the labelled images, from the clean route; its best epoch goes to `carried["teacher"]`."""
 
     name = "teacher"
 
@@ -180,8 +180,8 @@ def indexed_labels(train: Images, val: Images, share: float, path: Path) -> dict
 
 def joined(first: Images, second: Images) -> Images:
     """The images of both, as a part of the first's split."""
-    pairs = {key: torch.cat([getattr(first, key), getattr(second, key)]) for key in ("pixels", "labels", "index")}
-    return replace(first, **pairs)
+    pixels, labels, index = (torch.cat([getattr(first, key), getattr(second, key)]) for key in ("pixels", "labels", "index"))
+    return replace(first, pixels=pixels, labels=labels, index=index)
 
 
 def share_labels(images: Images, share: float) -> dict[str, Images]:

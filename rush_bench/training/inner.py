@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rush_bench.settings import Count, PositiveShare, Settings
+
 Norm = Literal["linf", "l2"]
 Start = Literal["uniform", "zero", "gaussian"]
 Mode = Literal["eval", "train", "batch"]
@@ -16,12 +18,12 @@ JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, recipes
 
 
 @dataclass(frozen=True)
-class InnerSettings:
+class InnerSettings(Settings):
     """The l-inf attack that most systems share: PGD-10 at 8/255 (R2.16). `mode`: see `attack_mode`."""
 
-    eps: float = 8 / 255
-    step: float = 2 / 255
-    steps: int = 10
+    eps: PositiveShare = 8 / 255
+    step: PositiveShare = 2 / 255
+    steps: Count = 10
     start: Start = "uniform"
     mode: Mode = "eval"
 

@@ -87,7 +87,7 @@ def run_stages(
     """Run every stage that is left, then write the model."""
     network = build(card["network"], derive(loop.seed, "network") % 2**32)
     if settings.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     network = network.to(loop.device)
     if settings.compile:
         network.encoder.compile()

@@ -247,7 +247,6 @@ def test_the_teacher_starts_from_the_clean_route_and_leaves_the_network_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_share": 0.0}, "label_share=0.0 is a share"),
         ({"label_share": 0.1, "pretrain": replace(ACLSettings().pretrain, variant="A2A")}, "needs two BatchNorm routes"),
         (
             {"aff": replace(ACLSettings().aff, routes=2), "pretrain": replace(ACLSettings().pretrain, variant="S2S")},

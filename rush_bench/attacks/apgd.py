@@ -18,9 +18,10 @@ from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
+from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.defenses.base import margin
-from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Whole
 
 NAMES = {
     "eot-apgd": "our APGD on the mean over 16 or more draws: CE (of the soft vote), then margin, 100 steps each",
@@ -39,33 +40,36 @@ class EOTAPGD(Attack):
     ones come: 1 for EOT; 0 never, the fixed noise of T2.
     """
 
-    steps: int = 100
+    steps: Count = 100
     losses: tuple[str, ...] = ()
-    restarts: int = 1
-    targets: int = 9
-    draws: int = 0
-    select_draws: int = 64
+    restarts: Count = 1
+    targets: Count = 9
+    draws: Whole = 0
+    select_draws: Count = 64
     stop: bool = True
-    redraw: int = 1
-    rows: int = 1024
+    redraw: Whole = 1
+    rows: Count = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for loss in self.losses:
+            objective_named(loss)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.steps < 1 or self.restarts < 1:
-            raise BadInput("eot-apgd needs at least 1 step, 1 restart and 1 loss; set steps=100, restarts=1, losses=ce")
         if not self.losses:
             return self.on(defense).run(defense, images, labels, threat, stream)
         kept = Kept(defense, images, labels, stream, self.select_draws)
         everyone = torch.arange(len(images), device=images.device)
         ranked = None
         for loss in self.losses:
-            targeted = loss.partition("@")[0] in TARGETED
+            targeted, objective = loss.partition("@")[0] in TARGETED, steepened(loss, defense.steepness)
             if targeted and ranked is None:
                 ranked = _ranked_targets(defense, images, labels, stream)[:, : self.targets]
             units = list(
                 itertools.product(range(self.restarts), range(ranked.shape[1] if ranked is not None and targeted else 1))
             )
             # the noise is that of the loss, not of the group: which units share a batch depends on the other images
-            search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), loss, kept)
+            search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), objective, kept)
             while units and len(alive := kept.standing() if self.stop else everyone):
                 # the first run breaks most of what will break; only then do the others pay as rows of one batch
                 width = 1 if not kept.value.isfinite().any() else max(1, self.rows // len(alive))
@@ -279,7 +283,7 @@ class TargetedEOTAPGD(EOTAPGD):
     """Margin and, of 4 classes or more, DLR towards the likeliest classes: with `pgd`, AutoAttack's worst case on small networks
     at a fifth of its cost (benchmarks/strength.py)."""
 
-    steps: int = 40
+    steps: Count = 40
 
     def _default_losses(self, defense: Defense) -> tuple[str, ...]:
         return ("margin-to", "dlr-to") if defense.classes > 3 else ("margin-to",)

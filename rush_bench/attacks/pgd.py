@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,14 +10,17 @@ from torch import Tensor
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import gradient_rows, judging_rows
 from rush_bench.attacks.kept import Kept
-from rush_bench.defenses import LOSSES, Defense
-from rush_bench.errors import BadInput
+from rush_bench.defenses import Defense
+from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Range, Whole
 
 NAMES = {
     "pgd": "PGD-20, step eps/4 (2/255 at 8/255), random start; the defence's own m draws per gradient",
     "eot": "PGD-100, step 2.5 eps/100, random start; 64 fresh draws per gradient (EOT)",
 }
+
+Step = Annotated[float, Range(0, 10, above=True)]  # in units of eps; 2 cross the ball
 
 # Settings that came later, and what was done before: left out of a record's key there, so that older records still count.
 LATER: dict[str, Any] = {"redraw": 1, "clamp": "project", "keep": "best", "stop": False}
@@ -40,25 +43,27 @@ class PGD(Attack):
     `straight-through` the clamp counts as the identity in the gradient (BPDA, Athalye et al. 2018).
     """
 
-    steps: int = 20
-    step: float = 0.25
-    restarts: int = 1
+    steps: Count = 20
+    step: Step = 0.25
+    restarts: Count = 1
     random_start: bool = True
-    draws: int = 0
+    draws: Whole = 0
     loss: str = "ce"
-    select_draws: int = 24
-    select_every: int = 10
-    redraw: int = 1
+    select_draws: Count = 24
+    select_every: Count = 10
+    redraw: Whole = 1
     clamp: Literal["project", "graph", "straight-through"] = "project"
     keep: Literal["best", "last"] = "best"
     stop: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        objective_named(self.loss, targets=False)
+
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.steps < 1 or self.restarts < 1 or self.redraw < 0:
-            raise BadInput("pgd needs at least 1 step, 1 restart and redraw >= 0; set steps=20, restarts=1, redraw=1")
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
-        draws = self.draws or defense.draws or 1
+        draws, objective = self.draws or defense.draws or 1, steepened(self.loss, defense.steepness)
         kept = Kept(defense, images, labels, stream, self.select_draws)
         looks = self.keep == "best" and not defense.deterministic
         for restart in range(self.restarts):
@@ -77,7 +82,7 @@ class PGD(Attack):
                     break
                 fresh = step // self.redraw if self.redraw else 0
                 noise = own.named(f"gradient{restart}").skip(fresh * draws)
-                at = defense.gradient(attacked, truth, self.loss, draws, noise)
+                at = defense.gradient(attacked, truth, objective, draws, noise)
                 if self.keep == "best" and not looks:
                     kept.take(attacked, alive, at.loss)
                 if self.clamp == "project":
@@ -91,8 +96,7 @@ class PGD(Attack):
             elif looks and len(alive):
                 kept.offer(attacked, alive)
             elif not looks:
-                log_p = defense.predict(attacked, own).probabilities.clamp_min(1e-30).log()
-                kept.take(attacked, alive, LOSSES[self.loss.partition("@")[0]](log_p, truth))
+                kept.take(attacked, alive, self._loss(objective, defense.predict(attacked, own).probabilities, truth))
         # without projection in the loop, images + delta may be a rounding outside of the ball
         return kept.best if self.clamp == "project" else threat.project(kept.best, images)
 
@@ -113,6 +117,12 @@ class PGD(Attack):
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in super().settings().items() if key not in LATER or value != LATER[key]}
 
+    def _loss(self, objective: str, probabilities: Tensor, labels: Tensor) -> Tensor:
+        """What `Defense.gradient` calls the loss of one draw, from its probabilities (B, K)."""
+        function, how = objective_named(objective)
+        logs = (probabilities / probabilities.amax(1, keepdim=True)).clamp_min(1e-30).log()  # float32 is finest near 0
+        return function(how.each(logs[:, None])[:, 0].log_softmax(1), labels)
+
     def _move(self, delta: Tensor, images: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
         """One step of a perturbation that the ball holds and the box does not."""
         if self.clamp == "graph":
@@ -125,10 +135,10 @@ class PGD(Attack):
 class EOT(PGD):
     """PGD with many steps and many fresh draws, whatever m the defence votes with."""
 
-    steps: int = 100
-    step: float = 0.025
-    draws: int = 64
-    select_draws: int = 64
+    steps: Count = 100
+    step: Step = 0.025
+    draws: Whole = 64
+    select_draws: Count = 64
 
 
 def make(name: str) -> Any:

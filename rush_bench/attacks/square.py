@@ -18,8 +18,8 @@ from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
-from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, PositiveShare
 
 NAMES = {"square": "Square, 5000 queries, without gradients; the loss of a query is a mean over 20 draws"}
 
@@ -36,18 +36,14 @@ class Square(Attack):
     misclassified by a deterministic defence.
     """
 
-    queries: int = 5000
-    draws: int = 20
-    area: float = 0.8
-    redraw: int = 100
-    select_draws: int = 64
+    queries: Count = 5000
+    draws: Count = 20
+    area: PositiveShare = 0.8
+    redraw: Count = 100
+    select_draws: Count = 64
     stop: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.queries < 1 or self.redraw < 1 or not 0 < self.area <= 1:
-            raise BadInput(
-                "square needs queries >= 1, redraw >= 1 and an area in (0, 1]; set queries=5000, redraw=100, area=0.8"
-            )
         kept = Kept(defense, images, labels, stream, self.select_draws)
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
         repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)

@@ -16,6 +16,13 @@ from torch import Tensor
 from rush_bench.errors import BadInput, unknown_name
 
 
+def check_seed(seed: int) -> int:
+    """The seed, or BadInput: records and tables keep it as a 64-bit integer."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise BadInput(f"seed {seed} is not a whole number from 0 to 2**63 - 1")
+    return seed
+
+
 @dataclass(frozen=True)
 class Noise:
     """A law of additive noise, i.i.d. per pixel and channel. `scale` is in pixel units ([0,1])."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch is imported by the functions that need it: names and 
     from torch import Tensor
 
 FORMAT = 1
+ENCODERS = "encoders"  # the folder of a store where encoders lie, each in the format of a model
 
 
 def save_model(folder: Path, card: dict[str, Any], state: "dict[str, Tensor]", best: "dict[str, Tensor] | None" = None) -> None:

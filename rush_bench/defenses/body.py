@@ -83,11 +83,16 @@ class Body:
 
     def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
         """(R, C, H, W) to (R, K), from the exact network or the searching one; NaN is an error."""
+        out = self.outcome(rows, exact=exact)
+        return out if self.outputs == "probabilities" else out.log_softmax(1)
+
+    def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
+        """What the network says of rows (R, C, H, W), in float32: its logits (R, K), or the logarithms of its probabilities."""
         self.passes.forwards += len(rows)
         low = not exact and self.precision == "bfloat16"
         with self.guard(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
-        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out.log_softmax(1)
+        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
 
     def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.

@@ -1,5 +1,8 @@
 """Scoring stored x': checks that the attack stayed inside its threat, then K fresh, independent predictions (A1, A7, A10)."""
 
+import dataclasses
+import time
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,3 +56,20 @@ def score(
         "counts": counts.cpu().numpy(),
         "margin": (true - probabilities.max(1).values).cpu().numpy(),
     }
+
+
+class Meter:
+    """Counts what a defence does from here on: rows forward and backward, and seconds."""
+
+    def __init__(self, defense: Defense) -> None:
+        self.defense, self.before, self.begun = defense, dataclasses.replace(defense.passes), time.perf_counter()
+
+    def cost(self, n: int) -> dict[str, np.ndarray]:
+        """`forwards`, `backwards`, `seconds` per image, the same for each of n images."""
+        used = self.defense.passes
+        each = {
+            "forwards": (used.forwards - self.before.forwards) / n,
+            "backwards": (used.backwards - self.before.backwards) / n,
+            "seconds": (time.perf_counter() - self.begun) / n,
+        }
+        return {name: np.full(n, value) for name, value in each.items()}

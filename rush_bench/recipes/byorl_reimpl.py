@@ -134,4 +134,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `byorl_reimpl`."""
-    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt)
+    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt, protocols.LINEAR_RATES, tuning=protocols.TUNING)

@@ -99,10 +99,9 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
             return None
         return _convert(key, next(o for o in options if o is not type(None)), value)
     if origin is typing.Literal:
-        known = {str(option): option for option in options}
-        if str(value) not in known:
-            raise unknown_name(f"value for {key}", str(value), known)
-        return known[str(value)]
+        if value not in options:
+            raise unknown_name(f"value for {key}", str(value), map(str, options))
+        return value
     if origin is tuple:
         items = [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):

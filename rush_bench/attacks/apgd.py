@@ -17,9 +17,11 @@ from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
+from rush_bench.defenses.aggregate import objective_named
 from rush_bench.defenses.base import margin
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Whole
 
 NAMES = {
     "eot-apgd": "our APGD on the mean over 16 or more draws: CE of the soft vote, then margin, 100 steps each",
@@ -40,19 +42,24 @@ class EOTAPGD(Attack):
     noise-trained digits network (benchmarks/apgd_against_reference.py); where it saturates, the margin does not.
     """
 
-    steps: int = 100
+    steps: Count = 100
     losses: tuple[str, ...] = ("ce@vote:3", "margin")
-    restarts: int = 1
-    targets: int = 9
-    draws: int = 0
-    select_draws: int = 64
+    restarts: Count = 1
+    targets: Count = 9
+    draws: Whole = 0
+    select_draws: Count = 64
     stop: bool = True
-    redraw: int = 1
-    rows: int = 1024
+    redraw: Whole = 1
+    rows: Count = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.losses:
+            raise BadInput("setting losses=() must name at least one loss; set losses=ce,margin")
+        for loss in self.losses:
+            objective_named(loss)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.steps < 1 or self.restarts < 1 or not self.losses:
-            raise BadInput("eot-apgd needs at least 1 step, 1 restart and 1 loss; set steps=100, restarts=1, losses=ce")
         kept = Kept(defense, images, labels, stream, self.select_draws)
         everyone = torch.arange(len(images), device=images.device)
         ranked = None

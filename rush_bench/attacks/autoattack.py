@@ -19,6 +19,7 @@ from rush_bench.attacks.official import Official
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Whole
 
 NAMES = {
     "aa": "AutoAttack standard (pyautoattack): APGD-CE, APGD-T, FAB-T, Square; a randomised defence on its bank",
@@ -38,11 +39,11 @@ class AutoAttack(Attack):
     pyautoattack's `standard` version when empty and 0.
     """
 
-    bank: int = 0
-    least_bank: int = 16
-    bank_seed: int = 0
-    parts: tuple[str, ...] = ()
-    steps: int = 0
+    bank: Whole = 0
+    least_bank: Count = 16
+    bank_seed: Whole = 0
+    parts: tuple[Name, ...] = ()
+    steps: Whole = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         check_classes(defense, "aa")
@@ -124,8 +125,8 @@ class AutoAttack(Attack):
 class QuickAPGD(AutoAttack):
     """One part of AutoAttack with few steps."""
 
-    parts: tuple[str, ...] = ("apgd-ce",)
-    steps: int = 20
+    parts: tuple[Name, ...] = ("apgd-ce",)
+    steps: Count = 20
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class RandAutoAttack(Official):
     and one after each component, stands beside it in `official_correct`.
     """
 
-    eot_iter: int = 20
-    steps: int = 100
-    select_draws: int = 64
+    eot_iter: Count = 20
+    steps: Count = 100
+    select_draws: Count = 64
 
     PARTS: ClassVar[tuple[Name, ...]] = ("apgd-ce", "apgd-dlr")
 

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
+from rush_bench.settings import Positive, Settings
 
 Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True)
-class Threat:
+class Threat(Settings):
     """The ball that x' stays in: norm and radius eps, in pixel units."""
 
     norm: Norm
-    eps: float
+    eps: Positive
 
     def size(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation: (B, ...) to (B,)."""
@@ -57,7 +58,7 @@ class Threat:
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(Settings):
     """Base of all attacks; the fields of a subclass are its settings.
 
     `run` returns x' (B, C, H, W) float32 in the ball and the box; the scorer checks that. It returns its best x' for every

@@ -17,6 +17,7 @@ from rush_bench.attacks.cost import module_rows, prediction_rows
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Settings, Whole
 
 Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 Offer = Callable[[Tensor, Tensor], None]  # points (n, C, H, W), positions (n,) in what was attacked
@@ -24,14 +25,14 @@ NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 @dataclass(frozen=True)
-class Effort:
+class Effort(Settings):
     """`steps` of APGD and FAB, `queries` of Square, `targets` of APGD-T and FAB-T (0: every other class), `eot` passes averaged
     in a gradient of APGD, and whether Square's squares shrink with the share of `queries` that is spent (`rescale`)."""
 
-    steps: int = 100
-    queries: int = 5000
-    targets: int = 9
-    eot: int = 1
+    steps: Count = 100
+    queries: Count = 5000
+    targets: Whole = 9
+    eot: Count = 1
     rescale: bool = False
 
 
@@ -42,8 +43,6 @@ class Components:
     """
 
     def __init__(self, defense: Defense, threat: Threat, stream: Stream, effort: Effort) -> None:
-        if min(effort.steps, effort.queries, effort.eot) < 1 or effort.targets < 0:
-            raise BadInput("AutoAttack's components need at least 1 step, 1 query and 1 EOT pass; set steps=100, queries=5000")
         self.module, self.effort, self.seed = module_of(defense, stream), effort, stream.seed
         self.classes = defense.classes
         self.shared = {"eps": threat.eps, "norm": NORMS[threat.norm], "seed": stream.seed, "device": defense.device}

@@ -1,7 +1,7 @@
 """Projected gradient descent (Madry et al. 2017) through eq. 7 of the RUSH paper, with fresh draws at every step (EOT)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,13 +9,16 @@ from torch import Tensor
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import gradient_rows, judging_rows
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput
+from rush_bench.defenses.aggregate import objective_named
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Range, Whole
 
 NAMES = {
     "pgd": "PGD-20, step eps/4 (2/255 at 8/255), random start; the defence's own m draws per gradient",
     "eot": "PGD-100, step 2.5 eps/100, random start; 64 fresh draws per gradient (EOT)",
 }
+
+Step = Annotated[float, Range(0, 10, above=True)]  # in units of eps; 2 cross the ball
 
 # Settings that came later, and what was done before: left out of a record's key there, so that older records still count.
 LATER: dict[str, Any] = {"redraw": 1, "clamp": "project", "keep": "best"}
@@ -35,21 +38,23 @@ class PGD(Attack):
     `straight-through` the clamp counts as the identity in the gradient (BPDA, Athalye et al. 2018).
     """
 
-    steps: int = 20
-    step: float = 0.25
-    restarts: int = 1
+    steps: Count = 20
+    step: Step = 0.25
+    restarts: Count = 1
     random_start: bool = True
-    draws: int = 0
+    draws: Whole = 0
     loss: str = "ce"
-    select_draws: int = 32
-    select_every: int = 5
-    redraw: int = 1
+    select_draws: Count = 32
+    select_every: Count = 5
+    redraw: Whole = 1
     clamp: Literal["project", "graph", "straight-through"] = "project"
     keep: Literal["best", "last"] = "best"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        objective_named(self.loss, targets=False)
+
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.steps < 1 or self.restarts < 1 or self.redraw < 0:
-            raise BadInput("pgd needs at least 1 step, 1 restart and redraw >= 0; set steps=20, restarts=1, redraw=1")
         draws = self.draws or defense.draws or 1
         best, best_loss = images, torch.full((len(images),), -torch.inf, device=images.device)
 
@@ -119,11 +124,11 @@ class PGD(Attack):
 class EOT(PGD):
     """PGD with many steps and many fresh draws, whatever m the defence votes with."""
 
-    steps: int = 100
-    step: float = 0.025
-    draws: int = 64
-    select_draws: int = 64
-    select_every: int = 10
+    steps: Count = 100
+    step: Step = 0.025
+    draws: Whole = 64
+    select_draws: Count = 64
+    select_every: Count = 10
 
 
 def make(name: str) -> Any:

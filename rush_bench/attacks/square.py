@@ -17,8 +17,8 @@ from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
-from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, PositiveShare
 
 NAMES = {"square": "Square, 5000 queries, without gradients; the loss of a query is a mean over 20 draws"}
 
@@ -33,18 +33,14 @@ class Square(Attack):
     the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there.
     """
 
-    queries: int = 5000
-    draws: int = 20
-    area: float = 0.8
-    redraw: int = 100
-    select_draws: int = 64
+    queries: Count = 5000
+    draws: Count = 20
+    area: PositiveShare = 0.8
+    redraw: Count = 100
+    select_draws: Count = 64
     stop: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.queries < 1 or self.redraw < 1 or not 0 < self.area <= 1:
-            raise BadInput(
-                "square needs queries >= 1, redraw >= 1 and an area in (0, 1]; set queries=5000, redraw=100, area=0.8"
-            )
         kept = Kept(defense, images, labels, stream, self.select_draws)
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
         repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)
@@ -93,9 +89,7 @@ class Square(Attack):
     def _renewals(self, defense: Defense) -> set[int]:
         """Before which queries the best point is judged, and the draws are renewed."""
         # a deterministic defence has no draws to renew: what is broken leaves as soon as that saves more than it costs
-        return {
-            k for k in range(1, self.queries) if k % max(self.redraw, 1) == 0 or (defense.deterministic and not k & (k - 1))
-        }
+        return {k for k in range(1, self.queries) if k % self.redraw == 0 or (defense.deterministic and not k & (k - 1))}
 
 
 @dataclass(frozen=True)

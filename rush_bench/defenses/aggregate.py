@@ -57,13 +57,13 @@ class Aggregation:
 MEAN_PROBABILITY = Aggregation()
 
 
-def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY) -> tuple[Loss, Aggregation]:
+def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY, targets: bool = True) -> tuple[Loss, Aggregation]:
     """`ce`, `margin@logits`, `dlr@vote`, `margin-to@vote:5`: the loss and the aggregation; a wrong name is a BadInput.
 
-    `default` is the aggregation of a name without one.
+    `default` is the aggregation of a name without one; without `targets` a loss that needs a target is wrong too.
     """
     loss, _, how = name.partition("@")
-    known = LOSSES | TARGETED
+    known = LOSSES | (TARGETED if targets else {})
     if loss not in known:
         raise unknown_name("loss", loss, known)
     kind, _, number = how.partition(":")

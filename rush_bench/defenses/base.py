@@ -1,5 +1,6 @@
 """What an attack sees: a classifier under attack, its predictions and its gradients."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
 
@@ -46,6 +47,8 @@ class Defense:
 
     A defence of one's own sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
+    What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
+    image, and so are less than 1 draws of a gradient.
     """
 
     name: str
@@ -54,8 +57,14 @@ class Defense:
     draws: int = 0
     device: torch.device = torch.device("cpu")
     precision: str = "float32"  # of the search; float32 alone judges
-    keyed: bool = True  # what is drawn for an image hangs on (seed, purpose, image, draw) alone (A5), not on its batch
+    keyed: bool = True  # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
     passes: Passes
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, checked in (("predict", _checked_predict), ("gradient", _checked_gradient)):
+            if name in vars(cls):
+                setattr(cls, name, checked(vars(cls)[name]))
 
     @property
     def deterministic(self) -> bool:
@@ -152,10 +161,63 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
+def check_finite(values: Tensor, images: Tensor | None, what: str) -> None:
+    """A value that is not finite is an error that names the image: its position in the data set, where that is known."""
+    wrong = ~values.flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.isfinite()
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        known = images is not None and images.numel() == len(values)
+        image = f"image {int(images[row])}" if images is not None and known else f"image {row} of the batch"
+        raise RushBenchError(f"{what} of {image} is not finite; look at the network there, {REMEDY}")
+
+
+REMEDY = "such as a square root, logarithm or division at 0"
+
+
+def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Prediction]:
+    @functools.wraps(predict)
+    def checked(self: Defense, images: Tensor, stream: Stream) -> Prediction:
+        found = predict(self, images, stream)
+        check_finite(found.probabilities, stream.images, "the prediction")
+        return found
+
+    return checked
+
+
+def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradient]:
+    @functools.wraps(gradient)
+    def checked(self: Defense, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
+        if draws < (0 if self.deterministic else 1):
+            raise BadInput(f"a gradient of {self.name} takes at least 1 draw, not {draws}")
+        found = gradient(self, images, labels, loss, draws, stream)
+        check_finite(found.loss, stream.images, "the loss")
+        check_finite(found.gradient, stream.images, "the gradient")
+        return found
+
+    return checked
+
+
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
     """An `nn.Module` with logits for attacks of other packages: the log of the mean probability over the defence's draws.
 
     CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (R5 row 7). A bank or a deterministic
     defence gives a plain function of the image; a randomised one draws anew at each call. Memory stays within the budget.
     """
-    return defense.as_module(stream or Stream(0, "module"))
+    return _Checked(defense.as_module(stream or Stream(0, "module")))
+
+
+class _Checked(nn.Module):
+    """A module whose outputs, and whose gradient in its input, are finite or an error that names the row of the batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images = images.view_as(images)
+            images.register_hook(lambda gradient: check_finite(gradient, None, "the gradient"))
+        scores = self.module(images)
+        check_finite(scores.detach(), None, "the prediction")
+        return scores

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
 from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images, cross_entropy
-from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, check_finite, weights_digest
+from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks
+from rush_bench.defenses.owner import device_of
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
 
@@ -39,7 +40,7 @@ class _Network(Defense):
         random: bool = False,
     ) -> None:
         if device is None:
-            device = next((p.device for p in network.parameters()), torch.device("cpu"))
+            device = device_of(network)
         self.precision = precision
         self.name, self.shape, self.device = name, (shape[0], shape[1], shape[2]), torch.device(device)
         self.about = about or {}
@@ -54,7 +55,7 @@ class _Network(Defense):
             random=random,
         )
         self.classes, self.passes = self.body.classes, self.body.passes
-        self.weights = weights_digest(network)
+        self.weights = self.body.weights
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -80,14 +81,13 @@ class _Network(Defense):
         forward, draws = self._forward(stream, len(images))
         votes = torch.zeros(len(images), self.classes, dtype=torch.int64, device=self.device)
         total = torch.zeros(len(images), self.classes, device=self.device)
-        with torch.inference_mode():
+        with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
             for i, j in blocks(len(images), draws, 4 * self.body.block(draws)):
                 log_p = forward(images[i].to(self.device), i, j, True)
                 votes[i] += F.one_hot(log_p.argmax(2), self.classes).sum(1)
                 total[i] += (log_p if self.how.geometric else log_p.exp()).sum(1)
         probabilities = (total / draws).softmax(1) if self.how.geometric else total / draws
-        check_finite(probabilities, stream.images, "the prediction")
         # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
         labels = (votes + 0.5 * probabilities if self.hard else total).argmax(1)
         return Prediction(labels, votes, probabilities)
@@ -180,8 +180,9 @@ class Deterministic(_Network):
 
     Options, here and for Smoothed: `shape` (C, H, W) of the images, default (3, 32, 32); `device`, default the network's;
     `outputs="probabilities"` for a network that ends in softmax; `precision="bfloat16"` for a faster search (float32 alone
-    judges); `memory`, bytes that one block of an attack step may take. The network's weights are frozen in place.
-    Errors: BadInput for a network in train mode, one that returns probabilities, or one that does not take `shape`.
+    judges); `memory`, bytes that one block of an attack step may take. The network is copied and never changed.
+    Errors: BadInput for a network in train mode, one that returns probabilities, one that does not take `shape`, or one
+    whose answer for an image depends on the rest of its batch.
     """
 
     def __init__(self, network: nn.Module, *, name: str | None = None, **options: Any) -> None:

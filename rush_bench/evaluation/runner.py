@@ -149,7 +149,7 @@ def job_for(
     chunk: int,
 ) -> Job:
     """The cell of one registered attack on a defence; `labels` join those of the defence and the data (`suite`, `quick`)."""
-    made: Attack = override(registry.load(column)(), settings)
+    made: Attack = override(registry.load(column)(), settings, name=column)
     how = {"name": column, **made.settings()}
     if column != "clean" and defense.precision != "float32":
         how["precision"] = defense.precision  # another search finds another x'
@@ -191,7 +191,7 @@ def _labels(defense: Defense, data: Images, threat: Threat) -> dict[str, Any]:
 
 
 def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:
-    labels = {"suite": suite.name, "quick": suite.quick}
+    labels = {"suite": suite.shown, "quick": suite.quick}
     repeats = repeats or default_repeats(defense.draws, suite.quick)
     threat = Threat(suite.norm, suite.eps)  # type: ignore[arg-type]  # parse_suite knows no other norm
     jobs = [

@@ -89,6 +89,8 @@ class LabelStage(SimCLRStage):
 class AdvCLStage(RoutedStage):
     """Views a, b (SimCLR's) and q (high frequencies of o) are clean; o, a weakly augmented image, is attacked twice."""
 
+    routed_projector = False  # in the code BatchNorm has three sets in the encoder alone
+
     def __init__(self, context: Context, settings: AdvCLPretrainSettings, attack: InnerSettings, file: str) -> None:
         super().__init__(context, settings, 3, place=settings.route)
         self.wanted, self.attack, self.file = settings, attack, file
@@ -111,7 +113,7 @@ class AdvCLStage(RoutedStage):
         last, labelled = int(images.index.max()) + 1, bool((images.labels >= 0).all())
         same = images.name == val.name and labelled  # else its validation images, if it has any, are not at hand
         least = max(last, int(val.index.max()) + 1) if same else last
-        whole = self.settings.n_train is None and (same or not labelled)
+        whole = self.settings.n_train is None and (same or not labelled or images.split == "transfer")
         return least, least if whole else None
 
     def parameter_groups(self) -> list[nn.Parameter]:

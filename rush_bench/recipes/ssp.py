@@ -37,7 +37,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class SSPFinetuneSettings(SupervisedSettings):
-    """R2.11: PGD-AT for 100 epochs. `partial` is the paper's, and in our definition, since its code has full only.
+    """R2.11: PGD-AT for 100 epochs after 200 warm-up steps. `partial` is the paper's, in our definition: its code has full only.
 
     With another protocol than AFF (R1.5) the settings of the group `linear` hold instead.
     """
@@ -46,6 +46,8 @@ class SSPFinetuneSettings(SupervisedSettings):
     mode: Literal["full", "partial"] = "full"
     epochs: int = 100
     milestones: tuple[float, ...] = (60, 80)
+    warmup_epochs: float = 0.57  # 200 iterations of the 351 that 45,000 images take
+    warmup_from: float = 0.01
     weight_decay: float = 3e-4
 
 
@@ -54,9 +56,9 @@ class SharedSettings(RunSettings):
     """R2.11, on our ResNet-18 (the paper: ResNet-50v2)."""
 
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=IMAGENET_MEAN, std=IMAGENET_STD))
-    attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # of pre-training
+    attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # of pre-training, likewise
     finetune: SSPFinetuneSettings = field(default_factory=SSPFinetuneSettings)
-    finetune_attack: InnerSettings = field(default_factory=InnerSettings)
+    finetune_attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # its code never leaves train()
     linear: LinearSettings = field(default_factory=LinearSettings)
 
     def linear_run(self) -> PretrainedSettings:

@@ -48,8 +48,12 @@ class TradesStage(SupervisedStage):
             with torch.no_grad():
                 target = self.logits(x)
             attacked = self.inner.run(self.network, lambda v: losses.kl(target, self.logits(v)).sum(), x, batch.generator)
-        # Two forward passes in train(), as in the code: each is a BatchNorm batch of its own.
-        return losses.trades(self.logits(x), self.logits(attacked), batch.labels, self.beta)
+        # Each forward pass in train() is a BatchNorm batch of its own. The code passes x once for the cross-entropy and once
+        # more for the divergence: the same logits and gradients, but its statistics weigh in twice.
+        loss = losses.trades(self.logits(x), self.logits(attacked), batch.labels, self.beta)
+        with torch.no_grad():
+            self.logits(x)
+        return loss
 
 
 def plans(settings: TradesSettings) -> list[Plan]:

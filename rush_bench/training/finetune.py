@@ -29,6 +29,7 @@ class FinetuneSettings(Optimisation):
     epochs: int = 25
     batch_size: int = 512
     lr: float = 0.1
+    alf_lr: float | None = None  # ALF's, where it is another
     lr_min: float = 0.001
     momentum: float = 0.9
     weight_decay: float = 2e-4

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rush_bench.settings import Count, PositiveShare, Settings
+
 Norm = Literal["linf", "l2"]
 Start = Literal["uniform", "zero", "gaussian"]
 Mode = Literal["eval", "train", "batch"]
@@ -16,12 +18,12 @@ JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, recipes
 
 
 @dataclass(frozen=True)
-class InnerSettings:
+class InnerSettings(Settings):
     """The l-inf attack that most systems share: PGD-10 at 8/255 (R2.16). `mode`: see `attack_mode`."""
 
-    eps: float = 8 / 255
-    step: float = 2 / 255
-    steps: int = 10
+    eps: PositiveShare = 8 / 255
+    step: PositiveShare = 2 / 255
+    steps: Count = 10
     start: Start = "uniform"
     mode: Mode = "eval"
 
@@ -102,13 +104,14 @@ def lengths(delta: Tensor) -> Tensor:
 def attack_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
     """A module as the inner attack sees it, and as it was again afterwards: weights ask for no gradient.
 
-    `eval`: running statistics, which stay. `train`: batch statistics, and the running ones move at every forward pass,
-    as in systems whose code never leaves train(). `batch`: batch statistics, and the running ones stay.
+    `eval`: running statistics, which stay. `train`: the mode that the stage trains in, by which the statistics move at every
+    forward pass, as in systems whose code never leaves train(). `batch`: that mode too, but the running ones stay.
     """
     training = [(part, part.training) for part in module.modules()]
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     try:
-        module.train(mode != "eval")
+        if mode == "eval":
+            module.eval()
         for weight in weights:
             weight.requires_grad_(False)
         with untracked(module) if mode == "batch" else nullcontext():
@@ -122,8 +125,8 @@ def attack_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
 
 @contextmanager
 def untracked(module: nn.Module) -> Iterator[None]:
-    """In train mode, BatchNorm normalises by the batch and leaves its running statistics alone."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    """BatchNorm in train mode normalises by the batch and leaves its running statistics alone."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats and part.training]
     try:
         for norm in norms:
             norm.track_running_stats = False

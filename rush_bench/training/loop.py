@@ -98,6 +98,7 @@ class Loop:
                 where.step += 1
                 self.between_steps(plan, stage, optimiser, steps)
             self.end_epoch(plan, stage, optimiser)
+        stage.best = self.best_state
         stage.finish()
 
     def between_steps(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, steps: int) -> None:

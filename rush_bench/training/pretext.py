@@ -68,6 +68,7 @@ class TaskStage(Stage):
     """
 
     answer: nn.Module  # what learns beside the encoder, and is thrown away
+    weight = 1.0  # of the loss
 
     def __init__(self, context: Context, settings: TaskSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context)
@@ -91,7 +92,7 @@ class TaskStage(Stage):
                 return F.cross_entropy(scores(v).float(), answers)
 
         attacked = self.inner.run(self, task_loss, x, batch.generator)
-        return (task_loss(x) + task_loss(attacked)) / 2
+        return self.weight * (task_loss(x) + task_loss(attacked)) / 2
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -147,7 +148,8 @@ class Selfie(TaskStage):
     """Which of the hidden patches belongs at which hidden place (Trinh et al. 2019).
 
     The encoder without its last stage embeds each patch; a transformer sums up the visible ones; the sum plus the
-    embedding of a hidden place is compared with each hidden patch. One choice of what is hidden for the whole batch.
+    embedding of a hidden place is compared with each hidden patch. One choice of what is hidden for the whole batch. The
+    loss is the sum over the hidden places, as in the code.
     """
 
     name = "selfie"
@@ -155,7 +157,7 @@ class Selfie(TaskStage):
     def __init__(self, context: Context, settings: SelfieSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context, settings, attack, member)
         check_grid(self.splits["pretrain"].shape)
-        self.task = settings
+        self.task, self.weight = settings, float(settings.hidden)
         dim, stages = settings.dim, self.encoder.stages - 1
         if stages < 1:
             raise BadInput("selfie embeds patches with all stages but the last; give the network at least two")

@@ -11,6 +11,7 @@ from torch import Tensor
 from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.color import gray
+from rush_bench.datasets.loading import find_source
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
@@ -25,7 +26,7 @@ from rush_bench.training.loop import Loop, Where
 from rush_bench.training.options import RunSettings, file_digests
 from rush_bench.training.progress import Progress
 from rush_bench.training.seeds import derive
-from rush_bench.training.semi import share_labels
+from rush_bench.training.semi import label_splits
 from rush_bench.training.stage import Context, Recipe
 from rush_bench.training.start import Start, check_start, find_start, layers_from, name_from, started_network
 
@@ -73,7 +74,7 @@ def train(
     layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
     wanted = resolve_settings(system, preset, None, layers)
     splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, any("n_train" in x for x in layers))
-    settings = resolve_settings(system, preset, splits["train"].shape, layers)
+    settings = resolve_settings(system, preset, splits["train"].shape, layers, dataset)
     if start is not None:
         check_start(start, settings, splits["train"])
     for note in notes:
@@ -83,7 +84,7 @@ def train(
     folder = Path(store) / card["name"]
     file = CheckpointFile(folder, identity(card))
     if (folder / "card.json").exists():
-        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, []))
+        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, [], dataset))
         refuse_other(identity(read_json(folder / "card.json")), file.run, folder, usual)
         file.remove()
         progress.note(f"{folder} is finished; nothing to do")
@@ -108,7 +109,7 @@ def run_stages(
     """Run every stage that is left, then write the model."""
     network = build(card["network"], derive(loop.seed, "network") % 2**32)
     if settings.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     network = network.to(loop.device)
     if settings.compile:
         network.encoder.compile()
@@ -154,15 +155,17 @@ def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str,
 
 
 def resolve_settings(
-    system: Recipe, preset: str, shape: tuple[int, ...] | None, layers: Iterable[Mapping[str, Any]]
+    system: Recipe, preset: str, shape: tuple[int, ...] | None, layers: Iterable[Mapping[str, Any]], dataset: str = ""
 ) -> RunSettings:
-    """Defaults, preset, what suits the images' shape, then the user's layers."""
+    """Defaults, what they are on this data set, preset, what suits the images' shape, then the user's layers."""
     if preset not in system.presets:
         raise unknown_name("preset", preset, system.presets)
     fitted = system.adapt(preset, shape) if shape else {}
-    settings = override(system.settings, system.presets[preset], fitted, *layers)
+    published = [system.datasets.get(key, {}) for key in (dataset, f"{dataset}-{shape[1]}" if shape else "")]
+    usual = [*published, system.presets[preset], fitted]
+    settings = override(system.settings, *usual, *layers)
     if following := system.follow(settings):
-        settings = override(system.settings, system.presets[preset], fitted, following, *layers)
+        settings = override(system.settings, *usual, following, *layers)
     noise_from(settings.noise)
     return settings
 
@@ -190,11 +193,12 @@ def load_splits(
         )
     if any(plan.split == "pretrain" for plan in system.plans(settings)):
         channels, height, _ = splits["train"].shape
-        splits["pretrain"] = with_channels(load(pretrain_on, "pretrain", height), channels)
+        split = "pretrain" if find_source(pretrain_on).name == splits["train"].name else "transfer"
+        splits["pretrain"] = with_channels(load(pretrain_on, split, height), channels)
     elif pretrain_on != dataset:
         raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
     if any(plan.split == "labelled" for plan in system.plans(settings)):
-        splits |= share_labels(splits["train"], settings.label_share)  # type: ignore[attr-defined]
+        splits |= label_splits(splits, settings.label_share, settings.semi.index)  # type: ignore[attr-defined]
     most = max(len(images) for split, images in splits.items() if split != "val")
     if strict and settings.n_train is not None and not 1 <= settings.n_train <= most:
         raise BadInput(f"n_train={settings.n_train}, but there are {most} training images; give 1 to {most}")

@@ -107,7 +107,7 @@ def load_defense(
         network.load_state_dict(read_weights(Path(store), model, which or "model"))
     except RuntimeError as error:
         raise RushBenchError(f"the weights of {model!r} do not fit the network of its card: {error}") from error
-    spec = card["network"]
+    spec, start = card["network"], card.get("from")
     about = {key: card.get(key) for key in ("recipe", "dataset", "pretrain_dataset", "protocol", "extra_data", "preset")}
     about |= {
         "model": full,
@@ -115,6 +115,8 @@ def load_defense(
         "budget": budget(card),
         "sha256": card["sha256"][which or "model"],
     }
+    if start is not None:
+        about["protocol"] = f"{card['protocol']} from {start['name']}"
     shape = (spec["channels"], spec["size"], spec["size"])
     common = {"name": names[0], "shape": shape, "device": device, "about": about, **options}
     law = noise or (noise_from(card["noise"]) if votes else None)

@@ -159,5 +159,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `acl`."""
-    tuning = (*protocols.TUNING, "label_share", "teacher", "distil", "semi")
+    tuning = (*protocols.TUNING, "label_share", "semi", "teacher", "distil")
     return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, DATASETS, tuning=tuning)

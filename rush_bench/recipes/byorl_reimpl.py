@@ -135,4 +135,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `byorl_reimpl`."""
-    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt, protocols.LINEAR_RATES, tuning=protocols.TUNING)
+    datasets, tuning = protocols.LINEAR_RATES, protocols.TUNING
+    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt, datasets, tuning=tuning)

@@ -19,7 +19,7 @@ from rush_bench.files import sha256_file
 from rush_bench.networks import build
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import datasets
-from rush_bench.store import model_names, read_card, save_model
+from rush_bench.store import check_name, model_names, read_card, save_model
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "digits": 10}
 ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (R4.2)
@@ -65,8 +65,7 @@ def import_model(
     something else.
     """
     file, store = Path(file), Path(store)
-    if not name or Path(name).name != name:
-        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
+    check_name(name)
     short = Path(dataset).stem if dataset.endswith(".npz") else datasets.get(dataset).name
     tensors, classifier, notes = read_checkpoint(file)
     family = recognise(tensors)

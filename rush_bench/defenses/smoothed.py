@@ -163,7 +163,9 @@ class _Network(Defense):
             gradients[i] += (weight - total).exp()[:, None, None, None].float() * (gradient - gradients[i])
             weights[i] = total
         size = (weights - math.log(draws) + cross_entropy(means, labels)).exp()
-        return Gradient(gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float())
+        return Gradient(
+            gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float()
+        )
 
     def base(self) -> Defense:
         """The network without its noise: smoothing removed, the same weights and no copy of them."""

@@ -135,7 +135,7 @@ class _Network(Defense):
                 value = F.softplus(value.detach())
                 gradient = gradient * _slope(-torch.expm1(-value), gradient)
             gradients[i], losses[i], means[i] = gradient, value.detach(), mean.detach()
-        return Gradient(gradients, losses.float(), how.scores(means))
+        return Gradient(gradients, losses.float(), how.scores(means).float())
 
     def _gradient_of_ce(self, images: Tensor, labels: Tensor, how: Aggregation, draws: int, forward: Forward) -> Gradient:
         """CE of the mean probability p over draws, in one pass: sum_j p_j (1 - p_j) d odds_j / sum_j p_j, odds against y.
@@ -163,7 +163,9 @@ class _Network(Defense):
             gradients[i] += (weight - total).exp()[:, None, None, None].float() * (gradient - gradients[i])
             weights[i] = total
         size = (weights - math.log(draws) + cross_entropy(means, labels)).exp()
-        return Gradient(gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means))
+        return Gradient(
+            gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float()
+        )
 
     def base(self) -> Defense:
         """The network without its noise: smoothing removed, the same weights and no copy of them."""

@@ -311,8 +311,6 @@ def _fit_batches(system: Recipe, settings: RunSettings, splits: Mapping[str, Ima
     """Batches no larger than the data; the card then states what ran."""
     for plan in system.plans(settings):
         count, batch = len(splits[plan.split]), plan.settings.batch_size
-        if batch < 1 or plan.settings.epochs < 1:
-            raise BadInput(f"{plan.name}.batch_size and {plan.name}.epochs must be at least 1")
         if count < 2:
             raise BadInput(f"stage {plan.name!r} needs at least 2 images, {splits[plan.split].name} has {count}")
         if batch > count:

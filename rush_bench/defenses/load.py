@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def load_defense(
     about = {key: card.get(key) for key in ("recipe", "dataset", "pretrain_dataset", "protocol", "extra_data", "preset")}
     about |= {
         "model": full,
-        "architecture": spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}",
+        "architecture": architecture(spec),
         "budget": budget(card),
         "sha256": card["sha256"][which or "model"],
     }
@@ -123,6 +124,14 @@ def load_defense(
     if votes and law is None and card.get("transform"):
         return Randomised(network, transform=transform_from(card["transform"]), votes=int(votes), average="logits", **common)
     return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
+
+
+def architecture(spec: dict[str, Any]) -> str:
+    """What a network is, in a table: `resnet18`, `3 x resnet18`, `resnet18 + wrn-32-10`."""
+    if spec["name"] == "ensemble":
+        kinds = Counter(architecture(member) for member in spec["members"])
+        return " + ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in kinds.items())
+    return spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}"
 
 
 def budget(card: dict[str, Any]) -> str | None:

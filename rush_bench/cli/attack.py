@@ -123,7 +123,7 @@ class Loader:
     """Test images by name, each data set and size once."""
 
     def __init__(self, data_dir: Path | None, count: str | None, size: int | None, default: int = DEFAULT_N) -> None:
-        if count not in (None, "all") and not (count.isdigit() and int(count) > 0):
+        if count not in (None, "all") and not (count.isdecimal() and int(count) > 0):
             raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
         self.data_dir, self.count, self.size, self.default = data_dir, count, size, default
         self.loaded: dict[tuple[str, int | None], Images] = {}

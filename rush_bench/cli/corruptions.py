@@ -55,7 +55,7 @@ def command(
     The files of CIFAR-10-C and CIFAR-100-C are not downloaded; the message of a missing one says where they are.
     Running the same command again, from any number of processes, finishes the work.
     """
-    if count not in (None, "all") and not (count.isdigit() and int(count) > 0):
+    if count not in (None, "all") and not (count.isdecimal() and int(count) > 0):
         raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
     with common.quiet_stdout():
         from rush_bench.datasets.corruptions import ALL, USUAL, load_corrupted

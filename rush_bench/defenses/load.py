@@ -18,7 +18,7 @@ from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import build
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
-from rush_bench.store import read_card, read_cards, read_weights
+from rush_bench.store import model_names, read_card, read_cards, read_weights
 
 
 def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]:
@@ -40,6 +40,8 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
     patterns = list(patterns)
     if all(pattern.startswith(zoo.PREFIX) for pattern in patterns):
         return [zoo.check_dataset(pattern, dataset) for pattern in dict.fromkeys(patterns)]
+    for name in {pattern.partition("@")[0].partition(":")[0] for pattern in patterns} & set(model_names(store)):
+        read_card(store, name)  # one that is asked for by its very name is not left out
     rows = listed(store, dataset)
     where = f" for {dataset}" if dataset else ""
     if not rows:
@@ -56,7 +58,7 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
             known = {row.split("@")[0] for row in rows} | {card["recipe"] for card in rows.values()}
             raise unknown_name(f"model in {store}{where}", pattern, known)
         if at:
-            if not votes.isdigit() or int(votes) < 1:
+            if not votes.isdecimal() or int(votes) < 1:
                 raise BadInput(f"{pattern!r}: after @ comes a number of votes, such as rush@64")
             hits = [f"{hit.split('@')[0]}@{votes}" for hit in hits if "@" in hit or rows[hit].get("transform")]
             if not hits:

@@ -219,7 +219,9 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in options):
             return None
-        return _convert(key, next(o for o in options if o is not type(None)), value)
+        several = isinstance(value, list | tuple) or (isinstance(value, str) and "," in value)
+        kinds = [option for option in options if option is not type(None)]
+        return _convert(key, next((o for o in kinds if (typing.get_origin(o) is tuple) == several), kinds[0]), value)
     if origin is typing.Literal:
         return next((option for option in options if str(option) == str(value)), value)
     if origin is tuple:

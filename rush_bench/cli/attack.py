@@ -126,9 +126,9 @@ class Loader:
         if count not in (None, "all") and not (count.isdigit() and int(count) > 0):
             raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
         self.data_dir, self.count, self.size, self.default = data_dir, count, size, default
-        self.loaded: dict[tuple[str, int | None], Images] = {}
+        self.loaded: dict[tuple[str, int | tuple[int, ...] | None], Images] = {}
 
-    def load(self, name: str, size: int | None) -> "Images":
+    def load(self, name: str, size: tuple[int, ...] | None) -> "Images":
         """The subset that was asked for; `size` is what the model takes, unless --size says otherwise."""
         from rush_bench.datasets import load_dataset
 
@@ -165,9 +165,9 @@ def stored(
         name = Path(dataset).stem
     elif dataset:
         datasets.get(dataset)  # a wrong name is told as such, not as "no models for it"
-    groups: dict[tuple[str, int], list[Defense]] = {}
+    groups: dict[tuple[str, tuple[int, ...]], list[Defense]] = {}
     for defense in load_defenses([p.strip() for p in patterns if p.strip()], store=store, dataset=name, **options):
-        groups.setdefault((str(defense.labels()["dataset"]), defense.shape[1]), []).append(defense)
+        groups.setdefault((str(defense.labels()["dataset"]), defense.shape[1:]), []).append(defense)
     for trained_for, _ in groups:
         if not dataset and trained_for not in datasets.entries:
             raise BadInput(

@@ -15,6 +15,7 @@ from rush_bench.defenses.randomised import Randomised, transform_from
 from rush_bench.defenses.smoothed import Deterministic, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import build
+from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
 from rush_bench.store import model_names, read_card, read_weights
@@ -115,8 +116,7 @@ def load_defense(
         "budget": budget(card),
         "sha256": card["sha256"][which or "model"],
     }
-    shape = (spec["channels"], spec["size"], spec["size"])
-    common = {"name": names[0], "shape": shape, "device": device, "about": about, **options}
+    common = {"name": names[0], "shape": image_shape(spec), "device": device, "about": about, **options}
     law = noise or (noise_from(card["noise"]) if votes else None)
     network.eval()
     if votes and law is None and card.get("transform"):

@@ -180,6 +180,6 @@ def _plain(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def started_network(start: Start, classes: int, size: int) -> dict[str, Any]:
+def started_network(start: Start, classes: int, size: int | tuple[int, int]) -> dict[str, Any]:
     """The spec of a network that starts there, for so many classes and images of that size."""
     return resolve({**start.network, "classes": classes, "size": size, "routes": 1})

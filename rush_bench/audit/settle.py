@@ -101,7 +101,7 @@ def settle(
     off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
-    data = check_asked(defenses, data, shard, seed)
+    defenses, data = check_asked(defenses, data, shard, seed)
     if norm not in ("linf", "l2"):
         raise unknown_name("norm", norm, ("linf", "l2"))
     if not 0 < eps < math.inf or (norm == "linf" and eps > 1):

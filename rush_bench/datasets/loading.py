@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rush_bench import registry
+from rush_bench.datasets.folder import folder_source
 from rush_bench.datasets.images import Images, channels_first, check_labels
 from rush_bench.datasets.npz import npz_source
 from rush_bench.datasets.source import Part, Source
@@ -29,7 +30,7 @@ def load_dataset(
     size: int | Sequence[int] | None = None,
     stand_ins: bool = False,
 ) -> Images:
-    """Images of one split of a registered data set, or of an `.npz` file of the user's own.
+    """Images of one split of a registered data set, or of the user's own: an `.npz` file, a folder with one folder a class.
 
     split: `test`; `val`, a fixed stratified tenth of the official training set; `train`, the rest of it; `pretrain`,
     what self-supervised stages see: the unlabelled images where the data set has them, otherwise `train`; `transfer`, the
@@ -69,9 +70,11 @@ def load_dataset(
 
 
 def find_source(name: str) -> Source:
-    """The source of a registered name, or of a path that ends in `.npz`."""
+    """The source of a registered name, or of a path: a file that ends in `.npz`, or a folder of images."""
     if name.endswith(".npz"):
         return npz_source(Path(name).expanduser())
+    if name not in registry.datasets.entries and Path(name).expanduser().is_dir():
+        return folder_source(Path(name).expanduser())
     source = registry.datasets.load(name)
     if not isinstance(source, Source):
         raise BadInput(f"data set {name!r} is a {type(source).__name__}; its entry point must be a rush_bench.datasets.Source")

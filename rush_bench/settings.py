@@ -136,6 +136,11 @@ def parse_number(text: str | float) -> float:
         raise BadInput(f"{text!r} is not a number; write 0.03 or 8/255") from error
 
 
+def parse_count(text: str, otherwise: int) -> int:
+    """A whole number of plain digits, at most 18 of them; `otherwise` for any other text, such as one with a ²."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else otherwise
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`["a.b=1", "c=x"]` as a flat mapping of dotted keys to text."""
     layer = {}

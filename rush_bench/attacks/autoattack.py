@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.components import Components, Effort, Name, check_classes, component_passes
-from rush_bench.attacks.cost import judging_rows, prediction_rows
+from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
 from rush_bench.defenses import Defense, as_module
@@ -51,15 +51,15 @@ class AutoAttack(Attack):
         with torch.random.fork_rng():  # AutoAttack seeds the global generator (A5)
             attack = self._build(fixed, threat, stream)
             # contiguous: its zero-gradient check fails on channels_last images
-            attacked, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
+            size = min(at_once(fixed), len(images))
+            attacked, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=size)
             if not defense.deterministic:
                 # It hands back the clean image where nothing worked, or where the bank was wrong already. Fresh noise would
                 # score that image as clean accuracy; its best point stands there instead (A4).
-                same = (attacked == images).flatten(1).all(1)
-                if same.any():
+                attack.apgd.loss = "ce"
+                for rows in (attacked == images).flatten(1).all(1).nonzero()[:, 0].split(size):
                     torch.manual_seed(stream.seed)
-                    attack.apgd.loss = "ce"
-                    attacked[same] = attack.apgd.perturb(images[same].contiguous(), labels[same], best_loss=True)
+                    attacked[rows] = attack.apgd.perturb(images[rows].contiguous(), labels[rows], best_loss=True)
         return threat.project(attacked.detach(), images)
 
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.base import Threat
-from rush_bench.attacks.cost import module_rows, prediction_rows
+from rush_bench.attacks.cost import at_once, module_rows, prediction_rows
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
@@ -44,7 +44,7 @@ class Components:
 
     def __init__(self, defense: Defense, threat: Threat, stream: Stream, effort: Effort) -> None:
         self.module, self.effort, self.seed = module_of(defense, stream), effort, stream.seed
-        self.classes = defense.classes
+        self.classes, self.size = defense.classes, at_once(defense)
         self.shared = {"eps": threat.eps, "norm": NORMS[threat.norm], "seed": stream.seed, "device": defense.device}
 
     def right(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -62,14 +62,16 @@ class Components:
         with torch.no_grad():
             torch.manual_seed(self.seed)
             if name in ("fab", "fab-t"):
-                return self._fab(images, labels, targeted=name == "fab-t").detach()
+                parts = zip(images.split(self.size), labels.split(self.size), strict=True)
+                return torch.cat([self._fab(x, y, targeted=name == "fab-t").detach() for x, y in parts])
             right = self.right(images, labels)
             claimed = images.clone()
             for search in self._searches(name):
                 rows = (torch.ones_like(right) if everyone else right).nonzero()[:, 0]
                 if not len(rows):
                     break
-                best, wrong, points = search(images[rows], labels[rows])
+                parts = [search(images[part], labels[part]) for part in rows.split(self.size)]
+                best, wrong, points = (torch.cat(found) for found in zip(*parts, strict=True))
                 offer(best, rows)
                 wrong &= right[rows]
                 claimed[rows[wrong]] = points[wrong]

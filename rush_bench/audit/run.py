@@ -122,7 +122,7 @@ def probe(
     """Findings of the probes by defence, on the first `count` images; what is on disk is not made again.
 
     Any number of processes may work on the same folder. Past the deadline what is missing stays missing; so does a probe
-    that fails, with its reason in `failed`, and the others go on. `shard` (k, n): only k = 1 makes any, a probe is one chunk.
+    that fails, with its reason in `failed`, and the others go on. `shard` (k, n) takes every n-th probe.
     """
     defenses, data = check_asked(defenses, data, shard, seed, "probe")
     part = data.take(list(range(min(count, len(data)))))

@@ -1,7 +1,8 @@
 """Where images come from.
 
-    images = load_dataset("cifar10", "test", n=1000)     # or "digits", "cifar100", "stl10", "path/to/file.npz", "path/to/folder"
+    images = load_dataset("cifar10", "test", n=1000)     # or "digits", "cifar100", "stl10", "path/to/file.npz", "a/folder"
     images = as_images(pixels, labels)                   # arrays of the user's own
+    images = as_data(loader)                             # a Dataset, a DataLoader, (x, y), a name or a path
 
 A new data set is one module in this folder with a literal `NAMES = {"name": "one line"}` and `make(name) -> Source`;
 or, from another package, an entry point in the group `rush_bench.datasets` whose value is a `Source`:

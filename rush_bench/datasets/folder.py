@@ -29,7 +29,9 @@ def read_folder(path: Path, part: str) -> Part | None:
     splits = {"train": ("train",), "test": ("test", "val")}
     root = next((path / name for name in splits[part] if (path / name).is_dir()), None)
     if root is None and part == "train":
-        raise BadInput(f"{path} has no folder `train`; training needs {path / 'train'} and {path / 'test'}, a folder a class each")
+        raise BadInput(
+            f"{path} has no folder `train`; training needs {path / 'train'} and {path / 'test'}, a folder a class each"
+        )
     root = root or path
     if root == path and (path / "train").is_dir():
         raise BadInput(f"{path} has a folder `train` and neither `test` nor `val`; name one of them so")

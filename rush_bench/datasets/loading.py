@@ -60,7 +60,7 @@ def load_dataset(
     labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
     rows = choose_rows(part, labels, split, n, seed, stand_ins)
     return Images(
-        pixels=_convert(pixels, rows, side or (source.size and (source.size, source.size))),
+        pixels=_convert(pixels, rows, side or (None if source.size is None else (source.size, source.size))),
         labels=torch.full((len(rows),), -1) if labels is None else torch.from_numpy(labels[rows]),
         index=torch.from_numpy(rows),
         classes=part.classes,

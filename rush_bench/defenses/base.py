@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from rush_bench.noise import Stream
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K) float32."""
+    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K) float32.
+
+    Several predictions of each image have one more dimension in front (see `Defense.predictions`).
+    """
 
     labels: Tensor
     votes: Tensor
@@ -58,6 +61,7 @@ class Defense:
     device: torch.device = torch.device("cpu")
     precision: str = "float32"  # of the search; float32 alone judges
     keyed: bool = True  # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
+    steepness: float = 1.0  # by which attacks multiply logits that are all but equal
     passes: Passes
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -74,6 +78,14 @@ class Defense:
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         """One prediction an image, from draws 0..m-1 of the stream."""
         raise NotImplementedError
+
+    def predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
+        """`repeats` independent predictions per image: labels (repeats, B), votes and probabilities (repeats, B, K).
+
+        The k-th is `predict` on draws k m..(k+1) m - 1 of the stream; a defence may put them into one batch.
+        """
+        each = [self.predict(images, stream.skip(k * max(self.draws, 1))) for k in range(repeats)]
+        return Prediction(*(torch.stack([getattr(one, f.name) for one in each]) for f in fields(Prediction)))
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
         """Gradient of a loss of the log of the mean probability over `draws` draws (RUSH eq. 7).
@@ -114,6 +126,15 @@ class Defense:
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """-log p_y; scores (B, K) are log-probabilities, so that this is eq. 7 of the RUSH paper. Returns (B,)."""
     return -scores.gather(1, labels[:, None])[:, 0]
+
+
+def against(scores: Tensor, labels: Tensor) -> Tensor:
+    """Log of the odds against the label, log (1 - p_y) / p_y, from log-probabilities (..., K); labels (...), as the result.
+
+    CE is its softplus, so that both rise in the same direction, but its slope never fades where p_y is near 1.
+    """
+    true = scores.gather(-1, labels[..., None])[..., 0]
+    return scores.scatter(-1, labels[..., None], -torch.inf).logsumexp(-1) - true
 
 
 def margin(scores: Tensor, labels: Tensor) -> Tensor:

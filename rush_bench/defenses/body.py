@@ -24,6 +24,9 @@ from rush_bench.errors import BadInput
 Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
+# Largest logit less smallest. Below FLAT every softmax is nearly uniform: CE pushes towards the mean of all other classes, and
+# float32 rounds its changes away. Attacks then take the logits STEEP apart, as trained networks have them.
+FLAT, STEEP = 1.0, 20.0
 CACHE = 2**26  # on a CPU blocks of this many bytes stay near the cache: 1.3 times as fast as blocks of 300 MB
 
 
@@ -59,7 +62,8 @@ class Body:
                 else "the network is in train mode: its BatchNorm and dropout would change under attack; call .eval() "
                 "first, or Randomised(network) where its dropout is to stay on"
             )
-        self.device, self.outputs, self.precision, self.memory = device, outputs, precision, memory
+        self.wide = torch.float32 if device.type == "mps" else torch.float64  # of log-probabilities; mps has no float64
+        self.device, self.outputs, self.precision = device, outputs, precision
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
         self.search, self.layout = self.network, torch.contiguous_format
@@ -74,16 +78,19 @@ class Body:
                 probe.check_function(self, rows)
                 self.search, self.layout = probe.fastest(self, rows)
                 self.row_bytes = self._row_bytes(shape)
+            self.steepness = self._steepness(rows)
             seeds = not random and own_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)
         self.passes = Passes()
-        self.rows = self.rows_of(memory)
-        self.brisk = self.rows_of(CACHE) if device.type == "cpu" else self.rows
+        self.limit(memory)
 
     def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
-        """(R, C, H, W) to (R, K), from the exact network or the searching one; NaN is an error."""
-        out = self.outcome(rows, exact=exact)
+        """(R, C, H, W) to (R, K) in float64, from the exact network or the searching one.
+
+        float32 would lose which logit is the largest where all are tiny, since every log-probability is then near -log K.
+        """
+        out = self.outcome(rows, exact=exact).to(self.wide)
         return out if self.outputs == "probabilities" else out.log_softmax(1)
 
     def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
@@ -93,6 +100,13 @@ class Body:
         with self.guard(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
         return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
+
+    def _steepness(self, rows: Tensor) -> float:
+        """What the logits are to be multiplied with before a softmax by an attack: 1 unless they are all but equal."""
+        with torch.no_grad():
+            out = self.outcome(rows, exact=True)
+        spread = float((out.amax(1) - out.amin(1)).median())
+        return STEEP / spread if 0 < spread < FLAT else 1.0
 
     def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.
@@ -117,6 +131,11 @@ class Body:
     def count_backward(self, rows: int) -> None:
         """Note that `rows` network rows went backward."""
         self.passes.backwards += rows
+
+    def limit(self, memory: int) -> None:
+        """Let one block of an attack step take so many bytes."""
+        self.memory, self.rows = memory, self.rows_of(memory)
+        self.brisk = self.rows_of(CACHE) if self.device.type == "cpu" else self.rows
 
     def rows_of(self, memory: int) -> int:
         """How many rows one block of an attack step may have in so many bytes, at least 1."""
@@ -147,3 +166,12 @@ def blocks(batch: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:
     for i in range(0, batch, images):
         for j in range(0, draws, rows):
             yield slice(i, min(i + images, batch)), slice(j, min(j + rows, draws))
+
+
+def whole_blocks(batch: int, repeats: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cut batch x (repeats x draws) likewise; a piece holds whole predictions of `draws` draws, or a part of one."""
+    if draws <= rows:
+        yield from blocks(batch, repeats * draws, rows - rows % draws)
+        return
+    for k in range(0, repeats * draws, draws):
+        yield from ((i, slice(k + j.start, k + j.stop)) for i, j in blocks(batch, draws, rows))

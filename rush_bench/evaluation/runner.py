@@ -131,7 +131,7 @@ def job_for(
     chunk: int,
 ) -> Job:
     """The cell of one registered attack on a defence; `labels` join those of the defence and the data (`suite`, `quick`)."""
-    made: Attack = override(registry.load(column)(), settings, name=column)
+    made: Attack = override(registry.load(column)(), settings, name=column).on(defense)
     how = {"name": column, **made.settings()}
     if column != "clean" and defense.precision != "float32":
         how["precision"] = defense.precision  # another search finds another x'

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
@@ -40,14 +41,10 @@ def score(
     `margin` is the mean probability of the label minus the best other one, over all draws. Exact with repeats=1 for a
     deterministic defence. Raises RushBenchError where a prediction is not finite.
     """
-    stream = stream.at(index)
-    counts = torch.zeros(len(attacked), defense.classes, dtype=torch.int64, device=attacked.device)
-    probabilities = torch.zeros(len(attacked), defense.classes, device=attacked.device)
+    predictions = defense.predictions(attacked, stream.at(index), repeats)
+    counts = F.one_hot(predictions.labels, defense.classes).sum(0)
+    probabilities = predictions.probabilities.mean(0)
     rows = torch.arange(len(attacked), device=attacked.device)
-    for k in range(repeats):
-        prediction = defense.predict(attacked, stream.skip(k * max(defense.draws, 1)))
-        counts[rows, prediction.labels] += 1
-        probabilities += prediction.probabilities / repeats
     true = probabilities[rows, labels].clone()
     probabilities[rows, labels] = -1
     return {

@@ -111,7 +111,7 @@ def work(
     broken = _broken(jobs, folder)
     for job in jobs:
         store.open(job.cell)
-    mine = [(job, c) for job in jobs for c in range(shard[0] - 1, job.cell.chunks, shard[1])]
+    mine = _share(jobs, *shard)
     there = sum(store.has(job.cell, c) for job, c in mine)
     with Bar(title, len(mine), there, every=float("inf") if quiet else 10.0) as bar:
 
@@ -158,6 +158,12 @@ def work(
     return failed, True
 
 
+def _share(jobs: Sequence[Job], k: int, n: int) -> list[tuple[Job, int]]:
+    """Every n-th chunk, from the k-th: of all there are, or of each cell's where some cells wait for the same chunk of others."""
+    chunks = [(job, c) for job in jobs for c in range(job.cell.chunks)]
+    return [(job, c) for job, c in chunks if c % n == k - 1] if any(job.of for job in jobs) else chunks[k - 1 :: n]
+
+
 def _guarded(job: Job) -> tuple[int, str]:
     return id(job.defense), job.sample.digest
 
@@ -185,7 +191,10 @@ def _reason(error: Exception) -> str:
 def check_asked(
     defenses: Any, data: Any, shard: tuple[int, int] = (1, 1), seed: int = 0, verb: str = "attack"
 ) -> tuple[list[Defense], Images]:
-    """The defences and the images (see `as_defenses`, `as_data`), or BadInput: none, ones that a defence does not take, no such shard or seed, two defences of one name."""
+    """The defences and the images (see `as_defenses`, `as_data`).
+
+    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name.
+    """
     defenses, data = as_defenses(defenses), as_data(data)
     if not len(data):
         raise BadInput(f'there are no images to {verb}; pass data=rb.load_dataset("cifar10", split="test", n=1000)')

@@ -13,6 +13,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.recipes.simclr import SimCLRStage
+from rush_bench.settings import Count, NonNegative, Positive, Whole
 from rush_bench.training import protocols
 from rush_bench.training.clusters import pseudo_labels, read_pseudo_labels
 from rush_bench.training.contrastive import ContrastiveSettings
@@ -38,11 +39,11 @@ class AdvCLPretrainSettings(ContrastiveSettings):
     warmup_from: float = 0.01
     crop_floor: float = 0.2
     projector_norm: bool = True
-    base_temperature: float = 0.07  # the contrastive term is multiplied by temperature over this
-    radius: float = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
-    ce_weight: float = 0.2
-    clusters: tuple[int, ...] = (2, 10, 50, 100, 500)
-    padding: int = 4
+    base_temperature: Positive = 0.07  # the contrastive term is multiplied by temperature over this
+    radius: NonNegative = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
+    ce_weight: NonNegative = 0.2
+    clusters: tuple[Count, ...] = (2, 10, 50, 100, 500)
+    padding: Whole = 4
     route: Literal[0, 1, 2] = 1  # the route that becomes the model: pgd
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rush_bench.settings import Count
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.seeds import derive
@@ -26,7 +27,7 @@ class FreeTrainSettings(SupervisedSettings):
     pass over the images for each m of them.
     """
 
-    replays: int = 8  # m
+    replays: Count = 8  # m
     epochs: int = 228
     milestones: tuple[float, ...] = (114, 171)
     weight_decay: float = 2e-4

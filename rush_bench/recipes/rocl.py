@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rush_bench.settings import NonNegative, Several
 from rush_bench.training import protocols
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.inner import InnerSettings, attack_mode
@@ -29,9 +30,9 @@ class RoCLPretrainSettings(ContrastiveSettings):
     warmup_from: float = 0.1
     weight_decay: float = 1e-6
     projector_hidden: int = 2048
-    pair_weight: float = 1 / 256  # lambda of NT(t + d, t')
+    pair_weight: NonNegative = 1 / 256  # lambda of NT(t + d, t')
     detach_keys: bool = True  # no gradient through the second factor of a similarity
-    attack_group: int = 256  # images whose views are each other's negatives in attack and pair term: one device's share
+    attack_group: Several = 256  # images whose views are each other's negatives in attack and pair term: one device's share
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class SSPFinetuneSettings(SupervisedSettings):
-    """R2.11: PGD-AT for 100 epochs after 200 warm-up steps. `partial` is the paper's, in our definition: its code has full only.
+    """R2.11: PGD-AT, 100 epochs after 200 warm-up steps. `partial` is the paper's, in our definition: its code has full only.
 
     With another protocol than AFF (R1.5) the settings of the group `linear` hold instead.
     """
@@ -58,7 +58,7 @@ class SharedSettings(RunSettings):
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=IMAGENET_MEAN, std=IMAGENET_STD))
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # of pre-training, likewise
     finetune: SSPFinetuneSettings = field(default_factory=SSPFinetuneSettings)
-    finetune_attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # its code never leaves train()
+    finetune_attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # as its code
     linear: LinearSettings = field(default_factory=LinearSettings)
 
     def linear_run(self) -> PretrainedSettings:

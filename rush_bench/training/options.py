@@ -17,7 +17,7 @@ class NetworkSettings(Settings):
     blocks: tuple[Count, ...] = ()
     width: Whole = 0
     members: Whole = 0  # networks in an ensemble; empty is one
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: Literal["cifar", "cifar-linear", "imagenet"] = "cifar"
     mean: tuple[float, ...] = ()  # no normalisation (R5 row 15)
     std: tuple[Positive, ...] = ()
     padding: Whole = 0  # of the CIFAR stem's convolution; 0: the usual 1

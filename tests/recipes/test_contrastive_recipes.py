@@ -17,7 +17,7 @@ from rush_bench.files import read_json
 from rush_bench.networks import build, route, routes, single_route
 from rush_bench.networks.routes import RoutedBatchNorm
 from rush_bench.recipes import acl, advcl, dynacl
-from rush_bench.settings import override, to_dict
+from rush_bench.settings import override
 from rush_bench.training import train
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step

@@ -5,6 +5,7 @@ from functools import reduce
 import pytest
 
 from rush_bench import registry
+from rush_bench.errors import BadInput
 from rush_bench.settings import override
 from rush_bench.training.run import resolve_settings
 
@@ -256,3 +257,31 @@ def test_every_recipe_has_the_presets_and_a_card(name):
             # A plan's settings are the run's of the same name: batches are fitted to the data by that name.
             assert all(value(settings, f"{plan.name}.batch_size") == plan.settings.batch_size for plan in plans)
             assert settings.network.mean == () or len(settings.network.mean) == shape[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layer"),
+    [
+        ("rush", {"pretrain.batch_size": 1}),
+        ("rush", {"pretrain.temperature": 0}),
+        ("rush", {"pretrain.gray_p": 1.1}),
+        ("rush", {"finetune.epochs": 0}),
+        ("dynacl", {"pretrain.key_momentum": 1.5}),
+        ("dynacl_pp", {"probe.clusters": 0}),
+        ("acl", {"label_share": -0.1}),
+        ("acl", {"distil.alpha": 2}),
+        ("advcl", {"pretrain.clusters": "2,0"}),
+        ("deacl", {"finetune.alf_lr": 0}),
+        ("rocl", {"pretrain.attack_group": 1}),
+        ("free", {"train.replays": 0}),
+        ("smoothadv", {"attack.draws": 0}),
+        ("dataaug", {"train.generated_share": 1}),
+        ("dataaug", {"train.bn_momentum": 0}),
+        ("ssp", {"selfie.hidden": 16}),
+        ("ssp_joint", {"joint.ridge": 0}),
+        ("byorl_reimpl", {"pretrain.target_momentum": -1}),
+    ],
+)
+def test_numbers_that_mean_nothing(recipe, layer):
+    with pytest.raises(BadInput, match=next(iter(layer)) + "=.* must be"):
+        override(registry.recipes.load(recipe).settings, layer)

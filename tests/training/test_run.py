@@ -101,9 +101,9 @@ def test_transfer(tmp_path):
         ({"sets": ["noise=none"]}, "it is the recipe simclr"),
         ({"sets": ["network.name=resnet17"]}, "did you mean 'resnet18'"),
         ({"sets": ["finetune.bn_adapt=betas"]}, "did you mean 'beta'"),
-        ({"sets": ["finetune.epochs=0"]}, "at least 1"),
+        ({"sets": ["finetune.epochs=0"]}, "must be a whole number, at least 1"),
         ({"n_train": 10**6}, "give 1 to 1167"),
-        ({"n_train": 0}, "at least 1"),
+        ({"n_train": 0}, "must be a whole number, at least 1"),
         ({"n_train": 1}, "needs at least 2 images"),
         ({"device": "cuda:99"}, "--device auto"),
         ({"config": "no.toml"}, "settings file no.toml cannot be read"),
@@ -249,7 +249,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys):
     for stream in (Terminal(), io.StringIO()):
-        quick(tmp_path / str(stream.isatty()), report=Progress(stream))  # a store each: a pre-training is not repeated
+        quick(tmp_path, name=f"m{stream.isatty()}", report=Progress(stream))
         text = stream.getvalue()
         assert "pretrain" in text and "loss" in text and "is finished: validation clean" in text
         assert ("\x1b[" in text) is stream.isatty()

@@ -59,7 +59,10 @@ def _collected(data: Any) -> Images:
         raise BadInput(f"{name} gave two images at one position: leave augmentation out of its transform")
     items = [data[position] for position in range(len(data))]
     pixels = stack([_array(image, name) for image, _ in items], name)
-    labels = np.asarray([int(label) for _, label in items])
+    try:
+        labels = np.asarray([int(label) for _, label in items])
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"the labels of {name} must be whole numbers, one an image ({error})") from error
     classes = getattr(data, "classes", None)
     known = isinstance(classes, list | tuple) and len(classes) > labels.max()
     return as_images(pixels, labels, classes=[str(one) for one in classes] if known and classes else None, name=name)

@@ -216,7 +216,7 @@ def _where(error: BaseException) -> str:
     """An error in a line, and the file and line that it came from."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{text}, {Path(last.filename).name}:{last.lineno}"
+    return text if last.filename.startswith("<frozen") else f"{text}, {Path(last.filename).name}:{last.lineno}"
 
 
 def _adjusted(made: Defense, target: str, name: str | None, about: dict[str, str], asked: dict[str, Any]) -> Defense:
@@ -224,9 +224,10 @@ def _adjusted(made: Defense, target: str, name: str | None, about: dict[str, str
     for key, wanted in asked.items():
         if wanted in (None, getattr(made, key, None)) or (key == "memory" and isinstance(made, _Network)):
             continue
+        what = "votes" if key == "draws" else key
         raise BadInput(
-            f"{target} gives a Defense, which is as it was made: {'votes' if key == 'draws' else key} cannot be set outside; say "
-            "it in the function, or let that return the network"
+            f"{target} gives a Defense, which is as it was made: {what} cannot be set from outside; say it in the function, or "
+            "let that return the network"
         )
     if isinstance(made, _Network):
         if asked.get("memory"):

@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,13 @@ from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
 from rush_bench.settings import MOST, parse_count
-from rush_bench.store import model_names, read_card, read_weights
+from rush_bench.store import read_card, read_cards, read_weights
 
 
 def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]:
     """`name@m` (or `name` where deterministic) to card, of every model in the store, or of those for a data set."""
     rows: dict[str, dict[str, Any]] = {}
-    for name in model_names(store):
-        card = read_card(store, name)
+    for name, card in read_cards(store).items():
         if dataset in (None, card["dataset"]):
             rows |= {f"{name}@{votes}" if votes else name: card for votes in card["votes"]}
     return rows
@@ -115,7 +115,7 @@ def load_defense(
     about = {key: card.get(key) for key in ("recipe", "dataset", "pretrain_dataset", "protocol", "extra_data", "preset")}
     about |= {
         "model": full,
-        "architecture": spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}",
+        "architecture": architecture(spec),
         "budget": budget(card),
         "sha256": card["sha256"][which or "model"],
     }
@@ -127,6 +127,14 @@ def load_defense(
     if votes and law is None and card.get("transform"):
         return Randomised(network, transform=transform_from(card["transform"]), votes=int(votes), average="logits", **common)
     return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
+
+
+def architecture(spec: dict[str, Any]) -> str:
+    """What a network is, in a table: `resnet18`, `3 x resnet18`, `resnet18 + wrn-32-10`."""
+    if spec["name"] == "ensemble":
+        kinds = Counter(architecture(member) for member in spec["members"])
+        return " + ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in kinds.items())
+    return spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}"
 
 
 def budget(card: dict[str, Any]) -> str | None:

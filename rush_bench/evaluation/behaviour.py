@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
-from rush_bench.errors import RushBenchError
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.files import digest, read_json, write_json
 from rush_bench.noise import Stream
 

@@ -45,8 +45,14 @@ DEFAULTS |= {"padding": 1, "routes": 1, "members": 1}
 
 
 def resolve(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with every key stated. BadInput for an unknown name or key and for values that make no network."""
+    """A spec with every key stated. BadInput for an unknown name or key and for values that make no network.
+
+    `ensemble` has the whole specs of its `members`, and what they have in common: classes, channels, size.
+    """
     name = spec.get("name", "resnet18")
+    if name == "ensemble":
+        members = [resolve(member) for member in spec["members"]]
+        return {"name": name, "members": members, **{key: members[0][key] for key in ("classes", "channels", "size")}}
     if name not in NETWORKS:
         raise unknown_name("network", str(name), NETWORKS)
     full = {"name": name, **DEFAULTS, **NETWORKS[name]}

@@ -60,7 +60,7 @@ def test_honest_defences_are_one(linear, images, kind, average):
 
 def test_what_changes_shows(linear, images):
     defense, labels = Hidden(linear, noise="uniform:0.1", votes=5, shape=SHAPE), torch.arange(4)
-    defense.factor = 0.3
+    defense.factor = 0.01
     assert modes_apart(defense, images, labels, STREAM).max() > 0.05
     defense.factor, defense.lives = 1.0, 40
     assert drift(defense, images, labels, STREAM).max() > 0.05

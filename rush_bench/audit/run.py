@@ -120,7 +120,8 @@ def probe(
     Any number of processes may work on the same folder. Past the deadline what is missing stays missing; so does a probe
     that fails, with its reason in `failed`, and the others go on. `shard` (k, n) takes every n-th probe.
     """
-    part = check_asked(defenses, data, shard, seed, "probe").take(list(range(min(count, len(data)))))
+    defenses, data = check_asked(defenses, data, shard, seed, "probe")
+    part = data.take(list(range(min(count, len(data)))))
     store = _ProbeStore()
     jobs = [job for defense in defenses for job in _probes(defense, part, threat, out / FOLDER / "probes", seed)]
     lost, _ = work(store, jobs, out, title="probes", shard=shard, deadline=deadline, quiet=quiet)

@@ -28,6 +28,7 @@ from rush_bench.errors import BadInput, MissingPackage, unknown_name
 from rush_bench.evaluation.records import Cell, CellResult, CellStore, load_results
 from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
 from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
+from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Gaussian, Stream, Uniform
 
 FOLDER = "settle"
@@ -100,7 +101,7 @@ def settle(
     off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
-    data = check_asked(defenses, data, shard, seed)
+    defenses, data = check_asked(defenses, data, shard, seed)
     if norm not in ("linf", "l2"):
         raise unknown_name("norm", norm, ("linf", "l2"))
     if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
@@ -272,7 +273,7 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
     found = []
     for name, card in listed(store, data.name).items() if store.is_dir() else ():
         spec = card["network"]
-        fits = (spec["channels"], spec["size"], spec["size"]) == tuple(defense.shape) and spec["classes"] == defense.classes
+        fits = image_shape(spec) == tuple(defense.shape) and spec["classes"] == defense.classes
         if fits and name.split("@")[0] != own:
             votes = int(name.partition("@")[2] or 0)
             found.append((name, str(card["recipe"]), votes))

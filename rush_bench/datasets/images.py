@@ -40,6 +40,12 @@ class Images:
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """The side of square images, (H, W) of others: what `load_dataset` takes and a network's card says."""
+        _, height, width = self.shape
+        return height if height == width else (height, width)
+
     def floats(self, rows: Any = slice(None)) -> Tensor:
         """Images as float32 in [0,1], (B, C, H, W); `rows` is whatever indexes a tensor's first axis."""
         return self.pixels[rows].to(torch.float32).div_(255)

@@ -218,7 +218,11 @@ def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradie
     return checked
 
 
-_CHECKS = {"predict": _checked_predict, "predictions": _checked_predict, "gradient": _checked_gradient}
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "predict": _checked_predict,
+    "predictions": _checked_predict,
+    "gradient": _checked_gradient,
+}
 
 
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:

@@ -63,7 +63,7 @@ class Body:
                 "first, or Randomised(network) where its dropout is to stay on"
             )
         self.wide = torch.float32 if device.type == "mps" else torch.float64  # of log-probabilities; mps has no float64
-        self.device, self.outputs, self.precision, self.memory = device, outputs, precision, memory
+        self.device, self.outputs, self.precision = device, outputs, precision
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
         self.search, self.layout = self.network, torch.contiguous_format
@@ -83,8 +83,7 @@ class Body:
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)
         self.passes = Passes()
-        self.rows = self.rows_of(memory)
-        self.brisk = self.rows_of(CACHE) if device.type == "cpu" else self.rows
+        self.limit(memory)
 
     def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
         """(R, C, H, W) to (R, K) in float64, from the exact network or the searching one.
@@ -132,6 +131,11 @@ class Body:
     def count_backward(self, rows: int) -> None:
         """Note that `rows` network rows went backward."""
         self.passes.backwards += rows
+
+    def limit(self, memory: int) -> None:
+        """Let one block of an attack step take so many bytes."""
+        self.memory, self.rows = memory, self.rows_of(memory)
+        self.brisk = self.rows_of(CACHE) if self.device.type == "cpu" else self.rows
 
     def rows_of(self, memory: int) -> int:
         """How many rows one block of an attack step may have in so many bytes, at least 1."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.files import digest, read_json, write_json
 from rush_bench.noise import Stream
 
@@ -79,7 +79,7 @@ def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
         found["gradient"] = ce.flatten(1).norm(dim=1).tolist()
         if defense.keyed:  # on other draws the direction is another
             found["margin"] = _products(margin)
-    except (BadInput, RuntimeError):
+    except (RushBenchError, RuntimeError):
         found["gradient"] = None
     defense.passes.forwards, defense.passes.backwards = passes
     return found

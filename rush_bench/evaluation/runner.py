@@ -64,9 +64,9 @@ class Job(work.Job):
 
 
 def attack(
-    defenses: Sequence[Defense],
+    defenses: Defense | Sequence[Defense],
     suite: str | Suite = "linf8",
-    data: Images | None = None,
+    data: Images | Any = None,
     *,
     out: Path | str | None = None,
     seed: int = 0,
@@ -78,6 +78,7 @@ def attack(
 ) -> Run:
     """Run a suite on defences. The same call again, from any number of processes, finishes what is left.
 
+    `defenses` is one or several; `data` what `rush_bench.datasets.as_data` takes: images, (x, y), a DataLoader, a name, ...
     `suite` is a name (`linf8`, `l2-0.5`, `linf8-quick`) or a parsed one; `out` the results folder (None: a temporary one);
     `repeats` K, the independent predictions an x' is scored by (None: 1 if deterministic, else 100 at one vote, 16 at 64
     votes; a fifth of that in quick suites); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks.
@@ -85,7 +86,7 @@ def attack(
     `Run.failed`; bad input raises BadInput before anything runs.
     """
     suite = parse_suite(suite) if isinstance(suite, str) else suite
-    data = check_asked(defenses, data, shard, seed)
+    defenses, data = check_asked(defenses, data, shard, seed)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
     jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]

@@ -60,7 +60,12 @@ def resolve(spec: Mapping[str, Any]) -> dict[str, Any]:
         if key not in full:
             raise unknown_name("network key", key, full)
         full[key] = list(value) if isinstance(value, tuple | list) else value
-    for key in ("classes", "channels", "size", "width", "padding", "routes", "members", "stem_width"):
+    if isinstance(full["size"], list) and len(set(full["size"])) == 1:
+        full["size"] = full["size"][0]
+    sides = full["size"] if isinstance(full["size"], list) and len(full["size"]) == 2 else [full["size"]]
+    if not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise BadInput(f"network key size={full['size']!r} must be a side in pixels, or [height, width]")
+    for key in ("classes", "channels", "width", "padding", "routes", "members", "stem_width"):
         if key in full and (not isinstance(full[key], int) or full[key] < 1):
             raise BadInput(f"network key {key}={full[key]!r} must be a whole number of at least 1")
     if not full["blocks"] or not all(isinstance(count, int) and count >= 1 for count in full["blocks"]):
@@ -78,6 +83,12 @@ def resolve(spec: Mapping[str, Any]) -> dict[str, Any]:
         raise BadInput(f"network key std={full['std']} must be positive")
     _check_block(full)
     return full
+
+
+def image_shape(spec: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network of this spec takes; its size is one side, or height and width."""
+    height, width = (spec["size"], spec["size"]) if isinstance(spec["size"], int) else spec["size"]
+    return spec["channels"], height, width
 
 
 def _check_block(full: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ class RunSettings(Settings):
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     noise: str = "none"  # the smoothing operation Q: uniform:0.3, gaussian:0.25, none
-    size: Count | None = None  # pixels a side; None: the data set's own default
+    size: Count | tuple[Count, ...] | None = None  # pixels a side, or height and width; None: the data set's own default
     n_train: Count | None = None  # a fixed subset of the training images; None: all
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True  # a quarter to a third off a CPU step of the demo's network

@@ -158,7 +158,7 @@ def test_our_networks_show_their_features(digits):
     network = build({"name": "tiny", "classes": 10, "channels": 1, "size": 16, "blocks": [1, 1], "width": 8}, seed=1).eval()
     defense = Smoothed(network, noise=Gaussian(0.05), votes=2, shape=SHAPE)
     linear = module.last_linear(defense, digits[:1], STREAM)
-    assert linear[True] is network.head and linear[False] is not network.head  # the search network is a folded copy
+    assert linear[True] is defense.body.network.head is not linear[False]  # the search network is a folded copy
     binary, _ = fitted(defense, digits[:2], THREATS[0], Binarization(inner=5, draws=2, judging=4))
     given = binary.features(digits[:2], STREAM, 1)
     noisy = digits[:2] + STREAM.noise(Gaussian(0.05), 2, 1, SHAPE, "cpu")[:, 0]

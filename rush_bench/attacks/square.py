@@ -8,7 +8,7 @@ are renewed, or else the luckiest loss would never be beaten again.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,13 +29,15 @@ AHEAD = 50  # queries whose random numbers are made at once: on a small network 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """`queries` an image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
+    """`queries` per image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
 
-    Without `whole` a query takes no more than these draws where one prediction has more votes; what is found is judged by whole
-    ones all the same. `area` is the first share of the image that a square covers (0.8 as in AutoAttack). `select_draws` held-apart draws judge
-    the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there, and as soon as it is
-    misclassified by a deterministic defence.
+    Without `whole` a query takes no more than these draws where one prediction has more votes; what is found is judged by
+    whole ones all the same. `area` is the first share of the image that a square covers (0.8 as in AutoAttack).
+    `select_draws` held-apart draws judge the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves
+    the search there, and as soon as it is misclassified by a deterministic defence.
     """
+
+    climbs: ClassVar[bool] = False
 
     queries: Count = 5000
     draws: Count = 20

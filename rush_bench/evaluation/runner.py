@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.health import health
 from rush_bench.attacks.suites import REST, Suite, parse_suite
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput
 from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.score import Meter, check, score
 from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in, sample_of, work
 from rush_bench.noise import Stream
 from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
-
 
 BROKEN = 0.05  # the estimated chance of being right of an image that no further attack is made on
 
@@ -73,11 +74,14 @@ class Job:
         distance = check(attacked, images, part.index, threat)
         if self.attack is not None and not self.of:
             extra |= self.attack.extra(defense, attacked, labels, stream)
+        cost = meter.cost(len(part))
+        if self.attack is not None and self.attack.climbs:
+            extra |= _gradients(defense, images, labels, threat, Stream(seed, "health", part.index))
         arrays = {
             "index": part.index.numpy(),
             "label": part.labels.numpy(),
             "distance": distance.cpu().numpy(),
-            **meter.cost(len(part)),
+            **cost,
             **score(defense, attacked, labels, part.index, Stream(seed, purpose), repeats),
             **extra,
         }
@@ -177,6 +181,16 @@ def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int 
             same = {"seed": seed, "repeats": repeats, "chunk": chunk}
             jobs.append(job_for(defense, data, column, settings, threat, labels, **same, of=of))
     return [*jobs, worst_job(jobs, labels)] if len(jobs) > 1 else jobs
+
+
+def _gradients(defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> dict[str, np.ndarray]:
+    """The health of the gradients that an attack climbs, per image; none where the defence does not let it be looked at."""
+    try:
+        found = health(defense, images, labels, threat, stream)
+    except BadInput:
+        return {}
+    parts = {"gradient_zero": found.zero, "gradient_error": found.error, "gradient_frozen": found.frozen}
+    return {name: values.cpu().numpy() for name, values in parts.items()}
 
 
 def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.errors import BadInput, RushBenchError
@@ -140,8 +139,7 @@ def against(scores: Tensor, labels: Tensor) -> Tensor:
 def margin(scores: Tensor, labels: Tensor) -> Tensor:
     """Best other score minus the true one (Carlini and Wagner 2017), positive where the attack has won. Returns (B,)."""
     true = scores.gather(1, labels[:, None])[:, 0]
-    others = scores.masked_fill(F.one_hot(labels, scores.shape[1]).bool(), -torch.inf)
-    return others.max(1).values - true
+    return scores.scatter(1, labels[:, None], -torch.inf).max(1).values - true
 
 
 def dlr(scores: Tensor, labels: Tensor) -> Tensor:
@@ -218,7 +216,11 @@ def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradie
     return checked
 
 
-_CHECKS = {"predict": _checked_predict, "predictions": _checked_predict, "gradient": _checked_gradient}
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "predict": _checked_predict,
+    "predictions": _checked_predict,
+    "gradient": _checked_gradient,
+}
 
 
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:

@@ -51,7 +51,8 @@ class Square(Attack):
 
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
-            mean = defense.predictions(points, own.named("draws").skip(renewed * span), repeats).probabilities.mean(0)
+            noise = own.named("draws").skip(renewed * span)
+            mean = defense.predictions(points, noise, repeats, exact=False).probabilities.mean(0)
             return margin(mean.clamp_min(1e-30).log(), truth)
 
         alive = everyone = torch.arange(len(images), device=images.device)

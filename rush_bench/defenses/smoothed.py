@@ -85,12 +85,13 @@ class _Network(Defense):
         one = self._predictions(images, stream, 1)
         return Prediction(one.labels[0], one.votes[0], one.probabilities[0])
 
-    def predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
-        if self.deterministic or not self.keyed:  # a network that draws by itself may have one draw for all rows of a call
+    def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
+        # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
+        if repeats > 1 and (self.deterministic or not self.keyed):
             return super().predictions(images, stream, repeats)
-        return self._predictions(images, stream, repeats)
+        return self._predictions(images, stream, repeats, exact or self.precision != "float32")
 
-    def _predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
+    def _predictions(self, images: Tensor, stream: Stream, repeats: int, exact: bool = True) -> Prediction:
         """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
         forward, draws = self._forward(stream, len(images))
@@ -100,7 +101,7 @@ class _Network(Defense):
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
             for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
-                log_p = forward(images[i].to(self.device), i, j, True)
+                log_p = forward(images[i].to(self.device), i, j, exact)
                 log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
                 k = slice(j.start // draws, -(-j.stop // draws))
                 votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)

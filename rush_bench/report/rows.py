@@ -1,4 +1,4 @@
-"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol A6)."""
+"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol 8)."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from rush_bench.evaluation.records import CellResult
 from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
 
-ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol section 7)
+ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol 5)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def rows(results: Iterable[CellResult]) -> list[Row]:
 
 
 def estimate(result: CellResult, correct: str = "correct", repeats: str = "repeats") -> Estimate:
-    """Accuracy of a finished cell with its interval (protocol A1, A3), as fractions."""
+    """Accuracy of a finished cell with its interval (protocol 1, 2), as fractions."""
     if not result.complete:
         raise ValueError(f"{result.folder} is not finished")
     frame = result.frame

@@ -41,11 +41,11 @@ class Subject:
 
 
 SUBJECTS = {
-    "digits, plain": Subject("digits", 0.0, 0.0, 0.05, 6),
-    "digits, PGD-trained": Subject("digits", 0.0, 0.1, 0.12, 6),
+    "digits, plain": Subject("digits", 0.0, 0.0, 0.06, 15),
+    "digits, PGD-trained": Subject("digits", 0.0, 0.1, 0.12, 15),
     "CIFAR-10, PGD-trained": Subject("cifar10", 0.0, 4 / 255, 4 / 255, 3),
-    "digits, noise": Subject("digits", 0.3, 0.0, 0.08, 6),
-    "digits, noise and PGD": Subject("digits", 0.2, 0.08, 0.12, 6),
+    "digits, noise": Subject("digits", 0.3, 0.0, 0.12, 15),
+    "digits, noise and PGD": Subject("digits", 0.2, 0.08, 0.15, 15),
 }
 
 
@@ -55,7 +55,7 @@ def train(subject: Subject, data: Images, seed: int) -> nn.Module:
     network = build(spec, seed=seed)
     generator, images, batch = torch.Generator().manual_seed(seed), data.floats(), 64
     optimiser = torch.optim.Adam(network.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=subject.epochs * -(-len(images) // batch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=subject.epochs * -(-len(images) // batch))
     for _ in range(subject.epochs):
         for rows in torch.randperm(len(images), generator=generator).split(batch):
             x, y = images[rows], data.labels[rows]

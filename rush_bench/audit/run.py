@@ -21,9 +21,8 @@ from rush_bench.audit.verdict import BUGS, STRENGTH, Claim, Verdict, verdict
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import flock
-from rush_bench.evaluation.work import check_asked, sample_of, work
-from rush_bench.files import digest, read_json, write_atomic, write_json
+from rush_bench.evaluation.work import Job, check_asked, work
+from rush_bench.files import digest, flock, read_json, release, write_atomic, write_json
 from rush_bench.noise import Stream
 
 FOLDER = "audit"
@@ -62,7 +61,8 @@ class _ProbeStore:
     """Probes on disk, for the loop: findings as JSON."""
 
     def open(self, cell: _Probe) -> None:
-        """Nothing to lay out."""
+        """Nothing to lay out; a process that died may have left its lock."""
+        release(cell.path.with_suffix(".lock"))
 
     def has(self, cell: _Probe, chunk: int) -> bool:
         """Whether it was made."""
@@ -84,26 +84,22 @@ class _ProbeStore:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Job(Job):
     name: str
-    defense: Defense
-    cell: _Probe
-    sample: Images
     make: Callable[[], list[Finding]]
-    of: tuple[()] = ()
 
     @property
     def label(self) -> str:
         """What people call it, in messages and on the bar."""
         return f"{self.defense.name} probe {self.name}"
 
-    def figure(self, made: list[Finding]) -> str:
-        """How many findings, and how many of them are flags."""
-        return f"{len(made)} findings, {sum(finding.status in ('flag', 'bug') for finding in made)} flags"
-
     def chunk(self, store: _ProbeStore, c: int) -> tuple[list[Finding], None]:
         """Run the probe."""
         return self.make(), None
+
+    def figure(self, made: list[Finding]) -> str:
+        """How many findings there are, and flags among them."""
+        return f"{len(made)} findings, {sum(finding.status in ('flag', 'bug') for finding in made)} flags"
 
 
 def probe(
@@ -181,7 +177,7 @@ def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: 
             images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
             return make(images, labels, Stream(seed, f"audit/{name}", part.index))
 
-        return _Job(name, defense, _Probe(folder / f"{key}-{name}.json"), sample_of(part), run)
+        return _Job(_Probe(folder / f"{key}-{name}.json"), defense, part, name, run)
 
     def first(images: Tensor, labels: Tensor, stream: Stream) -> list[Finding]:
         return [depends_on_image(defense, images, stream), *flags(defense, images, labels, threat, stream)]

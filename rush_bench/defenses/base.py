@@ -66,7 +66,7 @@ class Defense:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name, checked in (("predict", _checked_predict), ("gradient", _checked_gradient)):
+        for name, checked in _CHECKS.items():
             if name in vars(cls):
                 setattr(cls, name, checked(vars(cls)[name]))
 
@@ -197,9 +197,9 @@ REMEDY = "such as a square root, logarithm or division at 0"
 
 def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Prediction]:
     @functools.wraps(predict)
-    def checked(self: Defense, images: Tensor, stream: Stream) -> Prediction:
-        found = predict(self, images, stream)
-        check_finite(found.probabilities, stream.images, "the prediction")
+    def checked(self: Defense, images: Tensor, stream: Stream, *repeats: int, **named: int) -> Prediction:
+        found = predict(self, images, stream, *repeats, **named)
+        check_finite(found.probabilities.transpose(0, -2), stream.images, "the prediction")  # images first
         return found
 
     return checked
@@ -216,6 +216,9 @@ def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradie
         return found
 
     return checked
+
+
+_CHECKS = {"predict": _checked_predict, "predictions": _checked_predict, "gradient": _checked_gradient}
 
 
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:

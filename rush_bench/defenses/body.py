@@ -26,7 +26,7 @@ NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
 # Largest logit less smallest. Below FLAT every softmax is nearly uniform: CE pushes towards the mean of all other classes, and
 # float32 rounds its changes away. Attacks then take the logits STEEP apart, as trained networks have them.
-FLAT, STEEP = 1.0, 20.0
+FLAT, STEEP = 0.1, 20.0
 CACHE = 2**26  # on a CPU blocks of this many bytes stay near the cache: 1.3 times as fast as blocks of 300 MB
 
 

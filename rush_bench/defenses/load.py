@@ -18,14 +18,13 @@ from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import build
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
-from rush_bench.store import model_names, read_card, read_weights
+from rush_bench.store import read_card, read_cards, read_weights
 
 
 def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]:
     """`name@m` (or `name` where deterministic) to card, of every model in the store, or of those for a data set."""
     rows: dict[str, dict[str, Any]] = {}
-    for name in model_names(store):
-        card = read_card(store, name)
+    for name, card in read_cards(store).items():
         if dataset in (None, card["dataset"]):
             rows |= {f"{name}@{votes}" if votes else name: card for votes in card["votes"]}
     return rows

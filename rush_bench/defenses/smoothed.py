@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
-from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_finite, check_images, cross_entropy
+from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
 from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, whole_blocks
 from rush_bench.defenses.owner import device_of
 from rush_bench.errors import BadInput
@@ -93,6 +93,7 @@ class _Network(Defense):
         """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
         forward, draws = self._forward(stream, len(images))
+        kinds = torch.arange(self.classes, device=self.device)
         votes = torch.zeros(repeats, len(images), self.classes, dtype=torch.int64, device=self.device)
         total = torch.zeros(repeats, len(images), self.classes, dtype=self.body.wide, device=self.device)
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
@@ -101,10 +102,9 @@ class _Network(Defense):
                 log_p = forward(images[i].to(self.device), i, j, True)
                 log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
                 k = slice(j.start // draws, -(-j.stop // draws))
-                votes[k, i] += F.one_hot(log_p.argmax(3), self.classes).sum(2)
+                votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
                 total[k, i] += (log_p if self.how.geometric else log_p.exp()).sum(2)
         probabilities = (total / draws).softmax(2) if self.how.geometric else total / draws
-        check_finite(probabilities.transpose(0, 1), stream.images, "the prediction")
         # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
         labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
         return Prediction(labels, votes, probabilities.float())
@@ -163,7 +163,9 @@ class _Network(Defense):
             gradients[i] += (weight - total).exp()[:, None, None, None].float() * (gradient - gradients[i])
             weights[i] = total
         size = (weights - math.log(draws) + cross_entropy(means, labels)).exp()
-        return Gradient(gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float())
+        return Gradient(
+            gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float()
+        )
 
     def base(self) -> Defense:
         """The network without its noise: smoothing removed, the same weights and no copy of them."""

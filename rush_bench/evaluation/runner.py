@@ -14,38 +14,26 @@ from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.suites import Suite, parse_suite
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
+from rush_bench.evaluation import work
 from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.score import Meter, check, score
-from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in, sample_of, work
+from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in
 from rush_bench.noise import Stream
 from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(work.Job):
     """One cell of an attack: `attack` is None for the worst case over `of`, the cells before it."""
 
-    cell: Cell
-    defense: Defense
-    data: Images
     attack: Attack | None
-    of: tuple["Job", ...] = ()
 
     @property
     def label(self) -> str:
         """What people call it, in messages and on the bar."""
         labels = self.cell.labels
         return " ".join(str(labels[key]) for key in ("defense", "attack", "suite", "experiment", "trial") if labels.get(key))
-
-    @property
-    def sample(self) -> Images:
-        """What the guard looks at."""
-        return sample_of(self.data)
-
-    def figure(self, made: Arrays) -> str:
-        """Accuracy so far."""
-        return f"{made['correct'].sum() / made['repeats'].sum():.1%} right in the last chunk"
 
     def chunk(self, store: CellStore, c: int) -> tuple[Arrays, np.ndarray | None]:
         """Attack the images of chunk c and score x' on fresh draws; what an attack knows per image besides goes in `extra`."""
@@ -101,7 +89,7 @@ def attack(
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
     jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
-    failed, done = work(store, jobs, folder, title="attack", shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
+    failed, done = work.work(store, jobs, folder, title="attack", shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
     results = [store.result(job.cell) for job in jobs]
     # certificates stand above this room, which no name at import time may know: the one place that looks up
     from rush_bench.certify.check import clashes
@@ -153,7 +141,7 @@ def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = N
     last = of[-1]
     identity = {**last.cell.identity, "attack": {"name": "worst", "of": [job.cell.key for job in of]}}
     identity["repeats"] = repeats or identity["repeats"]
-    return Job(Cell(identity, {**last.cell.labels, **labels, "attack": "worst"}), last.defense, last.data, None, tuple(of))
+    return Job(Cell(identity, {**last.cell.labels, **labels, "attack": "worst"}), last.defense, last.data, None, of=tuple(of))
 
 
 def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:

@@ -31,29 +31,36 @@ class Store(Protocol):
     def write(self, cell: Any, chunk: int, made: Any, adversarial: Any = None) -> None: ...
 
 
-class Job(Protocol):
-    """One cell to work off, of a kind of measurement.
+@dataclass(frozen=True)
+class Job:
+    """One cell to work off; a kind of measurement gives `label` and `chunk`.
 
-    `sample`: the first few images, on which the defence must do what it did when the records at hand were made.
-    `of`: jobs of the same run whose chunk c must be there before this one's is made, and whose failure is this one's too.
+    `cell` is what its store takes; `data` the images, of which the first few are the guard's sample; `of` jobs of the same run
+    whose chunk c must be there before this one's is made, and whose failure is this one's too.
     """
 
+    cell: Any
+    defense: Defense
+    data: Images
+    of: tuple[Any, ...] = field(default=(), kw_only=True)
+
     @property
-    def cell(self) -> Any: ...
+    def label(self) -> str:
+        """What people call it, in messages and on the bar; what fails is known by it."""
+        raise NotImplementedError
+
     @property
-    def defense(self) -> Defense: ...
-    @property
-    def sample(self) -> Images: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def of(self) -> "Sequence[Job]": ...
+    def sample(self) -> Images:
+        """On these the defence must do what it did when the records at hand were made."""
+        return self.data.take(list(range(min(IMAGES, len(self.data)))))
 
     def chunk(self, store: Any, c: int) -> tuple[Any, Any]:
         """What `Store.write` takes: the arrays of chunk c, and x' or None."""
+        raise NotImplementedError
 
     def figure(self, made: Any) -> str:
         """What the bar says of a chunk."""
+        return f"{made['correct'].sum() / made['repeats'].sum():.1%} right in the last chunk"
 
 
 @dataclass
@@ -159,7 +166,7 @@ def work(
 
 
 def _share(jobs: Sequence[Job], k: int, n: int) -> list[tuple[Job, int]]:
-    """Every n-th chunk, from the k-th: of all there are, or of each cell's where some cells wait for the same chunk of others."""
+    """Every n-th chunk, from the k-th: of all there are, or of each cell's where a cell waits for the same chunk of others."""
     chunks = [(job, c) for job in jobs for c in range(job.cell.chunks)]
     return [(job, c) for job, c in chunks if c % n == k - 1] if any(job.of for job in jobs) else chunks[k - 1 :: n]
 
@@ -231,11 +238,6 @@ def deadline_in(minutes: float | None) -> float | None:
 def minutes_to(deadline: float | None) -> float | None:
     """The minutes that are left until then."""
     return None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-
-
-def sample_of(data: Images) -> Images:
-    """The first few images: what the guard looks at."""
-    return data.take(list(range(min(IMAGES, len(data)))))
 
 
 def cell_of(

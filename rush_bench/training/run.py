@@ -14,12 +14,11 @@ from rush_bench.datasets.color import gray
 from rush_bench.datasets.loading import find_source
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.files import read_json
 from rush_bench.networks import build, resolve
-from rush_bench.noise import noise_from
+from rush_bench.noise import check_seed, noise_from
 from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
-from rush_bench.store import save_model
+from rush_bench.store import check_name, read_card, save_model
 from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_other
 from rush_bench.training.encoders import shared
 from rush_bench.training.loop import Loop, Where
@@ -65,6 +64,9 @@ def train(
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
     """
+    check_seed(seed)
+    if name is not None:
+        check_name(name)
     system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
     short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
@@ -85,7 +87,7 @@ def train(
     file = CheckpointFile(folder, identity(card))
     if (folder / "card.json").exists():
         usual = to_dict(resolve_settings(system, preset, splits["train"].shape, [], dataset))
-        refuse_other(identity(read_json(folder / "card.json")), file.run, folder, usual)
+        refuse_other(identity(read_card(Path(store), card["name"])), file.run, folder, usual)
         file.remove()
         progress.note(f"{folder} is finished; nothing to do")
         return folder
@@ -231,8 +233,6 @@ def make_card(
     transfer = f"{before.name}-to-{train_on.name}" if before.name != train_on.name else train_on.name
     options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
     channels, height, _ = train_on.shape
-    if name is not None and (not name or Path(name).name != name):
-        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
     law, files, about = noise_from(settings.noise), file_digests(settings), system.card(settings)
     network = resolve(options | {"classes": len(train_on.classes), "channels": channels, "size": height})
     origin: dict[str, Any] = {}
@@ -245,7 +245,7 @@ def make_card(
         known = dict.fromkeys([start.card.get("extra_data"), about["extra_data"]])
         about["extra_data"] = ", ".join(data for data in known if data) or None
     return {
-        "name": name or usual,
+        "name": check_name(usual if name is None else name),
         "recipe": system.name,
         "dataset": train_on.name,
         "pretrain_dataset": start.pretrained_on if start is not None else before.name if "pretrain" in splits else None,

@@ -35,7 +35,7 @@ def two_classes() -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("by", [1e-7, 1e-2, 10, 30, 1e3, 1e7])
+@pytest.mark.parametrize("by", [1e-7, 1e-3, 10, 30, 1e3, 1e7])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["pgd", "eot-apgd"])
 def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: str) -> None:

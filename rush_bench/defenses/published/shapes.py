@@ -39,7 +39,7 @@ def spec_of(state: Tensors, known: Mapping[str, Any], wanted: str | None = None)
         shape["block"] = "bottleneck"
     large = kernel == 7
     rest = {"channels": stem.shape[1], "size": 96 if large else 32, "stem": "imagenet" if large else "cifar"}
-    found = resolve({**shape, **rest, **known, **said, "name": _name(shape)})
+    found = resolve({**rest, **known, **shape, **said, "name": _name(shape)})
     if name not in (None, found["name"]):
         raise BadInput(f"--network {name}: the file's tensors are those of {found['name']}, blocks {found['blocks']}")
     return found

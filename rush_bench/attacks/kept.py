@@ -1,4 +1,4 @@
-"""The best x' of each image so far, judged on draws held apart from those of the search (protocol A4)."""
+"""The best x' of each image so far, judged on draws held apart from those of the search (protocol 4)."""
 
 import torch
 from torch import Tensor

@@ -231,7 +231,7 @@ _CHECKS: dict[str, Callable[..., Any]] = {
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
     """An `nn.Module` with logits for attacks of other packages: the log of the mean probability over the defence's draws.
 
-    CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (R5 row 7). A bank or a deterministic
+    CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (sources S5.7). A bank or a deterministic
     defence gives a plain function of the image; a randomised one draws anew at each call. Memory stays within the budget.
     """
     return _Checked(defense.as_module(stream or Stream(0, "module")))

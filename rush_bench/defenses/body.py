@@ -1,4 +1,4 @@
-"""A network behind a defence: the exact float32 one that judges, and a faster equivalent that searches (protocol A7)."""
+"""A network behind a defence: the exact float32 one that judges, and a faster equivalent that searches (protocol 4)."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -107,7 +107,7 @@ class _Network(Defense):
                 votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
                 total[k, i] += (log_p if self.how.geometric else log_p.exp()).sum(2)
         probabilities = (total / draws).softmax(2) if self.how.geometric else total / draws
-        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
+        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
         labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
         return Prediction(labels, votes, probabilities.float())
 
@@ -243,7 +243,7 @@ class _Random(_Network):
     """A randomised defence: it says how it draws (`_forward`), and how it draws the same for all (`_banked`)."""
 
     def bank(self, size: int, seed: int) -> "Bank":
-        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol A8)."""
+        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol 4)."""
         return Bank(self, size, seed)
 
     def of_votes(self, votes: int) -> "Defense":
@@ -258,7 +258,7 @@ class _Random(_Network):
 class Smoothed(_Random):
     """Randomised smoothing: `votes` noisy copies, hard vote (RUSH eq. 4), gradients by eq. 7.
 
-    `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (R5 row 9).
+    `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (sources S5.9).
     The noise of image i, draw j depends on the stream's (seed, purpose) and on i and j alone.
     """
 

@@ -1,4 +1,4 @@
-"""Records: what an evaluation leaves on disk, and all that a table is made from (protocol A6). No torch is imported.
+"""Records: what an evaluation leaves on disk, and all that a table is made from (protocol 8). No torch is imported.
 
 A cell is one (defence, attack, threat, images, seed). It is worked off in fixed chunks of images, one file a chunk:
 

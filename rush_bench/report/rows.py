@@ -1,4 +1,4 @@
-"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol A6)."""
+"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol 8)."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from rush_bench.files import digest
 from rush_bench.report.evidence import doubt, unusual
 
 UNKNOWN = "gradients were not looked at: an older record"
-ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol section 7)
+ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol 5)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _told_apart(found: Sequence[Row]) -> list[Row]:
 
 
 def estimate(result: CellResult, correct: str = "correct", repeats: str = "repeats") -> Estimate:
-    """Accuracy of a finished cell with its interval (protocol A1, A3), as fractions."""
+    """Accuracy of a finished cell with its interval (protocol 1, 2), as fractions."""
     if not result.complete:
         raise ValueError(f"{result.folder} is not finished")
     frame = result.frame

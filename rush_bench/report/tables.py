@@ -1,4 +1,4 @@
-"""Tables as pandas frames, from records alone (protocol A6): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
+"""Tables as pandas frames, from records alone (protocol 8): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
 
 Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 % interval. NaN: not measured, or not finished.
 The writers are in `writers.py` and re-exported here.

@@ -62,8 +62,8 @@ def check_behaviour(folder: Path, defense: Defense, sample: Images) -> None:
 def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
     """What a defence does with a few images, JSON-able; its passes are not counted.
 
-    `probabilities` (B, K), where it draws inside its network of eight predictions (`halves`: of four and four); `gradient`, the norms
-    of that of CE (B,), and `margin`, the margin's own as products (B, DIRECTIONS); None without a gradient.
+    `probabilities` (B, K), where it draws inside its network of eight predictions (`halves`: of four and four); `gradient`, the
+    norms of that of CE (B,), and `margin`, the margin's own as products (B, DIRECTIONS); None without a gradient.
     """
     images, labels = sample.floats().to(defense.device), sample.labels.to(defense.device)
     stream, passes = Stream(0, "behaviour", sample.index), (defense.passes.forwards, defense.passes.backwards)

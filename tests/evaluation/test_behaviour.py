@@ -83,7 +83,7 @@ def test_code_without_weights(linear, grey, tmp_path, monkeypatch, before, after
 
 
 @pytest.mark.parametrize(
-    ("after", "other_draws", "refused"), [("noisy", 0, 0), ("noisy", 1, 0), ("noisier", 0, 1), ("noisier", 1, 1)]
+    ("after", "other_draws", "refused"), [("noisy", 0, 0), ("noisy", 1, 0), ("noisier", 0, 1), ("noise after", 1, 1)]
 )
 def test_one_that_draws_inside_its_network(linear, grey, tmp_path, monkeypatch, after, other_draws, refused) -> None:
     """Elsewhere its draws are others: `other_draws` stands for another device."""

@@ -187,7 +187,7 @@ def damages(folder: Path, count: int, draw: random.Random) -> dict[str, int]:
     lay_out(folder)
     os.chdir(folder)
     run(*COMMANDS["attack"])
-    run(*COMMANDS["corruptions"])
+    run(*COMMANDS["certify"])
     file = CheckpointFile(folder / "models" / "half", {"seed": 0})
     file.save({"weight": torch.arange(100.0), "step": 3})
 
@@ -196,7 +196,7 @@ def damages(folder: Path, count: int, draw: random.Random) -> dict[str, int]:
         return str((result.identity, result.labels)), frame.to_numpy(float).tolist()
 
     def records() -> Iterator[tuple[str, Any]]:
-        for top in ("results", "results/corruptions"):
+        for top in ("results", "results/certificates"):
             for result in load_results(Path(top), warn=lambda text: None):
                 if result.complete:
                     yield numbers(result)

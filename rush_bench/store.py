@@ -35,7 +35,7 @@ def save_model(folder: Path, card: dict[str, Any], state: "dict[str, Tensor]", b
     for stem, tensors in files.items():
         path = folder / f"{stem}.safetensors"
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomic(path, partial(save_file, plain), fails=(SafetensorError,))
+        write_atomic(path, partial(save_file, plain), fails=SafetensorError)
         sha256[stem] = sha256_file(path)
     card = {"format": FORMAT, **card, "environment": environment(), "sha256": sha256}
     write_json(folder / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})

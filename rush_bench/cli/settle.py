@@ -77,7 +77,7 @@ def command(as_json: bool, **asked: Any) -> None:
         for book in run.books:
             common.print_rows(report.title(book), *report.lay_out(book))
     if not asked["plan_only"]:
-        common.finish(run, asked["shard"])
+        common.finish(run, asked["shard"], "tables wait")
 
 
 def settled(asked: dict[str, Any]) -> "SettleRun":

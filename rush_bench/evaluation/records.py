@@ -249,9 +249,9 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not path.is_file():
         raise BadInput("it has no cell.json, so it is no record, or only half of one; delete it if it is in the way")
     found = read_json(path)
-    labels = found.get("labels") if isinstance(found, dict) else None
-    plain = isinstance(labels, list) and labels and all(isinstance(about, dict) for about in labels)
-    if not plain or not isinstance(found.get("identity"), dict):
+    identity, labels = (found.get(part) if isinstance(found, dict) else None for part in ("identity", "labels"))
+    plain = isinstance(labels, list) and all(isinstance(about, dict) for about in labels)
+    if not labels or not plain or not isinstance(identity, dict):
         raise BadInput(f"{path} is not a description of a cell; delete its folder and run the same command again")
     if found.get("format") != FORMAT:
         raise BadInput(f"{path} has format {found.get('format')}, this version reads {FORMAT}; run the same command again")
@@ -259,7 +259,7 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise BadInput(f"{path} has labels that were changed; delete it and run the same command again")
     for about in labels:
         _check_labels(about)
-    return found["identity"], labels
+    return identity, labels
 
 
 def _check_labels(labels: dict[str, Any]) -> None:

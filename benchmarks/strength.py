@@ -110,8 +110,9 @@ def compare(name: str, ours: Worst, theirs: Worst) -> str:
     less = paired_difference(ours.correct.numpy(), repeats, theirs.correct.numpy(), repeats)
     missed = int((ours.correct > theirs.correct + 0.1 * ours.repeats).sum())
     gained = int((theirs.correct > ours.correct + 0.1 * ours.repeats).sum())
+    share = ours.cost / theirs.cost
     return (
-        f"  ours minus {name:23} {less.value:+6.1%} [{less.low:+.1%}, {less.high:+.1%}]  {ours.cost / theirs.cost:.2f} of its cost; "
+        f"  ours minus {name:23} {less.value:+6.1%} [{less.low:+.1%}, {less.high:+.1%}]  {share:.2f} of its cost; "
         f"right 10 % more often on {missed} images, less often on {gained}"
     )
 

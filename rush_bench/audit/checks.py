@@ -136,7 +136,7 @@ def white_box_beats_transfer(book: Book) -> Finding:
 def random_noise_is_harmless(book: Book) -> Finding:
     """Random points of the ball must be far weaker than the attack, where the attack takes anything at all."""
     what = "accuracy under the attack less that under random points"
-    source = "protocol T0"
+    source = "protocol 5, T0"
     random, best = next(iter(book.of("T0")), None), white_box_minimum(book)
     if random is None or best is None:
         return not_run("random-noise", what, source, "needs T0 and T4")
@@ -193,7 +193,7 @@ def certificate_below_attack(book: Book) -> Finding:
 
 def steep_m_curve(book: Book) -> Finding:
     """A curve that falls steeply with the draws of a gradient is a sign of noise in gradients, not of robustness."""
-    what, source = "accuracy with one draw a gradient less that with the most draws", "protocol 6.3"
+    what, source = "accuracy with one draw a gradient less that with the most draws", "sources S6.3"
     one, curve = book.get("T1", "m=1"), book.of("T1")
     if one is None or len(curve) < 2:
         why = "the defence is deterministic" if book.labels.get("deterministic") else "needs T1"
@@ -203,7 +203,7 @@ def steep_m_curve(book: Book) -> Finding:
 
 def aa_above_pgd(book: Book) -> Finding:
     """As published, an ensemble of attacks cannot leave more than one of its kind, but by its bookkeeping."""
-    what, source = "accuracy under AA as published less that under PGD as published", "protocol 6.1, 6.2"
+    what, source = "accuracy under AA as published less that under PGD as published", "sources S6.1, S6.2"
     aa, pgd = book.get("T15", "AA as published"), book.get("T15", "PGD as published")
     if aa is None or pgd is None:
         why = "the defence is deterministic" if book.labels.get("deterministic") else "needs T15"
@@ -213,7 +213,7 @@ def aa_above_pgd(book: Book) -> Finding:
 
 def replay_above_worst(book: Book) -> Finding:
     """What the published evaluation overstates on these weights."""
-    what, source = "accuracy by the published evaluation less the worst case", "protocol A9, T15"
+    what, source = "accuracy by the published evaluation less the worst case", "protocol 5, T15"
     top = book.replay
     if top is None or book.worst is None:
         return not_run("replay-above-worst", what, source, "needs T15 and T11")
@@ -237,7 +237,7 @@ def bank_and_fresh_agree(book: Book) -> Finding:
 def emulation_agrees(book: Book) -> Finding:
     """Our replay of the published evaluation must be that of the package it was made with, where that is installed."""
     what = "largest difference between torchattacks' own attacks and our emulation, ends of the paired intervals nearest 0"
-    source = "protocol A9, T15"
+    source = "protocol 5, T15"
     pairs = (
         (f"{THEIRS} AutoAttack", f"{THEIRS} AutoAttack, emulated"),
         (f"{THEIRS} PGDRS", "fresh noise at every step"),

@@ -1,4 +1,4 @@
-"""The experiments T0 to T16 that settle a claim (protocol section 7), as lists of trials. Names and settings only: no torch.
+"""The experiments T0 to T16 that settle a claim (protocol 5), as lists of trials. Names and settings only: no torch.
 
 A trial is one cell: an attack with its settings on the defence itself or on a form of it (`on`), at a multiple of the threat's
 eps. The same cell under two experiments is worked off once, since records are keyed by what is done and not by its name.

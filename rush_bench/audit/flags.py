@@ -1,6 +1,6 @@
 """Flags: what a defence does that makes an attack's figures worth little.
 
-AutoAttack's five (Croce and Hein 2020; the checks of its reference implementation) and those of protocol A10. A network in
+AutoAttack's five (Croce and Hein 2020; the checks of its reference implementation) and those of protocol 9. A network in
 train mode, one that returns probabilities and one that detaches its input are refused where a `Deterministic` or `Smoothed`
 is built; what is looked for here passes that door, or comes as a `Defense` of the user's own.
 """
@@ -70,7 +70,7 @@ def hidden_randomness(defense: Defense, images: Tensor, stream: Stream, calls: i
     """Whether the output changes between calls though nothing that may change it does.
 
     A defence with draws=0 is called with streams of several seeds, one with draws > 0 with the same stream: its noise comes
-    from the stream alone (protocol A5). The figure is AutoAttack's: the largest L2 distance between outputs of norm 1.
+    from the stream alone (protocol 3). The figure is AutoAttack's: the largest L2 distance between outputs of norm 1.
     """
     streams = [stream] * calls
     if defense.deterministic:

@@ -22,7 +22,7 @@ from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
 from rush_bench.settings import MOST, parse_count
-from rush_bench.store import read_card, read_cards, read_weights
+from rush_bench.store import model_names, read_card, read_cards, read_weights
 
 
 def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]:
@@ -44,6 +44,8 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
     patterns = list(patterns)
     if all(pattern.startswith(zoo.PREFIX) for pattern in patterns):
         return [zoo.check_dataset(pattern, dataset) for pattern in dict.fromkeys(patterns)]
+    for name in {pattern.partition("@")[0].partition(":")[0] for pattern in patterns} & set(model_names(store)):
+        read_card(store, name)  # one that is asked for by its very name is not left out
     rows = listed(store, dataset)
     where = f" for {dataset}" if dataset else ""
     if not rows:

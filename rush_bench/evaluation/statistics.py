@@ -1,4 +1,4 @@
-"""Intervals for accuracies (protocol A1 to A3). numpy and scipy only; rates are fractions in [0, 1].
+"""Intervals for accuracies (protocol 1, 2). numpy and scipy only; rates are fractions in [0, 1].
 
 An image i of a randomised defence has a probability q_i of being classified rightly; `correct[i]` of `repeats[i]`
 independent predictions were right. The accuracy is the mean of the q_i; a deterministic defence has q_i in {0, 1}.
@@ -51,7 +51,7 @@ def two_level_bootstrap(
 def interval(
     correct: ArrayLike, repeats: ArrayLike, deterministic: bool, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> Estimate:
-    """Accuracy and interval: Clopper-Pearson for a deterministic defence, two-level bootstrap otherwise (protocol A3).
+    """Accuracy and interval: Clopper-Pearson for a deterministic defence, two-level bootstrap otherwise (protocol 2).
 
     Within five images of 0 or 1 the bootstrap hardly sees the images that count (none: it has no width). One prediction an
     image is a Bernoulli trial with the accuracy as its probability, so there the interval is widened to Clopper-Pearson's.
@@ -80,7 +80,7 @@ def paired_difference(
     samples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Accuracy of a less that of b on the same images, in the same order; bootstrap paired by image (protocol A3).
+    """Accuracy of a less that of b on the same images, in the same order; bootstrap paired by image (protocol 2).
 
     Where all images differ by the same amount without any spread, the interval is the exact bound on what was not seen:
     a kind of image that none of n was has a share of at most 1 - tail^(1/n).
@@ -99,7 +99,7 @@ def paired_difference(
 
 
 def any_of_k(correct: ArrayLike, repeats: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Per image, the chance that at least one of k predictions is wrong (protocol A2), (n,), unbiased.
+    """Per image, the chance that at least one of k predictions is wrong (protocol 1), (n,), unbiased.
 
     k of the image's predictions are all right in C(correct, k) of C(repeats, k) choices without replacement, whose
     ratio has the expectation q^k; the plug-in (correct / repeats)^k has not.

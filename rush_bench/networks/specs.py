@@ -11,20 +11,20 @@ WIDE: dict[str, Any] = {"block": "preact", "stem_width": 16, "activation": "relu
 WIDE |= {"stem_norm": False, "shortcut_norm": False, "final_norm": True, "standardise": False}
 # Free-m's (ashafahi/free_adv_train, after MadryLab's challenge): shortcuts without weights, every image standardised.
 FREE = WIDE | {"activation": "leaky", "shortcut": "pool", "same": True, "standardise": True}
-# Rebuffi et al. 2021 (recipes R2.9); their WideResNets are WIDE with silu and same.
+# Rebuffi et al. 2021 (sources S2.9); their WideResNets are WIDE with silu and same.
 SILU = WIDE | {"stem_width": 64, "activation": "silu", "shortcut": "conv3x3", "same": True}
-# Chen et al. 2020b (recipes R2.11): BatchNorm after the stem and in the shortcuts, none at the end.
+# Chen et al. 2020b (sources S2.11): BatchNorm after the stem and in the shortcuts, none at the end.
 V2 = WIDE | {"block": "preact-bottleneck", "stem_width": 64, "stem_norm": True, "shortcut_norm": True, "final_norm": False}
 
 # Named shapes; every other key of a spec overrides them. `resnet`, `wrn` and `preact-resnet` leave their shape to the spec.
 # The counts are of parameters without head. WRN-d-k has (d - 4) / 6 blocks a stage and 16 k channels in the first.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet18": {"blocks": [2, 2, 2, 2], "width": 64},  # 11.17 M (recipes R1.2)
+    "resnet18": {"blocks": [2, 2, 2, 2], "width": 64},  # 11.17 M (sources S1.2)
     "resnet34": {"blocks": [3, 4, 6, 3], "width": 64},
-    "resnet50": {"blocks": [3, 4, 6, 3], "width": 64, "block": "bottleneck"},  # 23.50 M (MadryLab; recipes R2.16)
+    "resnet50": {"blocks": [3, 4, 6, 3], "width": 64, "block": "bottleneck"},  # 23.50 M (MadryLab; sources S2.16)
     "resnet101": {"blocks": [3, 4, 23, 3], "width": 64, "block": "bottleneck"},
     "resnet152": {"blocks": [3, 8, 36, 3], "width": 64, "block": "bottleneck"},
-    "resnet110": {"blocks": [18, 18, 18], "width": 16},  # 1.73 M (Cohen, SmoothAdv; recipes R2.7)
+    "resnet110": {"blocks": [18, 18, 18], "width": 16},  # 1.73 M (Cohen, SmoothAdv; sources S2.7)
     "resnet": {"blocks": [2, 2, 2, 2], "width": 32},
     "tiny": {"blocks": [1, 1, 1, 1], "width": 16},  # the demo's: 0.30 M
     "wrn-28-10": WIDE | {"blocks": [4, 4, 4], "width": 160},  # 36.47 M (Zagoruyko and Komodakis 2016)

@@ -13,12 +13,12 @@ from rush_bench.settings import Count, NonNegative, Positive, PositiveShare, Ran
 class NetworkSettings(Settings):
     """Which network; empty values leave the choice to the name (see `rush_bench.networks`)."""
 
-    name: str = "resnet18"  # RUSH 5.1; with the CIFAR stem (protocol R5 row 30)
+    name: str = "resnet18"  # RUSH 5.1; with the CIFAR stem (sources S5.30)
     blocks: tuple[Count, ...] = ()
     width: Whole = 0
     members: Whole = 0  # networks in an ensemble; empty is one
     stem: Literal["cifar", "cifar-linear", "imagenet"] = "cifar"
-    mean: tuple[float, ...] = ()  # no normalisation (R5 row 15)
+    mean: tuple[float, ...] = ()  # no normalisation (sources S5.15)
     std: tuple[Positive, ...] = ()
     padding: Whole = 0  # of the CIFAR stem's convolution; 0: the usual 1
 
@@ -40,7 +40,7 @@ class Optimisation(Settings):
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
-    lars_exclude_1d: bool = True  # False for the ACL family (recipes R1.4)
+    lars_exclude_1d: bool = True  # False for the ACL family (sources S1.4)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ FE = {
     "quick": {"pgd": (21, 44, 1344), "eot": (None, 704, 768), "apgd": (52, 1_616, 6_464)},
     "beside": {"eot-apgd": (406, 6_720, 26_112), "eot-apgd-t": (1_495, 25_921, 96_832), "square": (5_001, 104_180, 326_336)},
 }
-SUITES = {"full": FULL, "quick": QUICK, "beside": dict.fromkeys(FE["beside"], {})}
+SUITES = {"full": FULL, "quick": QUICK, "beside": {name: {} for name in FE["beside"]}}
 CASES = [(suite, name) for suite, columns in SUITES.items() for name in columns if name != "clean"]
 
 
@@ -94,17 +94,16 @@ def test_pgd_at_one_vote_costs_little_more_in_looks_than_in_gradients(stub):
     assert sum(_spent(PGD(), _defense(stub, 1))) <= 90
 
 
-@pytest.mark.parametrize("parts", [("apgd-ce",), ("apgd-t",)])
-def test_no_draw_of_a_bank_goes_forward_twice_for_a_gradient(stub, parts):
-    """Images are cut into batches that fit; where they fit at once, the x' are the same."""
-    found, attack = [], AutoAttack(parts=parts, steps=40, least_bank=16)
-    for rows in (10**6, 16 * 3, 16):
+def test_no_draw_of_a_bank_goes_forward_twice_for_a_gradient(stub):
+    """Images are cut into batches that fit."""
+    found, attack = [], AutoAttack(parts=("apgd-ce",), steps=40, least_bank=16)
+    for rows in (10**6, 16 * 3):
         defense = _defense(stub, 1)
         defense.body.rows = rows
         forwards, backwards = _spent(attack, defense)
         found.append((forwards + backwards) / backwards)
         assert defense.passes.backwards >= 40 * 4 * 16
-    assert found == pytest.approx(3 * [found[0]], abs=0.1)
+    assert found == pytest.approx(2 * [found[0]], abs=0.1)
     assert found[0] < 2.3  # the rest are the package's checks and its passes that decide, few beside 100 steps
 
 

@@ -246,7 +246,7 @@ class _Binarized(_Network):
         """What the exact network gives for each point and draw, in as many pieces as memory asks for."""
         draws = 1 if self.deterministic else draws
         rows: list[Tensor] = []
-        with torch.inference_mode():
+        with torch.no_grad():
             for i, j in blocks(len(points), draws, 4 * self.body.block(draws)):
                 piece = forward(points[i].to(self.device), i, j, True)
                 if j.start == 0:

@@ -47,7 +47,7 @@ def test_wide_images_are_taken_as_they_are(tmp_path):
     few = [word for setting in ("pgd.steps=2", "eot.steps=2", "apgd.steps=2") for word in ("--set", setting)]
     (row,) = run("attack", "--models", "noise_sup@4", "--dataset", data, "--suite", "linf2-quick", *few, *out)["table"]
     assert row["clean"] > 60
-    done = CliRunner().invoke(main, ["certify", "noise_sup", "--dataset", data, "--draws", "200", "--selection", "10", *out])
+    done = CliRunner().invoke(main, ["certify", "noise_sup", "--dataset", data, "--draws", "200", "--n0", "10", *out])
     assert done.exit_code == 0, done.output
 
 

@@ -118,7 +118,7 @@ class _LInf:
         return 2 + images.shape[1]
 
     def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
+        height, width = images.shape[2:]
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
         top, left = _corner(uniform[:, 0], height - side), _corner(uniform[:, 1], width - side)
         inside = _window(images, top, left, side)[0]

@@ -278,8 +278,13 @@ def _t10(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t11(s: Subject, b: Budget) -> list[Trial]:
+    return [_worst("T11", s, b)]
+
+
+def _worst(experiment: str, s: Subject, b: Budget) -> Trial:
+    """The worst case over all: one cell, so that the audit's and the waterfall's are one number."""
     repeats = None if not s.draws else 20 if b.small and s.draws > 8 else 100
-    return [Trial("T11", "worst case over all", WORST, {"of": ()}, repeats=repeats)]
+    return Trial(experiment, "worst case over all", WORST, {"of": ()}, repeats=repeats)
 
 
 def _t12(s: Subject, b: Budget) -> list[Trial]:
@@ -319,7 +324,7 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
     if not s.draws:
         return [
             Trial("T15", "PGD-20", "pgd"),
-            Trial("T15", "worst case over all", WORST, {"of": ()}),
+            _worst("T15", s, b),
         ]
     # what the package itself gives, beside our emulation of it; bars of their own, no part of the waterfall
     theirs = []
@@ -354,7 +359,7 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
         size, title = max(s.draws, 16), "APGD" if b.parts else "AutoAttack"
         settings = {"parts": _parts(s, b), "steps": b.part_steps, "bank": size}
         bars.append(Trial("T15", f"{title} on a bank of {size}", "aa", settings))
-    return [*theirs, *bars, Trial("T15", "worst case over all", WORST, {"of": ()})]
+    return [*theirs, *bars, _worst("T15", s, b)]
 
 
 def _t16(s: Subject, b: Budget) -> list[Trial]:

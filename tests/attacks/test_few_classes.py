@@ -49,9 +49,7 @@ def test_the_parts_that_exist(classes, parts):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_whole_suite_of_few_classes_has_its_worst(classes):
     suite = parse_suite("linf25.5-quick", overrides={"square.queries": 20})
-    run = rb.attack(
-        defenses(classes), parse_suite("linf25.5-quick", overrides={"square.queries": 20}), data(classes), quiet=True
-    )
+    run = rb.attack(defenses(classes), suite, data(classes), quiet=True)
     frame = run.table()
     assert run.complete and not run.failed and frame["worst"].notna().all()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rush_bench.attacks.parts import STANDARD, Name, parts_for
 from rush_bench.errors import BadInput, unknown_name
 
 WORST = "worst"  # trial.attack of a per-image worst case; settings name the experiments that it is over
@@ -67,7 +68,7 @@ class Budget:
     rand: tuple[int, ...]  # T5: eot_iter at one vote; a vote of m already averages, see `_rand`
     rand_steps: int
     banks: tuple[int, ...]  # T6: bank sizes besides the defence's own m
-    parts: tuple[str, ...]  # T6, T16: parts of AutoAttack; empty is the standard version
+    parts: tuple[Name, ...]  # T6, T16: parts of AutoAttack; empty is the standard version
     part_steps: int
     queries: tuple[int, ...]  # T7
     sweep_steps: int  # T10, T14
@@ -169,6 +170,13 @@ def _strong(b: Budget, s: Subject) -> dict[str, Any]:
     return {"steps": b.sweep_steps, "draws": max(b.draws, s.draws and 16)}
 
 
+def _parts(s: Subject, b: Budget) -> tuple[Name, ...]:
+    """AutoAttack's parts; none are those of its standard version."""
+    wanted = b.parts or STANDARD
+    found = parts_for(s.classes, wanted)
+    return b.parts if found == wanted else found
+
+
 def _t0(s: Subject, b: Budget) -> list[Trial]:
     return [Trial("T0", f"{b.points} random points", "random-noise", {"points": b.points})]
 
@@ -217,7 +225,7 @@ def _t4(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t5(s: Subject, b: Budget) -> list[Trial]:
-    if not s.draws or s.classes < 3 or not s.has_module:
+    if not s.draws or not s.has_module:
         return []
     # a gradient of a vote is a mean over m draws already: as many draws in all as eot_iter asks for at one vote
     counts = sorted({max(1, round(count / s.draws)) for count in b.rand})
@@ -225,10 +233,11 @@ def _t5(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t6(s: Subject, b: Budget) -> list[Trial]:
-    if s.classes < 4 or not s.has_bank or not s.has_module:
+    if not s.has_bank or not s.has_module:
         return []
-    how = {"parts": b.parts, "steps": b.part_steps}
-    title = "AA" if not b.parts else "+".join(part.upper() for part in b.parts)
+    parts = _parts(s, b)
+    how = {"parts": parts, "steps": b.part_steps}
+    title = "AA" if not parts else "+".join(part.upper() for part in parts)
     if not s.draws:
         return [Trial("T6", title, "aa", how)]
     sizes = sorted({max(s.draws, 16), *b.banks})
@@ -269,8 +278,13 @@ def _t10(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t11(s: Subject, b: Budget) -> list[Trial]:
+    return [_worst("T11", s, b)]
+
+
+def _worst(experiment: str, s: Subject, b: Budget) -> Trial:
+    """The worst case over all: one cell, so that the audit's and the waterfall's are one number."""
     repeats = None if not s.draws else 20 if b.small and s.draws > 8 else 100
-    return [Trial("T11", "worst case over all", WORST, {"of": ()}, repeats=repeats)]
+    return Trial(experiment, "worst case over all", WORST, {"of": ()}, repeats=repeats)
 
 
 def _t12(s: Subject, b: Budget) -> list[Trial]:
@@ -310,7 +324,7 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
     if not s.draws:
         return [
             Trial("T15", "PGD-20", "pgd"),
-            Trial("T15", "worst case over all", WORST, {"of": ()}),
+            _worst("T15", s, b),
         ]
     # what the package itself gives, beside our emulation of it; bars of their own, no part of the waterfall
     theirs = []
@@ -322,7 +336,7 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
             theirs.append(Trial("T15", f"{THEIRS} AutoAttack, emulated", "aa-published", {**effort, "fab": "targeted"}))
     more, forty = max(b.sweep[-1], 2 * s.draws), {"steps": 40, "step": 0.25}
     bars = []
-    if s.classes >= 4 and s.has_module:
+    if s.has_module:
         bars += [
             Trial("T15", "AA as published", "aa-published", dict(b.published)),
             Trial("T15", "never the clean image back", "aa-published", {**b.published, "hand_back": "best"}),
@@ -341,16 +355,14 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
             {"steps": b.long, "losses": ("margin",), "draws": max(b.draws, s.draws) if b.small else more},
         ),
     ]
-    if s.has_bank and s.has_module and s.classes >= 4:
+    if s.has_bank and s.has_module:
         size, title = max(s.draws, 16), "APGD" if b.parts else "AutoAttack"
-        settings = {"parts": b.parts, "steps": b.part_steps, "bank": size}
+        settings = {"parts": _parts(s, b), "steps": b.part_steps, "bank": size}
         bars.append(Trial("T15", f"{title} on a bank of {size}", "aa", settings))
-    return [*theirs, *bars, Trial("T15", "worst case over all", WORST, {"of": ()})]
+    return [*theirs, *bars, _worst("T15", s, b)]
 
 
 def _t16(s: Subject, b: Budget) -> list[Trial]:
-    if s.classes < 4:
-        return []
     itself = [("", "")] if s.has_module and s.has_still else []
     subjects = itself if not s.draws else [(f"model={n}", f"{n}, ") for n, _, votes in s.peers if not votes][: b.peers]
     # without noise every draw is the same: one goes through the code path of many
@@ -360,7 +372,7 @@ def _t16(s: Subject, b: Budget) -> list[Trial]:
     trials = []
     for on, prefix in subjects:
         still = f"still{on and ':' + on}"
-        trials.append(Trial("T16", prefix + "AutoAttack", "aa", {"parts": b.parts, "steps": b.part_steps}, on=on))
+        trials.append(Trial("T16", prefix + "AutoAttack", "aa", {"parts": _parts(s, b), "steps": b.part_steps}, on=on))
         trials.append(Trial("T16", prefix + "randomised code path, no noise", "eot-apgd", ours, on=still))
     return trials
 

@@ -148,7 +148,9 @@ def margin(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(scores: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, eq. 6); needs three classes. Returns (B,)."""
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6); of two classes the margin. Returns (B,)."""
+    if scores.shape[1] < 3:
+        return margin(scores, labels)
     ordered = scores.sort(1, descending=True).values
     return margin(scores, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
@@ -160,7 +162,9 @@ def margin_to(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr_to(scores: Tensor, labels: Tensor) -> Tensor:
-    """Targeted difference of logits ratio (Croce and Hein 2020, eq. 7); needs four classes. Returns (B,)."""
+    """Targeted difference of logits ratio (Croce and Hein 2020, eq. 7); of fewer than four classes the margin. Returns (B,)."""
+    if scores.shape[1] < 4:
+        return margin_to(scores, labels)
     ordered = scores.sort(1, descending=True).values
     return margin_to(scores, labels) / (ordered[:, 0] - 0.5 * (ordered[:, 2] + ordered[:, 3]) + 1e-12)
 

@@ -43,7 +43,7 @@ def unusual(cell: CellResult) -> str:
     name, quick = cell.identity["attack"]["name"], bool(cell.labels.get("quick"))
     if name not in attacks.entries or name == "clean":
         return ""
-    kind: Any = SimpleNamespace(deterministic=cell.labels["deterministic"], draws=cell.labels.get("votes") or 0)
+    kind: Any = SimpleNamespace(deterministic=cell.labels["deterministic"], draws=cell.labels.get("votes") or 0, classes=10)
     try:
         made = override(attacks.load(name)(), (QUICK if quick else FULL).get(name, {})).on(kind)
         usual = _plain({**dataclasses.asdict(made), **made.settings()})

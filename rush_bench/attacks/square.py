@@ -8,7 +8,7 @@ are renewed, or else the luckiest loss would never be beaten again.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,12 +29,15 @@ AHEAD = 50  # queries whose random numbers are made at once: on a small network 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """`queries` an image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
+    """`queries` per image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
 
-    `area` is the first share of the image that a square covers (0.8 as in AutoAttack). `select_draws` held-apart draws judge
-    the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there, and as soon as it is
-    misclassified by a deterministic defence.
+    Without `whole` a query takes no more than these draws where one prediction has more votes; what is found is judged by
+    whole ones all the same. `area` is the first share of the image that a square covers (0.8 as in AutoAttack).
+    `select_draws` held-apart draws judge the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves
+    the search there, and as soon as it is misclassified by a deterministic defence.
     """
+
+    climbs: ClassVar[bool] = False
 
     queries: Count = 5000
     draws: Count = 20
@@ -42,17 +45,19 @@ class Square(Attack):
     redraw: Count = 100
     select_draws: Count = 64
     stop: bool = True
+    whole: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         kept = Kept(defense, images, labels, stream, self.select_draws)
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
-        repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)
-        span = repeats * max(defense.draws, 1)
+        asked = defense if self.whole else defense.of_votes(min(self.draws, defense.draws))
+        repeats = 1 if defense.deterministic else -(-self.draws // asked.draws)
+        span = repeats * max(asked.draws, 1)
 
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
             noise = own.named("draws").skip(renewed * span)
-            mean = defense.predictions(points, noise, repeats, exact=False).probabilities.mean(0)
+            mean = asked.predictions(points, noise, repeats, exact=False).probabilities.mean(0)
             return margin(mean.clamp_min(1e-30).log(), truth)
 
         alive = everyone = torch.arange(len(images), device=images.device)
@@ -88,12 +93,17 @@ class Square(Attack):
         return kept.best
 
     def on(self, defense: Defense) -> Attack:
-        return dataclasses.replace(self, draws=1, select_draws=1, redraw=1) if defense.deterministic else self
+        return dataclasses.replace(self, draws=1, select_draws=1, redraw=1, whole=True) if defense.deterministic else self
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         looks = 0 if defense.deterministic else (self.queries - 1) // self.redraw
         judged = (looks + 1) * judging_rows(defense, self.select_draws)
-        return (self.queries + looks) * judging_rows(defense, self.draws) + judged, 0
+        asked = judging_rows(defense, self.draws)
+        return (self.queries + looks) * (asked if self.whole or defense.deterministic else min(asked, self.draws)) + judged, 0
+
+    def settings(self) -> dict[str, Any]:
+        # `whole` came later: older records had it so
+        return {key: value for key, value in super().settings().items() if key != "whole" or not value}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ class Defense:
         """
         raise NotImplementedError
 
+    def of_votes(self, votes: int) -> "Defense":
+        """The same defence voting over so many draws; itself where it does not say how."""
+        return self
+
     def base(self) -> "Defense":
         """The same defence without its randomness (smoothing removed); itself where there is none."""
         if self.deterministic:

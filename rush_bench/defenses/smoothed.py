@@ -1,5 +1,6 @@
 """Deterministic classifiers and the randomised-smoothing adapter (RUSH eqs. 3-7; Cohen et al. 2019; Salman et al. 2019)."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -244,6 +245,11 @@ class _Random(_Network):
     def bank(self, size: int, seed: int) -> "Bank":
         """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol A8)."""
         return Bank(self, size, seed)
+
+    def of_votes(self, votes: int) -> "Defense":
+        other = copy.copy(self)  # the same network and counters
+        other.draws = votes
+        return other
 
     def _banked(self, size: int, seed: int) -> Forward:
         raise NotImplementedError

@@ -11,7 +11,9 @@ from rush_bench.attacks.suites import is_quick
 from rush_bench.evaluation.records import CellResult
 from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
+from rush_bench.report.evidence import doubt, unusual
 
+UNKNOWN = "gradients were not looked at: an older record"
 ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol section 7)
 
 
@@ -20,7 +22,8 @@ class Row:
     """One (defence, images, threat, suite) with an Estimate (fractions) for each finished column.
 
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
-    `notes` name what is unfinished or differs in settings.
+    `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
+    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients.
     """
 
     labels: dict[str, Any]
@@ -30,6 +33,7 @@ class Row:
     repeats: int
     estimates: dict[str, Estimate]
     notes: tuple[str, ...]
+    bounds: tuple[str, ...] = ()
 
     @property
     def quick(self) -> bool:
@@ -114,31 +118,44 @@ def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
     said: dict[str, str] = {}
     for name in {cell.labels["attack"] for cell in cells} - {"worst"}:
         same = [cell for cell in cells if cell.labels["attack"] == name]
-        keys = sorted({key for cell in same for key in cell.identity["attack"]})
+        keys = sorted({key for cell in same for key in cell.identity["attack"]} - {"of"})
         differ = [key for key in keys if len({str(cell.identity["attack"].get(key)) for cell in same}) > 1]
         for cell in same:
             words = ", ".join(f"{key}={cell.identity['attack'].get(key)}" for key in differ)
-            said |= {digest(cell.identity): f"{name} with {words}"} if differ else {}
+            said |= {digest(cell.identity): words} if differ else {}
     return said
 
 
 def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
-    estimates, notes = {}, []
+    estimates, notes, doubts = {}, [], dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
-        notes += [said[key]] if (key := digest(cell.identity)) in said else []
+        if words := said.get(digest(cell.identity)) or unusual(cell):
+            notes.append(f"{name} with {words}")
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")
             continue
         estimates[name] = estimate(cell)
+        if (why := doubt(cell)) != "":
+            doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
         if "bank_correct" in cell.frame:
             estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
         if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
             estimates[f"worst_any{ANY_OF}"] = _any(cell)
+    notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
+    wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
+    bounds = [name for name in estimates if name.split("_")[0] in (wrong | {"worst"} if wrong else wrong)]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
     identity = first.identity
     return Row(
-        first.labels, identity["weights"], identity["threat"], identity["seed"], identity["repeats"], estimates, tuple(notes)
+        first.labels,
+        identity["weights"],
+        identity["threat"],
+        identity["seed"],
+        identity["repeats"],
+        estimates,
+        tuple(notes),
+        tuple(bounds),
     )
 
 

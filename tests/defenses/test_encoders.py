@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def keyed(prefix: str, net: nn.Module) -> Tensors:
 
 
 def mlp(*sizes: int) -> nn.Module:
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
 
 
 def dialect(name: str) -> tuple[nn.Module, object, tuple, dict]:
@@ -144,7 +145,7 @@ def test_an_imported_encoder_gives_the_features_of_the_original(name: str, tmp_p
 def test_damaged_and_foreign_ones_get_one_line(name: str, how: str, says: str, tmp_path: Path) -> None:
     _, held, _, said = dialect(name)
     state = dict(held.get("state_dict", held))
-    last = [key for key in state if key.endswith("bn1.running_var") and not key.startswith("momentum_")][-1]
+    last = [key for key in state if key.endswith("bn1.running_var") and "momentum" not in key][-1]
     if how == "missing":
         del state[last]
     else:

@@ -159,6 +159,15 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path} cannot be read ({error}); delete it and run the command that made it again") from error
 
 
+def pickled_labels(path: Path) -> BadInput:
+    """The error for AdvCL's released pseudo-labels: a pickle runs what is in it, so that its owner has to convert it."""
+    return BadInput(
+        f"{path} is a pickle, which may run code when it is read; if you trust it (AdvCL's and A-InfoNCE's pseudo-labels are "
+        "such files), convert it once and give labels.npz to --set pseudo_source=file --set pseudo_file=labels.npz:\n"
+        f"    import pickle, numpy\n    numpy.savez('labels.npz', **pickle.load(open({str(path)!r}, 'rb')))"
+    )
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -82,7 +82,7 @@ def test_fisher_by_hand():
 
 
 def fitted(defense, images, threat, settings=FEW):
-    body = module._Binary(defense.body, module.last_linear(defense, images[:1], STREAM))
+    body = module._Binary(defense.body, module.last_weighted(defense, images[:1], STREAM))
     return module._fit(defense, body, images, threat, STREAM, settings)
 
 
@@ -157,7 +157,7 @@ def test_one_vote_is_judged_by_most_of_its_draws(mlp, digits):
 def test_our_networks_show_their_features(digits):
     network = build({"name": "tiny", "classes": 10, "channels": 1, "size": 16, "blocks": [1, 1], "width": 8}, seed=1).eval()
     defense = Smoothed(network, noise=Gaussian(0.05), votes=2, shape=SHAPE)
-    linear = module.last_linear(defense, digits[:1], STREAM)
+    linear = module.last_weighted(defense, digits[:1], STREAM)
     assert linear[True] is network.head and linear[False] is not network.head  # the search network is a folded copy
     binary, _ = fitted(defense, digits[:2], THREATS[0], Binarization(inner=5, draws=2, judging=4))
     given = binary.features(digits[:2], STREAM, 1)

@@ -159,8 +159,9 @@ def last_weighted(defense: _Network, image: Tensor, stream: Stream) -> dict[bool
                 seen.append(module)
 
         head = getattr(network, "head", None)
-        # a matrix at least: a normalisation's weights are a vector
-        weighted = [m for m in network.modules() if any(p.ndim > 1 for p in [*m.parameters(False), *m.buffers(False)])]
+        # a matrix at least, as a normalisation's weights are a vector; of a module of its own, whose input can be read
+        layers = [module for module in network.modules() if module is not network]
+        weighted = [m for m in layers if any(p.ndim > 1 for p in [*m.parameters(False), *m.buffers(False)])]
         watched = [head] if isinstance(head, nn.Module) else weighted
         handles = [module.register_forward_pre_hook(note) for module in watched]
         try:

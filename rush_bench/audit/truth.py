@@ -21,13 +21,15 @@ CALLS = 500  # between the two looks at what a defence answers
 SAME = 0.05  # of the spread of the scores: beyond what another precision makes of them
 
 
-def truth(defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> list[Finding]:
+def truth(
+    defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, calls: int = CALLS
+) -> list[Finding]:
     """These checks of a defence on images (B, C, H, W) with labels (B,)."""
     return [
         depends_on_image(defense, images, stream),
         *true_gradient(defense, images, labels, threat, stream),
         same_under_gradients(defense, images, labels, stream),
-        same_in_later_calls(defense, images, labels, stream),
+        same_in_later_calls(defense, images, labels, stream, calls),
     ]
 
 

@@ -52,10 +52,10 @@ def test_sound_defences_raise_no_flag(parts, randomised):
     )
     q = np.linspace(0, 1, 40).round()
     found = {f.check: f for f in flags(defense, images, labels, THREAT, STREAM, white_box=q, square=q)}
-    assert {f.status for f in found.values()} == {"pass"} and len(found) == 9
+    assert {f.status for f in found.values()} == {"pass"} and len(found) == 8
     assert found["randomised-output"].figure == 0
     assert found["loss-of-the-prediction"].figure < 1e-5
-    assert found["probabilities-for-logits"].figure == defense.predict(images, STREAM).probabilities.max()
+    assert found["probabilities-for-logits"].figure == 0
 
 
 def test_a_declared_draw_is_no_flag_and_a_hidden_one_is(parts):

@@ -84,19 +84,17 @@ def test_depends_on_image(zoo, noisy) -> None:
     assert depends_on_image(blind, zoo.images, place).status == "flag"
 
 
-@pytest.mark.parametrize("name", ["base", "quantised", "sigmoids", "batch statistics"])
+@pytest.mark.parametrize("name", ["base", "quantised", "sigmoids"])
 def test_nothing_depends_on_the_scale_of_the_logits(zoo, name) -> None:
     """All findings of a network and of the same one at 1e-7 and 1e7 times its logits."""
     network = zoo.base if name == "base" else zoo.broken[name]
-    images, labels = zoo.images[:32], zoo.labels[:32]
+    images, labels = zoo.images[:10], zoo.labels[:10]
+    place = stream(images)
 
     def found(factor):
-        defense = usual_scale(Deterministic(Of(network, factor=factor), shape=zoo.shape), images, stream(images))
-        each = [
-            *flags(defense, images, labels, THREAT, stream(images)),
-            *truth(defense, images, labels, THREAT, stream(images)),
-        ]
-        each += indicators(defense, images, labels, THREAT, stream(images), steps=10, neighbours=3)
+        defense = usual_scale(Deterministic(Of(network, factor=factor), shape=zoo.shape), images, place)
+        each = flags(defense, images, labels, THREAT, place) + truth(defense, images, labels, THREAT, place, calls=20)
+        each += indicators(defense, images, labels, THREAT, place, steps=10, neighbours=3)
         return {f.check: (f.status, -1.0 if f.figure is None else f.figure) for f in each}
 
     plain = found(1.0)

@@ -38,9 +38,11 @@ class Body:
     network offers `folded()` and channels_last, each where it answers as `network` does, and bfloat16 if asked. Every call
     gets rows of its own, so a network may write on them. `before` is what a defence does to images in front of the network;
     a network that draws at random must be `random`, and searches as it judges: another layout draws in another order.
+    `gain` multiplies the logits of a network that returns them, without another prediction for it (see `audit.scale`).
     """
 
     classes: int
+    gain: float = 1.0
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Body:
         low = not exact and self.precision == "bfloat16"
         with self.guard(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
-        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
+        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else self.gain * out
 
     def _steepness(self, rows: Tensor) -> float:
         """What the logits are to be multiplied with before a softmax by an attack: 1 unless they are all but equal."""

@@ -95,7 +95,7 @@ QUICK, BOUND = "q", "†"
 REST = "Square on the rest: without gradients, on images that no column before it breaks; the others keep their x'."
 CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
 INTERVALS = (
-    "95 % intervals: Clopper-Pearson for deterministic defences, two-level bootstrap (images, then draws) for randomised ones."
+    "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."
 )
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 

@@ -64,7 +64,6 @@ def paired_difference(
     """Accuracy of a less that of b on the same images, in the same order; Student's interval of the images' differences
     (protocol 2).
 
-
     Where all images differ by the same amount without any spread, the interval is the exact bound on what was not seen:
     a kind of image that none of n was has a share of at most 1 - tail^(1/n).
     """

@@ -2,7 +2,8 @@
 
 model.safetensors   the last epoch's weights (what the papers report)
 best.safetensors    the best epoch on the held-out validation split, where it is another one
-card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of both files
+transform.safetensors   what stands in front of the network, where that has weights of its own (a purifier)
+card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of the files
 """
 
 import platform
@@ -19,11 +20,20 @@ if TYPE_CHECKING:  # torch is imported by the functions that need it: names and 
 FORMAT = 1
 
 
-def save_model(folder: Path, card: dict[str, Any], state: "dict[str, Tensor]", best: "dict[str, Tensor] | None" = None) -> None:
-    """Write weights and card of a trained model; `card` gains format, environment and the SHA-256 of each file."""
+def save_model(
+    folder: Path,
+    card: dict[str, Any],
+    state: "dict[str, Tensor]",
+    best: "dict[str, Tensor] | None" = None,
+    transform: "dict[str, Tensor] | None" = None,
+) -> None:
+    """Write weights and card of a trained model; `card` gains format, environment and the SHA-256 of each file.
+
+    `transform`: the weights of what stands in front of the network (a purifier).
+    """
     from safetensors.torch import save_file
 
-    files = {"model": state} | ({"best": best} if best is not None else {})
+    files = {"model": state} | {k: x for k, x in (("best", best), ("transform", transform)) if x is not None}
     sha256 = {}
     for stem, tensors in files.items():
         path = folder / f"{stem}.safetensors"

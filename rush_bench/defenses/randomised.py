@@ -12,6 +12,7 @@ from rush_bench.datasets.views import VIEW_NUMBERS, SimCLRViews
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.body import differ, own_generators, weights_digest
+from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.smoothed import Deterministic, Forward, _Random, everyone, positions
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.noise import Stream
@@ -86,6 +87,8 @@ class Randomised(_Random):
 
         name = name or f"{type(network).__name__.lower()}@{votes}"
         super().__init__(network, name=name, before=before, random=transform is None, **options)
+        if isinstance(transform, Chain):
+            self.transform = transform.counted(self.passes)
         if transform is None:
             self._check_network()
 

@@ -28,7 +28,7 @@ class Optimisation:
 
     epochs: int = 1
     batch_size: int = 512
-    optimiser: Literal["sgd", "lars"] = "sgd"
+    optimiser: Literal["sgd", "lars", "adam"] = "sgd"
     lr: float = 0.1
     schedule: Literal["cosine", "steps"] = "cosine"
     lr_min: float = 0.0  # the cosine's end, absolute
@@ -36,7 +36,7 @@ class Optimisation:
     decay: float = 0.1
     warmup_epochs: float = 0
     warmup_from: float = 0.0  # where the linear warm-up starts
-    momentum: float = 0.9
+    momentum: float = 0.9  # adam's beta_1
     nesterov: bool = False
     weight_decay: float = 0.0
     lars_exclude_1d: bool = True  # False for the ACL family (recipes R1.4)

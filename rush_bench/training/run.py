@@ -105,7 +105,7 @@ def run_stages(
         "validation": {**numbers, "best": where.best, "history": where.history},
         "seconds": round(where.seconds, 1),
     }
-    save_model(folder, {**card, **results}, network.state_dict(), best)
+    save_model(folder, {**card, **results}, network.state_dict(), best, loop.carried.get("transform"))
 
 
 def resolve_settings(

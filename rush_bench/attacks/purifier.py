@@ -69,7 +69,7 @@ class PurifierPGD(PGD, Official):
 
 
 class _Guided(Randomised):
-    """A purified defence, its network and counters shared, whose gradients are a surrogate's and whose predictions are its own."""
+    """A purified defence, its network and counters shared: gradients by a surrogate, predictions as they are."""
 
     def __init__(self, defense: Randomised, chain: Chain, surrogate: str, states: float) -> None:
         self.__dict__ |= defense.__dict__

@@ -37,7 +37,7 @@ class Purifier(Chain):
         if not 0 <= eta <= 1:
             raise BadInput(f"eta={eta} must lie between 0 (nothing drawn after the first noise) and 1 (ancestral sampling)")
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         self.length, self.eta, self.gradient = steps, eta, gradient
         self.times = [round(start * (steps - k) / steps) for k in range(steps + 1)]
         self.signals = [float(alpha_bars[t - 1]) if t else 1.0 for t in self.times]  # alpha-bar of each state

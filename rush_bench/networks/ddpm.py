@@ -87,5 +87,6 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 def _silent(layer: nn.Conv2d) -> nn.Conv2d:
     """A layer that starts at zero, so that a fresh block is its shortcut and a fresh network says 0 (Ho et al.'s code)."""
-    nn.init.zeros_(layer.weight)
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
     return layer

@@ -1,6 +1,6 @@
-"""Purification by diffusion (DiffPure: Nie et al. 2022): a DDPM (Ho et al. 2020) in front of a network that knows nothing of it.
+"""Purification by diffusion (DiffPure: Nie et al. 2022): a DDPM (Ho et al. 2020) in front of a network that never met it.
 
-Two systems share the DDPM's stage. `purify` defends a plainly supervised network, `purify_simclr` the recipe `simclr`.
+Two systems share the DDPM's stage: `purify` defends a plainly supervised network, `purify_simclr` the recipe `simclr`.
 """
 
 import copy
@@ -164,7 +164,7 @@ def card(settings: PurifySettings) -> dict[str, Any]:
             f"purification.start={own.start:g} is time {start} of {diffusion.timesteps}, and purification.steps={own.steps}: "
             "there must be at least as many times as steps, and one step"
         )
-    transform = {"timesteps": diffusion.timesteps, "start": start, "steps": own.steps, "eta": own.eta}
+    transform: dict[str, Any] = {"timesteps": diffusion.timesteps, "start": start, "steps": own.steps, "eta": own.eta}
     transform |= {"width": diffusion.width, "multipliers": list(diffusion.multipliers)}
     return {"protocol": f"{protocol}, purified", "extra_data": None, "votes": [1], "transform": {"name": "purify", **transform}}
 

@@ -101,3 +101,7 @@ class _Guided(Randomised):
 
 def _as_they_are(images: Tensor, stream: Stream, draws: int) -> Tensor:
     return images[:, None].expand(-1, draws, -1, -1, -1)
+
+
+def make(name: str) -> type[PurifierPGD]:
+    return PurifierPGD

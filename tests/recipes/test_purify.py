@@ -1,4 +1,4 @@
-"""The recipes of the purifier: the DDPM's loss and averages, the card and its files, resuming, and what the store gives back."""
+"""The recipes of the purifier: the DDPM's loss and average, the card and its files, resuming, what the store gives back."""
 
 import copy
 import json
@@ -128,7 +128,7 @@ def test_the_loss_is_that_of_the_noise_at_its_time():
 
     made.unet = Knows()
     assert float(made.loss(batch(made)).detach()) < 1e-8
-    assert 0 <= int(seen[0].min()) and int(seen[0].max()) <= 99 and len(seen[0].unique()) > 15
+    assert int(seen[0].min()) >= 0 and int(seen[0].max()) <= 99 and len(seen[0].unique()) > 15
 
 
 def test_the_average_is_the_mean_of_what_was():

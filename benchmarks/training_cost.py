@@ -48,8 +48,7 @@ def acl(s: Any) -> float:
 
 
 def dynacl(s: Any) -> float:
-    # Queries are attacked and learn; keys pass once for the attack and once for each half of the loss.
-    return s.attack.steps * ATTACK + LOOK + 2 * (LEARN + LOOK)
+    return 2 * s.attack.steps * ATTACK + 2 * (LEARN + LOOK)  # both views are attacked; queries learn, keys pass
 
 
 def advcl(s: Any) -> float:
@@ -57,7 +56,7 @@ def advcl(s: Any) -> float:
 
 
 def rocl(s: Any) -> float:
-    return LOOK + s.attack.steps * ATTACK + 3 * LEARN  # t' as the attack's target; t attacked; t, t' and t + d
+    return LOOK + s.attack.steps * ATTACK + 2 * LEARN + 3 * LEARN  # t' as the attack's target; t attacked; the pair; the three
 
 
 def byorl(s: Any) -> float:
@@ -74,7 +73,7 @@ def trades(attack: Any) -> float:
 
 
 def dataaug(s: Any) -> float:
-    return trades(s.attack) - (LOOK if s.train.cutmix else 0)  # mixed labels take the place of p(x)
+    return trades(s.attack) - (LOOK if s.train.mixes else 0)  # mixed labels take the place of p(x)
 
 
 def pgd_at(s: Any) -> float:
@@ -119,6 +118,7 @@ PASSES: dict[str, Callable[[Any], float]] = {
     "noise_sup train": lambda s: LEARN,
     "pgd_at train": pgd_at,
     "random_probe finetune": random_probe,
+    "random_probe_frozen finetune": random_probe,
     "rocl pretrain": rocl,
     "rush pretrain": lambda s: 2 * LEARN,
     "simclr pretrain": lambda s: 2 * LEARN,
@@ -130,7 +130,7 @@ PASSES: dict[str, Callable[[Any], float]] = {
     "ssp_jigsaw jigsaw": task,
     "ssp_rotation rotation": task,
     "ssp_selfie selfie": task,
-    "trades train": lambda s: trades(s.attack),
+    "trades train": lambda s: trades(s.attack) + LOOK,  # and clean once more
 }
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.components import Components, Effort, Name, check_classes, component_passes
-from rush_bench.attacks.cost import judging_rows, prediction_rows
+from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Whole
 
 NAMES = {
     "aa": "AutoAttack standard (pyautoattack): APGD-CE, APGD-T, FAB-T, Square; a randomised defence on its bank",
@@ -38,11 +39,11 @@ class AutoAttack(Attack):
     pyautoattack's `standard` version when empty and 0.
     """
 
-    bank: int = 0
-    least_bank: int = 16
-    bank_seed: int = 0
-    parts: tuple[str, ...] = ()
-    steps: int = 0
+    bank: Whole = 0
+    least_bank: Count = 16
+    bank_seed: Whole = 0
+    parts: tuple[Name, ...] = ()
+    steps: Whole = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         check_classes(defense, "aa")
@@ -50,15 +51,15 @@ class AutoAttack(Attack):
         with torch.random.fork_rng():  # AutoAttack seeds the global generator (A5)
             attack = self._build(fixed, threat, stream)
             # contiguous: its zero-gradient check fails on channels_last images
-            attacked, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
+            size = min(at_once(fixed), len(images))
+            attacked, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=size)
             if not defense.deterministic:
                 # It hands back the clean image where nothing worked, or where the bank was wrong already. Fresh noise would
                 # score that image as clean accuracy; its best point stands there instead (A4).
-                same = (attacked == images).flatten(1).all(1)
-                if same.any():
+                attack.apgd.loss = "ce"
+                for rows in (attacked == images).flatten(1).all(1).nonzero()[:, 0].split(size):
                     torch.manual_seed(stream.seed)
-                    attack.apgd.loss = "ce"
-                    attacked[same] = attack.apgd.perturb(images[same].contiguous(), labels[same], best_loss=True)
+                    attacked[rows] = attack.apgd.perturb(images[rows].contiguous(), labels[rows], best_loss=True)
         return threat.project(attacked.detach(), images)
 
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
@@ -124,8 +125,8 @@ class AutoAttack(Attack):
 class QuickAPGD(AutoAttack):
     """One part of AutoAttack with few steps."""
 
-    parts: tuple[str, ...] = ("apgd-ce",)
-    steps: int = 20
+    parts: tuple[Name, ...] = ("apgd-ce",)
+    steps: Count = 20
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class RandAutoAttack(Official):
     and one after each component, stands beside it in `official_correct`.
     """
 
-    eot_iter: int = 20
-    steps: int = 100
-    select_draws: int = 64
+    eot_iter: Count = 20
+    steps: Count = 100
+    select_draws: Count = 64
 
     PARTS: ClassVar[tuple[Name, ...]] = ("apgd-ce", "apgd-dlr")
 

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
+from rush_bench.settings import Positive, Settings
 
 Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True)
-class Threat:
+class Threat(Settings):
     """The ball that x' stays in: norm and radius eps, in pixel units."""
 
     norm: Norm
-    eps: float
+    eps: Positive
 
     def size(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation: (B, ...) to (B,)."""
@@ -44,7 +45,9 @@ class Threat:
         """The unit step of steepest ascent: sign for l-inf, the normalised gradient for l2."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / self.size(gradient).clamp_min(1e-20)[:, None, None, None]
+        most = gradient.flatten(1).abs().amax(1)[:, None, None, None]
+        unit = gradient / torch.where(most > 0, most, 1)  # the squares of small numbers would vanish
+        return unit / self.size(unit).clamp_min(1)[:, None, None, None]
 
     def start(self, images: Tensor, stream: Stream) -> Tensor:
         """A random point of the ball around each image: uniform in the l-inf ball; uniform direction and radius in l2."""
@@ -57,7 +60,7 @@ class Threat:
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(Settings):
     """Base of all attacks; the fields of a subclass are its settings.
 
     `run` returns x' (B, C, H, W) float32 in the ball and the box; the scorer checks that. It returns its best x' for every
@@ -66,6 +69,13 @@ class Attack:
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         raise NotImplementedError
+
+    def on(self, defense: Defense) -> "Attack":
+        """As it is run on this defence: defaults that depend on its kind filled in, settings without effect at a fixed value.
+
+        What a record's key is made of.
+        """
+        return self
 
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
         """Further per-image arrays for the record, such as the score on the attack's own bank."""

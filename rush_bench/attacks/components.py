@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.base import Threat
-from rush_bench.attacks.cost import module_rows, prediction_rows
+from rush_bench.attacks.cost import at_once, module_rows, prediction_rows
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Settings, Whole
 
 Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 Offer = Callable[[Tensor, Tensor], None]  # points (n, C, H, W), positions (n,) in what was attacked
@@ -24,14 +25,14 @@ NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 @dataclass(frozen=True)
-class Effort:
+class Effort(Settings):
     """`steps` of APGD and FAB, `queries` of Square, `targets` of APGD-T and FAB-T (0: every other class), `eot` passes averaged
     in a gradient of APGD, and whether Square's squares shrink with the share of `queries` that is spent (`rescale`)."""
 
-    steps: int = 100
-    queries: int = 5000
-    targets: int = 9
-    eot: int = 1
+    steps: Count = 100
+    queries: Count = 5000
+    targets: Whole = 9
+    eot: Count = 1
     rescale: bool = False
 
 
@@ -42,10 +43,8 @@ class Components:
     """
 
     def __init__(self, defense: Defense, threat: Threat, stream: Stream, effort: Effort) -> None:
-        if min(effort.steps, effort.queries, effort.eot) < 1 or effort.targets < 0:
-            raise BadInput("AutoAttack's components need at least 1 step, 1 query and 1 EOT pass; set steps=100, queries=5000")
         self.module, self.effort, self.seed = module_of(defense, stream), effort, stream.seed
-        self.classes = defense.classes
+        self.classes, self.size = defense.classes, at_once(defense)
         self.shared = {"eps": threat.eps, "norm": NORMS[threat.norm], "seed": stream.seed, "device": defense.device}
 
     def right(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -63,14 +62,16 @@ class Components:
         with torch.no_grad():
             torch.manual_seed(self.seed)
             if name in ("fab", "fab-t"):
-                return self._fab(images, labels, targeted=name == "fab-t").detach()
+                parts = zip(images.split(self.size), labels.split(self.size), strict=True)
+                return torch.cat([self._fab(x, y, targeted=name == "fab-t").detach() for x, y in parts])
             right = self.right(images, labels)
             claimed = images.clone()
             for search in self._searches(name):
                 rows = (torch.ones_like(right) if everyone else right).nonzero()[:, 0]
                 if not len(rows):
                     break
-                best, wrong, points = search(images[rows], labels[rows])
+                parts = [search(images[part], labels[part]) for part in rows.split(self.size)]
+                best, wrong, points = (torch.cat(found) for found in zip(*parts, strict=True))
                 offer(best, rows)
                 wrong &= right[rows]
                 claimed[rows[wrong]] = points[wrong]

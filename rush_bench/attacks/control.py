@@ -9,8 +9,8 @@ from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count
 
 NAMES = {"random-noise": "control: the worst of 100 random points of the ball, on held-apart draws"}
 
@@ -19,12 +19,10 @@ NAMES = {"random-noise": "control: the worst of 100 random points of the ball, o
 class RandomNoise(Attack):
     """`points` an image, uniform in the l-inf ball, of uniform direction and radius in l2; judged on `select_draws` draws."""
 
-    points: int = 100
-    select_draws: int = 16
+    points: Count = 100
+    select_draws: Count = 16
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.points < 1:
-            raise BadInput("random-noise needs at least 1 point; set points=100")
         kept = Kept(defense, images, labels, stream, self.select_draws)
         for point in range(self.points):
             kept.offer(threat.start(images, stream.named(f"point{point}")))

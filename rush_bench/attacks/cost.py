@@ -2,8 +2,6 @@
 
 from rush_bench.defenses import Defense
 
-CHUNK = 100  # images that a runner hands to an attack at once, by default
-
 
 def prediction_rows(defense: Defense) -> int:
     """Rows of one prediction of one image: the votes, the draws of a bank, or 1; times the steps of a purifier and 1."""
@@ -26,14 +24,19 @@ def gradient_rows(defense: Defense, draws: int, loss: str) -> tuple[int, int]:
     return rows * ((1 if once else 2) * (1 + there) + again), rows * (1 + back)
 
 
-def module_rows(defense: Defense, batch: int = CHUNK) -> tuple[int, int]:
-    """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image of the batch.
+def at_once(defense: Defense) -> int:
+    """Images whose backward pass through `as_module(defense)` fits in the memory budget: no draw goes forward twice."""
+    return max(1, int(min(_room(defense) / prediction_rows(defense), 2**31)))
 
-    Beyond the memory budget nothing is saved, and the backward pass computes each block once more.
+
+def module_rows(defense: Defense) -> tuple[int, int]:
+    """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image.
+
+    An image whose draws do not fit in memory saves nothing, and the backward pass computes each block once more.
     """
     rows = _draws(defense)
     there, again, back = _chain(defense)
-    return rows * (again + (1 + there if batch * rows > _room(defense) else 0)), rows * (1 + back)
+    return rows * (again + (1 + there if rows > _room(defense) else 0)), rows * (1 + back)
 
 
 def _draws(defense: Defense) -> int:

@@ -16,6 +16,7 @@ from rush_bench.attacks.official import Official
 from rush_bench.attacks.pgd import PGD
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Whole
 
 NAMES = {
     "pgd-published": "RUSH's PGD as published (fixed noise, last iterate): explains its number, measures no robustness",
@@ -31,9 +32,9 @@ class PublishedPGD(PGD):
     The waterfall of T15 sets `keep=best`, `redraw=1`, `draws`, `steps` with `step`, `loss` and `clamp=project` in turn.
     """
 
-    steps: int = 40
+    steps: Count = 40
     random_start: bool = False
-    redraw: int = 0
+    redraw: Whole = 0
     clamp: Literal["project", "graph", "straight-through"] = "graph"
     keep: Literal["best", "last"] = "last"
 
@@ -51,12 +52,12 @@ class PublishedAutoAttack(Official):
     has 10 steps and `fab="targeted"`. Where `extra` says `official_correct`, the image stood every pass.
     """
 
-    steps: int = 100
-    queries: int = 5000
-    targets: int = 0
+    steps: Count = 100
+    queries: Count = 5000
+    targets: Whole = 0
     fab: Literal["untargeted", "targeted"] = "untargeted"
     hand_back: Literal["clean", "best"] = "clean"
-    select_draws: int = 64
+    select_draws: Count = 64
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         check_classes(defense, "aa-published")

@@ -17,6 +17,7 @@ from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.smoothed import positions
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, NonNegative, Whole
 
 NAMES = {"pgd-purifier": "PGD on a purifier through a gradient by name: exact, adjoint, bpda or blind (as published: adjoint)"}
 
@@ -33,14 +34,14 @@ class PurifierPGD(PGD, Official):
     (`official_correct`); the waterfall of T15 sets `surrogate`, `draws`, `keep` and `steps` in turn.
     """
 
-    steps: int = 40
-    draws: int = 1
+    steps: Count = 40
+    draws: Whole = 1
     keep: Literal["best", "last"] = "last"
     surrogate: Literal["exact", "adjoint", "bpda", "blind"] = "adjoint"
-    states: float = 0.0
+    states: NonNegative = 0.0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        attacked = super().run(self._guided(defense), images, labels, threat, stream)
+        attacked = PGD.run(self.on(defense), self._guided(defense), images, labels, threat, stream)  # type: ignore[arg-type]
         if self.keep == "last":
             self._note(attacked, defense.predict(attacked, stream.named("one pass")).labels == labels)
         return attacked

@@ -5,6 +5,7 @@ query and the best point so far are compared on the same draws; every `redraw` q
 are renewed, or else the luckiest loss would never be beaten again.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,13 @@ from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
-from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, PositiveShare
 
 NAMES = {"square": "Square, 5000 queries, without gradients; the loss of a query is a mean over 20 draws"}
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves (section 3)
+AHEAD = 50  # queries whose random numbers are made at once: on a small network they cost as much as the network
 
 
 @dataclass(frozen=True)
@@ -30,54 +32,50 @@ class Square(Attack):
     """`queries` an image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
 
     `area` is the first share of the image that a square covers (0.8 as in AutoAttack). `select_draws` held-apart draws judge
-    the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there.
+    the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there, and as soon as it is
+    misclassified by a deterministic defence.
     """
 
-    queries: int = 5000
-    draws: int = 20
-    area: float = 0.8
-    redraw: int = 100
-    select_draws: int = 64
+    queries: Count = 5000
+    draws: Count = 20
+    area: PositiveShare = 0.8
+    redraw: Count = 100
+    select_draws: Count = 64
     stop: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if self.queries < 1 or self.redraw < 1 or not 0 < self.area <= 1:
-            raise BadInput(
-                "square needs queries >= 1, redraw >= 1 and an area in (0, 1]; set queries=5000, redraw=100, area=0.8"
-            )
         kept = Kept(defense, images, labels, stream, self.select_draws)
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
         repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)
         span = repeats * max(defense.draws, 1)
-        renewals = self._renewals(defense)
 
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
-            noise = own.named("draws").skip(renewed * span)
-            total = torch.zeros(len(points), defense.classes, device=points.device)
-            for k in range(repeats):
-                total += defense.predict(points, noise.skip(k * max(defense.draws, 1))).probabilities
-            return margin((total / repeats).clamp_min(1e-30).log(), truth)
+            mean = defense.predictions(points, own.named("draws").skip(renewed * span), repeats).probabilities.mean(0)
+            return margin(mean.clamp_min(1e-30).log(), truth)
 
         alive, renewed = torch.arange(len(images), device=images.device), 0
         own, clean, truth = stream.at(kept.positions), images, labels
         best = moves.start(images, own.named("start"))
-        best_loss = loss(best)
+        best_loss, uniform = loss(best), best[:, :0]
         for query in range(1, self.queries):
-            if query in renewals:
+            renew = not defense.deterministic and query % self.redraw == 0
+            if renew:
                 kept.offer(best, alive)
-                if self.stop:
-                    columns = (~kept.broken[alive]).nonzero()[:, 0]
-                    if not len(columns):
-                        return kept.best
-                    if len(columns) < len(alive):
-                        alive, best, best_loss = alive[columns], best[columns], best_loss[columns]
-                        own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
-                if not defense.deterministic:
-                    renewed += 1
-                    best_loss = loss(best)
+            elif defense.deterministic and self.stop and len(wrong := (best_loss > 0).nonzero()[:, 0]):
+                kept.offer(best[wrong], alive[wrong])
+            if self.stop and len(rows := (~kept.broken[alive]).nonzero()[:, 0]) < len(alive):
+                if not len(rows):
+                    return kept.best
+                alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
+                own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+            if renew:
+                renewed += 1
+                best_loss = loss(best)
+            if (at := (query - 1) % AHEAD) == 0:
+                uniform = own.named("moves").skip(query).uniform(len(alive), AHEAD, (moves.numbers(clean),), images.device)
             share = self.area / 2 ** sum(query * 10_000 // self.queries > h for h in HALVINGS)
-            points = moves.move(clean, best, share, own.named("moves").skip(query))
+            points = moves.move(clean, best, share, uniform[:, at])
             value = loss(points)
             better = value > best_loss
             best = torch.where(better[:, None, None, None], points, best)
@@ -85,17 +83,13 @@ class Square(Attack):
         kept.offer(best, alive)
         return kept.best
 
-    def passes(self, defense: Defense) -> tuple[float, float]:
-        looks = len(self._renewals(defense))
-        queries = self.queries + (0 if defense.deterministic else looks)
-        return queries * judging_rows(defense, self.draws) + (looks + 1) * judging_rows(defense, self.select_draws), 0
+    def on(self, defense: Defense) -> Attack:
+        return dataclasses.replace(self, draws=1, select_draws=1, redraw=1) if defense.deterministic else self
 
-    def _renewals(self, defense: Defense) -> set[int]:
-        """Before which queries the best point is judged, and the draws are renewed."""
-        # a deterministic defence has no draws to renew: what is broken leaves as soon as that saves more than it costs
-        return {
-            k for k in range(1, self.queries) if k % max(self.redraw, 1) == 0 or (defense.deterministic and not k & (k - 1))
-        }
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        looks = 0 if defense.deterministic else (self.queries - 1) // self.redraw
+        judged = (looks + 1) * judging_rows(defense, self.select_draws)
+        return (self.queries + looks) * judging_rows(defense, self.draws) + judged, 0
 
 
 @dataclass(frozen=True)
@@ -109,10 +103,13 @@ class _LInf:
         sign = _signs(stream.uniform(len(images), 1, (channels, 1, width), images.device)[:, 0])
         return self.threat.project(images + self.threat.eps * sign, images)
 
-    def move(self, images: Tensor, best: Tensor, share: float, stream: Stream) -> Tensor:
+    def numbers(self, images: Tensor) -> int:
+        """Uniform numbers that a move takes."""
+        return 2 + images.shape[1]
+
+    def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-        uniform = stream.uniform(batch, 1, (2 + channels,), images.device)[:, 0]
         top, left = _corner(uniform[:, 0], height - side), _corner(uniform[:, 1], width - side)
         inside = _window(images, top, left, side)[0]
         moved = images + self.threat.eps * _signs(uniform[:, 2:])[:, :, None, None]
@@ -138,11 +135,14 @@ class _L2:
         delta[:, :, pad[0] : pad[0] + tiles[0], pad[1] : pad[1] + tiles[1]] = bumps[:, None] * signs
         return self._scaled(images, delta)
 
-    def move(self, images: Tensor, best: Tensor, share: float, stream: Stream) -> Tensor:
+    def numbers(self, images: Tensor) -> int:
+        """Uniform numbers that a move takes."""
+        return 5 + images.shape[1]
+
+    def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         side = max(round(math.sqrt(share * height * width)), 3)
         side = min(side + 1 - side % 2, height, width)
-        uniform = stream.uniform(batch, 1, (5 + channels,), images.device)[:, 0]
         corners = [_corner(uniform[:, k], (height, width)[k % 2] - side) for k in range(4)]
         there, row, column = _window(images, corners[0], corners[1], side)
         source = _window(images, corners[2], corners[3], side)[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 from rush_bench.errors import BadInput
 from rush_bench.registry import attacks
-from rush_bench.settings import parse_number
+from rush_bench.settings import override, parse_number
 
 FULL: dict[str, dict[str, Any]] = {"clean": {}, "pgd": {}, "eot": {}, "aa": {}}
 # Quick: fewer steps and draws, and APGD-CE where the full suite has AutoAttack. Its table says so.
@@ -26,6 +26,10 @@ EXAMPLES = {
 }
 
 
+SMALLEST = 0.5  # 255ths in l-inf: what is below was meant in units of [0,1]
+LARGEST = {"linf": 255.0, "l2": 5.0}  # a larger l2 radius was meant in 255ths of l-inf
+
+
 @dataclass(frozen=True)
 class Suite:
     """A parsed suite: columns map an attack's registered name to the settings that differ from its defaults."""
@@ -36,13 +40,27 @@ class Suite:
     quick: bool
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> str:
+        """Its name with the columns that were left out or added, as in `linf8-quick without apgd`: what was run."""
+        usual = QUICK if self.quick else FULL
+        out = [column for column in usual if column not in self.columns]
+        more = [column for column in self.columns if column not in usual]
+        parts = [f"{word} {', '.join(names)}" for word, names in (("without", out), ("with", more)) if names]
+        return " ".join([self.name, *parts])
+
 
 def parse_suite(name: str, only: tuple[str, ...] = (), overrides: dict[str, Any] | None = None) -> Suite:
-    """`linf8`, `linf25.5-quick`, `l2-0.5`; `only` keeps some columns, `overrides` are dotted (`pgd.steps=40`)."""
-    found = re.fullmatch(r"(linf|l2-)(\d+(?:\.\d+)?(?:/\d+)?)(-quick)?", name)
+    """`linf8`, `linf25.5-quick`, `l2-0.5`; `only` keeps some columns, `overrides` are dotted (`pgd.steps=40`).
+
+    BadInput for a radius that was surely meant otherwise (`linf0.031`, `linf8/255`, `l2-8`), a column or a setting that is
+    none, a value out of range.
+    """
+    found = re.fullmatch(r"(linf|l2-)([\d.]+(?:/\d+)?)(-quick)?", name)
     if not found:
         raise BadInput(f"no suite named {name!r}; write linf8 (8/255), l2-0.5, or either with -quick")
-    norm, number, quick = found[1].rstrip("-"), parse_number(found[2]), bool(found[3])
+    norm, quick = found[1].rstrip("-"), bool(found[3])
+    eps = _radius(name, norm, found[2], found[3] or "")
     columns = {column: dict(settings) for column, settings in (QUICK if quick else FULL).items()}
     for column in only:
         if column not in columns:
@@ -50,9 +68,34 @@ def parse_suite(name: str, only: tuple[str, ...] = (), overrides: dict[str, Any]
             columns[column] = {}
     if only:
         columns = {column: columns[column] for column in columns if column in only}
+    changed = set()
     for key, value in (overrides or {}).items():
         column, dot, setting = key.partition(".")
         if column not in columns or not dot:
             raise BadInput(f"--set {key}: write attack.setting, with an attack of the suite ({', '.join(columns)})")
         columns[column][setting] = value
-    return Suite(name, norm, number / 255 if norm == "linf" else number, quick, columns)
+        changed.add(column)
+    for column in changed:  # refused here, before anything is loaded; this alone imports torch
+        override(attacks.load(column)(), columns[column], name=column)
+    return Suite(name, norm, eps, quick, columns)
+
+
+def is_quick(suite: str) -> bool:
+    """Whether a suite, as it is shown, is a quick one."""
+    return suite.partition(" ")[0].endswith("-quick")
+
+
+def _radius(name: str, norm: str, text: str, quick: str) -> float:
+    """The radius in pixel units; BadInput where the number cannot have been meant so, with what was."""
+    number = parse_number(text)
+    if norm == "linf" and ("/" in text or number < SMALLEST):
+        likely = round(255 * number) or 8
+        raise BadInput(
+            f"suite {name!r}: the number after linf counts 255ths and is at least {SMALLEST:g}; "
+            f"write linf{likely}{quick} for {likely}/255"
+        )
+    if not 0 < number <= LARGEST[norm]:
+        meant = f"linf{number:g}{quick} for {number:g}/255 in l-inf" if 1 < number <= 255 else "linf8 (8/255)"
+        top = "255 (all of [0,1])" if norm == "linf" else f"{LARGEST['l2']:g}"
+        raise BadInput(f"suite {name!r}: the radius must be above 0 and at most {top}; write l2-0.5{quick}, or {meant}")
+    return number / 255 if norm == "linf" else number

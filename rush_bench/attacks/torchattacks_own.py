@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.components import NORMS, Effort, check_classes, component_passes, module_of
 from rush_bench.attacks.cost import module_rows
+from rush_bench.attacks.pgd import Step
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput, MissingPackage
 from rush_bench.noise import Gaussian, Noise, Stream, Uniform
 from rush_bench.packages import overwritten
+from rush_bench.settings import Count, Whole
 
 NAMES = {
     "torchattacks-pgdrs": "torchattacks' own PGDRS, by RUSH's author: 40 steps, fresh noise (extra torchattacks)",
@@ -33,9 +35,9 @@ LAWS: dict[type[Noise], str] = {Uniform: "uniform", Gaussian: "guassian"}  # its
 class TorchattacksPGDRS(Attack):
     """PGD on a smoothed network (l-inf): m draws as the defence (`draws` 0) anew at each step, steps of eps/4, last iterate."""
 
-    steps: int = 40
-    step: float = 0.25
-    draws: int = 0
+    steps: Count = 40
+    step: Step = 0.25
+    draws: Whole = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         law, draws = Uniform(0.0) if defense.deterministic else getattr(defense, "noise", None), self._draws(defense)
@@ -77,8 +79,8 @@ class TorchattacksAutoAttack(Attack):
     `steps` and `queries` are the package's own where 0 (3.5.1: 10 and 5000).
     """
 
-    steps: int = 0
-    queries: int = 0
+    steps: Whole = 0
+    queries: Whole = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         check_classes(defense, "torchattacks-aa")

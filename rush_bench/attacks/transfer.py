@@ -12,6 +12,7 @@ from rush_bench.attacks.base import Attack, Threat
 from rush_bench.defenses import Defense, load_defense, resolve
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.settings import Count, Whole
 from rush_bench.store import read_card
 
 NAMES = {"transfer": "x' of our APGD on the network without its noise (source=base), or on any model of the store"}
@@ -27,10 +28,14 @@ class Transfer(Attack):
 
     source: str | Defense = "base"
     store: str = "models"
-    steps: int = 100
+    steps: Count = 100
     losses: tuple[str, ...] = ("ce", "margin")
-    restarts: int = 1
-    draws: int = 0
+    restarts: Count = 1
+    draws: Whole = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._attack()
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         source = self._source(defense)

@@ -12,7 +12,6 @@ from rush_bench.errors import BadInput, unknown_name
 
 WORST = "worst"  # trial.attack of a per-image worst case; settings name the experiments that it is over
 THEIRS = "torchattacks' own"  # begins the names of T15's trials that are no bars of the waterfall
-STRONG = ("ce@vote:3", "margin")  # losses of our strongest single attack; see EOTAPGD
 SOURCES = ("pgd_at", "trades", "dataaug", "free", "acl", "simclr")  # recipes, the best sources of transfer first (T8)
 ABLATIONS = ("simclr", "noise_sup", "random_probe", "cohen", "rush")  # recipes that isolate an ingredient of RUSH (T14)
 
@@ -168,8 +167,7 @@ def _steps(count: int) -> dict[str, Any]:
 
 
 def _strong(b: Budget, s: Subject) -> dict[str, Any]:
-    losses = STRONG if s.draws else ("ce", "margin")
-    return {"steps": b.sweep_steps, "losses": losses, "draws": max(b.draws, s.draws and 16)}
+    return {"steps": b.sweep_steps, "draws": max(b.draws, s.draws and 16)}
 
 
 def _t0(s: Subject, b: Budget) -> list[Trial]:

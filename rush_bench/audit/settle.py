@@ -27,7 +27,8 @@ from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.load import listed
 from rush_bench.errors import BadInput, MissingPackage, unknown_name
 from rush_bench.evaluation.records import Cell, CellResult, CellStore, load_results
-from rush_bench.evaluation.runner import Job, check_asked, default_repeats, job_for, work, worst_job
+from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
+from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
 from rush_bench.noise import Gaussian, Stream, Uniform
 
 FOLDER = "settle"
@@ -100,14 +101,14 @@ def settle(
     off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
-    check_asked(defenses, data, shard)
+    data = check_asked(defenses, data, shard, seed)
     if norm not in ("linf", "l2"):
         raise unknown_name("norm", norm, ("linf", "l2"))
     if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
         raise BadInput(f"eps {eps:g} is no radius in {norm}: pixels lie in [0,1]; give --eps 8/255 or --norm l2 --eps 0.5")
     name = budget if isinstance(budget, str) else "own"
     folder = Path(out) / FOLDER
-    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    deadline = deadline_in(max_minutes)
     only = None if only is None else list(only)
     cells = CellStore(folder)
     keyed: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
@@ -122,24 +123,13 @@ def settle(
         return run_of({}, False)
     forecast = Forecast({key: seconds for one in planned for key, seconds in one.seconds.items()}, cells, planned)
     jobs = [job for one in planned for job in one.jobs]
-    failed = work(
-        cells, jobs, data, seed=seed, shard=shard, deadline=deadline, quiet=quiet, title="settle", after=forecast.after
-    )
-    done = True
+    how: dict[str, Any] = {"shard": shard, "quiet": quiet}
+    failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **how)
     for one in planned:
         for certified_norm, sampling in one.certificates:
-            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-            run = certify(
-                [one.defense],
-                data,
-                sampling,
-                norm=certified_norm,
-                out=folder,
-                seed=seed,
-                shard=shard,
-                max_minutes=left,
-                quiet=quiet,
-            )
+            how["max_minutes"] = minutes_to(deadline)
+            run = certify([one.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **how)
+            failed |= run.failed
             done = done and run.done
     return run_of(failed, done)
 

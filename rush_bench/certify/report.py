@@ -28,9 +28,21 @@ def certified_accuracy(frame: pd.DataFrame, radii: ArrayLike) -> NDArray[np.floa
     return np.array([(right >= r).sum() / len(frame) for r in np.atleast_1d(np.asarray(radii, np.float64))])
 
 
-def average_radius(frame: pd.DataFrame) -> float:
-    """Average certified radius (Zhai et al. 2020): the mean over all images, 0 where abstained or wrong."""
-    return float((frame["radius"] * frame["correct"]).mean())
+def settles_every_radius(frame: pd.DataFrame) -> bool:
+    """Whether each image's radius is as large as its draws allow: mode `fixed`, or certificates of others, which know no other.
+
+    A mode that stops early settles the radii that it was given and no other: beyond them its certified accuracy is a lower
+    bound far from that of `fixed`, and a mean of its radii measures where it stopped.
+    """
+    return "mode" not in frame or bool((frame["mode"] == "fixed").all())
+
+
+def average_radius(frame: pd.DataFrame) -> float | None:
+    """Average certified radius (Zhai et al. 2020): the mean over all images, 0 where abstained or wrong.
+
+    None where the mode stops early, see `settles_every_radius`.
+    """
+    return float((frame["radius"] * frame["correct"]).mean()) if settles_every_radius(frame) else None
 
 
 def abstentions(frame: pd.DataFrame) -> int:
@@ -41,6 +53,8 @@ def abstentions(frame: pd.DataFrame) -> int:
 def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) -> dict[str, Any]:
     """Numbers of one set of certificates: n, abstained, ACR, and at each radius the accuracy with its interval.
 
+    `lower_bounds`: whether the accuracies are that only, since the mode stopped early; the ACR is None then.
+
     The interval (Clopper-Pearson) is over images. Beside it each certificate is wrong with a probability of at most alpha.
     """
     accuracy = certified_accuracy(frame, radii)
@@ -50,20 +64,26 @@ def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) ->
         for r, a, lo, hi in zip(radii, accuracy, low, high, strict=True)
     ]
     found: dict[str, Any] = {"n": len(frame), "abstained": abstentions(frame), "acr": average_radius(frame), "certified": at}
+    found["lower_bounds"] = not settles_every_radius(frame)
     if "draws" in frame:
         found["draws"] = float(frame["draws"].mean())
     return found
 
 
 def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
-    """A row a set of certificates: n, abstained, ACR, mean draws where known, certified accuracy in % at each radius."""
+    """A row per set of certificates: n, abstained, ACR, mean draws where known, certified accuracy in % at each radius.
+
+    A mode that stops early has no ACR, and its accuracies are marked as lower bounds.
+    """
     rows = []
     for name, frame in sets.items():
         found = summary(frame, radii)
-        row = {"certificates": name, "n": found["n"], "abstained": found["abstained"], "ACR": round(found["acr"], 4)}
+        acr = "" if found["acr"] is None else round(found["acr"], 4)
+        row = {"certificates": name, "n": found["n"], "abstained": found["abstained"], "ACR": acr}
         if "draws" in found:
             row["draws"] = round(found["draws"])
-        rows.append(row | {f"r={at['radius']:.4g}": f"{100 * at['accuracy']:.2f}" for at in found["certified"]})
+        least = "≥ " if found["lower_bounds"] else ""
+        rows.append(row | {f"r={at['radius']:.4g}": f"{least}{100 * at['accuracy']:.2f}" for at in found["certified"]})
     return pd.DataFrame(rows).fillna("")
 
 
@@ -113,7 +133,13 @@ def figure(sets: Mapping[str, pd.DataFrame], path: Path, norm: str = "radius") -
         radii = np.sort(frame["radius"][frame["correct"] == 1].to_numpy())
         # each image counts up to and including its own radius
         steps, share = np.concatenate([[0.0], radii]), (len(radii) - np.arange(len(radii) + 1)) / len(frame)
-        axes.step(steps, 100 * share, where="pre", label=f"{name} (n={len(frame)})", linewidth=1.3)
+        axes.step(
+            steps,
+            100 * share,
+            where="pre",
+            label=f"{name} (n={len(frame)}{'' if settles_every_radius(frame) else ', lower bound'})",
+            linewidth=1.3,
+        )
     axes.set_xlabel(f"{norm} radius (pixel units)" if norm != "radius" else "radius (pixel units)")
     axes.set_ylabel("certified accuracy (%)")
     axes.set_xlim(left=0)

@@ -19,25 +19,25 @@ settles several radii, `target` a single one. Between the settled radii a staged
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rush_bench.certify.bounds import Certificate, best_bound, lower_bound, needed_count, upper_bound
-from rush_bench.errors import BadInput, unknown_name
+from rush_bench.errors import BadInput
+from rush_bench.settings import Count, Level, NonNegative, Range, Settings
 
 Counts = NDArray[np.int64]
 Draw = Callable[[Counts, int, int], Counts]  # (rows (b,), first draw, how many) -> counts of classes (b, K)
 
-MODES = ("fixed", "staged", "target")
 FIRST_LOOK = 200
 LOOK_RATIO = 2**0.5  # finer looks stop images earlier; their share of alpha costs less than the draws they save
 THIRDS = (0.0, 1 / 3, 2 / 3)  # of the largest radius: what `staged` settles where nothing else is asked for
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Settings):
     """Settings of a certificate. The defaults are those of Cohen et al. 2019 (N0 = 100, N = 100,000, alpha = 0.001).
 
     `radii`: what `staged` settles (none: 0, 1/3 and 2/3 of the largest), and the one radius of `target`; `fixed`
@@ -45,25 +45,23 @@ class Sampling:
     """
 
     mode: Literal["fixed", "staged", "target"] = "fixed"
-    selection: int = 100
-    draws: int = 100_000
-    alpha: float = 0.001
-    radii: tuple[float, ...] = ()
-    hope: float = 0.05
+    selection: Count = 100
+    draws: Annotated[int, Range(1, 2**31 - 1)] = 100_000
+    alpha: Level = 0.001
+    radii: tuple[NonNegative, ...] = ()
+    hope: Level = 0.05
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise unknown_name("mode", self.mode, MODES)
-        for name, number in (("selection (--n0)", self.selection), ("draws (--draws)", self.draws)):
-            if number != int(number) or not 1 <= number < 2**31:
-                raise BadInput(f"{name} must be a whole number from 1 to 2^31 - 1, not {number}; 100 and 100000 are usual")
-        for name, level in (("alpha", self.alpha), ("hope", self.hope)):
-            if not 0 < level < 1:
-                raise BadInput(f"{name} = {level} must lie between 0 and 1; {'0.001' if name == 'alpha' else '0.05'} is usual")
-        if not all(np.isfinite(r) and r >= 0 for r in self.radii):
-            raise BadInput(f"radii {self.radii} must be finite numbers >= 0, in pixel units")
+        super().__post_init__()
         if self.mode == "target" and len(self.radii) != 1:
             raise BadInput(f"mode target decides one radius, not {len(self.radii)}; give one --radius, or use --mode staged")
+        share = _looks(self)[1][-1]
+        if best_bound(self.draws, share) <= 0.5:
+            enough = next(n for n in range(self.draws, 2**31) if best_bound(n, share) > 0.5)
+            raise BadInput(
+                f"{self.draws} draws at alpha = {self.alpha:g} certify nothing, not even if all agree; "
+                f"raise --draws to {enough} or more, 100000 is usual"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,16 +88,10 @@ class Outcome:
 def make_plan(settings: Sampling, theorem: Certificate) -> Plan:
     """The looks of a mode. BadInput for a target radius that N draws cannot certify even if all of them agree."""
     n = settings.draws
+    looks, alphas = _looks(settings)
     if settings.mode == "fixed":
-        return Plan((n,), (settings.alpha,))
-    looks: list[int] = []
-    while (look := round(FIRST_LOOK * LOOK_RATIO ** len(looks))) < 0.85 * n:
-        looks.append(look)
-    looks.append(n)
-    # Shares grow with the look: the late ones decide the images near a radius, and there the width counts.
-    weights = np.sqrt(looks)
-    alphas = settings.alpha * weights / weights.sum()
-    largest = theorem.largest(n, float(alphas[-1]))
+        return Plan(looks, alphas)
+    largest = theorem.largest(n, alphas[-1])
     if settings.mode == "target" and settings.radii[0] > largest:
         raise BadInput(
             f"{n} draws at alpha = {settings.alpha:g} certify radii up to {largest:.6g} in mode target, not "
@@ -107,9 +99,22 @@ def make_plan(settings: Sampling, theorem: Certificate) -> Plan:
         )
     radii = np.array(settings.radii or [share * largest for share in THIRDS])
     radii = np.unique(radii[radii <= largest])  # what cannot be reached is open for no image
-    wanted = np.minimum(theorem.probability(radii), best_bound(n, float(alphas[-1])))  # rounding at the very largest
-    rates = np.minimum(needed_count(wanted, n, float(alphas[-1])), n) / n
-    return Plan(tuple(looks), tuple(alphas.tolist()), tuple(wanted.tolist()), tuple(rates.tolist()), tuple(radii.tolist()))
+    wanted = np.minimum(theorem.probability(radii), best_bound(n, alphas[-1]))  # rounding at the very largest
+    rates = np.minimum(needed_count(wanted, n, alphas[-1]), n) / n
+    return Plan(looks, alphas, tuple(wanted.tolist()), tuple(rates.tolist()), tuple(radii.tolist()))
+
+
+def _looks(settings: Sampling) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The looks of a mode, and each one's share of alpha."""
+    if settings.mode == "fixed":
+        return (settings.draws,), (settings.alpha,)
+    looks: list[int] = []
+    while (look := round(FIRST_LOOK * LOOK_RATIO ** len(looks))) < 0.85 * settings.draws:
+        looks.append(look)
+    looks.append(settings.draws)
+    # Shares grow with the look: the late ones decide the images near a radius, and there the width counts.
+    weights = np.sqrt(looks)
+    return tuple(looks), tuple((settings.alpha * weights / weights.sum()).tolist())
 
 
 def estimate(plan: Plan, selected: Counts, classes: int, draw: Draw, hope: float = 0.05) -> Outcome:

@@ -1,18 +1,17 @@
 """`rush-bench attack`: load defences and images, attack them a data set at a time, print the table."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft, failed_code
+from rush_bench.errors import BadInput
 
 if TYPE_CHECKING:
     from rush_bench.datasets import Images
     from rush_bench.defenses import Defense
-    from rush_bench.evaluation.records import CellResult
+    from rush_bench.evaluation.work import Run
 
 DEFAULT_N = 1000
 
@@ -87,8 +86,9 @@ def command(
     with common.quiet_stdout():
         from rush_bench.devices import choose_device
         from rush_bench.evaluation import runner
+        from rush_bench.evaluation.work import Run, deadline_in, minutes_to, parse_shard
 
-        part = runner.parse_shard(shard)
+        part, deadline = parse_shard(shard), deadline_in(max_minutes)
         where = choose_device(device)
         options = {
             "device": where,
@@ -101,32 +101,22 @@ def command(
         else:
             assert models
             pairs = stored(models.split(","), store, dataset, images, options)
-        deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        results: list[CellResult] = []
-        failed: dict[str, str] = {}
-        clash: list[Any] = []
+        run = Run([], folder=out)
         for defenses, data in pairs:
-            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-            run = runner.attack(
-                defenses, parsed, data, out=out, seed=seed, repeats=repeats, chunk=chunk, shard=part, max_minutes=left
+            left = minutes_to(deadline)
+            run.extend(
+                runner.attack(
+                    defenses, parsed, data, out=out, seed=seed, repeats=repeats, chunk=chunk, shard=part, max_minutes=left
+                )
             )
-            results += run.results
-            failed |= run.failed
-            clash += run.contradictions
         from rush_bench.report import tables
 
-        frame = tables.table(results, "plain")
+        frame = tables.table(run.results, "plain")
     if as_json:
-        common.print_json({**summary(results, failed, frame), "contradictions": [str(found) for found in clash]})
+        common.print_json(summary(run, frame))
     else:
         common.print_rich(tables.to_rich(frame))
-    common.refuse_contradictions(clash)
-    if failed:
-        raise click.exceptions.Exit(failed_code(failed))
-    if not shard_done(results, part):
-        raise WorkLeft("stopped with work left; the same command continues")
-    if not all(result.complete for result in results):
-        click.echo(f"shard {shard} is done; the table waits for the others", err=True)
+    common.finish(run, shard)
 
 
 class Loader:
@@ -187,19 +177,7 @@ def stored(
     return [(group, images.load(dataset or key[0], key[1])) for key, group in groups.items()]
 
 
-def shard_done(results: "list[CellResult]", shard: tuple[int, int]) -> bool:
-    """Whether every chunk of this shard is there."""
-    from rush_bench.evaluation.records import Cell, CellStore
-
-    k, n = shard
-    return all(
-        CellStore(result.folder.parent.parent).has(Cell(result.identity, result.labels), chunk)
-        for result in results
-        for chunk in range(k - 1, result.chunks, n)
-    )
-
-
-def summary(results: "list[CellResult]", failed: dict[str, str], frame: Any) -> dict[str, Any]:
+def summary(run: "Run", frame: Any) -> dict[str, Any]:
     """What --json prints: cells, failures and the table's rows."""
     import json
 
@@ -207,6 +185,7 @@ def summary(results: "list[CellResult]", failed: dict[str, str], frame: Any) -> 
     cells = [
         {key: result.labels.get(key) for key in shown}
         | {"folder": str(result.folder), "chunks": result.chunks, "chunks_done": result.chunks_done}
-        for result in results
+        for result in run.results
     ]
-    return {"failed": failed, "cells": cells, "table": json.loads(frame.to_json(orient="records"))}
+    clash = [str(found) for found in run.contradictions]
+    return {"failed": run.failed, "cells": cells, "table": json.loads(frame.to_json(orient="records")), "contradictions": clash}

@@ -78,7 +78,7 @@ def _results(results: Path) -> list[Row]:
             chunks = -(-labels["n"] // cell["identity"]["chunk"])
             where = f"{labels['dataset']}, n={labels['n']}, {chunks_done(path)} of {chunks} chunks done"
             found.append({"name": name, "summary": f"{labels['defense']} {labels['attack']} {labels['suite']}, {where}"})
-        except (RushBenchError, LookupError, TypeError) as error:
+        except (RushBenchError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
             found.append({"name": name, "summary": f"unreadable record: {error}"})
     return found
 

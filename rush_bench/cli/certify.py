@@ -1,6 +1,5 @@
 """`rush-bench certify`: certify smoothed models, or read certificates back and compare them with a table."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft
+from rush_bench.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rush_bench.certify.check import Comparison
     from rush_bench.evaluation.records import CellResult
 
 DEFAULT_N = 500
@@ -106,7 +106,7 @@ def command(
         from rush_bench.certify import run
         from rush_bench.cli.attack import Loader, own, stored
         from rush_bench.devices import choose_device
-        from rush_bench.evaluation.runner import parse_shard
+        from rush_bench.evaluation.work import Run, deadline_in, minutes_to, parse_shard
 
         images = Loader(data_dir, count, size, DEFAULT_N)
         options = {"device": choose_device(device), "memory": int(memory * 2**30)}
@@ -116,31 +116,23 @@ def command(
         else:
             assert patterns
             pairs = stored(patterns.split(","), store, dataset, images, options)
-        deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        results: list[CellResult] = []
-        done = True
+        part, deadline = parse_shard(shard), deadline_in(max_minutes)
+        whole = Run([], folder=out)
         for defenses, data in pairs:
-            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-            more = run.certify(
-                defenses, data, settings, norm=norm, out=out, seed=seed, shard=parse_shard(shard), max_minutes=left
-            )
-            results, done = results + more.results, done and more.done
-    show_results([result for result in results if result.complete], results, wanted, out, as_json)
-    if not done:
-        raise WorkLeft("stopped with work left; the same command continues")
-    if not all(result.complete for result in results):
-        click.echo(f"shard {shard} is done; the certificates wait for the others", err=True)
+            left = minutes_to(deadline)
+            whole.extend(run.certify(defenses, data, settings, norm=norm, out=out, seed=seed, shard=part, max_minutes=left))
+    whole.contradictions = show_results(whole.results, wanted, out, as_json)
+    common.finish(whole, shard, "certificates wait")
 
 
-def show_results(
-    whole: "list[CellResult]", asked: "list[CellResult]", radii: tuple[float, ...], out: Path, as_json: bool
-) -> None:
-    """Print what was certified, draw the curve, and refuse to pass over an attack that a certificate contradicts."""
+def show_results(asked: "list[CellResult]", radii: tuple[float, ...], out: Path, as_json: bool) -> "list[Comparison]":
+    """Print what was certified and draw the curve; returns the attacks that a certificate contradicts."""
     from rush_bench.certify import check, report
     from rush_bench.certify.run import FOLDER
     from rush_bench.certify.tsv import frame_of
     from rush_bench.evaluation.records import load_results
 
+    whole = [result for result in asked if result.complete]
     sets = {name_of(result): frame_of(result) for result in whole}
     at = radii or shared_radii(whole)
     if whole:
@@ -158,7 +150,7 @@ def show_results(
         common.print_json({"certificates": found, "contradictions": [str(one) for one in clash]})
     elif whole:
         print_frame("certified accuracy (%)", report.table(sets, at))
-    common.refuse_contradictions(clash)
+    return clash
 
 
 def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ...], as_json: bool) -> None:

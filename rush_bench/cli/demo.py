@@ -68,7 +68,9 @@ def picture(images: "Images", results: "list[CellResult]", path: Path) -> None:
     from rush_bench.evaluation.records import Cell, CellStore
     from rush_bench.report import figures
 
-    cells = {r.labels["attack"]: r for r in results if r.labels["recipe"] == "simclr" and r.labels["suite"] == SUITES[0]}
+    cells = {
+        r.labels["attack"]: r for r in results if r.labels["recipe"] == "simclr" and r.labels["suite"].startswith(SUITES[0])
+    }
     attacked = cells["pgd"]
     cell = Cell(attacked.identity, attacked.labels)
     stored = CellStore(attacked.folder.parent.parent).read_adversarial(cell, 0)

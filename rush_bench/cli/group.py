@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "Train SimCLR and RUSH on the built-in digits, attack both, print the table (minutes on a CPU).",
     "train": "Train a defence; the same command again continues where it stopped.",
     "import": "Bring published weights into the store: ACL, AdvCL, TRADES, SmoothAdv, Rebuffi 2021, ...",
+    "ensemble": "Make one model of several: the mean of their probabilities, attacked and shown as any other.",
     "attack": "Attack models of the store, or a network of your own.",
     "certify": "Certify smoothed models: radii within which no attack exists; read certificates back.",
     "settle": "Run the experiments T0 to T16 that settle a defence's claim.",

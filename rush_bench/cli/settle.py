@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft, failed_code
+from rush_bench.errors import BadInput
 
 if TYPE_CHECKING:
     from rush_bench.audit.settle import Planned, SettleRun
@@ -74,17 +74,16 @@ def command(as_json: bool, **asked: Any) -> None:
     elif not asked["plan_only"]:
         for book in run.books:
             common.print_rows(report.title(book), *report.lay_out(book))
-    finish(run, asked)
+    if not asked["plan_only"]:
+        common.finish(run, asked["shard"])
 
 
 def settled(asked: dict[str, Any]) -> "SettleRun":
     """Load what was asked for and settle it; the books of all data sets together."""
-    import time
-
     from rush_bench.audit import settle as rooms
     from rush_bench.cli.attack import Loader, own, stored
     from rush_bench.devices import choose_device
-    from rush_bench.evaluation.runner import parse_shard
+    from rush_bench.evaluation.work import deadline_in, minutes_to, parse_shard
     from rush_bench.settings import parse_number
 
     patterns, target, dataset = asked["patterns"], asked["target"], asked["dataset"]
@@ -106,7 +105,7 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
         pairs = [(defenses[-1:], data)]  # the smoothed one at its votes, not the single draw beside it
     else:
         pairs = stored(patterns.split(","), asked["store"], dataset, images, place)
-    deadline = None if asked["max_minutes"] is None else time.monotonic() + 60 * asked["max_minutes"]
+    deadline = deadline_in(asked["max_minutes"])
     whole = rooms.SettleRun([], {}, asked["out"] / rooms.FOLDER)
     for defenses, data in pairs:
         run = rooms.settle(
@@ -122,7 +121,7 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
             repeats=asked["repeats"],
             chunk=asked["chunk"],
             shard=parse_shard(asked["shard"]),
-            max_minutes=None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60),
+            max_minutes=minutes_to(deadline),
             before=lambda planned: announce(planned, asked["plan_only"]),
             **place,
         )
@@ -148,22 +147,3 @@ def announce(planned: "list[Planned]", plan_only: bool) -> bool:
         for norm, sampling in one.certificates:
             click.echo(f"  T12 certificates in {norm}: {sampling.draws} draws an image at most", err=True)
     return not plan_only
-
-
-def finish(run: "SettleRun", asked: dict[str, Any]) -> None:
-    """Exit codes: 1 where a cell failed or a certificate contradicts an attack, 3 where work is left."""
-    from rush_bench.cli.attack import shard_done
-    from rush_bench.evaluation.runner import parse_shard
-
-    if asked["plan_only"]:
-        return
-    for label, reason in run.failed.items():
-        click.echo(f"failed: {label}: {reason}", err=True)
-    common.refuse_contradictions(run.contradictions)
-    if run.failed:
-        raise click.exceptions.Exit(failed_code(run.failed))
-    results = [entry.result for book in run.books for entry in book.entries]
-    if not run.done or not shard_done(results, parse_shard(asked["shard"])):
-        raise WorkLeft("stopped with work left; the same command continues")
-    if not run.complete:
-        click.echo(f"shard {asked['shard']} is done; the tables wait for the others", err=True)

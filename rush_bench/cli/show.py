@@ -136,7 +136,7 @@ def by_preset(presets: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def _attack_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     from rush_bench.settings import override
 
-    made = override(registry.attacks.load(name)(), settings).settings()
+    made = override(registry.attacks.load(name)(), settings, name=name).settings()
     if not isinstance(made, dict):
         raise BadInput(f"attack {name!r}: its settings() must give a dict")
     return made

@@ -11,6 +11,9 @@ from rush_bench.cli import common
 @click.command()
 @click.argument("name")
 @click.option("--dataset", required=True, help="What the classifier is trained for: a name, or path/to/file.npz.")
+@click.option("--from", "from_", metavar="NAME|FILE", help="Encoder or model of the store, or checkpoint file, to start from.")
+@click.option("--protocol", help="SLF, NSLF, ALF or AFF (docs/protocol.md); short for --set finetune.protocol=...")
+@click.option("--noise", help="Law of the noise, uniform:0.3 or gaussian:0.25; short for --set noise=...")
 @click.option("--pretrain-on", help="What the encoder is pre-trained on.  [default: the data set itself]")
 @click.option("--preset", default="short", show_default=True, help="paper, short, smoke or demo.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings.")
@@ -24,6 +27,9 @@ from rush_bench.cli import common
 @common.as_json
 def command(name: str, model: str | None, as_json: bool, **options: Any) -> None:
     """Train the defence NAME (see `rush-bench list defenses`); the same command again continues where it stopped.
+
+    `rush-bench train finetune --from ENCODER --protocol SLF` puts a head on any encoder (`rush-bench list encoders`), on a
+    finished model's too; a supervised recipe with --from starts from such weights.
 
     Settings come from the preset, then the TOML file, then each --set (`rush-bench show NAME` prints them).
     """

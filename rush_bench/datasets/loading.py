@@ -13,7 +13,8 @@ from rush_bench.datasets.source import Part, Source
 from rush_bench.datasets.splits import hold_out, ranked
 from rush_bench.errors import BadInput, unknown_name
 
-SPLITS = ("pretrain", "train", "val", "test")
+SPLITS = ("pretrain", "transfer", "train", "val", "test")
+UNSUPERVISED = ("pretrain", "transfer")  # unlabelled images, where there are any
 CHUNK = 1000  # images converted at a time: 110 MB of float32 at 96x96
 
 
@@ -30,7 +31,8 @@ def load_dataset(
     """Images of one split of a registered data set, or of an `.npz` file of the user's own.
 
     split: `test`; `val`, a fixed stratified tenth of the official training set; `train`, the rest of it; `pretrain`,
-    what self-supervised stages see: the unlabelled images where the data set has them, otherwise `train`.
+    what self-supervised stages see: the unlabelled images where the data set has them, otherwise `train`; `transfer`, the
+    same for a classifier of another data set, by which nothing is held out here: otherwise the whole training set.
     n: that many images, a stratified subset fixed by `seed`, in an order such that smaller n are its beginnings.
     None is all of them in the official order. (`seed` moves this subset only, never the validation split.)
     data_dir: folder with the files; default the environment's RUSH_BENCH_DATA, else `data`.
@@ -45,11 +47,11 @@ def load_dataset(
         raise BadInput(f"size {size} must be at least 1 pixel")
     source = find_source(name)
     folder = Path(data_dir or os.environ.get("RUSH_BENCH_DATA") or "data").expanduser()
-    part = source.read("unlabelled", folder) if split == "pretrain" else None
+    part = source.read("unlabelled", folder) if split in UNSUPERVISED else None
     if part is None:
         part = source.read("test" if split == "test" else "train", folder)
         assert part is not None
-    if part.labels is None and split != "pretrain":
+    if part.labels is None and split not in UNSUPERVISED:
         raise BadInput(f"{part.origin}: no labels; the data set's source must give them for train and test")
     pixels = channels_first(part.pixels, part.origin)
     labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
@@ -80,7 +82,7 @@ def choose_rows(part: Part, labels: np.ndarray | None, split: str, n: int | None
     rows = np.arange(count)
     if split == "test" and not stand_ins:
         rows = np.setdiff1d(rows, part.stand_ins)
-    elif labels is not None and split != "test":
+    elif labels is not None and split not in ("test", "transfer"):
         training, validation = hold_out(labels, part.stand_ins)
         rows = validation if split == "val" else training
     if n is None:

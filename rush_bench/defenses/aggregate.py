@@ -57,13 +57,23 @@ class Aggregation:
 MEAN_PROBABILITY = Aggregation()
 
 
-def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY) -> tuple[Loss, Aggregation]:
+def steepened(name: str, by: float) -> str:
+    """CE of logits multiplied by a number, where that is not 1 and they are averaged as shares; other losses as they are."""
+    loss, _, how = name.partition("@")
+    kind, _, number = how.partition(":")
+    if by == 1 or loss != "ce" or kind not in ("", "vote", "probability"):
+        return name
+    sharpness = 1.0 if kind != "vote" else float(number or VOTE_SHARPNESS)
+    return f"{loss}@vote:{by * sharpness!r}"
+
+
+def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY, targets: bool = True) -> tuple[Loss, Aggregation]:
     """`ce`, `margin@logits`, `dlr@vote`, `margin-to@vote:5`: the loss and the aggregation; a wrong name is a BadInput.
 
-    `default` is the aggregation of a name without one.
+    `default` is the aggregation of a name without one; without `targets` a loss that needs a target is wrong too.
     """
     loss, _, how = name.partition("@")
-    known = LOSSES | TARGETED
+    known = LOSSES | (TARGETED if targets else {})
     if loss not in known:
         raise unknown_name("loss", loss, known)
     kind, _, number = how.partition(":")

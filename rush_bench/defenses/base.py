@@ -1,20 +1,24 @@
 """What an attack sees: a classifier under attack, its predictions and its gradients."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K) float32."""
+    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K) float32.
+
+    Several predictions of each image have one more dimension in front (see `Defense.predictions`).
+    """
 
     labels: Tensor
     votes: Tensor
@@ -46,6 +50,8 @@ class Defense:
 
     A defence of one's own sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
+    What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
+    image, and so are less than 1 draws of a gradient.
     """
 
     name: str
@@ -54,8 +60,15 @@ class Defense:
     draws: int = 0
     device: torch.device = torch.device("cpu")
     precision: str = "float32"  # of the search; float32 alone judges
-    keyed: bool = True  # what is drawn for an image hangs on (seed, purpose, image, draw) alone (A5), not on its batch
+    keyed: bool = True  # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
+    steepness: float = 1.0  # by which attacks multiply logits that are all but equal
     passes: Passes
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, checked in _CHECKS.items():
+            if name in vars(cls):
+                setattr(cls, name, checked(vars(cls)[name]))
 
     @property
     def deterministic(self) -> bool:
@@ -65,6 +78,14 @@ class Defense:
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         """One prediction an image, from draws 0..m-1 of the stream."""
         raise NotImplementedError
+
+    def predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
+        """`repeats` independent predictions per image: labels (repeats, B), votes and probabilities (repeats, B, K).
+
+        The k-th is `predict` on draws k m..(k+1) m - 1 of the stream; a defence may put them into one batch.
+        """
+        each = [self.predict(images, stream.skip(k * max(self.draws, 1))) for k in range(repeats)]
+        return Prediction(*(torch.stack([getattr(one, f.name) for one in each]) for f in fields(Prediction)))
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
         """Gradient of a loss of the log of the mean probability over `draws` draws (RUSH eq. 7).
@@ -105,6 +126,15 @@ class Defense:
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """-log p_y; scores (B, K) are log-probabilities, so that this is eq. 7 of the RUSH paper. Returns (B,)."""
     return -scores.gather(1, labels[:, None])[:, 0]
+
+
+def against(scores: Tensor, labels: Tensor) -> Tensor:
+    """Log of the odds against the label, log (1 - p_y) / p_y, from log-probabilities (..., K); labels (...), as the result.
+
+    CE is its softplus, so that both rise in the same direction, but its slope never fades where p_y is near 1.
+    """
+    true = scores.gather(-1, labels[..., None])[..., 0]
+    return scores.scatter(-1, labels[..., None], -torch.inf).logsumexp(-1) - true
 
 
 def margin(scores: Tensor, labels: Tensor) -> Tensor:
@@ -152,10 +182,66 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
+def check_finite(values: Tensor, images: Tensor | None, what: str) -> None:
+    """A value that is not finite is an error that names the image: its position in the data set, where that is known."""
+    wrong = ~values.flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.isfinite()
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        known = images is not None and images.numel() == len(values)
+        image = f"image {int(images[row])}" if images is not None and known else f"image {row} of the batch"
+        raise RushBenchError(f"{what} of {image} is not finite; look at the network there, {REMEDY}")
+
+
+REMEDY = "such as a square root, logarithm or division at 0"
+
+
+def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Prediction]:
+    @functools.wraps(predict)
+    def checked(self: Defense, images: Tensor, stream: Stream, *repeats: int, **named: int) -> Prediction:
+        found = predict(self, images, stream, *repeats, **named)
+        check_finite(found.probabilities.transpose(0, -2), stream.images, "the prediction")  # images first
+        return found
+
+    return checked
+
+
+def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradient]:
+    @functools.wraps(gradient)
+    def checked(self: Defense, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
+        if draws < (0 if self.deterministic else 1):
+            raise BadInput(f"a gradient of {self.name} takes at least 1 draw, not {draws}")
+        found = gradient(self, images, labels, loss, draws, stream)
+        check_finite(found.loss, stream.images, "the loss")
+        check_finite(found.gradient, stream.images, "the gradient")
+        return found
+
+    return checked
+
+
+_CHECKS = {"predict": _checked_predict, "predictions": _checked_predict, "gradient": _checked_gradient}
+
+
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
     """An `nn.Module` with logits for attacks of other packages: the log of the mean probability over the defence's draws.
 
     CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (R5 row 7). A bank or a deterministic
     defence gives a plain function of the image; a randomised one draws anew at each call. Memory stays within the budget.
     """
-    return defense.as_module(stream or Stream(0, "module"))
+    return _Checked(defense.as_module(stream or Stream(0, "module")))
+
+
+class _Checked(nn.Module):
+    """A module whose outputs, and whose gradient in its input, are finite or an error that names the row of the batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images = images.view_as(images)
+            images.register_hook(lambda gradient: check_finite(gradient, None, "the gradient"))
+        scores = self.module(images)
+        check_finite(scores.detach(), None, "the prediction")
+        return scores

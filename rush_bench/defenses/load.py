@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,19 @@ from torch import nn
 from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.purify import purifier_from
-from rush_bench.defenses.randomised import Average, Randomised, Transform, transform_from
+from rush_bench.defenses.randomised import Average, Keyed, Randomised, transform_from
 from rush_bench.defenses.smoothed import Deterministic, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import build
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
-from rush_bench.store import model_names, read_card, read_weights
+from rush_bench.store import read_card, read_cards, read_weights
 
 
 def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]:
     """`name@m` (or `name` where deterministic) to card, of every model in the store, or of those for a data set."""
     rows: dict[str, dict[str, Any]] = {}
-    for name in model_names(store):
-        card = read_card(store, name)
+    for name, card in read_cards(store).items():
         if dataset in (None, card["dataset"]):
             rows |= {f"{name}@{votes}" if votes else name: card for votes in card["votes"]}
     return rows
@@ -108,14 +108,16 @@ def load_defense(
         network.load_state_dict(read_weights(Path(store), model, which or "model"))
     except RuntimeError as error:
         raise RushBenchError(f"the weights of {model!r} do not fit the network of its card: {error}") from error
-    spec = card["network"]
+    spec, start = card["network"], card.get("from")
     about = {key: card.get(key) for key in ("recipe", "dataset", "pretrain_dataset", "protocol", "extra_data", "preset")}
     about |= {
         "model": full,
-        "architecture": spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}",
+        "architecture": architecture(spec),
         "budget": budget(card),
         "sha256": card["sha256"][which or "model"],
     }
+    if start is not None:
+        about["protocol"] = f"{card['protocol']} from {start['name']}"
     shape = (spec["channels"], spec["size"], spec["size"])
     common = {"name": names[0], "shape": shape, "device": device, "about": about, **options}
     law = noise or (noise_from(card["noise"]) if votes else None)
@@ -128,7 +130,7 @@ def load_defense(
 
 def stored_transform(
     model: str, *, store: Path | str = "models", device: torch.device | str = "cpu"
-) -> tuple[Transform, Average]:
+) -> tuple[Keyed, Average]:
     """What stands in front of a model of the store, for networks of one's own too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do
@@ -145,6 +147,14 @@ def stored_transform(
     except RuntimeError as error:
         raise RushBenchError(f"the purifier of {model!r} does not fit its card: {error}") from error
     return chain.to(device), "vote"
+
+
+def architecture(spec: dict[str, Any]) -> str:
+    """What a network is, in a table: `resnet18`, `3 x resnet18`, `resnet18 + wrn-32-10`."""
+    if spec["name"] == "ensemble":
+        kinds = Counter(architecture(member) for member in spec["members"])
+        return " + ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in kinds.items())
+    return spec["name"] if spec.get("members", 1) == 1 else f"{spec['members']} x {spec['name']}"
 
 
 def budget(card: dict[str, Any]) -> str | None:

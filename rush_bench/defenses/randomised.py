@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 from rush_bench.datasets.views import VIEW_NUMBERS, SimCLRViews
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation
 from rush_bench.defenses.base import Defense
-from rush_bench.defenses.body import differ, own_generators, weights_digest
+from rush_bench.defenses.calls import check_draws
 from rush_bench.defenses.chain import Chain
+from rush_bench.defenses.owner import device_of, own_generators, undisturbed, weights_digest
+from rush_bench.defenses.probe import differ, images_like
 from rush_bench.defenses.smoothed import Deterministic, Forward, _Random, everyone, positions
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.noise import Stream
 
 # images (B, C, H, W), a stream, k -> copies (B, k, C', H', W'), for draws 0..k-1 of the stream
-Transform = Callable[[Tensor, Stream, int], Tensor]
+Keyed = Callable[[Tensor, Stream, int], Tensor]
+Plain = Callable[[Tensor], Tensor]  # images (B, C, H, W) to images, random by torch's global generators
 Average = Literal["vote", "probability", "logits"]
 PROBE = Stream(0, "probe")
 
@@ -44,13 +48,16 @@ class Randomised(_Random):
 
     - `transform(images, stream, draws) -> copies (B, k, C, H, W)`: random pre-processing before a deterministic network. All
       its randomness must come from the stream, as in `stream.uniform(len(images), draws, (2,), images.device)`, so that
-      what image i and draw j get hangs on nothing else. Gradients go through it; where a step of it has none, give it one
+      what image i and draw j get depends on nothing else. Gradients go through it; where a step of it has none, give it one
       in the backward pass (BPDA).
-    - no `transform`: the network itself draws from torch's global generator in `forward` (stochastic activation pruning,
-      dropout left in train mode, Bayesian layers). Every call runs on that generator seeded from (seed, purpose, images,
-      draw) and leaves the global state as it was. There the noise of an image depends on its batch and on how draws are
-      cut into blocks: a repeated run is the same, another batch size is not. A bank runs image by image, so it is a
-      function of the image alone.
+    - `transform(images) -> images`, a function or a torchvision transform, or no `transform` and a network that draws in its
+      `forward` (stochastic activation pruning, dropout left in train mode, Bayesian layers): random by torch's global
+      generators. Every call runs on these seeded from (seed, purpose, images, draw) and leaves the global state as it was.
+      The draws are rows of one batch where rows draw apart: what an image gets then depends on its batch and on how draws
+      are cut into blocks, so a repeated run is the same, another batch size is not. Where the rows of a call share a draw,
+      even in part (one `randint`, one mask, one JPEG quality a call), each image and draw is a call of
+      its own: votes and gradients then average separate draws, and no two images share one, as intervals assume.
+      A bank runs image by image, so it is a function of the image alone.
 
     `average`: `vote` counts the labels of the draws, `probability` and `logits` take the label of their mean, which is then
     what attacks see too. `plain` is the network without its randomness, which the transfer attack starts from (default:
@@ -62,7 +69,7 @@ class Randomised(_Random):
         self,
         network: nn.Module,
         *,
-        transform: Transform | None = None,
+        transform: Keyed | Plain | None = None,
         votes: int = 1,
         average: Average = "vote",
         plain: nn.Module | None = None,
@@ -73,28 +80,39 @@ class Randomised(_Random):
             raise BadInput("Randomised takes at least 1 vote")
         if average not in ("vote", "probability", "logits"):
             raise unknown_name("average", average, ["vote", "probability", "logits"])
-        self.transform, self.draws, self.average, self.plain = transform, votes, average, plain
+        name = name or f"{type(network).__name__.lower()}@{votes}"
+        self.how_random = "the network's own" if transform is None else describe(transform)
+        self.draws, self.average, self.plain = votes, average, plain
         self.how = Aggregation(geometric=True) if average == "logits" else MEAN_PROBABILITY
-        self.hard, self.keyed = average == "vote", transform is not None
+        self.hard, self.shared = average == "vote", False
         self.options = {key: value for key, value in options.items() if key != "about"}
+        shape, device = tuple(options.get("shape", (3, 32, 32))), torch.device(options.get("device") or device_of(network))
+        self.transform: Keyed | None = None
         before = None
-        if transform is not None:
-            device = options.get("device") or next((p.device for p in network.parameters()), "cpu")
-            check_transform(transform, tuple(options.get("shape", (3, 32, 32))), device)
+        if transform is not None and takes_stream(transform):
+            keyed: Any = transform
+            check_transform(keyed, shape, device)
+            self.transform = keyed
 
             def before(images: Tensor) -> Tensor:
-                return transform(images, PROBE, 1).flatten(0, 1)
+                return keyed(images, PROBE, 1).flatten(0, 1)
 
-        name = name or f"{type(network).__name__.lower()}@{votes}"
-        super().__init__(network, name=name, before=before, random=transform is None, **options)
-        if isinstance(transform, Chain):
-            self.transform = transform.counted(self.passes)
-        if transform is None:
-            self._check_network()
+        elif transform is not None:
+            self.plain = network if plain is None else plain
+            network = Transformed(transform, network)
+            check_plain(network.transform, shape, device)
+        self.keyed = self.transform is not None
+        super().__init__(network, name=name, before=before, random=not self.keyed, **options)
+        if isinstance(self.transform, Chain):
+            self.transform = self.transform.counted(self.passes)
+        if not self.keyed:
+            with undisturbed(self.device):
+                self.shared = check_draws(self.body, self.shape)
+            self.passes.forwards = 0
 
     def identity(self) -> dict[str, Any]:
-        how = describe(self.transform) if self.transform is not None else "the network's own"
-        return {**super().identity(), "random": how, "average": self.average}
+        calls = {"calls": "one an image and draw"} if self.shared else {}
+        return {**super().identity(), "random": self.how_random, "average": self.average, **calls}
 
     def base(self) -> Defense:
         """`plain`, or the network without its transform, as a deterministic defence."""
@@ -113,6 +131,8 @@ class Randomised(_Random):
             own, count = stream.at(images[i]).skip(j.start), j.stop - j.start
             if self.transform is not None:
                 return self._fold(self.transform(x, own, count), exact)
+            if self.shared:
+                return torch.cat([self._apart(x[k : k + 1], own.at(images[i][k : k + 1]), count, exact) for k in range(len(x))])
             return self._seeded(x, own, count, exact)
 
         return forward, self.draws
@@ -123,6 +143,8 @@ class Randomised(_Random):
         def forward(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
             if self.transform is not None:
                 return self._fold(self.transform(x, bank.skip(j.start), j.stop - j.start), exact)
+            if self.shared:
+                return torch.cat([self._apart(image, bank.skip(j.start), j.stop - j.start, exact) for image in x.split(1)])
             # One image a call, its draws in pieces that start at multiples of `rows`: the same for every batch and block.
             pieces = [(start, min(start + rows, j.stop) - start) for start in range(j.start, j.stop, rows)]
             each = [
@@ -134,28 +156,24 @@ class Randomised(_Random):
         return forward
 
     def _seeded(self, x: Tensor, stream: Stream, draws: int, exact: bool) -> Tensor:
-        """Log-probabilities (B, k, K) of a network that draws from the global generator."""
+        """Log-probabilities (B, k, K) of a network that draws from the global generators, all draws in one call."""
         with own_generators(self.device, seed_of(stream)):
             return self._fold(x[:, None].expand(-1, draws, -1, -1, -1), exact)
 
-    def _check_network(self) -> None:
-        """Refuse a network whose draws a seed of torch's global generator does not decide, and one that draws nothing."""
-        images = torch.full((2, *self.shape), 0.5, device=self.device)
-        with torch.inference_mode():
-            one, two = (self._seeded(images, PROBE, 4, True) for _ in range(2))
-            moved = any(not torch.equal(one, self._seeded(images, PROBE.skip(4 * k), 4, True)) for k in range(1, 9))
-        self.passes.forwards = 0
-        if differ(one, two):
-            raise BadInput(
-                "the network draws from elsewhere than torch's global generator (numpy, random, a generator of its own), so "
-                "its numbers could not be made again; draw with torch.rand and the like, or pass a transform that draws from "
-                "its stream"
-            )
-        if not moved:
-            raise BadInput(
-                "the network draws nothing: other seeds gave the same logits; use Deterministic(network), or put the layers "
-                "that are to draw in train mode, as in network.dropout.train()"
-            )
+    def _apart(self, image: Tensor, stream: Stream, draws: int, exact: bool) -> Tensor:
+        """The same (1, k, K) of one image, a call for each draw."""
+        return torch.cat([self._seeded(image, stream.skip(k), 1, exact) for k in range(draws)], 1)
+
+
+class Transformed(nn.Module):
+    """A network behind a plain transform."""
+
+    def __init__(self, transform: Any, network: nn.Module) -> None:
+        super().__init__()
+        self.transform, self.network = transform, network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(self.transform(images))
 
 
 def seed_of(stream: Stream) -> int:
@@ -165,22 +183,67 @@ def seed_of(stream: Stream) -> int:
     return int.from_bytes(hashlib.sha256(text + images).digest()[:8], "little") >> 1
 
 
-def check_transform(transform: Transform, shape: tuple[int, ...], device: torch.device | str) -> None:
-    """Refuse a transform that does not return copies, or draws elsewhere than from its stream."""
-    images = torch.full((2, *shape), 0.5, device=device)
-    with torch.inference_mode(), own_generators(torch.device(device)):
-        one, two = (transform(images, PROBE, 3) for _ in range(2))
-    if not isinstance(one, Tensor) or one.ndim != 5 or one.shape[:2] != (2, 3):
-        got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
-        raise BadInput(f"the transform must return copies (B, draws, C, H, W), here (2, 3, C, H, W), not {got}")
-    if differ(one, two):
+def takes_stream(transform: Callable[..., Tensor]) -> bool:
+    """Whether a transform is called with (images, stream, draws), and not with images alone; BadInput where it is neither."""
+    try:
+        given = inspect.signature(transform.forward if isinstance(transform, nn.Module) else transform).parameters.values()
+    except ValueError:  # one that is written in C
+        return False
+    places = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.name == "stream" for p in places):
+        return True
+    needed = [p.name for p in places if p.default is p.empty]
+    if len(needed) in (0, 1):
+        return False
+    if len(needed) != 3:
         raise BadInput(
-            "the transform draws elsewhere than from its stream: the same stream gave other copies; take its random numbers "
-            "from stream.uniform(len(images), draws, (how_many,), images.device)"
+            f"a transform takes (images), or (images, stream, draws), not ({', '.join(needed)}); wrap it in such a function"
+        )
+    return True
+
+
+def check_transform(transform: Keyed, shape: tuple[int, ...], device: torch.device) -> None:
+    """Refuse a transform that does not return copies, draws elsewhere than from its stream, or looks at its batch."""
+    images = images_like(shape, device, 3)
+    with torch.no_grad(), undisturbed(device):
+        one, two = (_transformed(transform, images, PROBE, 3) for _ in range(2))
+        if not isinstance(one, Tensor) or one.ndim != 5 or one.shape[:2] != (3, 3):
+            got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+            raise BadInput(f"the transform must return copies (B, draws, C, H, W), here (3, 3, C, H, W), not {got}")
+        if differ(one.flatten(2), two.flatten(2)):
+            raise BadInput(
+                "the transform draws elsewhere than from its stream: the same stream gave other copies; take its random "
+                "numbers from stream.uniform(len(images), draws, (how_many,), images.device)"
+            )
+        alone = [_transformed(transform, images[k : k + 1], PROBE.at(torch.tensor([k])), 3) for k in range(3)]
+        later = _transformed(transform, images, PROBE.skip(1), 2)
+    if differ(one.flatten(2), torch.cat(alone).flatten(2)) or differ(one[:, 1:].flatten(2), later.flatten(2)):
+        raise BadInput(
+            "what the transform makes of an image depends on its batch or on how many draws are asked for; take a number of "
+            "its own for each image and draw: stream.uniform(len(images), draws, (how_many,), images.device)"
         )
 
 
-def describe(transform: Transform) -> dict[str, Any]:
+def check_plain(transform: Plain, shape: tuple[int, ...], device: torch.device) -> None:
+    """Refuse a plain transform that does not return images."""
+    images = images_like(shape, device)
+    with torch.no_grad(), undisturbed(device):
+        out = _transformed(transform, images)
+    if not isinstance(out, Tensor) or out.ndim != 4 or len(out) != len(images):
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise BadInput(f"the transform must return images (B, C, H, W), here {tuple(images.shape)}, not {got}")
+
+
+def _transformed(transform: Callable[..., Any], images: Tensor, *rest: Any) -> Any:
+    try:
+        return transform(images.clone(), *rest)
+    except Exception as error:  # anybody's code
+        raise BadInput(
+            f"the transform fails on float32 images {tuple(images.shape)} in [0,1]: {type(error).__name__}: {error}"
+        ) from error
+
+
+def describe(transform: Callable[..., Tensor]) -> dict[str, Any]:
     """A transform as plain values, for a record's key: its name, the fields of a dataclass, the weights of a module."""
     kind = transform if hasattr(transform, "__qualname__") else type(transform)
     fields: dict[str, Any] = dataclasses.asdict(transform) if dataclasses.is_dataclass(transform) else {}
@@ -192,7 +255,7 @@ def describe(transform: Transform) -> dict[str, Any]:
 TRANSFORMS = {"views": "random crops, mirror images and colours, as in contrastive pre-training"}
 
 
-def transform_from(spec: Mapping[str, Any]) -> Transform:
+def transform_from(spec: Mapping[str, Any]) -> Keyed:
     """The transform of a card, `{"name": "views", "crop_floor": 0.08, ...}`: the fields of SimCLRViews."""
     settings = dict(spec)
     if (name := settings.pop("name", None)) not in TRANSFORMS:

@@ -121,7 +121,7 @@ def remedy(files: dict[Path, str | None]) -> str:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def averages_probabilities(network: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether a network, in eval mode on the CPU, ends in softmax: the zoo's ensembles (Chen2020Adversarial) do."""
     row = network(torch.linspace(0, 1, shape[0] * shape[1] * shape[2]).reshape(1, *shape))

@@ -23,6 +23,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet34": {"blocks": [3, 4, 6, 3], "width": 64},
     "resnet50": {"blocks": [3, 4, 6, 3], "width": 64, "block": "bottleneck"},  # 23.50 M (MadryLab; recipes R2.16)
     "resnet101": {"blocks": [3, 4, 23, 3], "width": 64, "block": "bottleneck"},
+    "resnet152": {"blocks": [3, 8, 36, 3], "width": 64, "block": "bottleneck"},
     "resnet110": {"blocks": [18, 18, 18], "width": 16},  # 1.73 M (Cohen, SmoothAdv; recipes R2.7)
     "resnet": {"blocks": [2, 2, 2, 2], "width": 32},
     "tiny": {"blocks": [1, 1, 1, 1], "width": 16},  # the demo's: 0.30 M
@@ -44,8 +45,14 @@ DEFAULTS |= {"padding": 1, "routes": 1, "members": 1}
 
 
 def resolve(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with every key stated. BadInput for an unknown name or key and for values that make no network."""
+    """A spec with every key stated. BadInput for an unknown name or key and for values that make no network.
+
+    `ensemble` has the whole specs of its `members`, and what they have in common: classes, channels, size.
+    """
     name = spec.get("name", "resnet18")
+    if name == "ensemble":
+        members = [resolve(member) for member in spec["members"]]
+        return {"name": name, "members": members, **{key: members[0][key] for key in ("classes", "channels", "size")}}
     if name not in NETWORKS:
         raise unknown_name("network", str(name), NETWORKS)
     full = {"name": name, **DEFAULTS, **NETWORKS[name]}
@@ -58,7 +65,7 @@ def resolve(spec: Mapping[str, Any]) -> dict[str, Any]:
             raise BadInput(f"network key {key}={full[key]!r} must be a whole number of at least 1")
     if not full["blocks"] or not all(isinstance(count, int) and count >= 1 for count in full["blocks"]):
         raise BadInput(f"network key blocks={full['blocks']} must list at least one block for each stage, as in [2, 2, 2, 2]")
-    choices = {"stem": ("cifar", "imagenet"), "activation": ACTIVATIONS, "shortcut": SHORTCUTS}
+    choices = {"stem": ("cifar", "cifar-linear", "imagenet"), "activation": ACTIVATIONS, "shortcut": SHORTCUTS}
     choices |= {"block": ("basic", "bottleneck", "preact", "preact-bottleneck")}
     for key, known in choices.items():
         if key in full and full[key] not in known:

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import Interpolation
 from rush_bench.errors import BadInput
+from rush_bench.settings import PositiveShare, Whole
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import NetworkSettings
-from rush_bench.training.protocols import IMAGENET, LinearSettings, PretrainedSettings
+from rush_bench.training.protocols import IMAGENET, LINEAR_RATES, LinearSettings, PretrainedSettings
 from rush_bench.training.routed import RoutedStage
-from rush_bench.training.semi import DistilSettings, TeacherSettings, semi_supervised
+from rush_bench.training.semi import DistilSettings, SemiSettings, TeacherSettings, semi_supervised
 from rush_bench.training.stage import Batch, Context, Plan, Recipe
 
 NAMES = {"acl": "ACL: adversarial contrastive learning, dual BatchNorm, also semi-supervised (Jiang et al. 2020)"}
@@ -35,10 +36,10 @@ class ACLPretrainSettings(ContrastiveSettings):
     lr_min: float = 1e-6
     warmup_epochs: float = 10
     weight_decay: float = 1e-6
-    crop_floor: float = 0.1
+    crop_floor: PositiveShare = 0.1
     interpolation: Interpolation = "bicubic"
     projector_layers: Literal[2, 3] = 3
-    projector_out: int = 0  # 0: as wide as the features
+    projector_out: Whole = 0  # 0: as wide as the features
     route: Literal[0, 1] = 1  # which route becomes the model, where there are two (R4.2)
 
 
@@ -52,7 +53,8 @@ class ACLSettings(PretrainedSettings):
     finetune: LinearSettings = field(default_factory=lambda: LinearSettings(protocol="AFF"))
     # The code's scheduler steps at the start of an epoch, and so one epoch before what its options say.
     aff: AFFSettings = field(default_factory=lambda: AFFSettings(epochs=100, milestones=(39, 59)))
-    label_share: float = 1.0  # below 1: semi-supervised, in the stages `teacher` and `distil` instead of fine-tuning
+    label_share: PositiveShare = 1.0  # below 1: semi-supervised, in the stages `teacher` and `distil` instead of fine-tuning
+    semi: SemiSettings = field(default_factory=SemiSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
 
@@ -118,9 +120,9 @@ def plans(settings: ACLSettings) -> list[Plan]:
     if settings.label_share == 1:
         if settings.aff.routes == 2 and own.variant not in ("DS", "A2S"):
             raise BadInput(f"aff.routes=2 needs two BatchNorm routes; use pretrain.variant=DS, not {own.variant}")
+        if settings.semi.index:
+            raise BadInput("semi.index says which images have labels; give their share too, as in --set label_share=0.01")
         return [pretrain, protocols.finetuning(settings)]
-    if not 0 < settings.label_share < 1:
-        raise BadInput(f"label_share={settings.label_share} is a share of the training labels; give a number in (0, 1]")
     if own.variant not in ("DS", "A2S"):
         raise BadInput(f"semi-supervised ACL needs two BatchNorm routes; use pretrain.variant=DS, not {own.variant}")
     return [pretrain, *semi_supervised(settings.teacher, settings.distil)]
@@ -141,6 +143,10 @@ PRESETS["paper-1%"] = {"label_share": 0.01}
 PRESETS["paper-10%"] = {"label_share": 0.1, "distil.batch_size": 225}
 
 
+# The README's AFF on CIFAR-100 is the code's default of 25 epochs; again an epoch early.
+DATASETS = {**LINEAR_RATES, "cifar100": {**LINEAR_RATES["cifar100"], "aff.epochs": 25, "aff.milestones": (14, 19)}}
+
+
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
     """As the family's, with the stages of the semi-supervised setting."""
     layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 2.5}))
@@ -153,4 +159,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `acl`."""
-    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt)
+    tuning = (*protocols.TUNING, "label_share", "semi", "teacher", "distil")
+    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, DATASETS, tuning=tuning)

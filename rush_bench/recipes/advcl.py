@@ -13,6 +13,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.recipes.simclr import SimCLRStage
+from rush_bench.settings import Count, NonNegative, Positive, Whole
 from rush_bench.training import protocols
 from rush_bench.training.clusters import pseudo_labels, read_pseudo_labels
 from rush_bench.training.contrastive import ContrastiveSettings
@@ -38,11 +39,11 @@ class AdvCLPretrainSettings(ContrastiveSettings):
     warmup_from: float = 0.01
     crop_floor: float = 0.2
     projector_norm: bool = True
-    base_temperature: float = 0.07  # the contrastive term is multiplied by temperature over this
-    radius: float = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
-    ce_weight: float = 0.2
-    clusters: tuple[int, ...] = (2, 10, 50, 100, 500)
-    padding: int = 4
+    base_temperature: Positive = 0.07  # the contrastive term is multiplied by temperature over this
+    radius: NonNegative = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
+    ce_weight: NonNegative = 0.2
+    clusters: tuple[Count, ...] = (2, 10, 50, 100, 500)
+    padding: Whole = 4
     route: Literal[0, 1, 2] = 1  # the route that becomes the model: pgd
 
 
@@ -89,6 +90,8 @@ class LabelStage(SimCLRStage):
 class AdvCLStage(RoutedStage):
     """Views a, b (SimCLR's) and q (high frequencies of o) are clean; o, a weakly augmented image, is attacked twice."""
 
+    routed_projector = False  # in the code BatchNorm has three sets in the encoder alone
+
     def __init__(self, context: Context, settings: AdvCLPretrainSettings, attack: InnerSettings, file: str) -> None:
         super().__init__(context, settings, 3, place=settings.route)
         self.wanted, self.attack, self.file = settings, attack, file
@@ -111,7 +114,7 @@ class AdvCLStage(RoutedStage):
         last, labelled = int(images.index.max()) + 1, bool((images.labels >= 0).all())
         same = images.name == val.name and labelled  # else its validation images, if it has any, are not at hand
         least = max(last, int(val.index.max()) + 1) if same else last
-        whole = self.settings.n_train is None and (same or not labelled)
+        whole = self.settings.n_train is None and (same or not labelled or images.split == "transfer")
         return least, least if whole else None
 
     def parameter_groups(self) -> list[nn.Parameter]:
@@ -183,4 +186,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `advcl`."""
-    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt)
+    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt, tuning=protocols.TUNING)

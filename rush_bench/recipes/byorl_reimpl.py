@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rush_bench.settings import NonNegative, Share
 from rush_bench.training import protocols
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage, projector
 from rush_bench.training.inner import InnerSettings
@@ -37,8 +38,8 @@ class BYORLPretrainSettings(ContrastiveSettings):
     projector_hidden: int = 4096
     projector_out: int = 256
     projector_norm: bool = True
-    target_momentum: float = 0.996  # rises to 1 by a cosine
-    ramp_epochs: float = 0.0  # over which radius and step of the attack grow to their full size; R2.10 states none
+    target_momentum: Share = 0.996  # rises to 1 by a cosine
+    ramp_epochs: NonNegative = 0.0  # over which radius and step of the attack grow to their full size; R2.10 states none
     symmetric: bool = False  # BYOL's second term with the views exchanged; R2.10 states one direction
 
 
@@ -134,4 +135,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `byorl_reimpl`."""
-    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt)
+    datasets, tuning = protocols.LINEAR_RATES, protocols.TUNING
+    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt, datasets, tuning=tuning)

@@ -14,6 +14,7 @@ from rush_bench.datasets import Images, as_images
 from rush_bench.errors import BadInput
 from rush_bench.networks import Classifier, build
 from rush_bench.recipes.cohen import CIFAR_MEAN
+from rush_bench.settings import Level, NonNegative, Positive, PositiveShare, Share
 from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, Mode, attack_mode, begin, project, untracked
 from rush_bench.training.options import NetworkSettings, RunSettings, file_setting
@@ -31,8 +32,8 @@ class AdamAttackSettings(InnerSettings):
     """R2.9: ten steps of Adam, the rate falling to a tenth after five; batch statistics that stay, as its code has it."""
 
     method: Literal["adam", "sign"] = "adam"  # sign: the PyTorch port's
-    step: float = 0.1
-    late_step: float = 0.01
+    step: Positive = 0.1
+    late_step: Positive = 0.01
     mode: Mode = "batch"
 
 
@@ -40,7 +41,7 @@ class AdamAttackSettings(InnerSettings):
 class DataAugTrainSettings(SupervisedSettings):
     """R2.9. An epoch is as many images as the training split has, generated ones included."""
 
-    beta: float = 6.0
+    beta: NonNegative = 6.0
     epochs: int = 400
     batch_size: int = 1024
     lr: float = 0.4  # 0.1 for each 256
@@ -49,12 +50,18 @@ class DataAugTrainSettings(SupervisedSettings):
     warmup_epochs: float = 10
     nesterov: bool = True
     weight_decay: float = 5e-4  # not on BatchNorm
-    average: float = 0.995  # of the weights; its start is (1 + t) / (10 + t)
-    cutmix: bool = True
+    average: Share = 0.995  # of the weights; its start is (1 + t) / (10 + t)
+    bn_momentum: PositiveShare = 0.01  # of the running statistics, which are the first batch's to begin with
+    cutmix: bool | None = None  # None: where there are no generated images, as the paper's ResNet-18 row
     generated: str = file_setting()  # an .npz file with `image` and `label`, such as the paper's million from a diffusion model
-    generated_share: float = 0.7  # of each batch
-    label_smoothing: float = 0.1  # of the generated images' labels
+    generated_share: Level = 0.7  # of each batch
+    label_smoothing: Share = 0.1  # of the generated images' labels
     select_images: int = 1024
+
+    @property
+    def mixes(self) -> bool:
+        """Whether CutMix is on."""
+        return not self.generated if self.cutmix is None else self.cutmix
 
 
 @dataclass(frozen=True)
@@ -135,9 +142,12 @@ class DataAugStage(SupervisedStage):
     def judged(self) -> Classifier:
         return self.average
 
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The network's BatchNorms."""
+        return [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+
     def parameter_groups(self) -> list[Any]:
-        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
-        free = [weight for norm in norms for weight in norm.parameters()]
+        free = [weight for norm in self.norms() for weight in norm.parameters()]
         decayed = [weight for weight in self.network.parameters() if not any(weight is other for other in free)]
         return [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
 
@@ -156,12 +166,12 @@ class DataAugStage(SupervisedStage):
             x = self.inputs(Batch(mixed, torch.arange(count, device=device), batch.generator, batch.epoch, batch.step))
             targets = F.one_hot(labels, classes).float()
             targets[real:] = targets[real:] * (1 - own.label_smoothing) + own.label_smoothing / classes
-        return cutmix(x, targets, batch.generator) if own.cutmix else (x, targets)
+        return cutmix(x, targets, batch.generator) if own.mixes else (x, targets)
 
     def attacked(self, x: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """x' away from the clean prediction or, as the code does where images are mixed, from the mixed labels."""
         with attack_mode(self.network, self.attack.mode):
-            if not self.train_own.cutmix:
+            if not self.train_own.mixes:
                 with torch.no_grad():
                     targets = self.logits(x).softmax(1)
 
@@ -175,6 +185,8 @@ class DataAugStage(SupervisedStage):
     def loss(self, batch: Batch) -> Tensor:
         x, targets = self.examples(batch)
         attacked = self.attacked(x, targets, batch.generator)
+        for norm in self.norms():
+            norm.momentum = 1.0 if batch.step == 0 else self.train_own.bn_momentum
         with untracked(self.network):  # only the attacked images move the running statistics
             clean = self.logits(x)
         return losses.trades(clean, self.logits(attacked), targets, self.train_own.beta)
@@ -194,8 +206,6 @@ class DataAugStage(SupervisedStage):
 
 def plans(settings: DataAugSettings) -> list[Plan]:
     """One stage."""
-    if settings.train.generated and not 0 < settings.train.generated_share < 1:
-        raise BadInput("train.generated_share must lie between 0 and 1")
     return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True)]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from rush_bench.datasets.views import pad_crop
 from rush_bench.networks import build
 from rush_bench.recipes.simclr import SimCLRStage
+from rush_bench.settings import NonNegative, Whole
 from rush_bench.training import protocols
+from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import cosine
@@ -32,8 +34,9 @@ class DistilSettings(ContrastiveSettings):
     lr_min: float = 0.0
     warmup_epochs: float = 10
     weight_decay: float = 5e-4
-    weight: float = 2.0  # of the robust term
-    padding: int = 4
+    weight: NonNegative = 2.0  # of the robust term
+    start: Literal["teacher", "scratch"] = "teacher"  # scratch: the code's --student_scratch, which no released script gives
+    padding: Whole = 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class DeACLSettings(PretrainedSettings):
     pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
     # The code's SLF also leaves BatchNorm statistics moving: finetune.bn_adapt=stats. Its ALF is finetune.alf_loss=trades.
-    finetune: LinearSettings = field(default_factory=lambda: LinearSettings(lr=0.1, milestones=(15, 20)))
+    finetune: LinearSettings = field(default_factory=lambda: LinearSettings(lr=0.1, alf_lr=0.01, milestones=(15, 20)))
+    aff: AFFSettings = field(default_factory=lambda: AFFSettings(lr=0.01, batch_size=512))
 
 
 class TeacherStage(SimCLRStage):
@@ -67,9 +71,9 @@ class StudentStage(ContrastiveStage):
         self.teacher = build(self.network.spec).encoder.requires_grad_(False)
 
     def prepare(self, fresh: bool) -> None:
-        """The student begins from weights of its own."""
+        """The student begins as the teacher, which the stage before has left in the network, or from weights of its own."""
         self.teacher.load_state_dict(self.carried["teacher"])
-        if fresh:
+        if fresh and self.wanted.start == "scratch":
             self.network.load_state_dict(build(self.network.spec, derive(self.seed, "student") % 2**32).state_dict())
 
     def begin_epoch(self, epoch: int) -> None:
@@ -110,10 +114,10 @@ PRESETS["short"] |= {"distil.epochs": 30, "distil.warmup_epochs": 2, "distil.knn
 
 def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
     """As the family's; the student's images are shifted by a pixel and not mirrored."""
-    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 0.25, "distil.batch_size": 128}))
+    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 0.25, "distil.batch_size": 128, "aff.batch_size": 128}))
     return layer | ({"distil.padding": 1, "distil.flip": 0.0} if "network.name" in layer else {})
 
 
 def make(name: str) -> Recipe:
     """The recipe `deacl`."""
-    return Recipe(name, DeACLSettings(), plans, protocols.card, PRESETS, adapt)
+    return Recipe(name, DeACLSettings(), plans, protocols.card, PRESETS, adapt, tuning=protocols.TUNING)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import Interpolation, SimCLRViews, pad_crop
 from rush_bench.errors import BadInput
-from rush_bench.networks import route
+from rush_bench.networks import route, routed
 from rush_bench.recipes.acl import ATTACKED, CLEAN, ACLPretrainSettings, ACLStage
+from rush_bench.settings import Count, NonNegative, Share, Whole
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.clusters import pseudo_labels
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import NetworkSettings, Optimisation
-from rush_bench.training.protocols import IMAGENET, LinearSettings, PretrainedSettings
+from rush_bench.training.protocols import IMAGENET, LINEAR_RATES, LinearSettings, PretrainedSettings
 from rush_bench.training.routed import CARRIED
 from rush_bench.training.seeds import seeded
 from rush_bench.training.stage import Batch, Context, Plan, Recipe, Stage
@@ -36,9 +37,9 @@ class DynACLPretrainSettings(ACLPretrainSettings):
     """ACL's, with bilinear crops."""
 
     interpolation: Interpolation = "bilinear"
-    anneal_every: int = 50  # epochs between changes of strength and weight
-    reweighting: float = 2 / 3  # how much weight moves from the clean to the attacked loss
-    key_momentum: float = 0.99
+    anneal_every: Count = 50  # epochs between changes of strength and weight
+    reweighting: NonNegative = 2 / 3  # how much weight moves from the clean to the attacked loss
+    key_momentum: Share = 0.99
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,20 @@ class ProbeSettings(Optimisation):
     batch_size: int = 512
     lr: float = 0.01
     schedule: Literal["cosine", "steps"] = "steps"
-    weight_decay: float = 2e-4
-    clusters: int = 10
-    padding: int = 4
-    flip: float = 0.5
+    weight_decay: float = 1e-4
+    clusters: Count = 10
+    padding: Whole = 4
+    flip: Share = 0.5
 
 
 @dataclass(frozen=True)
 class PlusSettings(AFFSettings):
-    """++, second part: TRADES on pseudo-labels; `routes` is not to be set, it follows the fine-tuning (DynACLSettings)."""
+    """++, second part: TRADES on pseudo-labels, from x' = x (with one route its first gradient is rounding alone)."""
 
+    attack: InnerSettings = field(default_factory=lambda: InnerSettings(start="zero"))
+    batch_size: int = 512
     milestones: tuple[float, ...] = (10, 20)
+    weight_decay: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,6 @@ class DynACLSettings(PretrainedSettings):
     trades: PlusSettings = field(default_factory=PlusSettings)
     finetune: LinearSettings = field(default_factory=LinearSettings)
     aff: AFFSettings = field(default_factory=lambda: AFFSettings(routes=2, attack=InnerSettings(start="zero")))
-
-    def __post_init__(self) -> None:
-        """++ leaves two routes to an AFF that takes two, and one to all else (R2.12); the card then says what ran."""
-        routes: Literal[1, 2] = 2 if self.finetune.protocol == "AFF" and self.aff.routes == 2 else 1
-        object.__setattr__(self, "trades", replace(self.trades, routes=routes))
 
 
 class DynACLStage(ACLStage):
@@ -99,7 +98,10 @@ class DynACLStage(ACLStage):
         return list(self.query.parameters())
 
     def begin_epoch(self, epoch: int) -> None:
-        """s(e) = 1 - floor(e / 50) 50 / 1000 scales jitter and gray; crops from 1 - 0.9 s; w = 1 + 2/3 (1 - s), at most 2."""
+        """s(e) = 1 - floor(e / 50) 50 / 1000 scales jitter and gray; crops from 1 - 0.9 s; w = 1 + 2/3 (1 - s), at most 2.
+
+        (The code counts epochs from 1, by which its w moves one epoch before s does.)
+        """
         self.train()
         own = self.dynamic
         passed = epoch // own.anneal_every * own.anneal_every / own.epochs
@@ -120,27 +122,11 @@ class DynACLStage(ACLStage):
         with self.autocast(), route(self.query, number):
             return projector(encoder(a))
 
-    @torch.no_grad()
-    def keys(self, b: Tensor, number: int) -> Tensor:
-        """The key network's of second views, which pass no gradient on, to images either."""
-        return self.embed(number, b)[0]
-
     def nt(self, views: Tensor, number: int) -> Tensor:
-        """NT of queries and keys."""
+        """NT of queries and keys. No weight of the key network takes a gradient, but its images do: the attack moves both."""
         a, b = views.chunk(2)
-        return nt_xent(self.queries(a, number), self.keys(b, number), self.own.temperature)
-
-    def attack_pair(self, views: Tensor, batch: Batch) -> Tensor:
-        """Both views perturbed, the second by its random start alone, since it has no gradient: its keys stay the same."""
-        kept: list[Tensor] = []
-
-        def objective(x: Tensor) -> Tensor:
-            a, b = x.chunk(2)
-            if not kept or self.attack.mode == "train":  # where every pass moves the statistics
-                kept[:] = [self.keys(b, ATTACKED)]
-            return nt_xent(self.queries(a, ATTACKED), kept[0], self.own.temperature)
-
-        return self.attack.run(self, objective, views, batch.generator)
+        (keys,) = self.embed(number, b)
+        return nt_xent(self.queries(a, number), keys, self.own.temperature)
 
     def loss(self, batch: Batch) -> Tensor:
         """((2 - w) NT_clean + w NT_attacked) / 2."""
@@ -148,9 +134,12 @@ class DynACLStage(ACLStage):
         attacked = self.attack_pair(views, batch)
         return ((2 - self.weight) * self.nt(views, CLEAN) + self.weight * self.nt(attacked, ATTACKED)) / 2
 
-    @torch.no_grad()
-    def after_step(self, batch: Batch) -> None:
-        torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.dynamic.key_momentum)
+    def backward(self, batch: Batch) -> Tensor:
+        """The keys follow the queries of before the optimiser's step, as in the code."""
+        loss = super().backward(batch)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.dynamic.key_momentum)
+        return loss
 
     def finish(self) -> None:
         """Leave both routes and, for ++, clusters of the clean route's features."""
@@ -192,7 +181,10 @@ class ProbeStage(Stage):
 
 
 class PlusStage(AFF):
-    """TRADES on pseudo-labels from the probe's head, which is thrown away afterwards."""
+    """TRADES on pseudo-labels from the probe's head, which is thrown away afterwards.
+
+    Clean and attacked images take the attacked route alone, and that is the network. What the clean route has is for AFF.
+    """
 
     name = "trades"
 
@@ -214,8 +206,10 @@ class PlusStage(AFF):
         return {}
 
     def finish(self) -> None:
-        if self.full.routes == 2:
-            self.carried[CARRIED] = {key: value.clone() for key, value in self.encoder.state_dict().items()}
+        """Both routes for AFF: the attacked one as it is now, the other's BatchNorm as pre-training left it."""
+        both = routed(self.network.encoder, 2, place=ATTACKED)
+        clean = {key: value for key, value in self.carried[CARRIED].items() if f".sets.{CLEAN}." in key}
+        self.carried[CARRIED] = {key: value.clone() for key, value in both.state_dict().items()} | clean
 
 
 def plans(settings: DynACLSettings) -> list[Plan]:
@@ -223,6 +217,8 @@ def plans(settings: DynACLSettings) -> list[Plan]:
     own, attack, probe, plus = settings.pretrain, settings.attack, settings.probe, settings.trades
     if own.variant != "DS":
         raise BadInput(f"DynACL is ACL's variant DS with its momentum encoder; pretrain.variant={own.variant} is not there")
+    if settings.plus and (own.route, plus.routes) != (ATTACKED, 1):
+        raise BadInput("DynACL++ trains the attacked route alone; leave pretrain.route=1 and trades.routes=1")
     clusters = probe.clusters if settings.plus else 0
     first = Plan("pretrain", "pretrain", own, lambda context: DynACLStage(context, own, attack, clusters))
     more = [
@@ -246,6 +242,7 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
         "pretrain.lr": 2.5,
         "pretrain.key_momentum": 0.9,
         "trades.attack.steps": 5,
+        "trades.batch_size": 128,
         "probe.lr": 0.1,
         "probe.batch_size": 128,
     }
@@ -259,4 +256,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `dynacl`, or `dynacl_pp` with the two stages after it."""
-    return Recipe(name, DynACLSettings(plus=name == "dynacl_pp"), plans, protocols.card, PRESETS, adapt)
+    settings = DynACLSettings(plus=name == "dynacl_pp")
+    return Recipe(name, settings, plans, protocols.card, PRESETS, adapt, LINEAR_RATES, tuning=protocols.TUNING)

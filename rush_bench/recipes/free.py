@@ -1,12 +1,14 @@
 """Free adversarial training (Shafahi et al. 2019; recipes R2.6): each mini-batch replayed m times, one backward pass
 for the weights' gradient and the images' alike."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rush_bench.settings import Count
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.seeds import derive
@@ -19,14 +21,15 @@ NAMES = {"free": "Free-m: adversarial training at the cost of plain training, mi
 
 @dataclass(frozen=True)
 class FreeTrainSettings(SupervisedSettings):
-    """R2.6: 80,000 updates, replays included, rates falling after 40,000 and 60,000.
+    """R2.6: 80,000 updates, replays included and whatever their number, rates falling after 40,000 and 60,000.
 
-    45,000 images in batches of 128 replayed 8 times are 2,808 updates an epoch, so those are epochs 28.5, 14.25, 21.37.
+    `epochs` and `milestones` count 351 updates each, as many as 45,000 images in batches of 128 take once; there is one
+    pass over the images for each m of them.
     """
 
-    replays: int = 8  # m
-    epochs: int = 29
-    milestones: tuple[float, ...] = (14.25, 21.37)
+    replays: Count = 8  # m
+    epochs: int = 228
+    milestones: tuple[float, ...] = (114, 171)
     weight_decay: float = 2e-4
 
 
@@ -57,18 +60,23 @@ class FreeStage(SupervisedStage):
         return super().inputs(Batch(batch.data, batch.rows, generator, batch.epoch, batch.step))
 
     def backward(self, batch: Batch) -> Tensor:
-        # The gradient is the clipped image's, as in the reference: through the clip a pixel at its end would freeze.
-        x = (self.inputs(batch) + self.delta).clamp(0, 1).requires_grad_()
+        moved = self.inputs(batch) + self.delta
+        x = moved.clamp(0, 1).requires_grad_()
         loss = self.cross_entropy(x, batch.labels)
         loss.backward()  # the weights' gradient and the images'
         assert x.grad is not None
-        self.delta.add_(self.eps * x.grad.sign()).clamp_(-self.eps, self.eps)  # step = eps
+        # Both public codes differentiate through the clip: a perturbation that leads out of [0,1] stays as it is.
+        inside = (moved >= 0) & (moved <= 1)
+        self.delta.add_(self.eps * x.grad.sign() * inside).clamp_(-self.eps, self.eps)  # step = eps
         return loss.detach()
 
 
 def plans(settings: FreeSettings) -> list[Plan]:
-    """One stage."""
-    return [Plan("train", "train", settings.train, lambda c: FreeStage(c, settings.train, settings.attack), labelled=True)]
+    """One stage, of as many passes over the images as m replays leave to do (rounded up)."""
+    own = settings.train
+    falls = tuple(fall / own.replays for fall in own.milestones)
+    passes = replace(own, epochs=math.ceil(own.epochs / own.replays), milestones=falls)
+    return [Plan("train", "train", passes, lambda c: FreeStage(c, own, settings.attack), labelled=True)]
 
 
 def card(settings: FreeSettings) -> dict[str, Any]:
@@ -78,4 +86,4 @@ def card(settings: FreeSettings) -> dict[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `free`."""
-    return Recipe(name, FreeSettings(), plans, card, presets(smoke={"train.replays": 4}), adapt)
+    return Recipe(name, FreeSettings(), plans, card, presets(epochs=160, smoke={"train.replays": 4, "train.epochs": 8}), adapt)

@@ -6,7 +6,7 @@ Two systems share the DDPM's stage: `purify` defends a plainly supervised networ
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from rush_bench.networks.ddpm import UNet, linear_schedule
 from rush_bench.noise import Gaussian, Stream
 from rush_bench.recipes.simclr import PRESETS, SimCLRStage
 from rush_bench.recipes.simclr import adapt as adapt_simclr
+from rush_bench.settings import MOST, Count, NonNegative, Positive, PositiveShare, Range, Settings, Share, Whole
 from rush_bench.training.contrastive import ContrastiveSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import Optimisation, RunSettings
@@ -35,28 +36,28 @@ NAMES = {
 class DiffusionSettings(Optimisation):
     """Defaults: Ho et al. 2020, appendix B, for CIFAR-10; the U-Net is a small one (see `networks.ddpm`)."""
 
-    epochs: int = 2048  # 800k steps of 128 images of 50,000
-    batch_size: int = 128
+    epochs: Count = 2048  # 800k steps of 128 images of 50,000
+    batch_size: Count = 128
     optimiser: Literal["sgd", "lars", "adam"] = "adam"
-    lr: float = 2e-4
-    warmup_epochs: float = 12.8  # 5,000 steps; their code
-    lr_min: float = 2e-4  # constant
-    clip: float = 1.0  # of the gradient's norm; their code
-    ema: float = 0.9999
-    padding: int = 0  # random shifts, in pixels
-    flip: float = 0.5
-    timesteps: int = 1000  # T, section 4; betas linear from 1e-4 to 0.02, scaled where T is another
-    width: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    lr: Positive = 2e-4
+    warmup_epochs: NonNegative = 12.8  # 5,000 steps; their code
+    lr_min: NonNegative = 2e-4  # constant
+    clip: Positive = 1.0  # of the gradient's norm; their code
+    ema: Annotated[float, Range(0, 1, below=True)] = 0.9999
+    padding: Whole = 0  # random shifts, in pixels
+    flip: Share = 0.5
+    timesteps: Annotated[int, Range(21, MOST)] = 1000  # T, section 4; betas linear from 1e-4 to 0.02, scaled where T is another
+    width: Annotated[int, Range(4, MOST)] = 64
+    multipliers: tuple[Count, ...] = (1, 2, 2, 2)
 
 
 @dataclass(frozen=True)
-class PurificationSettings:
+class PurificationSettings(Settings):
     """How far and in how many steps images are purified. Nie et al. 2022, section 5.1: t* = 0.1 for 8/255 on CIFAR-10."""
 
-    start: float = 0.1  # t*, of the timesteps
-    steps: int = 100  # every time up to t*, as DiffPure's dt = 1e-3
-    eta: float = 1.0  # ancestral sampling
+    start: PositiveShare = 0.1  # t*, of the timesteps
+    steps: Count = 100  # every time up to t*, as DiffPure's dt = 1e-3
+    eta: Share = 1.0  # ancestral sampling
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The second control (protocol R7 T14): RUSH without pre-training, its noisy linear probe on random features."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rush_bench.errors import BadInput
@@ -9,7 +9,10 @@ from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import Plan, Recipe
 
-NAMES = {"random_probe": "control for RUSH: its noisy linear probe on the features of a network that never trained"}
+NAMES = {
+    "random_probe": "control for RUSH: its noisy linear probe, moving BatchNorm included, on a network that never trained",
+    "random_probe_frozen": "control for RUSH: a noisy linear probe of a network that never trained, BatchNorm as it was drawn",
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -20,14 +23,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RandomProbeSettings(RunSettings):
-    """RUSH's second stage as it is (its appendix B, R5 row 21), on the network as it was drawn."""
+    """RUSH's second stage as it is (its appendix B, R5 row 21), on the network as it was drawn.
+
+    BatchNorm's biases learn there and its statistics follow the noisy images, which is training of a kind; in
+    `random_probe_frozen` nothing but the head moves.
+    """
 
     noise: str = RushSettings.noise
     finetune: FinetuneSettings = field(default_factory=lambda: RushSettings().finetune)
 
 
-def plans(settings: RandomProbeSettings) -> list[Plan]:
-    """Fine-tuning alone: RUSH eq. 12."""
+def plans(settings: RandomProbeSettings, frozen: bool = False) -> list[Plan]:
+    """Fine-tuning alone: RUSH eq. 12. BadInput where BatchNorm does not do what the recipe's name says."""
+    if (settings.finetune.bn_adapt == "none") != frozen:
+        raise BadInput(
+            f"finetune.bn_adapt={settings.finetune.bn_adapt}: use random_probe{'' if frozen else '_frozen'} for this"
+        )
     if settings.noise == "none":
         raise BadInput("random_probe is a smoothed defence; give it a noise law, as in --set noise=uniform:0.3")
     if settings.finetune.protocol != "NSLF":
@@ -48,5 +59,8 @@ def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def make(name: str) -> Recipe:
-    """The recipe `random_probe`."""
-    return Recipe(name, RandomProbeSettings(), plans, card, PRESETS, adapt)
+    """The recipe `random_probe`, or `random_probe_frozen`."""
+    own, frozen = RandomProbeSettings(), name == "random_probe_frozen"
+    if frozen:
+        own = replace(own, finetune=replace(own.finetune, bn_adapt="none"))
+    return Recipe(name, own, lambda settings: plans(settings, frozen), card, PRESETS, adapt)

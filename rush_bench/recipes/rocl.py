@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rush_bench.settings import NonNegative, Several
 from rush_bench.training import protocols
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.inner import InnerSettings, attack_mode
@@ -19,29 +20,31 @@ NAMES = {"rocl": "RoCL: instance-wise adversarial contrastive learning (Kim et a
 
 @dataclass(frozen=True)
 class RoCLPretrainSettings(ContrastiveSettings):
-    """R2.5: LARS, 256 images on each of two devices, warm-up from .1 to 15 times that."""
+    """R2.5: LARS on all tensors, 256 images on each of two devices, warm-up from .1 to 15 times that."""
 
     optimiser: Literal["sgd", "lars"] = "lars"
+    lars_exclude_1d: bool = False
     lr: float = 1.5
     lr_min: float = 0.0
     warmup_epochs: float = 10
     warmup_from: float = 0.1
     weight_decay: float = 1e-6
     projector_hidden: int = 2048
-    pair_weight: float = 1 / 256  # lambda of NT(t + d, t')
+    pair_weight: NonNegative = 1 / 256  # lambda of NT(t + d, t')
     detach_keys: bool = True  # no gradient through the second factor of a similarity
-    attack_group: int = 256  # images whose views are each other's negatives in the attack: one device's share
+    attack_group: Several = 256  # images whose views are each other's negatives in attack and pair term: one device's share
 
 
 @dataclass(frozen=True)
 class RoCLLinearSettings(LinearSettings):
-    """R2.5's linear stage: LE; r-LE is finetune.protocol=ALF."""
+    """R2.5's linear stage, on images as they are: LE; r-LE is finetune.protocol=ALF."""
 
     epochs: int = 150
     batch_size: int = 1024
     lr: float = 0.1
     milestones: tuple[float, ...] = (30, 50, 100)
     weight_decay: float = 5e-4
+    augment: Literal["none", "crop_flip"] = "none"
     head_init: Literal["default", "zero"] = "default"
 
 
@@ -68,27 +71,27 @@ class RoCLStage(ContrastiveStage):
         with self.autocast():
             return self.projector(self.network.encoder(torch.cat(views))).chunk(len(views))
 
+    def pairs(self, first: Tensor, second: Tensor) -> Tensor:
+        """NT of projections (B, D) of two views by groups of a device, as many losses as groups. Keys as the settings say."""
+        own = self.wanted
+        groups = zip(first.split(own.attack_group), second.split(own.attack_group), strict=True)
+        return torch.stack([multi_view(pair, own.temperature, own.detach_keys) for pair in groups])
+
     def attacked(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
         """t + d: eq. 3's instance-wise attack, on the first view alone."""
         with attack_mode(self, self.attack.mode), torch.no_grad():
             (fixed,) = self.embed(second)
-        size, own = self.wanted.attack_group, self.wanted
-
-        def objective(x: Tensor) -> Tensor:
-            (u,) = self.embed(x)
-            groups = zip(u.split(size), fixed.split(size), strict=True)
-            return torch.stack([multi_view(pair, own.temperature) for pair in groups]).sum()
-
-        return self.attack.run(self, objective, first, batch.generator)
+        return self.attack.run(self, lambda x: self.pairs(self.embed(x)[0], fixed).sum(), first, batch.generator)
 
     def loss(self, batch: Batch) -> Tensor:
         t1 = self.views(batch.images, batch.generator)
         t2 = self.views(batch.images, batch.generator)
         adv, own = self.attacked(t1, t2, batch), self.wanted
+        pair = self.pairs(*self.embed(adv, t2)).mean()  # a BatchNorm batch of its own, before the other, as in the code
         u, v, w = self.embed(t1, t2, adv)
         # Six ordered pairs, each summed over images and divided by 3N: twice the mean over anchors and positives.
         three = 2 * multi_view((u, v, w), own.temperature, own.detach_keys)
-        return three + own.pair_weight * multi_view((w, v), own.temperature, own.detach_keys)
+        return three + own.pair_weight * pair
 
 
 def plans(settings: RoCLSettings) -> list[Plan]:
@@ -117,4 +120,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `rocl`."""
-    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt)
+    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt, tuning=protocols.TUNING)

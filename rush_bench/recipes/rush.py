@@ -86,4 +86,4 @@ def make(name: str) -> Recipe:
     def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
         return {**protocols.adapt_finetuning(preset, shape), **adapt(preset, shape)}
 
-    return Recipe(name, RushSettings(), plans, card, presets, adapt_all)
+    return Recipe(name, RushSettings(), plans, card, presets, adapt_all, tuning=("finetune", "aff"))

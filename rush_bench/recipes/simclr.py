@@ -18,7 +18,7 @@ from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStag
 from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
-from rush_bench.training.protocols import AFF_PRESETS, adapt_finetuning, card, finetuning
+from rush_bench.training.protocols import AFF_PRESETS, TUNING, adapt_finetuning, card, finetuning
 from rush_bench.training.stage import Batch, Plan, Recipe
 
 NAMES = {"simclr": "SimCLR with a linear classifier (Chen et al. 2020): RUSH without its noise"}
@@ -90,4 +90,4 @@ def make(name: str) -> Recipe:
     def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
         return {**adapt_finetuning(preset, shape), **adapt(preset, shape)}
 
-    return Recipe(name, SimCLRSettings(), plans, card, presets, adapt_all)
+    return Recipe(name, SimCLRSettings(), plans, card, presets, adapt_all, tuning=TUNING)

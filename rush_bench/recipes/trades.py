@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rush_bench.settings import NonNegative
 from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.options import RunSettings
@@ -20,7 +21,7 @@ NAMES = {"trades": "TRADES: clean cross-entropy plus 6 KL to the attacked predic
 class TradesTrainSettings(SupervisedSettings):
     """R2.16: 76 epochs with one decay that takes effect."""
 
-    beta: float = 6.0  # 1 / lambda
+    beta: NonNegative = 6.0  # 1 / lambda
     epochs: int = 76
     milestones: tuple[float, ...] = (74,)  # from epoch 75 on, counted from 1 as the code does
     weight_decay: float = 2e-4
@@ -48,8 +49,12 @@ class TradesStage(SupervisedStage):
             with torch.no_grad():
                 target = self.logits(x)
             attacked = self.inner.run(self.network, lambda v: losses.kl(target, self.logits(v)).sum(), x, batch.generator)
-        # Two forward passes in train(), as in the code: each is a BatchNorm batch of its own.
-        return losses.trades(self.logits(x), self.logits(attacked), batch.labels, self.beta)
+        # Each forward pass in train() is a BatchNorm batch of its own. The code passes x once for the cross-entropy and once
+        # more for the divergence: the same logits and gradients, but its statistics weigh in twice.
+        loss = losses.trades(self.logits(x), self.logits(attacked), batch.labels, self.beta)
+        with torch.no_grad():
+            self.logits(x)
+        return loss
 
 
 def plans(settings: TradesSettings) -> list[Plan]:

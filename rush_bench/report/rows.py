@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rush_bench.attacks.suites import is_quick
 from rush_bench.evaluation.records import CellResult
 from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
@@ -33,7 +34,7 @@ class Row:
     @property
     def quick(self) -> bool:
         """Whether the suite is a quick one, whose columns are weaker than their names."""
-        return bool(self.labels.get("quick", str(self.labels["suite"]).endswith("-quick")))
+        return bool(self.labels.get("quick", is_quick(str(self.labels["suite"]))))
 
     @property
     def threat_text(self) -> str:

@@ -122,7 +122,7 @@ def _measured(row: Row) -> dict[str, Any]:
 
 
 def _published(entry: PublishedRow) -> dict[str, Any]:
-    facts = {f"published_{name}": fact.value for name in FACTS if (fact := getattr(entry, name))}
+    facts = {f"published_{name}": str(fact) for name in FACTS if (fact := getattr(entry, name))}
     numbers = {f"published_{name}": getattr(entry, name) for name in PUBLISHED}
     about = {"block": entry.block, "method": entry.method, "footnotes": ",".join(entry.footnotes)}
     return about | {"published_source": entry.source} | numbers | facts

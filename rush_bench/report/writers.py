@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from rush_bench.attacks.suites import is_quick
 from rush_bench.files import write_text
 from rush_bench.report.published import published
 
@@ -167,7 +168,7 @@ def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
     frame = frame.reset_index(drop=True)
     cells = [[_text(frame, i, name) for name in columns] for i in range(len(frame))]
     blocks = _blocks(frame) if paper else [("", range(len(frame)))]
-    quick = [str(suite).endswith("-quick") for suite in frame["suite"]]
+    quick = [is_quick(str(suite)) for suite in frame["suite"]]
     marks = {}
     for i in range(len(frame)):
         if paper and isinstance(frame.at[i, "footnotes"], str) and frame.at[i, "footnotes"]:
@@ -197,7 +198,7 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
         found |= _tops(ranked["published_standard"]) | _tops(block["published_pgd"]) | _tops(block["published_aa"])
         measured = block[block["n"].notna()]
         if len(measured):
-            terms = measured.assign(full=~measured["suite"].astype(str).str.endswith("-quick"))[["full", "n"]]
+            terms = measured.assign(full=~measured["suite"].astype(str).map(is_quick))[["full", "n"]]
             equal = measured[(terms == terms.sort_values(["full", "n"]).iloc[-1]).all(axis=1)]
             found |= {hit for name in PAPER if f"{name}_low" in frame for hit in _tops(equal[name])}
     return found
@@ -241,10 +242,11 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     ]
     if paper:
         notes += list(published().footnotes.items())
-        remarks = {f"{row.method}, {row.block}: {row.remark.value}" for row in published().table1 if row.remark}
+        remarks = {f"{row.method}, {row.block}: {row.remark}" for row in published().table1 if row.remark}
         notes += [("", text) for text in sorted(remarks)]
         source = "the RUSH paper, Table 1"
         notes.append(("", f"Published: {source}. Measured: this tool, l-inf 8/255; {DASH} is not measured or not finished."))
+        notes.append(("", "(unchecked): noted when the row was written down, its source not opened again."))
     if any_quick:
         what = "fewer steps and draws than the column's name promises; never compare it with a full suite."
         notes.append((QUICK, f"quick suite: {what}") if paper else ("", f"Suites named -quick: {what}"))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rush_bench.networks import route, routed
 from rush_bench.networks.ensemble import AnyEncoder, trunk
+from rush_bench.settings import NonNegative
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import kl, trades
 from rush_bench.training.routed import CARRIED
@@ -21,7 +22,7 @@ class AFFSettings(SupervisedSettings):
     """Defaults: ACL's train_trades (R2.3), which AdvCL, DynACL and the RobustSSL benchmark share (R1.5)."""
 
     objective: Literal["trades", "pgd_at"] = "trades"  # pgd_at: Chen 2020b
-    beta: float = 6.0
+    beta: NonNegative = 6.0
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(start="gaussian"))
     epochs: int = 25
     batch_size: int = 128

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.noise import noise_from
+from rush_bench.settings import Positive, Share, Whole
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import kl, trades
 from rush_bench.training.options import Optimisation
@@ -29,19 +30,20 @@ class FinetuneSettings(Optimisation):
     epochs: int = 25
     batch_size: int = 512
     lr: float = 0.1
+    alf_lr: Positive | None = None  # ALF's, where it is another
     lr_min: float = 0.001
     momentum: float = 0.9
     weight_decay: float = 2e-4
     noisy: bool = True  # draw the run's noise law here (eq. 12); without a law there is nothing to draw
     bn_adapt: BNAdapt = "none"
     augment: Literal["none", "crop_flip"] = "none"  # none is mentioned (R5 row 20)
-    padding: int = 4  # of crop_flip
-    flip: float = 0.5
+    padding: Whole = 4  # of crop_flip
+    flip: Share = 0.5
     head_init: Literal["default", "zero"] = "default"  # torch's nn.Linear default; ACL's family starts from zero
     protocol: Literal["SLF", "NSLF", "ALF", "AFF"] = "SLF"  # R1.5; AFF takes the settings of the group `aff`
     alf_loss: Literal["ce", "trades"] = "ce"  # trades: beta 6, DeACL's code, not comparable with other systems' ALF
     attack: InnerSettings = field(default_factory=InnerSettings)  # ALF's, and that of the validation
-    select_images: int = 0  # validation images attacked after each epoch, to choose the best by robust accuracy (R1.6)
+    select_images: Whole = 0  # validation images attacked after each epoch, to choose the best by robust accuracy (R1.6)
 
 
 def open_batchnorm(encoder: nn.Module, switch: BNAdapt) -> None:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rush_bench.errors import RushBenchError
+from rush_bench.settings import Count, PositiveShare, Settings
+
 Norm = Literal["linf", "l2"]
 Start = Literal["uniform", "zero", "gaussian"]
 Mode = Literal["eval", "train", "batch"]
@@ -16,12 +19,12 @@ JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, recipes
 
 
 @dataclass(frozen=True)
-class InnerSettings:
+class InnerSettings(Settings):
     """The l-inf attack that most systems share: PGD-10 at 8/255 (R2.16). `mode`: see `attack_mode`."""
 
-    eps: float = 8 / 255
-    step: float = 2 / 255
-    steps: int = 10
+    eps: PositiveShare = 8 / 255
+    step: PositiveShare = 2 / 255
+    steps: Count = 10
     start: Start = "uniform"
     mode: Mode = "eval"
 
@@ -49,15 +52,23 @@ def pgd(
 
     objective: x' (B, C, H, W) to a scalar, summed over the batch (in l-inf a mean would do as well). The gradient is
     taken in x' alone. Each step ends in the eps-ball around `images` and, with `box`, in [0,1]. start: `uniform` in the
-    ball (l2: direction and radius uniform), `zero`, or `gaussian`, sigma 0.001. No host sync.
+    ball (l2: direction and radius uniform), `zero`, or `gaussian`, sigma 0.001. One host sync, at the end: a gradient that
+    was not finite is a RushBenchError that names the row of the batch.
     """
     images = images.detach()
+    finite = torch.ones(len(images), dtype=torch.bool, device=images.device)
     x = project(begin(images, eps, generator, norm, start), images, eps, norm, box)
     for _ in range(steps):
         with torch.enable_grad():
             x.requires_grad_()
             (gradient,) = torch.autograd.grad(objective(x), x)
+        finite &= gradient.flatten(1).isfinite().all(1)
         x = project(x.detach() + step * ascent(gradient, norm), images, eps, norm, box)
+    if not finite.all():
+        raise RushBenchError(
+            f"the inner attack's gradient at image {int(finite.int().argmin())} of the batch is not finite; lower the learning "
+            "rate, or look at the network and the objective there"
+        )
     return x
 
 
@@ -102,13 +113,14 @@ def lengths(delta: Tensor) -> Tensor:
 def attack_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
     """A module as the inner attack sees it, and as it was again afterwards: weights ask for no gradient.
 
-    `eval`: running statistics, which stay. `train`: batch statistics, and the running ones move at every forward pass,
-    as in systems whose code never leaves train(). `batch`: batch statistics, and the running ones stay.
+    `eval`: running statistics, which stay. `train`: the mode that the stage trains in, by which the statistics move at every
+    forward pass, as in systems whose code never leaves train(). `batch`: that mode too, but the running ones stay.
     """
     training = [(part, part.training) for part in module.modules()]
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     try:
-        module.train(mode != "eval")
+        if mode == "eval":
+            module.eval()
         for weight in weights:
             weight.requires_grad_(False)
         with untracked(module) if mode == "batch" else nullcontext():
@@ -122,8 +134,8 @@ def attack_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
 
 @contextmanager
 def untracked(module: nn.Module) -> Iterator[None]:
-    """In train mode, BatchNorm normalises by the batch and leaves its running statistics alone."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    """BatchNorm in train mode normalises by the batch and leaves its running statistics alone."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats and part.training]
     try:
         for norm in norms:
             norm.track_running_stats = False

@@ -16,6 +16,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import Parallel, own_trunks, share_trunk
 from rush_bench.networks.resnet import Encoder
+from rush_bench.settings import NonNegative, Positive
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.pretext import Jigsaw, Problem, Rotation, Selfie, SelfieSettings, TaskStage
 from rush_bench.training.stage import Batch, Context, Stage
@@ -35,10 +36,10 @@ class JointSettings(SelfieSettings):
     lr_min: float = 1e-8
     padding: int = 4
     flip: float = 0.5
-    diversity: float = 0.1  # lambda, the weight of log det
-    ridge: float = 1e-5
+    diversity: NonNegative = 0.1  # lambda, the weight of log det
+    ridge: Positive = 1e-5
     penalise: bool = True  # as released: the weights minimise what the attack maximises, log det included
-    selfie_weight: float = 4.0  # as released: Selfie's loss is summed over its hidden places
+    selfie_weight: NonNegative = 4.0  # as released: Selfie's loss is summed over its hidden places
 
 
 def log_det(gradients: Tensor, ridge: float = 1e-5) -> Tensor:

@@ -54,6 +54,10 @@ class Loop:
         self.pending: list[Tensor] = []
         self.save_cost = 0.0
 
+    def begin_at(self, where: Where) -> None:
+        """Begin there: what comes before was done by another run, whose time counts."""
+        self.where, self.earlier = where, where.seconds
+
     def run(self, number: int, plan: Plan, stage: Stage, data: Images) -> None:
         """Train stage `number` to its end, from wherever the checkpoint left it."""
         settings = plan.settings
@@ -94,6 +98,7 @@ class Loop:
                 where.step += 1
                 self.between_steps(plan, stage, optimiser, steps)
             self.end_epoch(plan, stage, optimiser)
+        stage.best = self.best_state
         stage.finish()
 
     def between_steps(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, steps: int) -> None:

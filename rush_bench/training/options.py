@@ -2,54 +2,55 @@
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rush_bench.errors import BadInput
 from rush_bench.files import sha256_file
+from rush_bench.settings import Count, NonNegative, Positive, PositiveShare, Range, Settings, Whole
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(Settings):
     """Which network; empty values leave the choice to the name (see `rush_bench.networks`)."""
 
     name: str = "resnet18"  # RUSH 5.1; with the CIFAR stem (protocol R5 row 30)
-    blocks: tuple[int, ...] = ()
-    width: int = 0
-    members: int = 0  # networks in an ensemble; empty is one
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    blocks: tuple[Count, ...] = ()
+    width: Whole = 0
+    members: Whole = 0  # networks in an ensemble; empty is one
+    stem: Literal["cifar", "cifar-linear", "imagenet"] = "cifar"
     mean: tuple[float, ...] = ()  # no normalisation (R5 row 15)
-    std: tuple[float, ...] = ()
-    padding: int = 0  # of the CIFAR stem's convolution; 0: the usual 1
+    std: tuple[Positive, ...] = ()
+    padding: Whole = 0  # of the CIFAR stem's convolution; 0: the usual 1
 
 
 @dataclass(frozen=True)
-class Optimisation:
+class Optimisation(Settings):
     """How one stage steps: optimiser, learning rate over the stage, epochs."""
 
-    epochs: int = 1
-    batch_size: int = 512
+    epochs: Count = 1
+    batch_size: Count = 512
     optimiser: Literal["sgd", "lars", "adam"] = "sgd"
-    lr: float = 0.1
+    lr: Positive = 0.1
     schedule: Literal["cosine", "steps"] = "cosine"
-    lr_min: float = 0.0  # the cosine's end, absolute
-    milestones: tuple[float, ...] = ()  # epochs done, parts of one too, after which `steps` multiplies the rate by
-    decay: float = 0.1
-    warmup_epochs: float = 0
-    warmup_from: float = 0.0  # where the linear warm-up starts
-    momentum: float = 0.9  # adam's beta_1
+    lr_min: NonNegative = 0.0  # the cosine's end, absolute
+    milestones: tuple[NonNegative, ...] = ()  # epochs done, parts of one too, after which `steps` multiplies the rate by
+    decay: PositiveShare = 0.1
+    warmup_epochs: NonNegative = 0
+    warmup_from: NonNegative = 0.0  # where the linear warm-up starts
+    momentum: Annotated[float, Range(0, 1, below=True)] = 0.9  # adam's beta_1
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     lars_exclude_1d: bool = True  # False for the ACL family (recipes R1.4)
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Settings):
     """What holds for all stages of a run."""
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     noise: str = "none"  # the smoothing operation Q: uniform:0.3, gaussian:0.25, none
-    size: int | None = None  # pixels a side; None: the data set's own default
-    n_train: int | None = None  # a fixed subset of the training images; None: all
+    size: Count | None = None  # pixels a side; None: the data set's own default
+    n_train: Count | None = None  # a fixed subset of the training images; None: all
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True  # a quarter to a third off a CPU step of the demo's network
     compile: bool = False

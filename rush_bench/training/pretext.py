@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import Parallel
 from rush_bench.networks.resnet import Encoder
+from rush_bench.settings import Count, Range, Share, Whole
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import Optimisation
 from rush_bench.training.seeds import derive, seeded
@@ -39,8 +40,8 @@ class TaskSettings(Optimisation):
     warmup_from: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 3e-4
-    padding: int = 4
-    flip: float = 0.5
+    padding: Whole = 4
+    flip: Share = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class SelfieSettings(TaskSettings):
     weight_decay: float = 1e-4
     padding: int = 2
     flip: float = 0.0
-    hidden: int = 4  # patches to be placed
-    dim: int = 1024
-    layers: int = 12
-    heads: int = 16
-    feedforward: int = 2048
-    dropout: float = 0.1
+    hidden: Annotated[int, Range(2, GRID**2 - 1)] = 4  # patches to be placed
+    dim: Count = 1024
+    layers: Count = 12
+    heads: Count = 16
+    feedforward: Count = 2048
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.1
     double_softmax: bool = False  # as released: probabilities go where the cross-entropy expects logits
 
 
@@ -68,6 +69,7 @@ class TaskStage(Stage):
     """
 
     answer: nn.Module  # what learns beside the encoder, and is thrown away
+    weight = 1.0  # of the loss
 
     def __init__(self, context: Context, settings: TaskSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context)
@@ -91,7 +93,7 @@ class TaskStage(Stage):
                 return F.cross_entropy(scores(v).float(), answers)
 
         attacked = self.inner.run(self, task_loss, x, batch.generator)
-        return (task_loss(x) + task_loss(attacked)) / 2
+        return self.weight * (task_loss(x) + task_loss(attacked)) / 2
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -147,7 +149,8 @@ class Selfie(TaskStage):
     """Which of the hidden patches belongs at which hidden place (Trinh et al. 2019).
 
     The encoder without its last stage embeds each patch; a transformer sums up the visible ones; the sum plus the
-    embedding of a hidden place is compared with each hidden patch. One choice of what is hidden for the whole batch.
+    embedding of a hidden place is compared with each hidden patch. One choice of what is hidden for the whole batch. The
+    loss is the sum over the hidden places, as in the code.
     """
 
     name = "selfie"
@@ -155,7 +158,7 @@ class Selfie(TaskStage):
     def __init__(self, context: Context, settings: SelfieSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context, settings, attack, member)
         check_grid(self.splits["pretrain"].shape)
-        self.task = settings
+        self.task, self.weight = settings, float(settings.hidden)
         dim, stages = settings.dim, self.encoder.stages - 1
         if stages < 1:
             raise BadInput("selfie embeds patches with all stages but the last; give the network at least two")

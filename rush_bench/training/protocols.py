@@ -6,7 +6,7 @@ each has its own group: `--set finetune.protocol=AFF` alone is enough. NSLF is R
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rush_bench.errors import BadInput
@@ -15,6 +15,7 @@ from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.stage import Plan
 
+TUNING = ("finetune", "aff", "noise")  # what pre-training without a noise law does not read (`Recipe.tuning`)
 IMAGENET = NetworkSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR = NetworkSettings(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
 
@@ -49,6 +50,8 @@ def finetuning(settings: Any, pretrained_with_noise: bool = False) -> Plan:
     if settings.finetune.protocol == "AFF":
         return Plan("aff", "train", settings.aff, lambda context: AFF(context, settings.aff), labelled=True)
     own = settings.finetune
+    if own.protocol == "ALF" and own.alf_lr is not None:
+        own = replace(own, lr=own.alf_lr)
     return Plan("finetune", "train", own, lambda context: Finetune(context, own), labelled=True)
 
 
@@ -72,6 +75,9 @@ def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
     smoothed = randomised and own.protocol in ("SLF", "NSLF")
     return {"protocol": protocol, "extra_data": extra_data, "votes": [0, 1, 64] if smoothed else [0]}
 
+
+# What a recipe whose linear stage is LinearSettings has on other data sets: DynACL's code and RobustSSL (R2.12).
+LINEAR_RATES: dict[str, dict[str, Any]] = {"cifar100": {"finetune.lr": 0.05}, "stl10-96": {"finetune.lr": 0.1}}
 
 # Layers for the group `aff`, to be merged into a recipe's presets.
 AFF_PRESETS: dict[str, dict[str, Any]] = {

@@ -13,12 +13,18 @@ CARRIED = "routes"  # where later stages find the encoder with all its routes
 
 
 class RoutedStage(ContrastiveStage):
-    """Encoder and projector with `count` routes. `self.network` is route `place` throughout: the finished model."""
+    """Encoder and projector with `count` routes. `self.network` is route `place` throughout: the finished model.
+
+    A projector whose BatchNorm (if it has any) is the same for all inputs is not routed: `routed_projector=False`.
+    """
+
+    routed_projector = True
 
     def __init__(self, context: Context, settings: ContrastiveSettings, count: int, place: int) -> None:
         super().__init__(context, settings)
         self.encoder = routed(self.network.encoder, count, place)
-        self.projector = routed(self.projector, count)
+        if self.routed_projector:
+            self.projector = routed(self.projector, count)
         if self.settings.compile:
             self.encoder.compile()
 
@@ -32,10 +38,7 @@ class RoutedStage(ContrastiveStage):
             return self.encoder(x)
 
     def embed(self, number: int, *views: Tensor) -> Sequence[Tensor]:
-        """g(f(x)) of each view (B, C, H, W) through a route, all views in one BatchNorm batch: (B, D) each.
-
-        A projector without BatchNorm has one way for all routes.
-        """
+        """g(f(x)) of each view (B, C, H, W) through a route, all views in one BatchNorm batch: (B, D) each."""
         place = number if routes(self.projector) > 1 else 0
         with self.autocast(), route(self.encoder, number), route(self.projector, place):
             return self.projector(self.encoder(torch.cat(views))).chunk(len(views))

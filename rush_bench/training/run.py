@@ -6,30 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.color import gray
+from rush_bench.datasets.loading import find_source
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.files import read_json
 from rush_bench.networks import build, resolve
-from rush_bench.noise import noise_from
+from rush_bench.noise import check_seed, noise_from
+from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
-from rush_bench.store import save_model
+from rush_bench.store import check_name, read_card, save_model
 from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_other
-from rush_bench.training.loop import Loop
+from rush_bench.training.encoders import shared
+from rush_bench.training.loop import Loop, Where
 from rush_bench.training.options import RunSettings, file_digests
 from rush_bench.training.progress import Progress
 from rush_bench.training.seeds import derive
-from rush_bench.training.semi import share_labels
+from rush_bench.training.semi import label_splits
 from rush_bench.training.stage import Context, Recipe
+from rush_bench.training.start import Start, check_start, find_start, layers_from, name_from, started_network
 
 
 def train(
     recipe: str | Recipe,
     *,
     dataset: str,
+    from_: str | Path | None = None,
+    protocol: str | None = None,
+    noise: str | None = None,
     pretrain_on: str | None = None,
     preset: str = "short",
     config: str | Path | None = None,
@@ -46,76 +53,121 @@ def train(
     """Train a system and return its folder in the store, `<store>/<name>`.
 
     dataset: what the classifier learns; pretrain_on: what the first stage sees, if another data set (a transfer).
-    Settings: the recipe's defaults, then preset, TOML file, `sets` ("pretrain.lr=0.1"), later ones last; n_train is
-    short for the setting of that name. device: auto, cpu, cuda, cuda:1. report: where progress goes (default stderr).
+    from_: the encoder or model of the store (`NAME`, `NAME:best`), or the checkpoint file, whose weights it starts from: for
+    the recipe `finetune`, which puts a head on an encoder, and for supervised ones, which keep a head of the same classes.
+    Settings: the recipe's defaults, then preset, TOML file, `sets` ("pretrain.lr=0.1"), later ones last; n_train, noise and
+    protocol (`finetune.protocol`) are short for settings. device: auto, cpu, cuda, cuda:1. report: where progress goes
+    (default stderr).
+    A pre-training that the store has from another run, equal in all that decides it, is not repeated.
 
     The same call again continues an interrupted run to the same weights (bit for bit on a CPU with the same number of
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
     """
+    check_seed(seed)
+    if name is not None:
+        check_name(name)
     system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
-    if n_train is not None:
-        layers.append({"n_train": n_train})
-    where = choose_device(device)
+    short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
+    layers.append({key: value for key, value in short.items() if value is not None})
+    where, progress = choose_device(device), report or Progress()
+    start, notes = find_start(from_, Path(store), dataset) if from_ is not None else (None, [])
+    layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
     wanted = resolve_settings(system, preset, None, layers)
     splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, any("n_train" in x for x in layers))
-    settings = resolve_settings(system, preset, splits["train"].shape, layers)
-    progress = report or Progress()
+    settings = resolve_settings(system, preset, splits["train"].shape, layers, dataset)
+    if start is not None:
+        check_start(start, settings, splits["train"])
+    for note in notes:
+        progress.note(note)
     settings = _fit_batches(system, settings, splits, progress)
-    card = make_card(system, settings, splits, preset, seed, name)
+    card = make_card(system, settings, splits, preset, seed, name, start)
     folder = Path(store) / card["name"]
     file = CheckpointFile(folder, identity(card))
     if (folder / "card.json").exists():
-        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, []))
-        refuse_other(identity(read_json(folder / "card.json")), file.run, folder, usual)
+        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, [], dataset))
+        refuse_other(identity(read_card(Path(store), card["name"])), file.run, folder, usual)
         file.remove()
         progress.note(f"{folder} is finished; nothing to do")
         return folder
     with file.lock(), progress:
         loop = Loop(file, seed, where, progress, max_minutes)
-        run_stages(system, settings, card, {key: images.to(where) for key, images in splits.items()}, loop, folder)
+        run_stages(system, settings, card, {key: images.to(where) for key, images in splits.items()}, loop, folder, start)
         file.remove()
         progress.note(f"{folder} is finished: {summary(loop.where.history)}")
     return folder
 
 
 def run_stages(
-    system: Recipe, settings: RunSettings, card: dict[str, Any], splits: Mapping[str, Images], loop: Loop, folder: Path
+    system: Recipe,
+    settings: RunSettings,
+    card: dict[str, Any],
+    splits: Mapping[str, Images],
+    loop: Loop,
+    folder: Path,
+    start: Start | None = None,
 ) -> None:
     """Run every stage that is left, then write the model."""
     network = build(card["network"], derive(loop.seed, "network") % 2**32)
     if settings.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     network = network.to(loop.device)
     if settings.compile:
         network.encoder.compile()
     context = Context(network, settings, splits, loop.seed, loop.carried)
-    for number, plan in enumerate(system.plans(settings)):
+    plans = system.plans(settings)
+    before = shared(system, plans, settings, card, folder.parent)
+    if loop.loaded is None:  # else the checkpoint holds all of it
+        if start is not None:
+            begin(context, start.weights(head=card["from"]["head"] == "kept"), start.carried)
+        elif before is not None and (found := before.find()) is not None:
+            begin(context, found.weights(head=True), found.carried)
+            loop.begin_at(Where(stage=before.stages, seconds=found.card["seconds"], history=found.card["history"]))
+            loop.progress.note(f"pre-trained before, as {before.folder}; its stages are not repeated")
+    for number, plan in enumerate(plans):
         if loop.where.stage > number:
             continue  # the checkpoint holds the network as a later stage has it
         stage = plan.make(context)
         loop.run(number, plan, stage, splits[plan.split])
+        if before is not None and number + 1 == before.stages:
+            done = {each.name: each.settings.epochs for each in plans[: before.stages]}
+            where = loop.where
+            before.keep(context, card, {"epochs_done": done, "history": where.history, "seconds": where.seconds})
     where = loop.where
     last = where.history[-1]
     best = loop.best_state if where.best and where.best["epoch"] != last["epoch"] else None
     numbers = {key: value for entry in where.history for key, value in entry.items() if key not in ("stage", "epoch")}
     results = {
-        "epochs_done": {plan.name: plan.settings.epochs for plan in system.plans(settings)},
+        "epochs_done": {plan.name: plan.settings.epochs for plan in plans},
         "validation": {**numbers, "best": where.best, "history": where.history},
         "seconds": round(where.seconds, 1),
     }
+    if before is not None:
+        results["encoder"] = before.name
     save_model(folder, {**card, **results}, network.state_dict(), best, loop.carried.get("transform"))
 
 
+def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """The network takes these weights, and keeps its own where there are none; later stages find what is carried."""
+    network = context.network
+    device = network.head.weight.device
+    network.load_state_dict({**network.state_dict(), **weights})
+    context.carried.update({what: {key: value.to(device) for key, value in part.items()} for what, part in carried.items()})
+
+
 def resolve_settings(
-    system: Recipe, preset: str, shape: tuple[int, ...] | None, layers: Iterable[Mapping[str, Any]]
+    system: Recipe, preset: str, shape: tuple[int, ...] | None, layers: Iterable[Mapping[str, Any]], dataset: str = ""
 ) -> RunSettings:
-    """Defaults, preset, what suits the images' shape, then the user's layers."""
+    """Defaults, what they are on this data set, preset, what suits the images' shape, then the user's layers."""
     if preset not in system.presets:
         raise unknown_name("preset", preset, system.presets)
     fitted = system.adapt(preset, shape) if shape else {}
-    settings = override(system.settings, system.presets[preset], fitted, *layers)
+    published = [system.datasets.get(key, {}) for key in (dataset, f"{dataset}-{shape[1]}" if shape else "")]
+    usual = [*published, system.presets[preset], fitted]
+    settings = override(system.settings, *usual, *layers)
+    if following := system.follow(settings):
+        settings = override(system.settings, *usual, following, *layers)
     noise_from(settings.noise)
     return settings
 
@@ -143,11 +195,12 @@ def load_splits(
         )
     if any(plan.split == "pretrain" for plan in system.plans(settings)):
         channels, height, _ = splits["train"].shape
-        splits["pretrain"] = with_channels(load(pretrain_on, "pretrain", height), channels)
+        split = "pretrain" if find_source(pretrain_on).name == splits["train"].name else "transfer"
+        splits["pretrain"] = with_channels(load(pretrain_on, split, height), channels)
     elif pretrain_on != dataset:
         raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
     if any(plan.split == "labelled" for plan in system.plans(settings)):
-        splits |= share_labels(splits["train"], settings.label_share)  # type: ignore[attr-defined]
+        splits |= label_splits(splits, settings.label_share, settings.semi.index)  # type: ignore[attr-defined]
     most = max(len(images) for split, images in splits.items() if split != "val")
     if strict and settings.n_train is not None and not 1 <= settings.n_train <= most:
         raise BadInput(f"n_train={settings.n_train}, but there are {most} training images; give 1 to {most}")
@@ -167,31 +220,48 @@ def with_channels(images: Images, channels: int) -> Images:
 
 
 def make_card(
-    system: Recipe, settings: RunSettings, splits: Mapping[str, Images], preset: str, seed: int, name: str | None
+    system: Recipe,
+    settings: RunSettings,
+    splits: Mapping[str, Images],
+    preset: str,
+    seed: int,
+    name: str | None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """What is known of the model before training it."""
     train_on, before = splits["train"], splits.get("pretrain", splits["train"])
     transfer = f"{before.name}-to-{train_on.name}" if before.name != train_on.name else train_on.name
     options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
     channels, height, _ = train_on.shape
-    if name is not None and (not name or Path(name).name != name):
-        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
-    law, files = noise_from(settings.noise), file_digests(settings)
+    law, files, about = noise_from(settings.noise), file_digests(settings), system.card(settings)
+    network = resolve(options | {"classes": len(train_on.classes), "channels": channels, "size": height})
+    origin: dict[str, Any] = {}
+    usual = f"{system.name}-{transfer}"
+    if start is not None:
+        network = started_network(start, len(train_on.classes), height)
+        kept = about["protocol"] == "supervised" and start.fits(network, train_on.name)
+        origin = {"from": start.about(kept)}
+        usual = name_from(system, about["protocol"], start, train_on.name)
+        known = dict.fromkeys([start.card.get("extra_data"), about["extra_data"]])
+        about["extra_data"] = ", ".join(data for data in known if data) or None
     return {
-        "name": name or f"{system.name}-{transfer}",
+        "name": check_name(usual if name is None else name),
         "recipe": system.name,
         "dataset": train_on.name,
-        "pretrain_dataset": before.name if "pretrain" in splits else None,
+        "pretrain_dataset": start.pretrained_on if start is not None else before.name if "pretrain" in splits else None,
         "preset": preset,
         "seed": seed,
-        "network": resolve(options | {"classes": len(train_on.classes), "channels": channels, "size": height}),
+        "network": network,
         "noise": law.to_dict() if law else None,
-        **system.card(settings),
+        **about,
+        "protocol_in_words": in_words(about["protocol"]),
+        **origin,
         "settings": to_dict(settings),
         "data": {
             "digest": {key: images.digest for key, images in sorted(splits.items())},
             **{f"n_{key}": len(images) for key, images in sorted(splits.items())},
             **({"files": files} if files else {}),
+            **({"from": start.sha256} if start is not None else {}),
         },
     }
 
@@ -206,8 +276,6 @@ def _fit_batches(system: Recipe, settings: RunSettings, splits: Mapping[str, Ima
     """Batches no larger than the data; the card then states what ran."""
     for plan in system.plans(settings):
         count, batch = len(splits[plan.split]), plan.settings.batch_size
-        if batch < 1 or plan.settings.epochs < 1:
-            raise BadInput(f"{plan.name}.batch_size and {plan.name}.epochs must be at least 1")
         if count < 2:
             raise BadInput(f"stage {plan.name!r} needs at least 2 images, {splits[plan.split].name} has {count}")
         if batch > count:

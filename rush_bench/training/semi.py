@@ -1,6 +1,8 @@
 """Learning from a share of the labels after pre-training: a clean teacher, then robust distillation (recipes R2.3)."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +14,22 @@ from rush_bench.datasets.splits import ranked
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks import Classifier, build, routed, single_route
+from rush_bench.settings import NonNegative, Positive, Settings, Share
 from rush_bench.training.inner import InnerSettings
-from rush_bench.training.losses import kl
+from rush_bench.training.losses import cross_entropy_to, kl
+from rush_bench.training.options import file_setting
 from rush_bench.training.routed import CARRIED
 from rush_bench.training.seeds import permutation
 from rush_bench.training.stage import Batch, Context, Plan
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage
+from rush_bench.training.validation import outputs
+
+
+@dataclass(frozen=True)
+class SemiSettings(Settings):
+    """Which images have labels: a stratified share of ours, or those of a file, as the authors' `train0.01_idx.npy`."""
+
+    index: str = file_setting()  # .npy: positions in the official training split, as many as label_share says
 
 
 @dataclass(frozen=True)
@@ -39,20 +51,19 @@ class DistilSettings(SupervisedSettings):
     lr: float = 0.1
     milestones: tuple[float, ...] = (4, 9)  # 5 and 10, one epoch early
     weight_decay: float = 5e-4
-    alpha: float = 0.5  # weight of the teacher on labelled images
-    temperature: float = 1.0
-    beta: float = 6.0
+    alpha: Share = 0.5  # weight of the teacher on labelled images
+    temperature: Positive = 1.0
+    beta: NonNegative = 6.0
     attack: InnerSettings = field(default_factory=InnerSettings)
 
 
 class Teacher(SupervisedStage):
-    """Cross-entropy on the labelled images, from the clean route; leaves `carried["teacher"]`, not the network."""
+    """Cross-entropy on the labelled images, from the clean route; its best epoch goes to `carried["teacher"]`."""
 
     name = "teacher"
 
     def __init__(self, context: Context, settings: TeacherSettings) -> None:
         super().__init__(context, settings)
-        self.score = None  # the last epoch is the teacher
         self.teacher = build(self.network.spec)
         self.network.requires_grad_(False)
 
@@ -73,31 +84,33 @@ class Teacher(SupervisedStage):
 
     def finish(self) -> None:
         self.network.requires_grad_(True)
-        self.carried["teacher"] = {key: value.clone() for key, value in self.teacher.state_dict().items()}
+        assert self.best is not None
+        self.carried["teacher"] = {key: value.clone() for key, value in self.best.items()}
 
 
 class Distil(SupervisedStage):
-    """Labelled and unlabelled images in one step, attacked at the label or at what the teacher says."""
+    """Labelled and unlabelled images in one step, attacked at the label or at what the teacher says of them, un-augmented."""
 
     name = "distil"
 
     def __init__(self, context: Context, settings: DistilSettings) -> None:
         super().__init__(context, settings, settings.attack)
         self.how, self.labelled = settings, context.splits["labelled"]
-        self.teacher = build(self.network.spec).requires_grad_(False)
         unlabelled = len(context.splits["unlabelled"])
         self.share = max(1, round(len(self.labelled) * settings.batch_size / unlabelled))  # n_l / 225
         self.steps = max(1, unlabelled // settings.batch_size)
 
     def prepare(self, fresh: bool) -> None:
-        self.teacher.load_state_dict(self.carried["teacher"])
+        teacher = build(self.network.spec).to(self.labelled.labels.device).eval()
+        teacher.load_state_dict(self.carried["teacher"])
+        with self.autocast():  # its logits (N, K), made once
+            self.taught = {name: outputs(teacher, self.splits[name]) for name in ("labelled", "unlabelled")}
         if fresh:
             nn.init.zeros_(self.network.head.weight)
             nn.init.zeros_(self.network.head.bias)
 
     def begin_epoch(self, epoch: int) -> None:
         self.train()
-        self.teacher.eval()
         order = permutation(len(self.labelled), self.seed, self.name, "labelled", epoch)
         self.order = order.to(self.labelled.labels.device)
 
@@ -105,21 +118,71 @@ class Distil(SupervisedStage):
         return pad_crop(x, batch.generator, self.own.padding, self.own.flip) if self.own.augment == "crop_flip" else x
 
     def loss(self, batch: Batch) -> Tensor:
-        """(1 - a) CE(x'_l, y) + a T^2 KD(x'_l) + T^2 KD(x'_u) + beta KL(p(x) || p(x')), a = 1/2, T = 1, beta = 6."""
+        """[(1 - a) sum CE(x'_l, y) + a T^2 sum KD(x'_l) + T^2 sum KD(x'_u)] / (n_l + n_u) + beta KL(p(x) || p(x')).
+
+        a = 1/2, T = 1, beta = 6; KD: cross-entropy to the teacher's softmax at T. A labelled image weighs as an unlabelled one.
+        """
         how, first = self.how, batch.step % self.steps * self.share
         chosen = torch.arange(first, first + self.share, device=self.order.device) % len(self.order)
         rows = self.order[chosen]
         labels, count = self.labelled.labels[rows], self.share
         x = self.augmented(torch.cat([self.labelled.floats(rows), batch.images]), batch)
-        with torch.no_grad(), self.autocast():
-            taught = self.teacher(x).float()
+        taught = torch.cat([self.taught["labelled"][rows], self.taught["unlabelled"][batch.rows]])
         target = torch.cat([labels, taught[count:].argmax(1)])
         attacked = how.attack.run(self, lambda v: F.cross_entropy(self.logits(v), target), x, batch.generator)
         clean, robust = self.logits(x), self.logits(attacked)
         heat = how.temperature
-        taught_loss = kl(taught / heat, robust / heat) * heat**2  # KD: KL from the teacher at x to the student at x'
-        supervised = (1 - how.alpha) * F.cross_entropy(robust[:count], labels) + how.alpha * taught_loss[:count].mean()
-        return supervised + taught_loss[count:].mean() + how.beta * kl(clean, robust).mean()  # as in `trades`
+        distilled = cross_entropy_to(robust / heat, (taught / heat).softmax(1)) * heat**2
+        distilled[:count] *= how.alpha
+        supervised = (1 - how.alpha) * F.cross_entropy(robust[:count], labels, reduction="sum")
+        return (supervised + distilled.sum()) / len(x) + how.beta * kl(clean, robust).mean()  # the last as in `trades`
+
+
+def label_splits(splits: Mapping[str, Images], share: float, index: str) -> dict[str, Images]:
+    """`labelled`, `unlabelled` and `val`, from `train` and `val` and a share of the training images or a file of them."""
+    return indexed_labels(splits["train"], splits["val"], share, Path(index)) if index else share_labels(splits["train"], share)
+
+
+def indexed_labels(train: Images, val: Images, share: float, path: Path) -> dict[str, Images]:
+    """The images at the file's positions are labelled, wherever our splits have them; what is labelled leaves `val`.
+
+    BadInput for a file that is no list of distinct positions, names images that are not at hand, or more or fewer than the
+    share of the training images.
+    """
+    try:
+        chosen = np.load(path.expanduser(), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"semi.index={path} cannot be read ({error}); give a .npy file of positions") from error
+    if (
+        not isinstance(chosen, np.ndarray)
+        or chosen.ndim != 1
+        or chosen.dtype.kind not in "iu"
+        or len(np.unique(chosen)) < len(chosen)
+    ):
+        raise BadInput(f"semi.index={path} is no list of distinct positions in the official training split")
+    expected = round(share * len(train))
+    if len(chosen) != expected:
+        raise BadInput(
+            f"semi.index={path} has {len(chosen)} positions, label_share={share:g} of {len(train)} images are {expected}; "
+            f"--set label_share={len(chosen) / len(train):.6g}"
+        )
+    both = {split: np.isin(images.index.cpu().numpy(), chosen) for split, images in (("train", train), ("val", val))}
+    if sum(int(found.sum()) for found in both.values()) < len(chosen):
+        raise BadInput(
+            f"semi.index={path} names images that are not among the {len(train) + len(val)} at hand; leave n_train out"
+        )
+    parts = [images.take(np.flatnonzero(found)) for images, found in zip((train, val), both.values(), strict=True)]
+    return {
+        "labelled": joined(*parts),
+        "unlabelled": train.take(np.flatnonzero(~both["train"])),
+        "val": val.take(np.flatnonzero(~both["val"])),
+    }
+
+
+def joined(first: Images, second: Images) -> Images:
+    """The images of both, as a part of the first's split."""
+    pixels, labels, index = (torch.cat([getattr(first, key), getattr(second, key)]) for key in ("pixels", "labels", "index"))
+    return replace(first, pixels=pixels, labels=labels, index=index)
 
 
 def share_labels(images: Images, share: float) -> dict[str, Images]:

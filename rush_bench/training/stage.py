@@ -62,6 +62,7 @@ class Stage(nn.Module):
     name = "stage"
     replays = 1  # steps taken on each mini-batch in turn (Free-m)
     score: str | None = None  # the validation number by which the best epoch is chosen; None: the last epoch is the best
+    best: Mapping[str, Tensor] | None = None  # `weights` after the best epoch, once `finish` is called
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -131,6 +132,10 @@ class Recipe:
 
     `settings`: a frozen dataclass, its defaults are the preset `paper`. `presets` and `adapt(preset, shape)` are layers
     of overrides, the second for the image shape (C, H, W) at hand. `card(settings)` gives protocol, extra_data, votes.
+    `datasets`: what a source has otherwise on a data set, by its name or, at one size only, `stl10-96`; presets go above it.
+    `follow(settings)`: defaults that depend on other settings, a layer below the user's. `tuning`: settings that nothing
+    before the first labelled stage reads, so that runs which differ in them alone share their pre-training. `needs_encoder`:
+    it trains what `--from` names, and nothing without it.
     """
 
     name: str
@@ -139,3 +144,7 @@ class Recipe:
     card: Callable[[Any], dict[str, Any]]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adapt: Callable[[str, tuple[int, ...]], Mapping[str, Any]] = lambda preset, shape: {}
+    datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    follow: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
+    tuning: tuple[str, ...] = ()
+    needs_encoder: bool = False

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rush_bench.attacks.base import Threat
-from rush_bench.attacks.suites import parse_suite
+from rush_bench.attacks.suites import is_quick, parse_suite
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
@@ -86,7 +86,7 @@ def test_two_class_linear_worst_case_is_reached_exactly(linear, threat):
     gap = network[1].weight[0] - network[1].weight[1]
     before, after = (network(x).gather(1, labels[:, None])[:, 0] * 2 - network(x).sum(1) for x in (images, attacked))
     dual = gap.abs().sum() if threat.norm == "linf" else gap.norm()
-    assert (before - after) == pytest.approx((threat.eps * dual).expand(10).tolist(), rel=1e-3)
+    assert (before - after).detach() == pytest.approx((threat.eps * dual).detach().expand(10).tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -186,6 +186,62 @@ def test_suite_names(name, norm, eps, quick):
     suite = parse_suite(name)
     assert (suite.norm, suite.quick) == (norm, quick) and suite.eps == pytest.approx(eps)
     assert ("aa" in suite.columns) != quick and ("apgd" in suite.columns) == quick
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("linf8/255", "linf8 for 8/255"),
+        ("linf4/255-quick", "linf4-quick for 4/255"),
+        ("linf0.031", "linf8 for"),
+        ("linf0.0157", "linf4 for"),
+        ("linf.1", "linf26 for"),
+        ("linf0", "linf8 for"),
+        ("linf0.0001", "linf8 for"),
+        ("linf256", "at most 255"),
+        ("l2-8", "linf8 for 8/255 in l-inf"),
+        ("l2-0", "l2-0.5"),
+        ("l2-128", "linf128"),
+        ("l2-1/0", "not a number"),
+        ("linf1.2.3", "not a number"),
+        ("linf-8", "linf8"),
+    ],
+)
+def test_a_radius_that_was_meant_otherwise_is_refused(name, meant):
+    with pytest.raises(BadInput, match=meant):
+        parse_suite(name)
+
+
+@pytest.mark.parametrize(
+    ("only", "shown"),
+    [
+        ((), "linf8-quick"),
+        (("clean", "pgd"), "linf8-quick without eot, apgd"),
+        (("clean", "pgd", "eot", "apgd", "aa"), "linf8-quick with aa"),
+    ],
+)
+def test_the_name_of_a_suite_says_what_is_run(only, shown):
+    suite = parse_suite("linf8-quick", only)
+    assert suite.shown == shown and is_quick(suite.shown) and not is_quick("linf8 with linf8-quick")
+
+
+@pytest.mark.parametrize(
+    ("column", "setting", "value"),
+    [
+        ("eot", "draws", "-1"),
+        ("pgd", "step", "-1"),
+        ("pgd", "step", "0"),
+        ("pgd", "steps", "inf"),
+        ("eot", "select_draws", "0"),
+        ("eot-apgd-t", "targets", "0"),
+        ("pgd-published", "draws", "-1"),
+        ("pgd", "loss", "margin-to"),
+        ("apgd", "parts", "apgd"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_with_its_name(column, setting, value):
+    with pytest.raises(BadInput, match=rf"{column}\.{setting}=.*{value}|named '{value}'"):
+        parse_suite("linf8-quick", only=("clean", column), overrides={f"{column}.{setting}": value})
 
 
 def test_suite_overrides_and_errors():

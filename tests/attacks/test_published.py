@@ -11,6 +11,7 @@ from torch import nn
 
 from rush_bench.attacks.autoattack import AutoAttack, QuickAPGD, RandAutoAttack
 from rush_bench.attacks.base import Threat
+from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.published import PublishedAutoAttack, PublishedPGD
 from rush_bench.attacks.suites import parse_suite
@@ -56,7 +57,7 @@ def _unchanged(attacked, images):
 # --- settings and keys
 
 
-def test_settings_that_came_later_leave_the_keys_of_older_records_as_they_were():
+def test_settings_that_came_later_leave_the_keys_of_older_records_as_they_were(linear):
     """The dictionaries are those of the records committed under results/ before the settings existed."""
     old = {
         "steps": 20,
@@ -68,8 +69,15 @@ def test_settings_that_came_later_leave_the_keys_of_older_records_as_they_were()
         "select_draws": 32,
         "select_every": 5,
     }
-    assert PGD().settings() == old
-    assert EOT().settings() == old | {"steps": 100, "step": 0.025, "draws": 64, "select_draws": 64, "select_every": 10}
+    still = Deterministic(linear, shape=SMALL)
+    assert PGD().on(still).settings() == old
+    assert (
+        PublishedPGD().on(still).settings() == PublishedPGD().on(Smoothed(linear, noise="uniform:0.1", shape=SMALL)).settings()
+    )
+    looks = {"select_draws": 64, "select_every": 10, "stop": True}
+    assert EOT().settings() == old | {"steps": 100, "step": 0.025, "draws": 64, **looks}
+    old = PGD().settings()
+    assert (old["select_draws"], old["select_every"], old["stop"]) == (24, 10, True)
     for later in ({"redraw": 0}, {"redraw": 10}, {"clamp": "graph"}, {"keep": "last"}):
         assert PGD(**later).settings() == old | later
     assert AutoAttack().settings() == {"bank": 0, "least_bank": 16, "bank_seed": 0, "parts": (), "steps": 0}
@@ -96,7 +104,7 @@ def test_how_often_draws_are_renewed(linear, grey, redraw, sets):
 
     seen: list[torch.Tensor] = []
     defense = Spy(linear, noise=Uniform(0.3), votes=3, shape=SMALL)
-    PGD(steps=20, redraw=redraw).run(defense, grey.floats(), grey.labels, LINF, STREAM)
+    PGD(steps=20, redraw=redraw, stop=False).run(defense, grey.floats(), grey.labels, LINF, STREAM)
     assert len({noise.numpy().tobytes() for noise in seen}) == sets
     assert len(torch.stack(seen).flatten().unique()) > 0.99 * sets * seen[0].numel()  # and no draw comes twice
 
@@ -164,9 +172,12 @@ def test_pgd_published_is_the_authors_arithmetic(law, votes):
 def test_keeping_the_best_is_never_worse_on_the_draws_that_judge(digits):
     network, images, labels = digits
     defense = Smoothed(network, noise=Uniform(0.3), votes=1, shape=DIGIT)
-    last, best = (PublishedPGD(keep=keep).run(defense, images, labels, LINF, STREAM) for keep in ("last", "best"))
-    judge = PGD()
-    worth = [judge._held_apart(defense, x, labels, STREAM) for x in (last, best)]
+    last, best = (PublishedPGD(keep=keep, stop=False).run(defense, images, labels, LINF, STREAM) for keep in ("last", "best"))
+    worth = []
+    for found in (last, best):
+        judge = Kept(defense, images, labels, STREAM, PGD().select_draws)
+        judge.offer(found)
+        worth.append(judge.value)
     assert (worth[1] >= worth[0]).all() and (worth[1] > worth[0] + 0.01).any()
 
 

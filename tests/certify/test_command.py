@@ -53,7 +53,8 @@ def test_staged_models_of_a_store_then_read_back(certify) -> None:
     assert Path(folder, "cohen.tsv").read_text().splitlines()[0].split("\t") == list(COLUMNS)
     again = certify("--read", folder, "--radius", "0.05", "--json")
     (read,) = json.loads(again.stdout)["certificates"].values()
-    assert read["acr"] == pytest.approx(said["certificates"][0]["acr"], rel=1e-12)
+    assert read["acr"] is None and read["lower_bounds"]  # it stopped early: its radii have no mean worth a name
+    assert read["certified"][0]["accuracy"] > 0
     assert certify("gauss", "--dataset", "mine.npz", *QUICK, "--mode", "staged").exit_code == 0
     assert len(list(Path("results/certificates/runs").iterdir())) == 2
 

@@ -36,6 +36,14 @@ def test_numbers_of_one_file(folder: Path) -> None:
     assert found["certified"][0]["low"] < 0.4 < found["certified"][0]["high"]
 
 
+@pytest.mark.parametrize("mode", ["fixed", "staged", "target"])
+def test_only_a_mode_that_settles_every_radius_has_an_acr(folder: Path, mode: str) -> None:
+    frame = read_tsv(folder / "sigma_0.25.tsv").assign(mode=mode)
+    row = report.table({"set": frame}, [0.25]).iloc[0]
+    assert (row["ACR"] == "") == row["r=0.25"].startswith("≥") == (mode != "fixed")
+    assert (report.summary(frame, [0.25])["acr"] is None) == (mode != "fixed")
+
+
 def test_a_table_of_best_models_is_reproduced_and_a_difference_told(folder: Path) -> None:
     reference = folder.parent / "reference.tsv"
     lines = ["radius\tbest_cert_accuracy\tbest_model", "0.000\t0.6\ta/noise_0.25", "0.250\t0.6\ta/noise_0.50"]

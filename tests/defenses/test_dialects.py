@@ -350,7 +350,7 @@ def test_noise_must_be_told_and_makes_rows_with_votes(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert load_defense("mine@64", store=store).noise.to_dict() == {"law": "gaussian", "scale": 0.25}
     other = CliRunner().invoke(main, [*line, "--noise", "gaussian:0.5"])
-    assert other.exit_code == 2 and "another model named 'mine'" in other.stderr
+    assert other.exit_code == 2 and "another model or encoder named 'mine'" in other.stderr
     card = import_model(file, "bare", dataset="cifar10", store=store, recipe="cohen", noise="none").card
     assert (card["noise"], card["votes"]) == (None, [0])
 
@@ -389,7 +389,7 @@ def test_smoothadv_is_normalised_by_its_path(path: str, std: float, extra: str |
     file = folder / "checkpoint.pth.tar"
     torch.save(held, file)
     options = {"dataset": "cifar10", "store": tmp_path / "models", "noise": "gaussian:0.12"}
-    with pytest.raises(BadInput, match=r"--recipe cohen or --recipe smoothadv"):
+    with pytest.raises(BadInput, match=r"say --recipe cohen, smoothadv"):
         import_model(file, "mine", **options)
     done = import_model(file, "mine", recipe="smoothadv", **options)
     assert done.card["network"]["std"][0] == std and done.card["network"]["mean"] == list(CENTRE)
@@ -433,7 +433,7 @@ def test_a_head_that_answers_rotations_is_no_classifier(tmp_path: Path) -> None:
     state = {key: value[:4] if key.startswith("1.linear.") else value for key, value in held["state_dict"].items()}
     torch.save(state, tmp_path / "rotation.pt")
     options = {"dataset": "cifar10", "store": tmp_path / "models"}
-    with pytest.raises(BadInput, match=r"no classifier in this file; run its finetune/main\.py .*--head"):
+    with pytest.raises(BadInput, match=r"no classifier in this file; .*--as encoder.*--head"):
         import_model(tmp_path / "rotation.pt", "mine", **options)
     torch.save(net[1].linear.state_dict(), tmp_path / "head.pt")
     card = import_model(tmp_path / "rotation.pt", "mine", head=tmp_path / "head.pt", protocol="SLF", **options).card

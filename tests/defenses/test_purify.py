@@ -278,7 +278,7 @@ ATTACKS = [
     {"surrogate": "bpda", "draws": 3},
     {},
     {"surrogate": "exact", "draws": 3},
-    {"surrogate": "exact", "draws": 3, "keep": "best", "loss": "margin", "restarts": 2},
+    {"surrogate": "exact", "draws": 3, "keep": "best", "loss": "margin", "restarts": 2, "stop": False},
     {"surrogate": "exact", "draws": 2, "states": 0.5},
 ]
 

@@ -96,10 +96,10 @@ def test_gradient_of_a_network_that_draws_is_that_of_the_noise_it_drew(conv, ima
     network = Noisy(conv).eval()
     defense = Randomised(network, votes=7, average=average, shape=SHAPE)
     defense.body.rows, labels = rows, torch.arange(6) % 5
-    network.seen.clear()
+    calls = defense.body.network.seen
+    calls.clear()
     found = defense.gradient(images, labels, loss, 7, STREAM)
-    calls = network.seen
-    if rows == 3:  # one image a block, draws 3 + 3 + 1; twice where the slope of a draw hangs on the others
+    if rows == 3:  # one image a block, draws 3 + 3 + 1; twice where the slope of a draw depends on the others
         twice = loss == "margin" or average == "logits"
         assert len(calls) == 18 * (1 + twice)
         blocks = [calls[6 * i : 6 * i + 3] if twice else calls[3 * i : 3 * i + 3] for i in range(6)]
@@ -114,7 +114,7 @@ def test_gradient_of_a_network_that_draws_is_that_of_the_noise_it_drew(conv, ima
     assert close(found.gradient, gradient)
 
 
-def test_a_transforms_draws_hang_on_image_and_draw_alone(conv, images):
+def test_a_transforms_draws_depend_on_image_and_draw_alone(conv, images):
     defense = Randomised(conv, transform=Fade(), votes=9, shape=SHAPE)
     positions = torch.tensor([10, 3, 99, 7, 0, 5])
     whole = defense.predict(images, STREAM.at(positions))
@@ -272,6 +272,7 @@ def careless(images, stream, draws):
         (lambda net: Randomised(NumpyNoise(net).eval(), shape=SHAPE), "elsewhere than torch's global generator"),
         (lambda net: Randomised(net, transform=careless, shape=SHAPE), "elsewhere than from its stream"),
         (lambda net: Randomised(net, transform=lambda x, s, k: x, shape=SHAPE), "must return copies"),
+        (lambda net: Randomised(net, transform=lambda x, s: x, shape=SHAPE), r"\(images, stream, draws\), not \(x, s\)"),
         (lambda net: Randomised(net, transform=lambda x, s, k: Fade()(x, s, k).detach(), shape=SHAPE), "BPDA"),
         (lambda net: Randomised(net, transform=Fade(), votes=0, shape=SHAPE), "at least 1 vote"),
         (lambda net: Randomised(net, transform=Fade(), average="logit", shape=SHAPE), "did you mean 'logits'"),

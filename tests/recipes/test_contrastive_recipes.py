@@ -17,7 +17,7 @@ from rush_bench.files import read_json
 from rush_bench.networks import build, route, routes, single_route
 from rush_bench.networks.routes import RoutedBatchNorm
 from rush_bench.recipes import acl, advcl, dynacl
-from rush_bench.settings import override, to_dict
+from rush_bench.settings import override
 from rush_bench.training import train
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step
@@ -160,7 +160,9 @@ def two_views(stage) -> tuple[torch.Tensor, torch.Tensor]:
 
 def through(stage, number: int, x: torch.Tensor) -> torch.Tensor:
     """Projections of a batch in train mode through one route, computed by plain networks."""
-    encoder, projector = single_route(stage.encoder, number), single_route(stage.projector, number)
+    encoder, projector = single_route(stage.encoder, number), copy.deepcopy(stage.projector)
+    if routes(projector) > 1:
+        projector = single_route(projector, number)
     return projector.train()(encoder.train()(x)).detach().double()
 
 
@@ -222,13 +224,6 @@ def test_dynacl_anneals(epoch, s, w):
     assert stage.views.jitter == pytest.approx((0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s)) and stage.views.flip == 0.5
 
 
-def test_dynacl_attack_with_keys_kept_is_the_one_that_computes_them_at_every_step():
-    stage, _ = stage_of("dynacl")
-    views = torch.cat(two_views(copy.deepcopy(stage)))
-    kept, every = (kind.attack_pair(stage, views, batch_of(stage)) for kind in (dynacl.DynACLStage, acl.ACLStage))
-    assert torch.equal(kept, every) and not torch.equal(kept, views)
-
-
 def test_dynacl_loss_and_momentum(monkeypatch):
     stage, settings = stage_of("dynacl")
     stage.begin_epoch(500)
@@ -236,11 +231,11 @@ def test_dynacl_loss_and_momentum(monkeypatch):
     loss = stage.loss(batch_of(stage))
     views, (one,) = torch.cat(two_views(reference)), seen
     first, second = slice(ROWS), slice(ROWS, None)
-    # No gradient reaches the second views: they stay where the random start put them, off the ball's corners.
+    # The key network's weights take no gradient, its images do: both views end in the ball's corners.
     change = (one["attacked"] - one["x"]).abs()
     inside = (one["x"] > 0.1) & (one["x"] < 0.9)
     corner = (change > 0.0999) & inside
-    assert float(corner[first].float().sum() / inside[first].sum()) > 0.5 and float(corner[second].float().mean()) < 0.01
+    assert all(float(corner[rows].float().sum() / inside[rows].sum()) > 0.3 for rows in (first, second))
 
     def pair(x, number):
         encoder, projector = (single_route(part, number).train() for part in reference.query)
@@ -250,10 +245,14 @@ def test_dynacl_loss_and_momentum(monkeypatch):
     expected = ((2 - w) * nt(*pair(views, 0)) + w * nt(*pair(one["attacked"], 1))) / 2
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
     optimiser = make_optimiser(settings, stage.parameter_groups())
-    old = [weight.clone() for weight in stage.key.parameters()]
+    stage.zero_grad()
+    for query in stage.query.parameters():  # away from the keys, which begin as they do
+        query.data.mul_(1.1)
+    old, queries = ([weight.clone() for weight in part.parameters()] for part in (stage.key, stage.query))
     train_step(stage, optimiser, batch_of(stage))
-    for before, key, query in zip(old, stage.key.parameters(), stage.query.parameters(), strict=True):
+    for before, key, query in zip(old, stage.key.parameters(), queries, strict=True):  # the queries before this step
         torch.testing.assert_close(key, 0.99 * before + 0.01 * query)
+    assert not all(torch.equal(a, b) for a, b in zip(queries, stage.query.parameters(), strict=True))
     assert not any(weight.requires_grad for weight in stage.key.parameters())
     stage.finish()
     assert all(weight.requires_grad for weight in stage.network.parameters())
@@ -267,38 +266,11 @@ def test_dynacl_pp_leaves_pseudo_labels_of_the_clean_route():
     assert names == ["pretrain", "probe", "trades", "finetune"]
 
 
-@pytest.mark.parametrize(
-    ("layer", "routes_", "last"),
-    [
-        ({}, 1, "finetune"),
-        ({"finetune.protocol": "ALF"}, 1, "finetune"),
-        ({"finetune.protocol": "AFF"}, 2, "aff"),
-        ({"finetune.protocol": "AFF", "aff.routes": 1}, 1, "aff"),
-    ],
-)
-def test_dynacl_pp_leaves_the_routes_that_the_protocol_takes_and_the_card_says_so(layer, routes_, last):
-    """R2.12: ++ gives a checkpoint of one route for SLF and ALF, of two for AFF."""
-    settings = override(registry.recipes.load("dynacl_pp").settings, layer)
-    plans = dynacl.plans(settings)
-    assert plans[2].settings == settings.trades and to_dict(settings)["trades"]["routes"] == routes_
-    assert plans[-1].name == last
-    stage, _ = stage_of("dynacl_pp", 2, **layer, **{"probe.clusters": 3})
-    assert routes(stage.encoder) == routes_
-    stage.carried.clear()
-    stage.finish()
-    assert ("routes" in stage.carried) == (routes_ == 2)
-
-
-def test_rocl_loss(monkeypatch):
-    stage, _ = stage_of("rocl", **ATTACKERS["rocl"][2])
-    reference, seen = copy.deepcopy(stage), watch(monkeypatch)
-    got = float(stage.loss(batch_of(stage)).detach())
-    t1, t2 = two_views(reference)
-    (one,) = seen
-    assert torch.equal(one["x"], t1)
-    u, v, w = reference.projector(reference.network.encoder(torch.cat([t1, t2, one["attacked"]]))).detach().double().chunk(3)
-    expected = 2 * float(multi_view((u, v, w), 0.5)) + nt(w, v) / 256
-    assert got == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize("layer", [{"trades.routes": 2}, {"pretrain.route": 0}])
+def test_dynacl_pp_trains_the_attacked_route(layer):
+    system = registry.recipes.load("dynacl_pp")
+    with pytest.raises(BadInput, match="attacked route alone"):
+        system.plans(override(system.settings, layer))
 
 
 def test_rocl_attacks_in_groups_of_a_device():
@@ -387,12 +359,14 @@ def test_high_pass_is_the_sum_over_high_frequencies(radius):
     assert abs(got.mean()) < 1e-12  # the mean is the lowest frequency of all
 
 
-def test_deacl_student(monkeypatch):
-    stage, settings = stage_of("deacl", 1)
+@pytest.mark.parametrize("start", ["teacher", "scratch"])
+def test_deacl_student(start, monkeypatch):
+    stage, settings = stage_of("deacl", 1, **{"distil.start": start})
     stage.carried["teacher"] = {key: value.clone() for key, value in stage.network.encoder.state_dict().items()}
     before = stage.network.encoder.conv1.weight.clone()
     stage.prepare(fresh=True)
-    assert torch.equal(stage.teacher.conv1.weight, before) and not torch.equal(stage.network.encoder.conv1.weight, before)
+    assert torch.equal(stage.teacher.conv1.weight, before)
+    assert torch.equal(stage.network.encoder.conv1.weight, before) == (start == "teacher")
     stage.begin_epoch(0)
     reference, seen = copy.deepcopy(stage), watch(monkeypatch)
     got = float(stage.loss(batch_of(stage)).detach())
@@ -489,9 +463,9 @@ def test_how_long_a_file_of_pseudo_labels_must_be(n_train, name, expected):
 
 
 @pytest.mark.parametrize("norm", [True, False])
-def test_a_projector_without_batchnorm_has_one_way_for_all_routes(norm):
+def test_advcls_projector_has_one_way_for_all_routes(norm):
     stage, settings = stage_of("advcl", 1, **SMALLER, **{"pretrain.projector_norm": norm})
-    assert (routes(stage.encoder), routes(stage.projector)) == (3, 3 if norm else 1)
+    assert (routes(stage.encoder), routes(stage.projector)) == (3, 1)
     before = running(stage.encoder)
     optimiser = make_optimiser(settings, stage.parameter_groups())
     assert math.isfinite(float(train_step(stage, optimiser, batch_of(stage))))

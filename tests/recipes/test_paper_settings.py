@@ -5,7 +5,9 @@ from functools import reduce
 import pytest
 
 from rush_bench import registry
+from rush_bench.errors import BadInput
 from rush_bench.settings import override
+from rush_bench.training.run import resolve_settings
 
 IMAGENET = {"network.mean": (0.485, 0.456, 0.406), "network.std": (0.229, 0.224, 0.225)}
 CIFAR = {"network.mean": (0.4914, 0.4822, 0.4465)}
@@ -45,12 +47,26 @@ ROWS: dict[str, dict] = {
     "cohen": sgd(90, 256, (30, 60), 1e-4) | CIFAR | {"noise": "gaussian:0.25"},  # R2.7
     "smoothadv": sgd(150, 256, (50, 100), 1e-4)  # R2.8
     | CIFAR
-    | {"noise": "gaussian:0.12", "attack.method": "pgd", "attack.eps": 127 / 256, "attack.steps": 10, "attack.ramp": 10},
-    "free": sgd(29, 128, (14.25, 21.37), 2e-4) | {"train.replays": 8, "attack.eps": 8 / 255},  # R2.6
+    | {"network.std": (1.0, 1.0, 1.0)}
+    | {
+        "noise": "gaussian:0.12",
+        "attack.draws": 2,
+        "attack.method": "pgd",
+        "attack.eps": 127 / 256,
+        "attack.steps": 10,
+        "attack.ramp": 10,
+    },
+    "free": sgd(228, 128, (114, 171), 2e-4) | {"train.replays": 8, "attack.eps": 8 / 255},  # R2.6
     "dataaug": SGD  # R2.9
     | {"train.lr": 0.4, "train.nesterov": True, "train.weight_decay": 5e-4, "train.batch_size": 1024, "train.epochs": 400}
     | {"train.schedule": "cosine", "train.warmup_epochs": 10, "train.beta": 6.0, "train.average": 0.995}
-    | {"train.cutmix": True, "train.generated": "", "train.generated_share": 0.7, "train.label_smoothing": 0.1}
+    | {
+        "train.mixes": True,
+        "train.bn_momentum": 0.01,
+        "train.generated": "",
+        "train.generated_share": 0.7,
+        "train.label_smoothing": 0.1,
+    }
     | {"attack.eps": 8 / 255, "attack.steps": 10, "attack.method": "adam", "attack.step": 0.1, "attack.late_step": 0.01}
     | {"attack.mode": "batch", "select.steps": 40, "train.select_images": 1024}
     | CIFAR,
@@ -63,7 +79,8 @@ ROWS: dict[str, dict] = {
     | {"attack.mode": "train", "network.members": 3}
     | {"finetune.epochs": 100, "finetune.milestones": (60, 80), "finetune.weight_decay": 3e-4, "finetune.lr": 0.1}
     | {"finetune.batch_size": 128, "finetune.padding": 4, "finetune.flip": 0.5, "finetune.mode": "full"}
-    | {"finetune_attack.eps": 8 / 255, "finetune_attack.steps": 10}
+    | {"finetune_attack.eps": 8 / 255, "finetune_attack.steps": 10, "finetune_attack.mode": "train"}
+    | {"finetune.warmup_epochs": 0.57, "finetune.warmup_from": 0.01}
     | IMAGENET,
     "ssp_joint": {"joint.epochs": 150, "joint.lr": 0.001, "joint.batch_size": 80, "joint.schedule": "cosine"}  # R2.11
     | {"joint.diversity": 0.1, "joint.ridge": 1e-5, "joint.hidden": 4, "joint.dim": 1024, "joint.layers": 12}
@@ -115,18 +132,23 @@ ROWS |= {
         "probe.epochs": 10,
         "probe.lr": 0.01,
         "probe.clusters": 10,
+        "probe.batch_size": 512,
+        "probe.weight_decay": 1e-4,
         "trades.epochs": 25,
         "trades.lr": 0.1,
+        "trades.batch_size": 512,
+        "trades.weight_decay": 1e-4,
+        "trades.attack.start": "zero",
     }
     | {"trades.milestones": (10, 20), "trades.beta": 6.0, "trades.objective": "trades"},
     "rocl": contrastive(  # R2.5
-        optimiser="lars", lr=1.5, warmup_from=0.1, warmup_epochs=10, weight_decay=1e-6, lars_exclude_1d=True, crop_floor=0.08
+        optimiser="lars", lr=1.5, warmup_from=0.1, warmup_epochs=10, weight_decay=1e-6, lars_exclude_1d=False, crop_floor=0.08
     )
     | {"pretrain.projector_hidden": 2048, "pretrain.projector_out": 128, "pretrain.projector_norm": False}
     | {"pretrain.pair_weight": 1 / 256, "pretrain.detach_keys": True, "pretrain.attack_group": 256, "network.mean": ()}
     | {"attack.eps": 0.0314, "attack.step": 0.007, "attack.steps": 7, "attack.start": "uniform", "attack.mode": "eval"}
     | {"finetune.epochs": 150, "finetune.lr": 0.1, "finetune.weight_decay": 5e-4, "finetune.batch_size": 1024}
-    | {"finetune.milestones": (30, 50, 100), "finetune.protocol": "SLF"},
+    | {"finetune.milestones": (30, 50, 100), "finetune.protocol": "SLF", "finetune.augment": "none"},
     "advcl": contrastive(optimiser="sgd", lr=0.5, weight_decay=1e-4, warmup_epochs=10, warmup_from=0.01, lr_min=5e-4)  # R2.4
     | {"pretrain.crop_floor": 0.2, "pretrain.base_temperature": 0.07, "pretrain.radius": 8.0, "pretrain.ce_weight": 0.2}
     | {"pretrain.clusters": (2, 10, 50, 100, 500), "pretrain.projector_norm": True, "pretrain.projector_out": 128}
@@ -147,8 +169,14 @@ ROWS |= {
         "distil.padding": 4,
         "network.padding": 2,
         "finetune.lr": 0.1,
+        "finetune.alf_lr": 0.01,
         "finetune.milestones": (15, 20),
         "finetune.protocol": "SLF",
+        "distil.start": "teacher",
+        "aff.lr": 0.01,
+        "aff.batch_size": 512,
+        "aff.epochs": 25,
+        "aff.milestones": (15, 20),
     }
     | PGD5
     | CIFAR
@@ -167,11 +195,47 @@ def test_paper_settings(name):
     assert {key: value(settings, key) for key in ROWS[name]} == ROWS[name]
 
 
-def test_free_makes_80_000_updates_with_falls_after_40_000_and_60_000():
-    train = registry.recipes.load("free").settings.train
-    an_epoch = 45_000 // train.batch_size * train.replays
-    updates = [40_000, 60_000, 80_000]
-    assert [m * an_epoch for m in (*train.milestones, train.epochs)] == pytest.approx(updates, rel=0.02)
+@pytest.mark.parametrize("replays", [1, 2, 4, 8, 10])
+def test_free_makes_80_000_updates_with_falls_after_40_000_and_60_000(replays):
+    recipe = registry.recipes.load("free")
+    settings = override(recipe.settings, {"train.replays": replays})
+    ((plan),) = recipe.plans(settings)
+    an_epoch = 45_000 // plan.settings.batch_size * replays
+    assert [m * an_epoch for m in plan.settings.milestones] == pytest.approx([40_000, 60_000], rel=0.001)
+    assert 80_000 <= plan.settings.epochs * an_epoch < 80_100 + an_epoch  # whole passes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dataset", "side", "layer", "expected"),
+    [
+        ("dynacl", "cifar10", 32, {}, {"finetune.lr": 0.01}),
+        ("dynacl", "cifar100", 32, {}, {"finetune.lr": 0.05}),
+        ("dynacl_pp", "cifar100", 32, {"finetune.protocol": "ALF"}, {"finetune.lr": 0.05}),
+        ("dynacl", "cifar100", 32, {"finetune.lr": 0.2}, {"finetune.lr": 0.2}),
+        ("dynacl", "stl10", 96, {}, {"finetune.lr": 0.1}),
+        ("dynacl", "stl10", 32, {}, {"finetune.lr": 0.01}),
+        ("acl", "cifar10", 32, {}, {"aff.epochs": 100, "aff.milestones": (39, 59)}),
+        ("acl", "cifar100", 32, {}, {"aff.epochs": 25, "aff.milestones": (14, 19), "finetune.lr": 0.05}),
+        ("rocl", "cifar100", 32, {}, {"finetune.lr": 0.1}),
+    ],
+)
+def test_what_the_sources_have_otherwise_on_a_data_set(recipe, dataset, side, layer, expected):
+    settings = resolve_settings(registry.recipes.load(recipe), "paper", (3, side, side), [layer], dataset)
+    assert {key: value(settings, key) for key in expected} == expected
+
+
+def test_presets_go_above_what_a_data_set_has():
+    system = registry.recipes.load("acl")
+    settings = resolve_settings(system, "smoke", (3, 32, 32), [], "cifar100")
+    assert settings.aff.epochs == system.presets["smoke"]["aff.epochs"] != 25
+
+
+def test_alf_has_its_own_rate_in_deacl():
+    recipe = registry.recipes.load("deacl")
+    rates = {
+        p: recipe.plans(override(recipe.settings, {"finetune.protocol": p}))[-1].settings.lr for p in ("SLF", "ALF", "AFF")
+    }
+    assert rates == {"SLF": 0.1, "ALF": 0.01, "AFF": 0.01}
 
 
 def test_pretext_tasks_warm_up_for_200_steps():
@@ -191,5 +255,33 @@ def test_every_recipe_has_the_presets_and_a_card(name):
             settings = override(recipe.settings, recipe.presets[preset], recipe.adapt(preset, shape))
             plans = recipe.plans(settings)
             # A plan's settings are the run's of the same name: batches are fitted to the data by that name.
-            assert all(value(settings, plan.name) == plan.settings for plan in plans)
+            assert all(value(settings, f"{plan.name}.batch_size") == plan.settings.batch_size for plan in plans)
             assert settings.network.mean == () or len(settings.network.mean) == shape[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layer"),
+    [
+        ("rush", {"pretrain.batch_size": 1}),
+        ("rush", {"pretrain.temperature": 0}),
+        ("rush", {"pretrain.gray_p": 1.1}),
+        ("rush", {"finetune.epochs": 0}),
+        ("dynacl", {"pretrain.key_momentum": 1.5}),
+        ("dynacl_pp", {"probe.clusters": 0}),
+        ("acl", {"label_share": -0.1}),
+        ("acl", {"distil.alpha": 2}),
+        ("advcl", {"pretrain.clusters": "2,0"}),
+        ("deacl", {"finetune.alf_lr": 0}),
+        ("rocl", {"pretrain.attack_group": 1}),
+        ("free", {"train.replays": 0}),
+        ("smoothadv", {"attack.draws": 0}),
+        ("dataaug", {"train.generated_share": 1}),
+        ("dataaug", {"train.bn_momentum": 0}),
+        ("ssp", {"selfie.hidden": 16}),
+        ("ssp_joint", {"joint.ridge": 0}),
+        ("byorl_reimpl", {"pretrain.target_momentum": -1}),
+    ],
+)
+def test_numbers_that_mean_nothing(recipe, layer):
+    with pytest.raises(BadInput, match=next(iter(layer)) + "=.* must be"):
+        override(registry.recipes.load(recipe).settings, layer)

@@ -65,8 +65,8 @@ def attacks(monkeypatch):
 PASSES = {
     "pgd_at": (pgd_at, STEPS, 3 + 1, 1),
     "pgd_at in train mode": (pgd_at, STEPS | {"attack.mode": "train"}, 3 + 1, 4),
-    "trades": (trades, STEPS, 1 + 3 + 2, 2),
-    "trades in train mode": (trades, STEPS | {"attack.mode": "train"}, 1 + 3 + 2, 6),
+    "trades": (trades, STEPS, 1 + 3 + 3, 3),
+    "trades in train mode": (trades, STEPS | {"attack.mode": "train"}, 1 + 3 + 3, 7),
     "noise_sup": (noise_sup, {}, 1, 1),
     "free": (free, {}, 1, 1),
     "smoothadv": (smoothadv, {"network.mean": (), "network.std": (), "attack.steps": 3}, 3 + 1, 1),
@@ -74,7 +74,7 @@ PASSES = {
     "dataaug": (dataaug, STEPS, 3 + 2, 1),
     "dataaug without CutMix": (dataaug, STEPS | {"train.cutmix": False}, 1 + 3 + 2, 1),
     "dataaug with signs": (dataaug, STEPS | {"attack.method": "sign"}, 3 + 2, 1),
-    "ssp": (ssp, {"finetune_attack.steps": 3, "finetune.batch_size": 16}, 3 + 1, 1),
+    "ssp": (ssp, {"finetune_attack.steps": 3, "finetune.batch_size": 16}, 3 + 1, 3 + 1),
 }
 
 
@@ -165,11 +165,14 @@ def test_free_replays_a_mini_batch_and_carries_its_perturbation():
     for step in range(6):
         batch = a_batch(stage, step=step, replay=step % 3)
         views.append(stage.inputs(batch))
-        x = (views[-1] + delta).clamp(0, 1).requires_grad_()
+        moved = views[-1] + delta
+        x = moved.clamp(0, 1).requires_grad_()
         other.zero_grad()
         F.cross_entropy(twin(x), batch.labels).backward()
         other.step()
-        delta = (delta + 0.1 * x.grad.sign()).clamp(-0.1, 0.1)
+        stays = (moved < 0) | (moved > 1)  # the gradient goes through the clip (ImageNet code: clamp_; TF code: clip_by_value)
+        delta = torch.where(stays, delta, (delta + 0.1 * x.grad.sign()).clamp(-0.1, 0.1))
+        assert stays.any() or step == 0
         train_step(stage, optimiser, batch)
     torch.testing.assert_close(stage.network.state_dict(), twin.state_dict(), atol=1e-5, rtol=1e-4)
     assert float((stage.delta - delta).abs().gt(1e-6).float().mean()) < 0.01  # a sign may differ where a gradient is 0
@@ -208,13 +211,13 @@ def test_ddn_finds_the_nearest_boundary_of_a_plane():
         s = (v.flatten(1) - 0.5) @ w
         return torch.stack([-s, s], 1)[:, None].expand(-1, 3, -1)
 
-    attacked = smoothadv.ddn(logits, x, labels, eps=10.0, steps=200, init_norm=0.1)
+    attacked = smoothadv.ddn(logits, x, labels, eps=0.3, steps=200)
     distance = (attacked - x).flatten(1).norm(dim=1)
     exact = score.abs() / w.norm()
     assert torch.all(logits(attacked)[:, 0].argmax(1) != labels) and torch.all(distance >= exact - 1e-5)
     assert float((distance - exact).max()) < 0.02
-    near = smoothadv.ddn(logits, x, labels, eps=0.01, steps=200, init_norm=0.1)
-    assert float(lengths(near - x).max()) <= 0.01 + 1e-6 and near.min() >= 0 and near.max() <= 1
+    assert float(lengths(attacked - x).max()) <= 0.3 + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
+    assert torch.equal(smoothadv.ddn(logits, x, labels, eps=1e-4, steps=2), x)  # nothing found: the clean image
 
 
 @pytest.mark.parametrize("method", ["pgd", "ddn"])
@@ -231,7 +234,7 @@ def test_smoothadv_fixes_its_draws_trains_on_them_and_ramps_eps(method, epoch):
     (x, noise), (attacked, _) = seen[0], seen[-1]
     assert noise.shape == (4, 4, 1, 8, 8) and float(noise.std()) == pytest.approx(0.12, rel=0.1)
     assert float(lengths(attacked - x).max()) <= min(1, (epoch + 1) / 2) + 1e-5
-    assert attacked.min() >= 0 and attacked.max() <= 1 and (attacked - x).abs().max() > 0
+    assert attacked.min() >= 0 and attacked.max() <= 1 and (method == "ddn" or (attacked - x).abs().max() > 0)
     with torch.no_grad():
         rows = [softmax(row) for row in real(attacked, noise).flatten(0, 1).double().tolist()]
     labels = batch.labels[4:8].repeat_interleave(4).tolist()  # the second of four mini-batches, each image four times

@@ -16,6 +16,8 @@ BY_NAME: dict[str, Constants] = {
     "cifar10": (CENTRE, (0.247, 0.243, 0.261)),  # DeACL
     "deepmind": (CENTRE, (0.2471, 0.2435, 0.2616)),  # Rebuffi et al. 2021; their CIFAR-100 is the next
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "solo": (CENTRE, (0.247, 0.2435, 0.2616)),  # solo-learn's augmentations of CIFAR-10
+    "solo-stl10": ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
     "cohen": (CENTRE, (0.2023, 0.1994, 0.201)),  # locuslab/smoothing
     "centre": (CENTRE, (1.0, 1.0, 1.0)),  # SmoothAdv's usual
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

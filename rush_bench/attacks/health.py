@@ -1,0 +1,230 @@
+"""Whether gradients are true: zero where something matters, or another slope than differences of predictions show.
+
+A gradient attack is worth what its gradients are. Every figure here is free of the scale of the logits. A few images are
+looked at, each near itself and along the path of an attack, for about fifty forward rows (times draws) an image. Of a network
+of ours the logits themselves are compared, since differences of float32 log-probabilities vanish where logits are tiny.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rush_bench.attacks.base import Threat
+from rush_bench.defenses import Bank, Defense
+from rush_bench.defenses.base import cross_entropy, margin_to
+from rush_bench.defenses.body import Body, blocks
+from rush_bench.defenses.smoothed import _Network, positions
+from rush_bench.errors import BadInput
+from rush_bench.noise import Stream
+
+LOOKED, DRAWS, STEPS = 4, 8, 4  # images looked at, draws held fixed there at most, steps of the walk (eps/4 each)
+# Changes of a pixel. Fine ones lie below a grey level (1/255) and above float32's rounding; the smaller one meets fewer kinks
+# of a ReLU network, the larger one less rounding, so the better of both counts. The coarse one is a step of an attack, where
+# an input that was shattered into tiny waves no longer follows its gradient.
+FINE, COARSE = (2e-4, 1e-3), 0.01
+# Relative error of an image's gradient that is too much. Piecewise linear networks reach 0.06, with max-pooling 0.12, a
+# search in bfloat16 0.15 on most images; wrong signs on a tenth of the pixels give 0.5 and more, a detached third 0.3.
+UNTRUE = 0.2
+FEW = 0.25  # of the images looked at may be beyond: a kink, or a gradient that cancels, is nobody's fault
+
+
+@dataclass(frozen=True)
+class Health:
+    """Per image (B,), NaN where it was not looked at or float32 cannot tell.
+
+    `zero`: whether no loss has a gradient at the image (bool). `error`: relative error of directional derivatives, the most of
+    all points looked at: 0 is exact, 1 as good as no gradient, 2 the reverse. `frozen`: share of pixels at 0 or 1 whose
+    gradient is exactly 0 though the prediction's scores depend on them (torch's clamp at its edge), from 0 to 1.
+    """
+
+    zero: Tensor
+    error: Tensor
+    frozen: Tensor
+
+    @property
+    def untrue(self) -> float:
+        """The share of images whose gradient is another than it should be; 0 where no more than FEW of those looked at are."""
+        looked = self.error[~self.error.isnan()]
+        share = float((looked > UNTRUE).double().mean()) if len(looked) else 0.0
+        return share if share > FEW else 0.0
+
+
+def health(
+    defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, *, draws: int = 0, looked: int = LOOKED
+) -> Health:
+    """The gradients of a defence at images (B, C, H, W) with labels (B,); the first `looked` are followed on a path.
+
+    `draws` of a gradient, 0 for the defence's own m. The defence's counters stay as they were.
+    """
+    passes = dataclasses.replace(defense.passes) if hasattr(defense, "passes") else None
+    stream = stream.at(positions(stream, len(images)))
+    zero = no_gradient(defense, images, labels, stream, draws)
+    error = torch.full((len(images),), torch.nan, dtype=torch.float64)
+    frozen = error.clone()
+    for k in range(min(looked, len(images))):
+        own = stream.at(positions(stream, len(images))[k : k + 1])
+        slope = _Slope(defense, images[k : k + 1], labels[k : k + 1], own)
+        frozen[k] = slope.frozen()
+        points, step = slope.path(threat), min(threat.eps / 8, COARSE)
+        error[k] = max((slope.error(x, step, own.named(f"directions{n}")) for n, x in enumerate(points)), key=_known)
+    if passes is not None:
+        defense.passes.forwards, defense.passes.backwards = passes.forwards, passes.backwards
+    return Health(zero, error, frozen)
+
+
+def no_gradient(defense: Defense, images: Tensor, labels: Tensor, stream: Stream, draws: int = 0) -> Tensor:
+    """Which images (B,) have no gradient of CE and none of the margin of mean logits, which does not saturate."""
+    draws = draws or max(defense.draws, 1)
+    zero = _none(defense.gradient(images, labels, "ce", draws, stream).gradient)
+    if zero.any():
+        zero = zero & _none(defense.gradient(images, labels, _scale_free(defense, "margin"), draws, stream).gradient)
+    return zero.cpu()
+
+
+def _none(gradient: Tensor) -> Tensor:
+    """NaN is no gradient either."""
+    return ~(gradient.flatten(1).abs().amax(1) >= torch.finfo(torch.float32).tiny)
+
+
+def _scale_free(defense: Defense, loss: str) -> str:
+    return f"{loss}@logits" if isinstance(defense, _Network) else loss
+
+
+def _known(error: float) -> float:
+    """NaN below every number."""
+    return -1.0 if error != error else error
+
+
+class _Slope:
+    """One image's scores as a function of x, on fixed draws: a difference of two classes' scores, and its gradient.
+
+    The difference is that of the likeliest other class and the label, both as they are at the image: without kinks of its
+    own, and linear in the logits. A defence that knows no targeted loss is asked for CE.
+    """
+
+    def __init__(self, defense: Defense, image: Tensor, label: Tensor, stream: Stream) -> None:
+        self.defense, self.image, self.stream = defense, image, stream
+        self.draws = max(1, min(defense.draws, DRAWS) if isinstance(defense, _Network) else defense.draws)
+        self.raw = _raw(defense)
+        other = self.scores(image).scatter(1, label[:, None], -torch.inf).argmax(1)
+        self.name, self.labels = _scale_free(defense, "margin-to"), torch.stack([label, other], 1)
+        self.value: Callable[[Tensor, Tensor], Tensor] = margin_to
+        try:
+            self.here = self.gradient(image)
+        except BadInput:
+            self.name, self.labels, self.value = "ce", label, cross_entropy
+            self.here = self.gradient(image)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """(1, C, H, W), what an attack gets: of the network that searches."""
+        return self.defense.gradient(x, self.labels, self.name, self.draws, self.stream).gradient
+
+    def scores(self, points: Tensor) -> Tensor:
+        """(P, K) in float64, what judges: mean logits of a network of ours, else the log of the mean probability."""
+        place = self.stream.images
+        assert place is not None
+        if getattr(self.defense, "keyed", True):
+            return self._scores(points, self.stream.at(place.expand(len(points))))
+        # what the network draws depends on its batch: each point is asked for alone, as the gradient is
+        return torch.cat([self._scores(point, self.stream) for point in points.split(1)])
+
+    def _scores(self, points: Tensor, stream: Stream) -> Tensor:
+        if self.raw is None:
+            return self.defense.predict(points, stream).probabilities.double().clamp_min(1e-30).log()
+        forward, fixed = self.raw._forward(stream, len(points))
+        draws = fixed if self.raw.deterministic else self.draws
+        rows: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            for i, j in blocks(len(points), draws, self.raw.body.block(draws)):
+                part = forward(points[i].to(self.defense.device), i, j, True).double().sum(1) / draws
+                rows[i.start] = rows[i.start] + part if i.start in rows else part
+        return torch.cat(list(rows.values())).clone()
+
+    def path(self, threat: Threat) -> list[Tensor]:
+        """Points where the gradient is looked at: near the image, at a random start, and where a walk from there ends."""
+        near = dataclasses.replace(threat, eps=threat.eps / 4)  # off the ties of equal pixels, where a max-pool has a kink
+        x = start = threat.start(self.image, self.stream.named("start"))
+        for _ in range(STEPS):
+            x = threat.project(x + threat.eps / STEPS * threat.ascend(self.gradient(x)), self.image)
+        return [near.start(self.image, self.stream.named("near")), start, x]
+
+    def error(self, x: Tensor, step: float, stream: Stream) -> float:
+        """The relative error at x: the mean over random directions, or half of that of an attack's step; NaN if unknown.
+
+        Directions: signs on all pixels, on an eighth of them, on a grid of 4 x 4 patches, and of the gradient itself. Of the
+        step half counts, as that much is curvature: a network that follows its gradient reaches 0.3, a shattered input 1.
+        """
+        g = self.gradient(x)
+        uniform = stream.uniform(1, 4, tuple(x.shape[1:]), x.device)[0]
+        signs = torch.where(uniform < 0.5, -1.0, 1.0)
+        patches = F.interpolate(signs[2:3, :, :4, :4], x.shape[2:])
+        moves = torch.cat([signs[:1], signs[1:2] * (uniform[3:] < 0.125), patches, torch.where(g == 0, signs[:1], g.sign())])
+        # a pixel that is frozen at its edge is counted apart
+        moves = torch.where(_at_edge(x) & (g == 0), 0.0, moves)
+        sizes = [*FINE, step]
+        up, down = (torch.cat([(x + side * size * moves).clamp(0, 1) for size in sizes]) for side in (1, -1))
+        relative = self._relative(g, up, down).unflatten(0, (len(sizes), len(moves)))
+        fine = relative[:-1].nan_to_num(torch.inf).amin(0)[:-1]  # the better of both sizes
+        fine = fine[fine.isfinite()]
+        figures = [float(fine.mean()) if len(fine) else torch.nan, float(relative[-1, -1]) / 2]
+        return max(figures, key=_known)
+
+    def _relative(self, g: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """|g (up - down) - difference of the values| relative to the larger, or to what a random move is worth; (P,)."""
+        moved = up.double() - down.double()
+        analytic = (g.double() * moved).flatten(1).sum(1)
+        scores = self.scores(torch.cat([up, down]))
+        value = self.value(scores, self.labels.expand(len(scores), *self.labels.shape[1:]))
+        numeric = value[: len(up)] - value[len(up) :]
+        typical = g.double().norm() * moved.flatten(1).norm(dim=1) / g.numel() ** 0.5
+        most = torch.stack([analytic.abs(), numeric.abs(), typical]).amax(0)
+        noise = 4 * torch.finfo(torch.float32).eps * scores.abs().amax()
+        return torch.where(most > 10 * noise, (analytic - numeric).abs() / most, torch.nan)
+
+    def frozen(self) -> float:
+        """The share of pixels that are frozen at the image; 0 where what they might do is below a tenth of the others."""
+        g, x = self.here, self.image
+        still = _at_edge(x) & (g == 0)
+        if not still.any() or not g.any():
+            return 0.0
+        inwards = torch.where(still, torch.where(x > 0.5, -FINE[1], FINE[1]), 0.0)
+        # four ways to tell half of them from the other half: in one their effects may cancel
+        uniform = self.stream.named("frozen").uniform(1, 4, tuple(x.shape[1:]), x.device)[0]
+        half = torch.where(uniform < 0.5, 0.0, inwards)
+        scores = self.scores(torch.cat([x + half, x + inwards - half]))
+        value = self.value(scores, self.labels.expand(len(scores), *self.labels.shape[1:]))
+        matters = (value[:4] - value[4:]).abs().max()
+        expected = g[~still].double().square().mean().sqrt() * inwards.double().norm()
+        return float(still.double().mean()) if matters > 0.1 * expected else 0.0
+
+
+def _at_edge(x: Tensor) -> Tensor:
+    return (x == 0) | (x == 1)
+
+
+class _Raw(Body):
+    """A body whose log-probabilities are the logits themselves."""
+
+    def __init__(self, body: Body) -> None:
+        self.__dict__ |= body.__dict__
+
+    def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
+        return self.outcome(rows, exact=exact)
+
+
+def _raw(defense: Defense) -> _Network | None:
+    """The same defence with logits for log-probabilities; None where it is not made of a network of ours."""
+    if isinstance(defense, Bank):
+        whole: Any = _raw(defense.whole)
+        return Bank(whole, defense.size, defense.seed)
+    if not isinstance(defense, _Network):
+        return None
+    raw: Any = copy.copy(defense)
+    raw.body = _Raw(defense.body)
+    return raw

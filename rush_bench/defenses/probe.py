@@ -1,0 +1,221 @@
+"""What is asked of a network when it comes through the door: logits, one row an image, of that image alone.
+
+Every refusal is a BadInput that names the way out. The images asked with differ in brightness and grain, so that a mean
+over the batch shows; they stay inside (0,1), since a network that is not finite at an edge is told so where it is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.defenses.owner import half_precision
+from rush_bench.errors import BadInput
+
+if TYPE_CHECKING:
+    from rush_bench.defenses.body import Body
+
+ROWS = 5
+LARGEST = 128  # rows of the largest batch that is tried, where 64 MB hold them
+Ask = Callable[[Tensor], Tensor]
+
+
+def images_like(shape: tuple[int, ...], device: torch.device | str, count: int = ROWS) -> Tensor:
+    """Images (count, C, H, W) strictly inside (0,1): smooth to noisy, bright to dark; the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = F.interpolate(torch.rand(count, shape[0], 2, 2, generator=generator), shape[1:], mode="bilinear")
+    noise = torch.rand(count, *shape, generator=generator)
+    grain, power = (torch.linspace(*ends, count)[:, None, None, None] for ends in ((0.1, 1.0), (0.4, 2.5)))
+    return (0.05 + 0.9 * ((1 - grain) * smooth + grain * noise) ** power).to(device)
+
+
+def rows_for(shape: tuple[int, ...], device: torch.device, before: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a defence hands the network for these images, (5, C', H', W')."""
+    with torch.no_grad():
+        return before(images_like(shape, device))
+
+
+def check_outputs(body: Body, rows: Tensor, shape: tuple[int, ...]) -> None:
+    """Find the number of classes; BadInput where the network returns anything but finite logits (B, classes)."""
+    try:
+        with torch.no_grad():
+            out: Any = body.outputs_of(body.network, rows)
+    except Exception as error:  # anybody's code
+        if half_precision(body.network):
+            raise BadInput(f"the network's weights have 16 bits and float32 judges; give network.float() ({error})") from error
+        raise BadInput(f"the network does not take images of shape {shape}: {type(error).__name__}: {error}") from error
+    if not isinstance(out, Tensor):
+        one = "['logits']" if isinstance(out, dict) else "[0]"
+        raise BadInput(
+            f"the network must return logits (B, classes), not a {type(out).__name__}; wrap it in a module whose forward "
+            f"returns these alone, as in self.network(x){one}"
+        )
+    if out.ndim == 1 or (out.ndim == 2 and out.shape[1] == 1):
+        raise BadInput(
+            "the network returns one number an image where logits (B, classes) are meant; for two classes let its forward "
+            "return torch.cat([torch.zeros_like(z), z], 1), z (B, 1)"
+        )
+    if out.ndim > 2 and out.shape[2:].numel() == 1 and len(out) == len(rows):
+        raise BadInput(f"the network must return logits (B, classes), not {tuple(out.shape)}; end its forward in .flatten(1)")
+    if out.ndim != 2 or len(out) != len(rows):
+        raise BadInput(f"the network must return logits (B, classes), not {tuple(out.shape)} for {len(rows)} images")
+    if not out.isfinite().all():
+        raise BadInput("the network returns values that are not finite; look at its weights")
+    looks = bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4)
+    if looks and body.outputs == "logits":
+        raise BadInput(
+            "the network returns probabilities where logits are meant, which flattens gradients; "
+            'return logits, or say outputs="probabilities"'
+        )
+    if not looks and body.outputs == "probabilities":
+        raise BadInput('outputs="probabilities" was said, but the rows that the network returns do not sum to 1')
+    body.classes = out.shape[1]
+    with torch.no_grad():
+        asking(body)(rows[:1])
+
+
+@torch.no_grad()
+def check_function(body: Body, rows: Tensor) -> None:
+    """Refuse a network that is no function of the image: it draws, or looks at its batch, its calls or at who asks."""
+    ask = asking(body)
+    first = ask(rows)
+    if any(differ(first, ask(rows)) for _ in range(2)):
+        raise BadInput(
+            "the network draws at random: the same images gave other logits at each call; say so, as in "
+            "Randomised(network, votes=1), which the function of --model may return too, or take its randomness out"
+        )
+    if differ(first, _with_gradient(body, rows)):
+        raise BadInput(
+            "the network answers otherwise while gradients are recorded, so that an attack would see another network than the "
+            "one that is judged; take torch.is_grad_enabled() and requires_grad out of its forward"
+        )
+    large = max(ROWS, min(LARGEST, body.rows_of(2**26)))
+    depends = in_company(ask, rows, large)
+    if differ(first, ask(rows)):
+        raise BadInput(
+            "the network changes from call to call: the same images gave other logits later; take what it remembers of "
+            "earlier calls out"
+        )
+    if depends:
+        exact = copy.copy(body)
+        try:  # rounding differs from batch to batch; in float64 a hundred million times less
+            exact.network, exact.dtype = copy.deepcopy(body.network).double(), torch.float64
+            still = in_company(asking(exact), rows, large)
+        except Exception:  # it does not run in float64
+            still = True
+        if still:
+            raise BadInput(
+                "the network's logits for an image depend on the other images of its batch, on their number or on its place "
+                "among them; make them a function of the image alone: a mean over the batch, for one, becomes a constant"
+            )
+
+
+def in_company(ask: Ask, rows: Tensor, large: int) -> bool:
+    """Whether rows (5, ...) get other logits alone than in company: other rows, orders, numbers and places."""
+    alone = torch.cat([ask(row) for row in rows.split(1)])
+    many = (torch.arange(large) * 3 + 1) % len(rows)
+    batches = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 3], [2, 0, 0], [3, 3, 3, 4, 0, 2, 1], many.tolist()]
+    return any(differ(alone[batch], ask(rows[batch])) for batch in batches)
+
+
+def asking(body: Body) -> Ask:
+    """The network as a function of rows (R, C, H, W) that gives logits (R, K), or a BadInput."""
+
+    def ask(rows: Tensor) -> Tensor:
+        try:
+            out = body.outputs_of(body.network, rows)
+        except Exception as error:  # anybody's code
+            raise BadInput(
+                f"the network fails on a batch of {len(rows)}: {type(error).__name__}: {error}; it must take any number of "
+                "images (squeeze() without its axis takes the batch of one away: squeeze(1))"
+            ) from error
+        if tuple(out.shape) != (len(rows), body.classes):
+            raise BadInput(
+                f"the network returns {tuple(out.shape)} for a batch of {len(rows)}; it must return logits (B, classes)"
+            )
+        return out
+
+    return ask
+
+
+def _with_gradient(body: Body, rows: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return body.outputs_of(body.network, rows.detach().requires_grad_()).detach()
+
+
+def fastest(body: Body, rows: Tensor) -> tuple[nn.Module, torch.memory_format]:
+    """The first form that answers, and whose gradient is, as the network's: folded and channels_last, one of these, as it is.
+
+    channels_last is the layout of the fast convolutions, on CUDA and in oneDNN alike; `view` after one may not take it.
+    """
+    known = _answer(body, body.network, rows, torch.contiguous_format)
+    for make, layout in _forms(body.network):
+        try:
+            form = make().to(device=body.device)
+            if layout == torch.channels_last:
+                form = form.to(memory_format=layout)
+            found = _answer(body, form, rows, layout)
+        except Exception:  # it has no such form
+            continue
+        # a unit at its kink may take either slope, hence the wider bound on gradients
+        if not differ(known[0], found[0]) and (known[1] - found[1]).norm() <= 1e-2 * known[1].norm():
+            return form, layout
+    return body.network, torch.contiguous_format
+
+
+def _forms(network: nn.Module) -> Iterator[tuple[Callable[[], nn.Module], torch.memory_format]]:
+    layouts = [torch.channels_last] if any(p.ndim == 4 for p in network.parameters()) else []
+    if callable(folded := getattr(network, "folded", None)):
+        yield from ((folded, layout) for layout in [*layouts, torch.contiguous_format])
+    yield from ((lambda: copy.deepcopy(network), layout) for layout in layouts)
+
+
+def _answer(body: Body, network: nn.Module, rows: Tensor, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """Logits (B, K), and the gradient in the rows of their sum with unequal weights."""
+    with torch.enable_grad():
+        x = rows.detach().requires_grad_()
+        out = body.outputs_of(network, x, layout)
+        weights = torch.linspace(-1, 1, out.numel(), device=out.device).cos().view_as(out)
+        return out.detach(), gradient_of((weights * out).sum(), x)
+
+
+def gradient_of(objective: Tensor, images: Tensor) -> Tensor:
+    """The gradient in the images; BadInput where there is none."""
+    gradient = None
+    if objective.requires_grad:
+        (gradient,) = torch.autograd.grad(objective, images, allow_unused=True)
+    if gradient is None:
+        raise BadInput(
+            "no gradient reaches the images: the network detaches its input; pass a form of it that is differentiable, "
+            "such as the identity in the backward pass of a step that has no gradient (BPDA)"
+        )
+    return gradient
+
+
+def check_search(body: Body, images: Tensor) -> None:
+    """Refuse a network that has no gradient in the images, or does not run in the precision of the search."""
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        try:
+            objective = body.log_probabilities(body.before(x), exact=False)[:, 0].sum()
+            gradient_of(objective, x)
+        except BadInput:
+            raise
+        except Exception as error:  # anybody's code
+            fix = "" if body.precision == "float32" else f"; it does not run in {body.precision}, give precision float32"
+            raise BadInput(f"the network fails when its gradient is taken: {type(error).__name__}: {error}{fix}") from error
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs (B, K) for the same rows are further apart than rounding explains; two NaN are not."""
+    if one.isfinite().logical_xor(other.isfinite()).any():
+        return True
+    one, other = one.nan_to_num(0, 0, 0), other.nan_to_num(0, 0, 0)
+    size = max(float(one.abs().max()), float(other.abs().max()))
+    spread = max(float((each - each.mean(-1, keepdim=True)).abs().max()) for each in (one, other))
+    return bool((one - other).abs().max() > 1e-4 * spread + 1e-5 * size)

@@ -1,0 +1,208 @@
+"""Gradient health: every kind of untrue gradient shows, whatever the scale of the logits; none of a sound network does."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rush_bench.attacks.base import Threat
+from rush_bench.attacks.health import FEW, UNTRUE, health, no_gradient
+from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed
+from rush_bench.defenses.base import Gradient, Prediction, cross_entropy
+from rush_bench.errors import BadInput
+from rush_bench.noise import Stream
+
+SHAPE = (1, 16, 16)
+THREATS = [Threat("linf", 0.1), Threat("linf", 4 / 255), Threat("l2", 0.5)]
+
+
+class Function(nn.Module):
+    """A module of a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Backward(torch.autograd.Function):
+    """`forward(x)`, with `backward(x, upstream)` for a gradient."""
+
+    @staticmethod
+    def forward(ctx, x, forward, backward):
+        ctx.save_for_backward(x)
+        ctx.way = backward
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.way(ctx.saved_tensors[0], upstream), None, None
+
+
+def layers(activation=nn.ReLU, pool=nn.AvgPool2d) -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(16)
+    norm.running_mean.normal_(0, 0.1)
+    first, second = nn.Conv2d(1, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 2, 1)
+    return nn.Sequential(first, norm, activation(), pool(2), second, activation(), nn.Flatten(), nn.Linear(256, 10)).eval()
+
+
+def behind(function) -> nn.Module:
+    """The network fed a function of the image."""
+    return nn.Sequential(Function(function), layers()).eval()
+
+
+def backward(way, forward=torch.clone) -> nn.Module:
+    return behind(lambda x: Backward.apply(x, forward, way))
+
+
+SIGNS = 1 - 2 * (torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.25).float()
+SCALES = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4)).exp()
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Which images (B, 1, 1, 1) hold whole sixteenths, as clean ones do and attacked ones do not."""
+    return (16 * x == (16 * x).round()).all(3, keepdim=True).all(2, keepdim=True).all(1, keepdim=True)
+
+
+UNTRUTHS = {
+    "wrong sign on a quarter of the pixels": lambda: backward(lambda x, g: g * SIGNS),
+    "scaled by pixel": lambda: backward(lambda x, g: g * SCALES),
+    "reversed": lambda: backward(lambda x, g: -g),
+    "right at the image, reversed elsewhere": lambda: backward(lambda x, g: torch.where(on_grid(x), g, -g)),
+    "straight through 8 bits": lambda: backward(lambda x, g: g, lambda x: (255 * x).round() / 255),
+    "straight through 4 levels": lambda: backward(lambda x, g: g, lambda x: (3 * x).round() / 3),
+    "a detached half": lambda: behind(lambda x: torch.cat([x[..., :8].detach(), x[..., 8:]], -1)),
+    "a detached share": lambda: behind(lambda x: 0.6 * x + 0.4 * x.detach()),
+    "shattered": lambda: behind(lambda x: x + 0.01 * torch.sin(1e3 * x)),
+    "shattered finely": lambda: behind(lambda x: x + 1e-3 * torch.sin(1e5 * x)),
+    "rounded": lambda: behind(lambda x: (255 * x).round() / 255 + 0 * x),
+}
+SOUND = {
+    "relu": layers,
+    "silu": lambda: layers(nn.SiLU),
+    "max-pool": lambda: layers(nn.ReLU, nn.MaxPool2d),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 10)).eval(),
+    "tiny logits": lambda: nn.Sequential(layers(), Function(lambda z: 1e-7 * z)).eval(),
+    "huge logits": lambda: nn.Sequential(layers(), Function(lambda z: 1e7 * z)).eval(),
+}
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """Strokes on black, in whole sixteenths: (8, 1, 16, 16)."""
+    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return (16 * (2 * x - 1).clamp_min(0)).round() / 16
+
+
+def of(defense: Defense, images: Tensor, threat: Threat = THREATS[0], looked: int = 4):
+    labels = defense.predict(images, Stream(0, "label")).labels
+    return health(defense, images, labels, threat, Stream(0, "health"), looked=looked)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("name", UNTRUTHS)
+def test_untrue_gradients_show(name, threat, images):
+    found = of(Deterministic(UNTRUTHS[name](), shape=SHAPE), images, threat)
+    assert found.untrue > FEW or bool(found.zero.all())
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_gradients_are_true(name, threat, images):
+    defense = Deterministic(SOUND[name](), shape=SHAPE)
+    found = of(defense, images, threat)
+    assert found.error[:4].max() < UNTRUE and found.error[4:].isnan().all()
+    assert found.untrue == 0 and not found.zero.any() and found.frozen[:4].max() == 0
+    assert defense.passes.backwards == 0
+
+
+def test_a_linear_network_is_exact_and_the_scale_of_logits_changes_nothing(images):
+    label, stream = torch.zeros(8, dtype=torch.int64), Stream(0, "health")
+    defenses = [Deterministic(SOUND[name](), shape=SHAPE) for name in ("linear", "relu", "tiny logits", "huge logits")]
+    linear, plain, tiny, huge = (health(one, images, label, THREATS[0], stream).error[:4] for one in defenses)
+    assert linear.max() < 1e-3
+    assert torch.allclose(plain, tiny, atol=1e-3) and torch.allclose(plain, huge, atol=1e-3)
+
+
+def dropout() -> nn.Module:
+    network = nn.Sequential(nn.Dropout(0.2), layers())
+    network[0].train()
+    return network
+
+
+KINDS = {
+    "smoothed": lambda: Smoothed(layers(), noise="gaussian:0.25", votes=4, shape=SHAPE),
+    "bank": lambda: Smoothed(layers(), noise="uniform:0.3", votes=4, shape=SHAPE).bank(8, 0),
+    "draws inside the network": lambda: Randomised(dropout(), votes=4, shape=SHAPE),
+    "probabilities": lambda: Deterministic(nn.Sequential(layers(), nn.Softmax(1)).eval(), shape=SHAPE, outputs="probabilities"),
+    "bfloat16": lambda: Deterministic(layers(), shape=SHAPE, precision="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_defence_is_measured_on_fixed_draws(kind, images):
+    found = of(KINDS[kind](), images)
+    assert found.untrue == 0 and not found.zero.any()
+
+
+def test_smoothing_hides_no_wrong_sign(images):
+    defense = Smoothed(UNTRUTHS["wrong sign on a quarter of the pixels"](), noise="gaussian:0.25", votes=4, shape=SHAPE)
+    assert of(defense, images).untrue == 1
+
+
+class Own(Defense):
+    """A defence of somebody's own: CE alone, no network to look into. `factor` of its gradient."""
+
+    name, classes, shape = "own", 10, SHAPE
+
+    def __init__(self, factor: float) -> None:
+        self.network, self.factor = layers().requires_grad_(False), factor
+
+    def predict(self, images, stream):
+        p = self.network(images).softmax(1)
+        return Prediction(p.argmax(1), p.round().long(), p)
+
+    def gradient(self, images, labels, loss, draws, stream):
+        if loss not in ("ce", "margin"):
+            raise BadInput("only ce")
+        with torch.enable_grad():
+            x = images.clone().requires_grad_()
+            value = cross_entropy(self.network(x).log_softmax(1), labels)
+            (g,) = torch.autograd.grad(value.sum(), x)
+        return Gradient(self.factor * g, value.detach())
+
+
+def test_a_defence_of_ones_own_needs_no_targeted_loss(images):
+    assert of(Own(1.0), images).untrue == 0
+    assert of(Own(-1.0), images).untrue == 1
+    assert bool(of(Own(0.0), images).zero.all())
+
+
+def test_no_gradient_is_said_per_image_and_saturation_is_none(images):
+    blind = Deterministic(behind(lambda x: torch.where(x.amax((1, 2, 3), True) > 0.9, x, (9 * x).round() / 9)), shape=SHAPE)
+    dark = images * torch.tensor([1.0, 0.5] * 4)[:, None, None, None]
+    labels = torch.zeros(8, dtype=torch.int64)
+    assert no_gradient(blind, dark, labels, Stream(0, "x")).tolist() == [False, True] * 4
+    huge = Deterministic(SOUND["huge logits"](), shape=SHAPE)
+    right = huge.predict(images, Stream(0, "x")).labels
+    assert huge.gradient(images, right, "ce", 1, Stream(0, "x")).gradient.abs().max() == 0
+    assert not no_gradient(huge, images, right, Stream(0, "x")).any()
+
+
+def test_pixels_frozen_at_the_edge_of_the_box_are_counted(images):
+    class Clamp(torch.autograd.Function):  # torch's own by its newest version: no gradient at the very edge
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(0, 1)
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (x,) = ctx.saved_tensors
+            return upstream * ((x > 0) & (x < 1))
+
+    found = of(Deterministic(behind(Clamp.apply), shape=SHAPE), images)
+    edge = ((images == 0) | (images == 1)).flatten(1).double().mean(1)
+    assert torch.equal(found.frozen[:4], edge[:4]) and found.untrue == 0

@@ -128,9 +128,7 @@ def load_defense(
     return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
 
 
-def stored_transform(
-    model: str, *, store: Path | str = "models", device: torch.device | str = "cpu"
-) -> tuple[Keyed, Average]:
+def stored_transform(model: str, *, store: Path | str = "models", device: torch.device | str = "cpu") -> tuple[Keyed, Average]:
     """What stands in front of a model of the store, for networks of one's own too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do

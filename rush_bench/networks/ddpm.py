@@ -32,6 +32,8 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int, width: int = 8, multipliers: Sequence[int] = (1, 2, 2)) -> None:
         super().__init__()
+        if width % GROUPS:
+            raise BadInput(f"diffusion.width={width} must be a multiple of {GROUPS}, the groups of its normalisation")
         widths, time = [width * factor for factor in multipliers], 4 * width
         below, above = [width, *widths[:-1]], [*widths[1:], widths[-1]]
         self.width = width

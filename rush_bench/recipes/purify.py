@@ -34,7 +34,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class DiffusionSettings(Optimisation):
-    """Defaults: Ho et al. 2020, appendix B, for CIFAR-10; the U-Net is a small one (see `networks.ddpm`)."""
+    """Defaults: sources S2.18, Ho et al. 2020 for CIFAR-10; the U-Net is a smaller one (see `networks.ddpm`)."""
 
     epochs: Count = 2048  # 800k steps of 128 images of 50,000
     batch_size: Count = 128
@@ -47,13 +47,13 @@ class DiffusionSettings(Optimisation):
     padding: Whole = 0  # random shifts, in pixels
     flip: Share = 0.5
     timesteps: Annotated[int, Range(21, MOST)] = 1000  # T, section 4; betas linear from 1e-4 to 0.02, scaled where T is another
-    width: Annotated[int, Range(4, MOST)] = 64
+    width: Annotated[int, Range(4, MOST)] = 128
     multipliers: tuple[Count, ...] = (1, 2, 2, 2)
 
 
 @dataclass(frozen=True)
 class PurificationSettings(Settings):
-    """How far and in how many steps images are purified. Nie et al. 2022, section 5.1: t* = 0.1 for 8/255 on CIFAR-10."""
+    """How far and in how many steps images are purified. Defaults: sources S2.18, for 8/255 on CIFAR-10."""
 
     start: PositiveShare = 0.1  # t*, of the timesteps
     steps: Count = 100  # every time up to t*, as DiffPure's dt = 1e-3
@@ -80,8 +80,14 @@ class DiffusionStage(Stage):
     def __init__(self, context: Context, settings: DiffusionSettings) -> None:
         super().__init__(context)
         self.own = settings
+        channels, *sides = self.splits["train"].shape
+        if any(side % 2 ** (len(settings.multipliers) - 1) for side in sides):
+            raise BadInput(
+                f"diffusion.multipliers has {len(settings.multipliers)} levels, which halve images of {sides[0]} x {sides[1]} too "
+                "often; give fewer, as in --set diffusion.multipliers=1,2, or another --set size"
+            )
         with seeded(self.seed, "unet"):
-            self.unet = UNet(self.splits["train"].shape[0], settings.width, settings.multipliers)
+            self.unet = UNet(channels, settings.width, settings.multipliers)
         self.average = copy.deepcopy(self.unet).requires_grad_(False)
         self.alpha_bars: Tensor
         self.register_buffer("alpha_bars", linear_schedule(settings.timesteps).float(), persistent=False)
@@ -170,7 +176,7 @@ def card(settings: PurifySettings) -> dict[str, Any]:
     return {"protocol": f"{protocol}, purified", "extra_data": None, "votes": [1], "transform": {"name": "purify", **transform}}
 
 
-SHORT = {"diffusion.epochs": 100, "diffusion.warmup_epochs": 5, "diffusion.ema": 0.999}
+SHORT = {"diffusion.epochs": 100, "diffusion.warmup_epochs": 5, "diffusion.ema": 0.999, "diffusion.width": 32}
 SMOKE = {
     "diffusion.epochs": 2,
     "diffusion.batch_size": 32,

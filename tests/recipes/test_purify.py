@@ -106,7 +106,9 @@ def test_a_cut_or_foreign_purifier_is_refused(store, tmp_path):
 
 
 def stage(**more):
-    settings = override(PurifySettings(diffusion=DiffusionSettings(timesteps=100, width=4, multipliers=(1, 2), **more)))
+    settings = override(
+        PurifySettings(diffusion=DiffusionSettings(**{"timesteps": 100, "width": 4, "multipliers": (1, 2), **more}))
+    )
     data = load_dataset("digits", "train", 32, size=8)
     network = build({"name": "resnet", "blocks": [1], "width": 4, "channels": 1, "size": 8})
     return DiffusionStage(Context(network, settings, {"train": data, "val": data, "pretrain": data}, 0), settings.diffusion)
@@ -178,6 +180,12 @@ def test_refusals_name_the_fix(recipe, sets, text):
     with pytest.raises(BadInput, match=text):
         made.plans(settings)
         made.card(settings)
+
+
+@pytest.mark.parametrize(("more", "text"), [({"width": 6}, "multiple of 4"), ({"multipliers": (1, 1, 1, 1, 1)}, "too often")])
+def test_a_network_that_cannot_be_is_refused(more, text):
+    with pytest.raises(BadInput, match=text):
+        stage(**more)
 
 
 def test_the_stages_of_both():

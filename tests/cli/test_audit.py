@@ -79,9 +79,8 @@ def test_a_failing_probe_is_1(audit, monkeypatch: pytest.MonkeyPatch) -> None:
     result = audit("--json")
     assert result.exit_code == 1 and "no such luck" in result.stderr
     said = json.loads(result.stdout)
-    assert said["audits"][0]["verdict"] is None and said["failed"] == {
-        "plain-mine probe indicators": "ValueError: no such luck"
-    }
+    assert said["audits"][0]["verdict"] is None and said["failed"].keys() == {"plain-mine probe indicators"}
+    assert said["failed"]["plain-mine probe indicators"].startswith("ValueError: no such luck (")
 
 
 def test_a_plan_gives_no_verdict(audit) -> None:

@@ -140,7 +140,7 @@ class _Slope:
         forward, fixed = self.raw._forward(stream, len(points))
         draws = fixed if self.raw.deterministic else self.draws
         rows: dict[int, Tensor] = {}
-        with torch.inference_mode():
+        with torch.no_grad():
             for i, j in blocks(len(points), draws, self.raw.body.block(draws)):
                 part = forward(points[i].to(self.defense.device), i, j, True).double().sum(1) / draws
                 rows[i.start] = rows[i.start] + part if i.start in rows else part

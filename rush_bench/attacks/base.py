@@ -64,7 +64,7 @@ class Attack(Settings):
     """Base of all attacks; the fields of a subclass are its settings.
 
     `run` returns x' (B, C, H, W) float32 in the ball and the box; the scorer checks that. It returns its best x' for every
-    image, never the clean one because a noisy pass happened to be right (protocol A4), and draws only from `stream`.
+    image, never the clean one because a noisy pass happened to be right (protocol 4), and draws only from `stream`.
     """
 
     climbs: ClassVar[bool] = True  # the defence's own gradients, which are looked at beside it (see `health`)

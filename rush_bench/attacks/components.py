@@ -62,8 +62,8 @@ class Components:
         with torch.no_grad():
             torch.manual_seed(self.seed)
             if name in ("fab", "fab-t"):
-                parts = zip(images.split(self.size), labels.split(self.size), strict=True)
-                return torch.cat([self._fab(x, y, targeted=name == "fab-t").detach() for x, y in parts])
+                batches = zip(images.split(self.size), labels.split(self.size), strict=True)
+                return torch.cat([self._fab(x, y, targeted=name == "fab-t").detach() for x, y in batches])
             right = self.right(images, labels)
             claimed = images.clone()
             for search in self._searches(name):

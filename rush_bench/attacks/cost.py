@@ -28,13 +28,14 @@ def at_once(defense: Defense) -> int:
     return max(1, int(min(_room(defense) / prediction_rows(defense), 2**31)))
 
 
-def module_rows(defense: Defense) -> tuple[int, int]:
-    """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image.
+def module_rows(defense: Defense, batch: int = 1) -> tuple[int, int]:
+    """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image of the batch.
 
-    An image whose draws do not fit in memory saves nothing, and the backward pass computes each block once more.
+    A batch that does not fit in memory saves nothing, and the backward pass computes each block once more; 1 where whoever
+    calls the module cuts batches to what fits (`at_once`).
     """
     rows = prediction_rows(defense)
-    return (rows if rows > _room(defense) else 0), rows
+    return (rows if batch * rows > _room(defense) else 0), rows
 
 
 def _room(defense: Defense) -> float:

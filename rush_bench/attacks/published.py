@@ -1,5 +1,5 @@
 """The attacks of the RUSH paper as its public code makes them: they explain a published number, they never measure robustness
-(protocol A9, 6.2, T15). Their settings undo one fault at a time.
+(protocol 4 and 5, T15; sources S6.2). Their settings undo one fault at a time.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class PublishedPGD(PGD):
-    """The author's code (recipes R2.1): m draws as the defence, the same at all 40 steps of eps/4 (2/255 at 8/255), from zero;
+    """The author's code (sources S2.1): m draws as the defence, the same at all 40 steps of eps/4 (2/255 at 8/255), from zero;
     the gradient goes through clamp(x + delta, 0, 1); the last iterate is returned.
 
     The waterfall of T15 sets `keep=best`, `redraw=1`, `draws`, `steps` with `step`, `loss` and `clamp=project` in turn.

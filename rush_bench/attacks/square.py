@@ -56,24 +56,28 @@ class Square(Attack):
 
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
-            mean = asked.predictions(points, own.named("draws").skip(renewed * span), repeats).probabilities.mean(0)
+            noise = own.named("draws").skip(renewed * span)
+            mean = asked.predictions(points, noise, repeats, exact=False).probabilities.mean(0)
             return margin(mean.clamp_min(1e-30).log(), truth)
 
-        alive, renewed = torch.arange(len(images), device=images.device), 0
+        alive = everyone = torch.arange(len(images), device=images.device)
+        renewed = 0
         own, clean, truth = stream.at(kept.positions), images, labels
         best = moves.start(images, own.named("start"))
         best_loss, uniform = loss(best), best[:, :0]
         for query in range(1, self.queries):
             renew = not defense.deterministic and query % self.redraw == 0
-            if renew:
-                kept.offer(best, alive)
-            elif defense.deterministic and self.stop and len(wrong := (best_loss > 0).nonzero()[:, 0]):
-                kept.offer(best[wrong], alive[wrong])
-            if self.stop and len(rows := (~kept.broken[alive]).nonzero()[:, 0]) < len(alive):
-                if not len(rows):
+            due = everyone[: len(alive) if renew else 0]
+            if defense.deterministic and self.stop:
+                due = (best_loss > 0).nonzero()[:, 0]
+            if len(due):
+                kept.offer(best[due], alive[due])
+                rows = (~kept.broken[alive]).nonzero()[:, 0]
+                if self.stop and len(rows) < len(alive):
+                    alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
+                    own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+                if not len(alive):
                     return kept.best
-                alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
-                own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
             if renew:
                 renewed += 1
                 best_loss = loss(best)

@@ -23,32 +23,24 @@ from rush_bench.certify.tsv import write_tsv
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import Arrays, Cell, CellStore
-from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in, sample_of, work
+from rush_bench.evaluation.records import Arrays, CellStore
+from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
 from rush_bench.noise import Stream
 
 GUARDED = 16  # votes at which the guard looks, whatever the defence's: a certificate is of them all
 
 
 @dataclass(frozen=True)
-class _Job:
-    cell: Cell
+class _Job(Job):
     defense: Smoothed  # at the votes that the guard looks at
-    data: Images
     settings: Sampling
     theorem: Certificate
     plan: Plan
-    of: tuple[()] = ()
 
     @property
     def label(self) -> str:
         """What people call it, in messages and on the bar."""
         return f"{self.cell.labels['defense']} certify {self.theorem.norm}"
-
-    @property
-    def sample(self) -> Images:
-        """What the guard looks at."""
-        return sample_of(self.data)
 
     def figure(self, made: Arrays) -> str:
         """Share certified so far, and at what cost."""
@@ -114,7 +106,7 @@ def certify(
     defence without noise, a bank, a norm without a theorem, images that do not fit.
     """
     settings = settings or Sampling()
-    data = check_asked(defenses, data, shard, seed, "certify")
+    defenses, data = check_asked(defenses, data, shard, seed, "certify")
     jobs: dict[str, _Job] = {}
     for defense in defenses:
         job = _plan(defense, data, settings, norm, seed, chunk)

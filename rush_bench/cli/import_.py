@@ -11,10 +11,14 @@ from rush_bench.cli import common
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the model in the store.")
-@click.option("--dataset", required=True, help="What the classifier was trained for: a name, or path/to/file.npz.")
+@click.option("--dataset", required=True, help="What it was trained for, an encoder on: a name, or path/to/file.npz.")
+@click.option(
+    "--as", "as_", type=click.Choice(["model", "encoder"]), default="model", show_default=True, help="encoder: no head."
+)
 @click.option("--bn-route", type=click.IntRange(min=0), help="BatchNorm route: 0 clean, 1 attacked.  [default: 1]")
 @click.option("--head", type=click.Path(path_type=Path), help="File of the linear classifier (RoCL's _linear).")
 @click.option("--recipe", help="Where several write the same keys: acl, dynacl, air, rcs, ...  [default: by the keys]")
+@click.option("--network", help="resnet18, resnet50, ...: must be the file's; and what no tensor shows: resnet18,padding=2.")
 @click.option("--protocol", help="SLF, ALF, AFF, ...: no file says.  [default: what its family leaves no doubt about]")
 @click.option("--pretrain-dataset", help="What the encoder was pre-trained on.  [default: the data set]")
 @click.option("--extra-data", help="Data beyond the data set that it has seen.  [default: the family's]")
@@ -35,10 +39,10 @@ from rush_bench.cli import common
 @common.device
 @common.as_json
 def command(file: Path, name: str, device: str, as_json: bool, **options: Any) -> None:
-    """Bring published weights into the store.
+    """Bring published weights into the store: as a model, or with --as encoder as what `train finetune --from` starts from.
 
     Of ACL, DynACL, AIR, RCS, AdvCL, A-InfoNCE, RoCL, DeACL, TRADES (WideResNet and kl ResNet), Chen 2020b, Cohen, SmoothAdv,
-    Rebuffi 2021 and MadryLab's robustness.
+    Rebuffi 2021 and MadryLab's robustness; encoders of solo-learn and lightly, and plain ResNets (torchvision, timm, kl).
 
     The family is told by the keys, every key is accounted for, and normalisation goes inside the network. What cannot be
     mapped whole is refused. Files are read without running pickled code.
@@ -54,4 +58,4 @@ def command(file: Path, name: str, device: str, as_json: bool, **options: Any) -
     if as_json:
         common.print_json(done.card)
     else:
-        click.echo(f"{source['family']} is model {name!r} now: {done.folder}", err=True)
+        click.echo(f"{source['family']} is {options['as_']} {name!r} now: {done.folder}", err=True)

@@ -1,7 +1,7 @@
 """What an attack sees: defences, the randomised-smoothing adapter, and how they are loaded."""
 
 from rush_bench.defenses.base import LOSSES, TARGETED, Defense, Gradient, Passes, Prediction, as_module
-from rush_bench.defenses.load import from_target, listed, load_defense, load_defenses, resolve
+from rush_bench.defenses.load import as_defenses, from_target, listed, load_defense, load_defenses, resolve
 from rush_bench.defenses.randomised import Randomised, RandomViews
 from rush_bench.defenses.smoothed import Bank, Deterministic, Smoothed
 
@@ -17,6 +17,7 @@ __all__ = [
     "RandomViews",
     "Randomised",
     "Smoothed",
+    "as_defenses",
     "as_module",
     "from_target",
     "listed",

@@ -15,22 +15,19 @@ import numpy as np
 from rush_bench.datasets import Images
 from rush_bench.datasets.corruptions import SEVERITIES, CorruptedImages
 from rush_bench.defenses import Defense
+from rush_bench.evaluation.behaviour import IMAGES
 from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.runner import default_repeats
 from rush_bench.evaluation.score import Meter, score
-from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in, sample_of, work
+from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
 from rush_bench.noise import Stream
 
 FOLDER = "corruptions"
 
 
 @dataclass(frozen=True)
-class _Job:
-    cell: Cell
-    defense: Defense
-    sample: Images  # of the corruption's lowest severity: one look a corruption
+class _Job(Job):
     load: Callable[[str, int], Images]
-    of: tuple[()] = ()
 
     @property
     def where(self) -> tuple[str, int]:
@@ -40,10 +37,6 @@ class _Job:
     def label(self) -> str:
         """What people call it, in messages and on the bar."""
         return " ".join(map(str, (self.defense.name, *self.where)))
-
-    def figure(self, made: Arrays) -> str:
-        """Accuracy so far."""
-        return f"{made['correct'].sum() / made['repeats'].sum():.1%} right in the last chunk"
 
     def chunk(self, store: CellStore, c: int) -> tuple[Arrays, None]:
         """Score the corrupted images of chunk c."""
@@ -82,10 +75,10 @@ def evaluate(
     `rush_bench.evaluation.work`); bad input raises BadInput before anything runs.
     """
     load = lru_cache(maxsize=1)(data.images)  # jobs of one corruption and severity follow each other
-    check_asked(defenses, load(data.corruptions[0], SEVERITIES[0]), shard, seed)
+    defenses, _ = check_asked(defenses, load(data.corruptions[0], SEVERITIES[0]), shard, seed)
     jobs = []
     for corruption in data.corruptions:
-        sample = sample_of(load(corruption, SEVERITIES[0]))
+        sample = load(corruption, SEVERITIES[0]).take(slice(0, IMAGES))  # for the guard: one look a corruption
         for severity in SEVERITIES:
             images = load(corruption, severity)
             for defense in defenses:

@@ -16,9 +16,10 @@ from rush_bench.attacks.suites import REST, Suite, parse_suite
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
+from rush_bench.evaluation import work
 from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.score import Meter, check, score
-from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in, sample_of, work
+from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in
 from rush_bench.noise import Stream
 from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
@@ -27,32 +28,19 @@ BROKEN = 0.05  # the estimated chance of being right of an image that no further
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(work.Job):
     """One cell of an attack; with `of`, the cells before it, on what their worst case leaves standing (the rest keeps its x').
 
     `attack` is None for that worst case itself.
     """
 
-    cell: Cell
-    defense: Defense
-    data: Images
     attack: Attack | None
-    of: tuple["Job", ...] = ()
 
     @property
     def label(self) -> str:
         """What people call it, in messages and on the bar."""
         labels = self.cell.labels
         return " ".join(str(labels[key]) for key in ("defense", "attack", "suite", "experiment", "trial") if labels.get(key))
-
-    @property
-    def sample(self) -> Images:
-        """What the guard looks at."""
-        return sample_of(self.data)
-
-    def figure(self, made: Arrays) -> str:
-        """Accuracy so far."""
-        return f"{made['correct'].sum() / made['repeats'].sum():.1%} right in the last chunk"
 
     def chunk(self, store: CellStore, c: int) -> tuple[Arrays, np.ndarray | None]:
         """Attack the images of chunk c and score x' on fresh draws; what an attack knows per image besides goes in `extra`."""
@@ -89,9 +77,9 @@ class Job:
 
 
 def attack(
-    defenses: Sequence[Defense],
+    defenses: Defense | Sequence[Defense],
     suite: str | Suite = "linf8",
-    data: Images | None = None,
+    data: Images | Any = None,
     *,
     out: Path | str | None = None,
     seed: int = 0,
@@ -103,6 +91,7 @@ def attack(
 ) -> Run:
     """Run a suite on defences. The same call again, from any number of processes, finishes what is left.
 
+    `defenses` is one or several; `data` what `rush_bench.datasets.as_data` takes: images, (x, y), a DataLoader, a name, ...
     `suite` is a name (`linf8`, `l2-0.5`, `linf8-quick`) or a parsed one; `out` the results folder (None: a temporary one);
     `repeats` K, the independent predictions an x' is scored by (None: 1 if deterministic, else 100 at one vote, 16 at 64
     votes; a fifth of that in quick suites); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks.
@@ -110,11 +99,11 @@ def attack(
     `Run.failed`; bad input raises BadInput before anything runs.
     """
     suite = parse_suite(suite) if isinstance(suite, str) else suite
-    data = check_asked(defenses, data, shard, seed)
+    defenses, data = check_asked(defenses, data, shard, seed)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
     jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
-    failed, done = work(store, jobs, folder, title="attack", shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
+    failed, done = work.work(store, jobs, folder, title="attack", shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
     results = [store.result(job.cell) for job in jobs]
     # certificates stand above this room, which no name at import time may know: the one place that looks up
     from rush_bench.certify.check import clashes
@@ -123,7 +112,7 @@ def attack(
 
 
 def default_repeats(votes: int, quick: bool) -> int:
-    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 7); quick: a fifth."""
+    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 1); quick: a fifth."""
     if votes == 0:
         return 1
     full = min(100, max(16, 1024 // votes))
@@ -159,7 +148,7 @@ def job_for(
         repeats=repeats,
         chunk=chunk,
     )
-    return Job(cell, defense, data, made, tuple(of))
+    return Job(cell, defense, data, made, of=tuple(of))
 
 
 def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = None) -> Job:
@@ -167,7 +156,7 @@ def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = N
     last = of[-1]
     identity = {**last.cell.identity, "attack": {"name": "worst", "of": [job.cell.key for job in of]}}
     identity["repeats"] = repeats or identity["repeats"]
-    return Job(Cell(identity, {**last.cell.labels, **labels, "attack": "worst"}), last.defense, last.data, None, tuple(of))
+    return Job(Cell(identity, {**last.cell.labels, **labels, "attack": "worst"}), last.defense, last.data, None, of=tuple(of))
 
 
 def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:

@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
@@ -42,7 +41,7 @@ def score(
     deterministic defence. Raises RushBenchError where a prediction is not finite.
     """
     predictions = defense.predictions(attacked, stream.at(index), repeats)
-    counts = F.one_hot(predictions.labels, defense.classes).sum(0)
+    counts = (predictions.labels[..., None] == torch.arange(defense.classes, device=attacked.device)).sum(0)
     probabilities = predictions.probabilities.mean(0)
     rows = torch.arange(len(attacked), device=attacked.device)
     true = probabilities[rows, labels].clone()

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rush_bench.datasets import Images
-from rush_bench.defenses import Defense
+from rush_bench.datasets import Images, as_data
+from rush_bench.defenses import Defense, as_defenses
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation.behaviour import IMAGES, Changed, check_behaviour
 from rush_bench.evaluation.records import FORMAT, Cell, CellResult
@@ -31,29 +31,36 @@ class Store(Protocol):
     def write(self, cell: Any, chunk: int, made: Any, adversarial: Any = None) -> None: ...
 
 
-class Job(Protocol):
-    """One cell to work off, of a kind of measurement.
+@dataclass(frozen=True)
+class Job:
+    """One cell to work off; a kind of measurement gives `label` and `chunk`.
 
-    `sample`: the first few images, on which the defence must do what it did when the records at hand were made.
-    `of`: jobs of the same run whose chunk c must be there before this one's is made, and whose failure is this one's too.
+    `cell` is what its store takes; `data` the images, of which the first few are the guard's sample; `of` jobs of the same run
+    whose chunk c must be there before this one's is made, and whose failure is this one's too.
     """
 
+    cell: Any
+    defense: Defense
+    data: Images
+    of: tuple[Any, ...] = field(default=(), kw_only=True)
+
     @property
-    def cell(self) -> Any: ...
+    def label(self) -> str:
+        """What people call it, in messages and on the bar; what fails is known by it."""
+        raise NotImplementedError
+
     @property
-    def defense(self) -> Defense: ...
-    @property
-    def sample(self) -> Images: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def of(self) -> "Sequence[Job]": ...
+    def sample(self) -> Images:
+        """On these the defence must do what it did when the records at hand were made."""
+        return self.data.take(list(range(min(IMAGES, len(self.data)))))
 
     def chunk(self, store: Any, c: int) -> tuple[Any, Any]:
         """What `Store.write` takes: the arrays of chunk c, and x' or None."""
+        raise NotImplementedError
 
     def figure(self, made: Any) -> str:
         """What the bar says of a chunk."""
+        return f"{made['correct'].sum() / made['repeats'].sum():.1%} right in the last chunk"
 
 
 @dataclass
@@ -159,7 +166,7 @@ def work(
 
 
 def _share(jobs: Sequence[Job], k: int, n: int) -> list[tuple[Job, int]]:
-    """Every n-th chunk, from the k-th: of all there are, or of each cell's where some cells wait for the same chunk of others."""
+    """Every n-th chunk, from the k-th: of all there are, or of each cell's where a cell waits for the same chunk of others."""
     chunks = [(job, c) for job in jobs for c in range(job.cell.chunks)]
     return [(job, c) for job, c in chunks if c % n == k - 1] if any(job.of for job in jobs) else chunks[k - 1 :: n]
 
@@ -189,10 +196,14 @@ def _reason(error: Exception) -> str:
 
 
 def check_asked(
-    defenses: Sequence[Defense], data: Images | None, shard: tuple[int, int] = (1, 1), seed: int = 0, verb: str = "attack"
-) -> Images:
-    """The images, or BadInput: none, ones that a defence does not take, no such shard or seed, two defences of one name."""
-    if data is None or not len(data):
+    defenses: Any, data: Any, shard: tuple[int, int] = (1, 1), seed: int = 0, verb: str = "attack"
+) -> tuple[list[Defense], Images]:
+    """The defences and the images (see `as_defenses`, `as_data`).
+
+    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name.
+    """
+    defenses, data = as_defenses(defenses), as_data(data)
+    if not len(data):
         raise BadInput(f'there are no images to {verb}; pass data=rb.load_dataset("cifar10", split="test", n=1000)')
     if not 1 <= shard[0] <= shard[1]:
         raise BadInput(f"shard {shard[0]}/{shard[1]}: write k/n with 1 <= k <= n")
@@ -202,7 +213,7 @@ def check_asked(
         raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
     for defense in defenses:
         check_fits(defense, data)
-    return data
+    return defenses, data
 
 
 def check_fits(defense: Defense, data: Images) -> None:
@@ -231,11 +242,6 @@ def deadline_in(minutes: float | None) -> float | None:
 def minutes_to(deadline: float | None) -> float | None:
     """The minutes that are left until then."""
     return None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-
-
-def sample_of(data: Images) -> Images:
-    """The first few images: what the guard looks at."""
-    return data.take(list(range(min(IMAGES, len(data)))))
 
 
 def cell_of(

@@ -63,7 +63,8 @@ class Projection(nn.Sequential):
 class Encoder(nn.Module):
     """Images (B, C, H, W) in [0,1] -> features (B, dim): normalise, stem, four stages, global average pool.
 
-    CIFAR stem: 3x3 stride 1, no pooling (recipes R1.2); `imagenet`: 7x7 stride 2 and max-pool (96x96 STL-10).
+    CIFAR stem: 3x3 stride 1, no pooling (sources S1.2); `imagenet`: 7x7 stride 2 and max-pool (96x96 STL-10);
+    `cifar-linear`: without the ReLU, as lightly's benchmarks take their ResNet apart.
     """
 
     folds = (("conv1", "bn1"),)
@@ -84,6 +85,9 @@ class Encoder(nn.Module):
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(channels, width, *((7, 2, 3) if large else (3, 1, padding)), bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        self.linear_stem = stem == "cifar-linear"
+        if self.linear_stem:
+            self.act = nn.Identity()  # a defence's digest is taken of the modules' names: another network
         self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
         inputs, block = width, Bottleneck if bottleneck else BasicBlock
         for stage, count in enumerate(blocks, start=1):
@@ -97,7 +101,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, stages: int | None = None) -> Tensor:
         """`stages`: pool what the first so many leave, fewer channels; None: all of them."""
-        x = self.pool(F.relu(self.bn1(self.conv1(self.normalise(images))), inplace=True))
+        x = self.bn1(self.conv1(self.normalise(images)))
+        x = self.pool(x if self.linear_stem else F.relu(x, inplace=True))
         for stage in range(1, (self.stages if stages is None else stages) + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return x.mean((2, 3))

@@ -10,7 +10,7 @@ from typing import Any
 
 from rush_bench.recipes.rush import RushSettings
 from rush_bench.training import protocols
-from rush_bench.training.protocols import PretrainedSettings
+from rush_bench.training.protocols import LINEAR_RATES, PretrainedSettings
 from rush_bench.training.stage import Plan, Recipe
 
 NAMES = {"finetune": "a linear head, or all weights, on any encoder: --from NAME|FILE --protocol SLF|NSLF|ALF|AFF"}
@@ -33,7 +33,7 @@ def follow(settings: PretrainedSettings) -> Mapping[str, Any]:
     if settings.finetune.protocol != "NSLF":
         return {}
     rush = RushSettings().finetune
-    own = [one.name for one in fields(rush) if one.name not in (*SIZES, "protocol", "attack", "padding", "flip")]
+    own = [one.name for one in fields(rush) if one.name not in (*SIZES, "protocol", "attack", "alf_lr", "padding", "flip")]
     return {f"finetune.{name}": getattr(rush, name) for name in own}
 
 
@@ -51,5 +51,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `finetune`."""
-    settings, rates = PretrainedSettings(), protocols.LINEAR_RATES
-    return Recipe(name, settings, plans, card, presets(), adapt, rates, follow=follow, needs_encoder=True)
+    return Recipe(name, PretrainedSettings(), plans, card, presets(), adapt, LINEAR_RATES, follow, needs_encoder=True)

@@ -1,5 +1,6 @@
-"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol A6)."""
+"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol 8)."""
 
+import dataclasses
 import json
 import math
 from collections import defaultdict
@@ -14,7 +15,7 @@ from rush_bench.files import digest
 from rush_bench.report.evidence import doubt, unusual
 
 UNKNOWN = "gradients were not looked at: an older record"
-ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol section 7)
+ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol 5)
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,24 @@ def rows(results: Iterable[CellResult]) -> list[Row]:
         said = _differences(cells)
         found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
-    return sorted(found, key=_order)
+    return sorted(_told_apart(found), key=_order)
+
+
+def _told_apart(found: Sequence[Row]) -> list[Row]:
+    """Rows of one name whose networks differ get the beginning of their weights' digest beside it."""
+    several: dict[str, set[str]] = defaultdict(set)
+    for row in found:
+        several[row.labels["defense"]].add(row.weights)
+    return [
+        dataclasses.replace(row, labels={**row.labels, "defense": f"{name} ({row.weights[:6]})"})
+        if len(several[name := row.labels["defense"]]) > 1
+        else row
+        for row in found
+    ]
 
 
 def estimate(result: CellResult, correct: str = "correct", repeats: str = "repeats") -> Estimate:
-    """Accuracy of a finished cell with its interval (protocol A1, A3), as fractions."""
+    """Accuracy of a finished cell with its interval (protocol 1, 2), as fractions."""
     if not result.complete:
         raise ValueError(f"{result.folder} is not finished")
     frame = result.frame

@@ -1,4 +1,4 @@
-"""Tables as pandas frames, from records alone (protocol A6): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
+"""Tables as pandas frames, from records alone (protocol 8): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
 
 Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 % interval. NaN: not measured, or not finished.
 The writers are in `writers.py` and re-exported here.
@@ -124,7 +124,7 @@ def _measured(row: Row) -> dict[str, Any]:
 
 
 def _published(entry: PublishedRow) -> dict[str, Any]:
-    facts = {f"published_{name}": fact.value for name in FACTS if (fact := getattr(entry, name))}
+    facts = {f"published_{name}": str(fact) for name in FACTS if (fact := getattr(entry, name))}
     numbers = {f"published_{name}": getattr(entry, name) for name in PUBLISHED}
     about = {"block": entry.block, "method": entry.method, "footnotes": ",".join(entry.footnotes)}
     return about | {"published_source": entry.source} | numbers | facts

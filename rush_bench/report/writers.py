@@ -95,7 +95,7 @@ QUICK, BOUND = "q", "†"
 REST = "Square on the rest: without gradients, on images that no column before it breaks; the others keep their x'."
 CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
 INTERVALS = (
-    "95 % intervals: Clopper-Pearson for deterministic defences, two-level bootstrap (images, then draws) for randomised ones."
+    "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."
 )
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 
@@ -288,10 +288,11 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     ]
     if paper:
         notes += list(published().footnotes.items())
-        remarks = {f"{row.method}, {row.block}: {row.remark.value}" for row in published().table1 if row.remark}
+        remarks = {f"{row.method}, {row.block}: {row.remark}" for row in published().table1 if row.remark}
         notes += [("", text) for text in sorted(remarks)]
         source = "the RUSH paper, Table 1"
         notes.append(("", f"Published: {source}. Measured: this tool, l-inf 8/255; {DASH} is not measured or not finished."))
+        notes.append(("", "(unchecked): noted when the row was written down, its source not opened again."))
     if any_quick:
         what = "fewer steps and draws than the column's name promises; never compare it with a full suite."
         notes.append((QUICK, f"quick suite: {what}") if paper else ("", f"Suites named -quick: {what}"))

@@ -1,13 +1,13 @@
-"""Pre-trained encoders: kept once, found again by a run that would train the same one, and started from by name or file.
+"""The pre-training of a run as a thing of its own: kept once, and found again by a run that would train the same one.
 
-They lie in `<store>/encoders/<name>/` in the format of a model, card and all, where no attack looks for models. The weights
-are `encoder.*`; those that a pre-training here left have `head.*` and `carried/<what>/*` for later stages beside them.
+Encoders lie in `<store>/encoders/<name>/` in the format of a model, card and all, where no attack looks for models. The
+weights are `encoder.*`; a pre-training leaves `head.*` and `carried/<what>/*` for later stages beside them.
 """
 
 import ast
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ from typing import Any
 from torch import Tensor
 
 import rush_bench
-from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import digest
-from rush_bench.networks import resolve
 from rush_bench.settings import to_dict
 from rush_bench.store import ENCODERS, model_names, read_card, read_weights, save_model
-from rush_bench.training.options import NetworkSettings, RunSettings
+from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import Context, Plan, Recipe
 
 CARRIED = "carried/"
@@ -28,87 +26,29 @@ CODE = ("datasets", "networks", "recipes", "training", "noise.py")  # what decid
 
 
 @dataclass(frozen=True)
-class Start:
-    """Weights that a training starts from: an encoder of the store, or a model, whose head comes along.
+class Stored:
+    """Weights of a store, of a model or of an encoder: by the network's own names, and what is carried for later stages."""
 
-    network: the full spec; encoder and head: tensors by the network's own names; carried: what its pre-training left for
-    later stages; card: its own.
-    """
-
-    name: str
-    kind: str  # encoder or model
+    card: dict[str, Any]
     sha256: str
-    card: Mapping[str, Any]
-    encoder: Mapping[str, Tensor]
-    head: Mapping[str, Tensor]
-    carried: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    tensors: dict[str, Tensor]
+    carried: dict[str, dict[str, Tensor]]
 
-    @property
-    def network(self) -> dict[str, Any]:
-        """The spec of its network."""
-        return self.card["network"]
-
-    @property
-    def pretrained_on(self) -> str:
-        """The data set that its encoder learned from first."""
-        return self.card.get("pretrain_dataset") or self.card["dataset"]
-
-    def settings(self) -> dict[str, Any]:
-        """Its network as a layer of settings, so that a card shows what ran."""
-        known = to_dict(NetworkSettings())
-        return {f"network.{key}": tuple(v) if isinstance(v := self.network[key], list) else v for key in known}
-
-    def fits(self, network: Mapping[str, Any], dataset: str) -> bool:
-        """Whether its head tells the classes of that network apart: a model of the same data set and as many classes."""
-        return bool(self.head) and (self.card["dataset"], self.network["classes"]) == (dataset, network["classes"])
-
-    def about(self, head: bool) -> dict[str, Any]:
-        """Where it came from, for the card of the model that grows out of it."""
-        keys = ("recipe", "protocol", "pretrain_dataset", "extra_data", "preset", "seed", "source")
-        known = {key: self.card[key] for key in keys if self.card.get(key) is not None}
-        return {"name": self.name, "kind": self.kind, "sha256": self.sha256, "head": "kept" if head else "new"} | known
+    def weights(self, head: bool) -> dict[str, Tensor]:
+        """`encoder.*`, and with `head` what else the network has."""
+        return {key: value for key, value in self.tensors.items() if head or key.startswith("encoder.")}
 
 
-def find_start(wanted: str | Path, store: Path, dataset: str) -> tuple[Start, list[str]]:
-    """What `--from` names: an encoder or a model of the store (`NAME:best`: its best epoch), or a checkpoint file.
-
-    A file is imported as an encoder first, under its own name and with the usual choices, which the notes state. BadInput
-    for a name that is neither, or both.
-    """
-    notes: list[str] = []
-    name, _, which = str(wanted).partition(":")
-    encoders, models = model_names(store / ENCODERS), model_names(store)
-    if name not in (*encoders, *models) and Path(wanted).is_file():
-        from rush_bench.defenses.published import import_model  # defences stand on top of networks, not beside training
-
-        done = import_model(wanted, Path(wanted).stem, as_="encoder", dataset=dataset, store=store)
-        name, which, notes = done.card["name"], "", list(done.notes)
-        encoders = [name]
-    if name in encoders and name in models:
-        raise BadInput(f"{store} has both a model and an encoder named {name!r}; rename the folder of one of them")
-    if name not in (*encoders, *models):
-        raise unknown_name(f"encoder or model in {store}, nor a file,", str(wanted), [*encoders, *models])
-    home = store / ENCODERS if name in encoders else store
-    card, which = read_card(home, name), which or "model"
-    tensors = read_weights(home, name, which)
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
-    for key, value in tensors.items():
-        if not key.startswith(CARRIED):
-            parts[key.partition(".")[0]][key] = value
-    full = name if which == "model" else f"{name}:{which}"
-    kind = "encoder" if name in encoders else "model"
-    head = parts["head"] if kind == "model" else {}
-    return Start(full, kind, card["sha256"][which], card, parts["encoder"], head, carried_of(tensors)), notes
-
-
-def carried_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What a pre-training left for later stages, out of an encoder's tensors."""
-    carried: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+def read_stored(home: Path, name: str, which: str = "model") -> Stored:
+    """A folder's card and weights. BadInput where the weights are not those of the card."""
+    card, tensors, carried = read_card(home, name), {}, dict[str, dict[str, Tensor]]()
+    for key, value in read_weights(home, name, which).items():
         if key.startswith(CARRIED):
             _, what, rest = key.split("/", 2)
             carried.setdefault(what, {})[rest] = value
-    return carried
+        else:
+            tensors[key] = value
+    return Stored(card, card["sha256"][which], tensors, carried)
 
 
 @dataclass(frozen=True)
@@ -123,14 +63,10 @@ class Shared:
     def name(self) -> str:
         return self.folder.name
 
-    def find(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """The network's tensors, what later stages need, and the card of the same pre-training, if it was done before."""
+    def find(self) -> "Stored | None":
+        """The same pre-training, if it was done before."""
         home = self.folder.parent
-        if self.name not in model_names(home):
-            return None
-        tensors = read_weights(home, self.name)
-        network = {key: value for key, value in tensors.items() if not key.startswith(CARRIED)}
-        return network, carried_of(tensors), read_card(home, self.name)
+        return read_stored(home, self.name) if self.name in model_names(home) else None
 
     def keep(self, context: Context, card: Mapping[str, Any], results: Mapping[str, Any]) -> None:
         """Save it, unless another run did so in the meantime."""
@@ -178,8 +114,3 @@ def _plain(tree: ast.Module) -> ast.Module:
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body[0] = ast.Pass()
     return tree
-
-
-def started_network(start: Start, classes: int, size: int) -> dict[str, Any]:
-    """The spec of a network that starts there, for so many classes and images of that size."""
-    return resolve({**start.network, "classes": classes, "size": size, "routes": 1})

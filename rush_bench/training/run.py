@@ -1,11 +1,12 @@
 """`train`: from a recipe's name to a finished model in the store."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
@@ -13,21 +14,20 @@ from rush_bench.datasets.color import gray
 from rush_bench.datasets.loading import find_source
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.files import read_json
 from rush_bench.networks import build, resolve
-from rush_bench.noise import noise_from
+from rush_bench.noise import check_seed, noise_from
 from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
-from rush_bench.store import save_model
+from rush_bench.store import check_name, read_card, save_model
 from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_other
-from rush_bench.training.encoders import Start, find_start, shared, started_network
+from rush_bench.training.encoders import shared
 from rush_bench.training.loop import Loop, Where
 from rush_bench.training.options import RunSettings, file_digests
 from rush_bench.training.progress import Progress
-from rush_bench.training.routed import CARRIED
 from rush_bench.training.seeds import derive
 from rush_bench.training.semi import label_splits
 from rush_bench.training.stage import Context, Recipe
+from rush_bench.training.start import Start, check_start, find_start, layers_from, name_from, started_network
 
 
 def train(
@@ -64,13 +64,16 @@ def train(
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
     """
+    check_seed(seed)
+    if name is not None:
+        check_name(name)
     system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
     short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
     layers.append({key: value for key, value in short.items() if value is not None})
     where, progress = choose_device(device), report or Progress()
     start, notes = find_start(from_, Path(store), dataset) if from_ is not None else (None, [])
-    layers = layers_from(system, preset, start, layers)
+    layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
     wanted = resolve_settings(system, preset, None, layers)
     splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, any("n_train" in x for x in layers))
     settings = resolve_settings(system, preset, splits["train"].shape, layers, dataset)
@@ -84,7 +87,7 @@ def train(
     file = CheckpointFile(folder, identity(card))
     if (folder / "card.json").exists():
         usual = to_dict(resolve_settings(system, preset, splits["train"].shape, [], dataset))
-        refuse_other(identity(read_json(folder / "card.json")), file.run, folder, usual)
+        refuse_other(identity(read_card(Path(store), card["name"])), file.run, folder, usual)
         file.remove()
         progress.note(f"{folder} is finished; nothing to do")
         return folder
@@ -107,9 +110,6 @@ def run_stages(
 ) -> None:
     """Run every stage that is left, then write the model."""
     network = build(card["network"], derive(loop.seed, "network") % 2**32)
-    if start is not None:
-        head = start.head if card["from"]["head"] == "kept" else {}
-        network.load_state_dict({**network.state_dict(), **start.encoder, **head})
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network = network.to(loop.device)
@@ -118,14 +118,13 @@ def run_stages(
     context = Context(network, settings, splits, loop.seed, loop.carried)
     plans = system.plans(settings)
     before = shared(system, plans, settings, card, folder.parent)
-    if loop.loaded is None and start is not None:
-        context.carried.update(start.carried)
-    if loop.loaded is None and before is not None and (found := before.find()) is not None:
-        tensors, carried, about = found
-        network.load_state_dict(tensors)
-        context.carried.update({what: {k: v.to(loop.device) for k, v in part.items()} for what, part in carried.items()})
-        loop.begin_at(Where(stage=before.stages, seconds=about["seconds"], history=about["history"]))
-        loop.progress.note(f"pre-trained before, as {before.folder}; its stages are not repeated")
+    if loop.loaded is None:  # else the checkpoint holds all of it
+        if start is not None:
+            begin(context, start.weights(head=card["from"]["head"] == "kept"), start.carried)
+        elif before is not None and (found := before.find()) is not None:
+            begin(context, found.weights(head=True), found.carried)
+            loop.begin_at(Where(stage=before.stages, seconds=found.card["seconds"], history=found.card["history"]))
+            loop.progress.note(f"pre-trained before, as {before.folder}; its stages are not repeated")
     for number, plan in enumerate(plans):
         if loop.where.stage > number:
             continue  # the checkpoint holds the network as a later stage has it
@@ -139,46 +138,22 @@ def run_stages(
     last = where.history[-1]
     best = loop.best_state if where.best and where.best["epoch"] != last["epoch"] else None
     numbers = {key: value for entry in where.history for key, value in entry.items() if key not in ("stage", "epoch")}
-    earlier = start.card.get("epochs_done", {}) if start is not None else {}
     results = {
-        "epochs_done": {**earlier, **{plan.name: plan.settings.epochs for plan in plans}},
+        "epochs_done": {plan.name: plan.settings.epochs for plan in plans},
         "validation": {**numbers, "best": where.best, "history": where.history},
         "seconds": round(where.seconds, 1),
     }
+    if before is not None:
+        results["encoder"] = before.name
     save_model(folder, {**card, **results}, network.state_dict(), best)
 
 
-def layers_from(system: Recipe, preset: str, start: Start | None, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The layers of settings of a run that starts from an encoder: its network, and its size of images unless told another.
-
-    BadInput where the recipe starts from nothing, or from nothing else than an encoder, and for settings of the network.
-    """
-    protocol = system.card(resolve_settings(system, preset, None, layers))["protocol"]
-    if start is None:
-        if system.needs_encoder:
-            raise BadInput(
-                f"{system.name} puts a head on an encoder; say which: --from NAME or FILE (rush-bench list encoders)"
-            )
-        return layers
-    if not system.needs_encoder and protocol != "supervised":
-        raise BadInput(
-            f"{system.name} makes its own encoder; --from is for finetune ({system.name}'s stages after pre-training: "
-            "rush-bench train finetune --from NAME --protocol SLF, NSLF, ALF or AFF) and for supervised recipes"
-        )
-    given = sorted({key for layer in layers for key in layer if key.startswith("network.")})
-    if given:
-        raise BadInput(f"the network is that of {start.name}; leave {', '.join(given)} out")
-    return [{"size": start.network["size"]}, *layers, start.settings()]
-
-
-def check_start(start: Start, settings: Any, train: Images) -> None:
-    """BadInput where the images have other channels, or the fine-tuning wants BatchNorm routes that are not there."""
-    channels = start.network["channels"]
-    if train.shape[0] != channels:
-        raise BadInput(f"{start.name} takes images of {channels} channels, {train.name} has {train.shape[0]}")
-    two = getattr(getattr(settings, "aff", None), "routes", 1) == 2 and settings.finetune.protocol == "AFF"
-    if two and CARRIED not in start.carried:
-        raise BadInput(f"aff.routes=2 needs an encoder with both BatchNorm routes; {start.name} has one")
+def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """The network takes these weights, and keeps its own where there are none; later stages find what is carried."""
+    network = context.network
+    device = network.head.weight.device
+    network.load_state_dict({**network.state_dict(), **weights})
+    context.carried.update({what: {key: value.to(device) for key, value in part.items()} for what, part in carried.items()})
 
 
 def resolve_settings(
@@ -189,10 +164,10 @@ def resolve_settings(
         raise unknown_name("preset", preset, system.presets)
     fitted = system.adapt(preset, shape) if shape else {}
     published = [system.datasets.get(key, {}) for key in (dataset, f"{dataset}-{shape[1]}" if shape else "")]
-    below = [*published, system.presets[preset], fitted]
-    settings = override(system.settings, *below, *layers)
+    usual = [*published, system.presets[preset], fitted]
+    settings = override(system.settings, *usual, *layers)
     if following := system.follow(settings):
-        settings = override(system.settings, *below, following, *layers)
+        settings = override(system.settings, *usual, following, *layers)
     noise_from(settings.noise)
     return settings
 
@@ -206,7 +181,7 @@ def load_splits(
     the user gave: some split must have that many.
     """
 
-    def load(source: str, split: str, size: int | None = settings.size) -> Images:
+    def load(source: str, split: str, size: int | Sequence[int] | None = settings.size) -> Images:
         images = load_dataset(source, split, data_dir=data_dir, size=size)
         if split == "val" or settings.n_train is None or settings.n_train >= len(images):
             return images
@@ -219,9 +194,9 @@ def load_splits(
             f"use it as --pretrain-on and give a labelled one as --dataset"
         )
     if any(plan.split == "pretrain" for plan in system.plans(settings)):
-        channels, height, _ = splits["train"].shape
+        channels, size = splits["train"].shape[0], splits["train"].size
         split = "pretrain" if find_source(pretrain_on).name == splits["train"].name else "transfer"
-        splits["pretrain"] = with_channels(load(pretrain_on, split, height), channels)
+        splits["pretrain"] = with_channels(load(pretrain_on, split, size), channels)
     elif pretrain_on != dataset:
         raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
     if any(plan.split == "labelled" for plan in system.plans(settings)):
@@ -257,22 +232,19 @@ def make_card(
     train_on, before = splits["train"], splits.get("pretrain", splits["train"])
     transfer = f"{before.name}-to-{train_on.name}" if before.name != train_on.name else train_on.name
     options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
-    channels, height, _ = train_on.shape
-    if name is not None and (not name or Path(name).name != name):
-        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
     law, files, about = noise_from(settings.noise), file_digests(settings), system.card(settings)
-    network = resolve(options | {"classes": len(train_on.classes), "channels": channels, "size": height})
+    network = resolve(options | {"classes": len(train_on.classes), "channels": train_on.shape[0], "size": train_on.size})
     origin: dict[str, Any] = {}
+    usual = f"{system.name}-{transfer}"
     if start is not None:
-        network = started_network(start, len(train_on.classes), height)
+        network = started_network(start, len(train_on.classes), train_on.size)
         kept = about["protocol"] == "supervised" and start.fits(network, train_on.name)
         origin = {"from": start.about(kept)}
-        transfer = _name_from(system, about["protocol"], start, train_on.name)
-        about["extra_data"] = (
-            ", ".join(dict.fromkeys(filter(None, (start.card.get("extra_data"), about["extra_data"])))) or None
-        )
+        usual = name_from(system, about["protocol"], start, train_on.name)
+        known = dict.fromkeys([start.card.get("extra_data"), about["extra_data"]])
+        about["extra_data"] = ", ".join(data for data in known if data) or None
     return {
-        "name": name or (transfer if start is not None else f"{system.name}-{transfer}"),
+        "name": check_name(usual if name is None else name),
         "recipe": system.name,
         "dataset": train_on.name,
         "pretrain_dataset": start.pretrained_on if start is not None else before.name if "pretrain" in splits else None,
@@ -291,14 +263,6 @@ def make_card(
             **({"from": start.sha256} if start is not None else {}),
         },
     }
-
-
-def _name_from(system: Recipe, protocol: str, start: Start, dataset: str) -> str:
-    """`ENCODER-SLF`, or with the data set where it is another; for supervised recipes `RECIPE-DATASET-from-NAME`."""
-    base = start.name.replace(":", "-")
-    if not system.needs_encoder:
-        return f"{system.name}-{dataset}-from-{base}"
-    return f"{base}-{protocol}" + ("" if dataset == start.pretrained_on else f"-{dataset}")
 
 
 def summary(history: list[dict[str, Any]]) -> str:

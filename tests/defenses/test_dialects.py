@@ -1,6 +1,6 @@
 """Published networks other than ResNet-18: each family's own module, with its key names, against what import makes of it.
 
-The modules are written from the papers and the key tables (recipes R2.7 to R2.16, R4.1); sizes are small, keys and shapes of
+The modules are written from the papers and the key tables (sources S2.7 to S2.16, S4.1); sizes are small, keys and shapes of
 one block are those of the real files.
 """
 
@@ -327,7 +327,7 @@ def real(name: str) -> Tensors:
 
 @pytest.mark.parametrize("name", ["resnet110", "resnet50", "resnet50v2", "wrn-34-10", "wrn-28-10", "wrn-70-16"])
 def test_the_published_sizes_are_known_by_name(name: str) -> None:
-    """R4.1's signatures: a stem of 16 x 3 x 3 x 3 and a head of 10 x 64 in Cohen's, `block1.layer.0.bn1` in TRADES'."""
+    """S4.1's signatures: a stem of 16 x 3 x 3 x 3 and a head of 10 x 64 in Cohen's, `block1.layer.0.bn1` in TRADES'."""
     state = real(name)
     found = recognise(state)
     own = {k.removeprefix(found.prefix): v for k, v in state.items() if not re.match(found.ignorable, k)}
@@ -350,7 +350,7 @@ def test_noise_must_be_told_and_makes_rows_with_votes(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert load_defense("mine@64", store=store).noise.to_dict() == {"law": "gaussian", "scale": 0.25}
     other = CliRunner().invoke(main, [*line, "--noise", "gaussian:0.5"])
-    assert other.exit_code == 2 and "another model named 'mine'" in other.stderr
+    assert other.exit_code == 2 and "another model or encoder named 'mine'" in other.stderr
     card = import_model(file, "bare", dataset="cifar10", store=store, recipe="cohen", noise="none").card
     assert (card["noise"], card["votes"]) == (None, [0])
 
@@ -382,14 +382,14 @@ def test_an_imported_smoothed_model_is_certified(tmp_path: Path) -> None:
     ],
 )
 def test_smoothadv_is_normalised_by_its_path(path: str, std: float, extra: str | None, tmp_path: Path) -> None:
-    """R4.1: runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only."""
+    """S4.1: runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only."""
     _, held, _ = family("smoothadv")
     folder = tmp_path / path
     folder.mkdir(parents=True)
     file = folder / "checkpoint.pth.tar"
     torch.save(held, file)
     options = {"dataset": "cifar10", "store": tmp_path / "models", "noise": "gaussian:0.12"}
-    with pytest.raises(BadInput, match=r"--recipe cohen or --recipe smoothadv"):
+    with pytest.raises(BadInput, match=r"say --recipe cohen, smoothadv"):
         import_model(file, "mine", **options)
     done = import_model(file, "mine", recipe="smoothadv", **options)
     assert done.card["network"]["std"][0] == std and done.card["network"]["mean"] == list(CENTRE)
@@ -433,7 +433,7 @@ def test_a_head_that_answers_rotations_is_no_classifier(tmp_path: Path) -> None:
     state = {key: value[:4] if key.startswith("1.linear.") else value for key, value in held["state_dict"].items()}
     torch.save(state, tmp_path / "rotation.pt")
     options = {"dataset": "cifar10", "store": tmp_path / "models"}
-    with pytest.raises(BadInput, match=r"no classifier in this file; run its finetune/main\.py .*--head"):
+    with pytest.raises(BadInput, match=r"no classifier in this file; .*--as encoder.*--head"):
         import_model(tmp_path / "rotation.pt", "mine", **options)
     torch.save(net[1].linear.state_dict(), tmp_path / "head.pt")
     card = import_model(tmp_path / "rotation.pt", "mine", head=tmp_path / "head.pt", protocol="SLF", **options).card

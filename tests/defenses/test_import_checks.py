@@ -84,7 +84,7 @@ def test_pickled_objects_are_left_out_and_run_nothing(zipped: bool, tmp_path: Pa
     del sys.modules["robustness_like"]  # the reader does not have that package
     with pytest.raises(pickle.UnpicklingError):
         torch.load(file, weights_only=True)
-    done = import_model(file, "mine", dataset="cifar10", store=tmp_path / "models")
+    done = import_model(file, "mine", dataset="cifar10", store=tmp_path / "models", recipe="trades")
     assert not mark.exists() and "robustness_like" not in sys.modules
     assert any("no code of theirs was run" in note for note in done.notes)
     content = load_inert(file)
@@ -159,14 +159,15 @@ def test_clean_accuracy_is_compared(tmp_path: Path) -> None:
     """The labels are 80 % right for this network: it agrees with 0.8, not with 0.6; behind other constants it does not."""
     net = network()
     torch.save(kl(net), tmp_path / "file.pt")
-    options = {"dataset": str(labelled(tmp_path, net)), "store": tmp_path / "models"}
+    options = {"dataset": str(labelled(tmp_path, net)), "store": tmp_path / "models", "recipe": "trades"}
     done = import_model(tmp_path / "file.pt", "right", expect_clean=0.8, **options)
     assert any("clean accuracy on 500 test images is" in note and "expected 80.0%" in note for note in done.card["notes"])
     for wrong in ({"expect_clean": 0.6}, {"expect_clean": "0.8", "normalise": "cohen"}):
         with pytest.raises(BadInput, match=r"too far off for chance.*--normalise.*--bn-route"):
             import_model(tmp_path / "file.pt", "wrong", **wrong, **options)
     assert model_names(tmp_path / "models") == ["right"]
-    import_model(tmp_path / "file.pt", "unasked", expect_clean="none", **options)
+    unasked = import_model(tmp_path / "file.pt", "unasked", expect_clean="none", **options)
+    assert any("clean accuracy on 500 test images is" in note and "nothing is published" in note for note in unasked.notes)
     for value in ("1.2", 0.0):
         with pytest.raises(BadInput, match="must be a part of 1"):
             import_model(tmp_path / "file.pt", "other", expect_clean=value, **options)
@@ -175,7 +176,12 @@ def test_clean_accuracy_is_compared(tmp_path: Path) -> None:
 def test_a_smoothed_model_is_measured_under_its_noise(tmp_path: Path) -> None:
     net = network()
     torch.save(kl(net), tmp_path / "file.pt")
-    options = {"dataset": str(labelled(tmp_path, net, 120, 0.0)), "store": tmp_path / "models", "expect_clean": 0.99}
+    options = {
+        "dataset": str(labelled(tmp_path, net, 120, 0.0)),
+        "store": tmp_path / "models",
+        "recipe": "trades",
+        "expect_clean": 0.99,
+    }
     import_model(tmp_path / "file.pt", "little", noise="gaussian:0.001", **options)
     with pytest.raises(BadInput, match="too far off"):
         import_model(tmp_path / "file.pt", "much", noise="gaussian:2", **options)
@@ -185,9 +191,9 @@ def test_the_manifest_knows_files_by_name_and_digest(tmp_path: Path, monkeypatch
     net = network()
     torch.save(kl(net), tmp_path / "known.pt")
     data = labelled(tmp_path, net)
-    entry = expected.Expected("known.pt", "kl ResNet (TRADES)", "mine", 0.5, "a test")
+    entry = expected.Expected("known.pt", "plain ResNet (names of torchvision and timm, or kl)", "mine", 0.5, "a test")
     monkeypatch.setattr(expected, "MANIFEST", (entry,))
-    options = {"dataset": str(data), "store": tmp_path / "models"}
+    options = {"dataset": str(data), "store": tmp_path / "models", "recipe": "trades"}
     with pytest.raises(BadInput, match=r"expected 50\.0% \(a test\)"):
         import_model(tmp_path / "known.pt", "mine", **options)
     torch.save(kl(net), tmp_path / "other.pt")
@@ -203,14 +209,16 @@ def test_the_manifest_is_sound() -> None:
     assert len({entry.file for entry in expected.MANIFEST}) == len(expected.MANIFEST)
     assert all(0.6 < entry.clean < 0.92 and entry.dataset in ("cifar10", "cifar100") for entry in expected.MANIFEST)
     known = expected.expectation("model_cifar_wrn.pt", "", "WideResNet (TRADES)", "cifar10", None, None)
-    assert known is not None and known.clean == 0.8492  # recipes R2.16
+    assert known is not None and known.clean == 0.8492  # sources S2.16
     assert expected.expectation("model_cifar_wrn.pt", "", "RoCL", "cifar10", None, None) is None
 
 
 def test_nothing_is_downloaded_to_compare(tmp_path: Path) -> None:
     torch.save(kl(network()), tmp_path / "file.pt")
     line = ["import", str(tmp_path / "file.pt"), "--name", "mine", "--dataset", "cifar10", "--store", str(tmp_path / "models")]
-    done = CliRunner().invoke(main, [*line, "--expect-clean", "0.84", "--data-dir", str(tmp_path), "--device", "cpu"])
+    done = CliRunner().invoke(
+        main, [*line, "--recipe", "trades", "--expect-clean", "0.84", "--data-dir", str(tmp_path), "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.output
-    assert "was not compared with 84.0%" in done.stderr
+    assert "was not measured (expected 84.0% (the user's))" in done.stderr
     assert "cifar10 is not on this machine" in done.stderr and model_names(tmp_path / "models") == ["mine"]

@@ -141,11 +141,13 @@ def content(family: str, net: nn.Module) -> tuple[object, bool, Tensors | None, 
     if family == "advcl-tuned":
         return {"model": advcl_tuned(net), "classifier": fc(net), "epoch": 25}, False, None, "advcl", "SLF"
     if family == "rocl":
-        return {"model": {f"module.{k}": v for k, v in kl(net).items()}, "acc": 83.0}, True, None, "rocl", "SLF"
+        return {"model": {f"module.{k}": v for k, v in kl(net).items()}, "acc": 83.0}, True, None, "rocl", "not stated"
     if family == "trades":
         return kl(net) | fc(net, "linear"), False, None, "trades", "supervised"
     assert family in ("deacl", "deacl-buffers")
-    state = {f"backbone.{k}": v for k, v in trunk(net).items()} | dense("classifier", 10, 512)
+    state = (
+        {f"backbone.{k}": v for k, v in trunk(net).items()} | dense("classifier", 10, 512) | dense("classifier_adv", 10, 512)
+    )
     if family == "deacl-buffers":
         state |= {f"backbone.normalize.{key}": value for key, value in CIFAR.items()}
     state |= {f"momentum_backbone.{k}": v for k, v in trunk(net).items()}
@@ -161,11 +163,11 @@ def test_an_imported_network_predicts_as_the_original(net: nn.Module, tmp_path: 
     held, needs_head, constants, recipe, protocol = content(family, net)
     file = save(tmp_path, held)
     if needs_head:
-        with pytest.raises(BadInput, match=r"no classifier in this file; .*--head"):
-            import_model(file, "mine", dataset="cifar10", store=tmp_path / "models")
+        with pytest.raises(BadInput, match=r"no classifier in this file; .*--as encoder.*--head"):
+            import_model(file, "mine", dataset="cifar10", store=tmp_path / "models", recipe=recipe)
         assert not (tmp_path / "models").exists()
     head = save(tmp_path, {"model": fc(net, "module.0")}, "file_linear") if needs_head else None
-    done = import_model(file, "mine", dataset="cifar10", store=tmp_path / "models", head=head)
+    done = import_model(file, "mine", dataset="cifar10", store=tmp_path / "models", head=head, recipe=recipe)
     card = done.card
     assert (card["recipe"], card["protocol"], card["dataset"], card["votes"]) == (recipe, protocol, "cifar10", [0])
     assert len(card["source"]["sha256"]) == 64 and bool(card["source"]["head_sha256"]) == needs_head
@@ -193,7 +195,7 @@ def test_the_stem_of_96_pixel_networks(tmp_path: Path) -> None:
 
 
 def test_shapes_of_the_synthetic_files_are_those_of_the_published_ones(net: nn.Module) -> None:
-    """R4.2: 256 entries of ACL, 357 of AdvCL, 122 of a kl ResNet-18 with linear; and their counts of parameters."""
+    """S4.2: 256 entries of ACL, 357 of AdvCL, 122 of a kl ResNet-18 with linear; and their counts of parameters."""
     parameters = ("weight", "bias")
     acl = routed(net, 2) | projector()
     assert len(acl | normalisation()) == 256
@@ -214,7 +216,7 @@ def test_the_route_is_chosen_openly(net: nn.Module, tmp_path: Path) -> None:
         import_model(file, "two", dataset="cifar10", store=tmp_path / "models", bn_route=2)
     plain = save(tmp_path, kl(net) | fc(net, "linear"), "plain.pt")
     with pytest.raises(BadInput, match="leave --bn-route out"):
-        import_model(plain, "two", dataset="cifar10", store=tmp_path / "models", bn_route=1)
+        import_model(plain, "two", dataset="cifar10", store=tmp_path / "models", bn_route=1, recipe="trades")
 
 
 @pytest.mark.parametrize("gap", [1e-8, 1e-3])
@@ -304,7 +306,11 @@ def test_other_networks_are_refused_by_name(keys: list[str], says: str) -> None:
 def test_files_that_are_no_checkpoints(net: nn.Module, tmp_path: Path) -> None:
     def attempt(file: Path, says: str, **options: str) -> None:
         with pytest.raises(BadInput, match=says):
-            import_model(file, options.pop("name", "mine"), **({"dataset": "cifar10", "store": tmp_path / "m"} | options))
+            import_model(
+                file,
+                options.pop("name", "mine"),
+                **({"dataset": "cifar10", "store": tmp_path / "m", "recipe": "trades"} | options),
+            )
 
     attempt(tmp_path / "absent.pt", "cannot be read")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut")
@@ -322,7 +328,7 @@ def test_files_that_are_no_checkpoints(net: nn.Module, tmp_path: Path) -> None:
     attempt(good, "did you mean 'cifar10'", dataset="cifar1")
     attempt(good, "plain folder name", name="a/b")
     attempt(good, "leave --head out", head=str(save(tmp_path, fc(net), "head.pt")))
-    attempt(good, "no recipe that writes the keys of kl ResNet", recipe="deacl")
+    attempt(good, "no recipe that writes the keys of plain ResNet", recipe="dacl")
     attempt(save(tmp_path, kl(net), "net.pt"), "must hold one linear layer", head=str(good))
 
 
@@ -338,5 +344,5 @@ def test_the_command(net: nn.Module, tmp_path: Path) -> None:
     assert "note: BatchNorm route 1" in result.stderr
     assert CliRunner().invoke(main, line).exit_code == 0, "the same command again"
     other = CliRunner().invoke(main, [*line, "--bn-route", "0"])
-    assert other.exit_code == 2 and "another model named 'mine'" in other.stderr
+    assert other.exit_code == 2 and "another model or encoder named 'mine'" in other.stderr
     agrees(tmp_path, net, IMAGENET)

@@ -1,6 +1,7 @@
 """`train`: layers of settings, the card, and errors that name the fix."""
 
 import dataclasses
+import errno
 import io
 import json
 from pathlib import Path
@@ -20,6 +21,29 @@ from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.stage import Plan, Recipe, Stage
 
 TINY = ("network.name=resnet", "network.blocks=1", "network.width=4", "n_train=64", "pretrain.batch_size=32")
+NAMES = (
+    *(
+        "..",
+        ".",
+        "",
+        "a/b",
+        "/a",
+        "a@3",
+        "a:best",
+        "a,b",
+        "[x]",
+        "a*",
+        "a?",
+        ".hidden",
+        "-a",
+        "a b",
+        " a",
+        "a\tb",
+        "a\n",
+        "a\0b",
+    ),
+    *("all", "a" * 300, "a\\b"),
+)
 
 
 def quick(store: Path, *sets: str, recipe: str = "simclr", **keys) -> Path:
@@ -107,7 +131,9 @@ def test_transfer(tmp_path):
         ({"n_train": 1}, "needs at least 2 images"),
         ({"device": "cuda:99"}, "--device auto"),
         ({"config": "no.toml"}, "settings file no.toml cannot be read"),
-        ({"name": "a/b"}, "plain folder name"),
+        *(({"name": name}, "plain folder name") for name in NAMES),
+        ({"seed": 2**70}, "seed"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_bad_input(tmp_path, keys, message):
@@ -189,15 +215,24 @@ def test_two_processes_do_not_train_one_model(tmp_path):
 
 def test_an_unwritable_store_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(BadInput, match="cannot write in"):
+    with pytest.raises(RushBenchError, match="cannot write"):
         quick(tmp_path / "file")
+
+
+def test_training_works_without_locks_and_says_so_once(tmp_path, unlocked, capsys):
+    unlocked(errno.ENOLCK)
+    with pytest.raises(WorkLeft):
+        quick(tmp_path, max_minutes=0)
+    quick(tmp_path)
+    assert capsys.readouterr().err.count("has no locks") == 1
+    assert not (tmp_path / "simclr-digits" / ".training").exists()
 
 
 def test_leftovers_of_kills_are_swept(tmp_path):
     with pytest.raises(WorkLeft):
         quick(tmp_path, max_minutes=0)
     folder = tmp_path / "simclr-digits"
-    for stale in (folder / ".training" / ".checkpoint-abc.pt", folder / ".model-abc.safetensors"):
+    for stale in (folder / ".training" / ".checkpoint-1234abcd.part.pt", folder / ".model-1234abcd.part.safetensors"):
         stale.write_bytes(b"half")
     quick(tmp_path)
     assert {path.name for path in folder.iterdir()} <= {"card.json", "model.safetensors", "best.safetensors"}
@@ -249,7 +284,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys):
     for stream in (Terminal(), io.StringIO()):
-        quick(tmp_path, name=f"m{stream.isatty()}", report=Progress(stream))
+        quick(tmp_path / f"{stream.isatty()}", name="mine", report=Progress(stream))
         text = stream.getvalue()
         assert "pretrain" in text and "loss" in text and "is finished: validation clean" in text
         assert ("\x1b[" in text) is stream.isatty()

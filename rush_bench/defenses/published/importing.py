@@ -1,16 +1,16 @@
-"""`import_model`: a published checkpoint into the model store, with every key accounted for (recipes R4.2)."""
+"""`import_model`: a published checkpoint into the model store, with every key accounted for (sources S4.2)."""
 
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rush_bench.defenses.published.expected import check_clean, expectation
-from rush_bench.defenses.published.families import INSIDE, Family, recognise
+from rush_bench.defenses.published.expected import expectation, measure_clean, measure_encoder
+from rush_bench.defenses.published.families import INSIDE, RANDOMISED, SUPERVISED, Family, recognise
 from rush_bench.defenses.published.normalisation import BY_NAME, Constants, by_recipe, check, in_file, parse, smoothadv_extra
 from rush_bench.defenses.published.reading import Tensors, linear, read_checkpoint, read_head
 from rush_bench.defenses.published.shapes import check_coverage, check_trained, spec_of
@@ -18,17 +18,20 @@ from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import sha256_file
 from rush_bench.networks import build
 from rush_bench.noise import Noise, noise_from
+from rush_bench.protocols import in_words
 from rush_bench.registry import datasets
-from rush_bench.store import model_names, read_card, save_model
+from rush_bench.store import ENCODERS, check_name, model_names, read_card, save_model
+from rush_bench.training.encoders import CARRIED
+from rush_bench.training.routed import CARRIED as ROUTES
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "digits": 10}
-ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (R4.2)
+ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (S4.2)
 COLLAPSED = 1e-6
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What the store got: the model's folder, its card, and what the user should know."""
+    """What the store got: the model's or encoder's folder, its card, and what the user should know."""
 
     folder: Path
     card: dict[str, Any]
@@ -40,10 +43,12 @@ def import_model(
     name: str,
     *,
     dataset: str,
+    as_: Literal["model", "encoder"] = "model",
     store: str | Path = "models",
     bn_route: int | None = None,
     head: str | Path | None = None,
     recipe: str | None = None,
+    network: str | None = None,
     protocol: str | None = None,
     pretrain_dataset: str | None = None,
     extra_data: str | None = None,
@@ -53,10 +58,13 @@ def import_model(
     data_dir: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Imported:
-    """Map a checkpoint of a known family to our network and save it as model `name` of the store.
+    """Map a checkpoint of a known family to our network and save it in the store, as model `name` or as an encoder.
 
+    dataset: what the classifier was trained for, or the encoder pre-trained on. as_: an encoder is kept without the file's
+    classifier, in the store's folder `encoders`, for `train("finetune", from_=name)`.
     bn_route: which BatchNorm route becomes the model, default 1; only for files with several. head: file of the linear
-    classifier, where the checkpoint has none. recipe, protocol, extra_data: what the file cannot say. noise: the law of
+    classifier, where the checkpoint has none. recipe, protocol, extra_data: what the file cannot say. network: its name, which
+    must be that of the tensors, and what they cannot say, `resnet18,padding=2` (`networks.resolve`). noise: the law of
     a smoothed model, `gaussian:0.25`; it is then shown at 1 and 64 votes. normalise: a name in
     `normalisation.BY_NAME` or `m,m,m/s,s,s`, where the file does not state it. expect_clean: clean accuracy in [0,1] that
     500 test images must agree with, or `none`; default the manifest's, where the file is in it by name or digest.
@@ -64,38 +72,48 @@ def import_model(
     encoder or head that was never trained, another clean accuracy than expected, and a name that the store has for
     something else.
     """
-    file, store = Path(file), Path(store)
-    if not name or Path(name).name != name:
-        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
+    file, store, encoder = Path(file), Path(store), as_ == "encoder"
+    home, other = (store / ENCODERS, store) if encoder else (store, store / ENCODERS)
+    check_name(name)
     short = Path(dataset).stem if dataset.endswith(".npz") else datasets.get(dataset).name
     tensors, classifier, notes = read_checkpoint(file)
     family = recognise(tensors)
     label = choose_recipe(family, recipe)
-    notes += [family.note] if family.note and recipe is None else []
-    law = choose_noise(family, file, noise)
+    supervised = family.supervised or (family.choose and label in SUPERVISED)
+    notes += [family.note] if family.note and (recipe is None or family.choose) else []
     own = {key: value for key, value in tensors.items() if not re.match(family.ignorable, key)}
     own = {key.removeprefix(family.prefix): value for key, value in own.items()}
     mean, std = choose_constants(own, family, recipe=label, dataset=short, file=file, wanted=normalise, notes=notes)
-    weight, bias = find_head(own, family, classifier, head)
-    check_classes(weight, short)
-    own, route, count = choose_route(own, bn_route, notes)
-    state = renamed(own, family) | {"head.weight": weight, "head.bias": bias}
-    spec = spec_of(state, {**family.network, "classes": len(weight), "mean": mean, "std": std})
-    network = build(spec)
-    check_coverage(state, network.state_dict(), family.title)
-    network.load_state_dict(state, strict=True)
+    found = take_head(own, family, classifier)
+    if encoder:
+        refuse_of_encoder(head=head, noise=noise, expect_clean=expect_clean)
+        law, state = None, dict[str, Tensor]()
+        notes += ["the file's classifier was left out"] if found is not None else []
+    else:
+        law = choose_noise(family, label, file, noise)
+        state = head_state(found, family, head, short)
+    own, route, count, routes = choose_route(own, bn_route, notes)
+    state = renamed(own, family) | state
+    said = {"classes": len(state.get("head.weight", range(CLASSES.get(short, 10)))), "mean": mean, "std": std}
+    spec = spec_of(state, {**family.network, **said}, network)
+    net = build(spec)
+    whole = {key: value for key, value in net.state_dict().items() if not (encoder and key.startswith("head."))}
+    check_coverage(state, whole, family.title)
+    net.load_state_dict({**net.state_dict(), **state}, strict=True)
     check_trained(state)
     if extra_data is None:
         extra_data = smoothadv_extra(file) if label == "smoothadv" else family.extra_data
     digest = sha256_file(file)
     source = {"family": family.title, "file": file.name, "sha256": digest, "routes": count, "bn_route": route}
     source |= {"head_sha256": sha256_file(Path(head)) if head else None}
+    protocol = None if encoder else protocol or ("supervised" if supervised else family.protocol)
     card = {
         "name": name,
         "recipe": label,
         "dataset": short,
-        "pretrain_dataset": pretrain_dataset or (None if family.supervised else short),
-        "protocol": protocol or family.protocol,
+        "pretrain_dataset": pretrain_dataset or (None if supervised else short),
+        "protocol": protocol,
+        "protocol_in_words": in_words(protocol) if protocol else None,
         "extra_data": extra_data,
         "preset": "published",
         "network": spec,
@@ -106,25 +124,32 @@ def import_model(
         "source": source,
         "notes": notes,
     }
-    there = read_card(store, name) if name in model_names(store) else card
-    if any(there.get(key) != card[key] for key in ("source", "network", "noise")):
-        raise BadInput(f"{store} has another model named {name!r}; choose another --name, or delete its folder")
-    expected = expectation(file.name, digest, family.title, short, law, expect_clean)
-    if expected is not None:
-        notes.append(check_clean(network, expected, dataset=dataset, noise=law, data_dir=data_dir, device=device))
-    save_model(store / name, card, network.state_dict())
-    return Imported(store / name, card, tuple(notes))
+    there = read_card(home, name) if name in model_names(home) else card
+    if any(there.get(key) != card[key] for key in ("source", "network", "noise")) or name in model_names(other):
+        raise BadInput(f"{store} has another model or encoder named {name!r}; choose another --name, or delete its folder")
+    expected = None if encoder else expectation(file.name, digest, family.title, short, law, expect_clean)
+    place: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "device": device}
+    notes.append(measure_encoder(net, **place) if encoder else measure_clean(net, expected, noise=law, **place))
+    carried = {f"{CARRIED}{ROUTES}/{key}": value for key, value in renamed(routes, family, "").items()} if encoder else {}
+    save_model(home / name, card, {**state, **carried} if encoder else net.state_dict())
+    return Imported(home / name, card, tuple(notes))
+
+
+def refuse_of_encoder(**given: Any) -> None:
+    """An encoder has neither a head nor what belongs to one."""
+    for option, value in given.items():
+        if value is not None:
+            raise BadInput(f"--{option.replace('_', '-')} is for a model; leave it out with --as encoder")
 
 
 def choose_recipe(family: Family, wanted: str | None) -> str:
     """The recipe that the card states: the family's own, or one of those that write the same keys."""
-    labels = (family.name, *family.also)
-    if wanted is not None and wanted not in labels:
-        raise unknown_name(f"recipe that writes the keys of {family.title}", wanted, labels)
+    if wanted is not None and wanted not in family.labels:
+        raise unknown_name(f"recipe that writes the keys of {family.title}", wanted, family.labels)
     if wanted is None and family.choose:
         raise BadInput(
-            f"{family.title}: {' and '.join(labels)} write the same keys and normalise differently; say --recipe "
-            f"{' or --recipe '.join(labels)}"
+            f"{family.title}: the file does not say how it was trained, and {len(family.labels)} recipes write such keys; say "
+            f"--recipe {', '.join(family.labels)}"
         )
     return wanted or family.name
 
@@ -142,10 +167,15 @@ def choose_constants(
             )
     elif wanted is not None:
         mean, std = parse(wanted)
-    elif family.choose:
+    elif family.randomised:
         name, note = by_recipe(recipe, file)
         mean, std = BY_NAME[name]
         notes.append(note)
+    elif family.unknown and recipe not in family.bare:
+        raise BadInput(
+            f"{family.title}: the file states no normalisation, and of {recipe} it is not known; say --normalise none, "
+            "imagenet, cifar10, ... (the clean accuracy shows whether it is right)"
+        )
     else:
         mean, std = family.constants.get(dataset, family.constants.get("", ((), ())))
         notes += [family.assumed] if family.assumed else []
@@ -153,9 +183,9 @@ def choose_constants(
     return mean, std
 
 
-def choose_noise(family: Family, file: Path, wanted: str | None) -> Noise | None:
+def choose_noise(family: Family, recipe: str, file: Path, wanted: str | None) -> Noise | None:
     """The law under which the model is shown. A smoothed one must be told its sigma: it is not in the file."""
-    if wanted is None and family.randomised:
+    if wanted is None and (family.randomised or (family.choose and recipe in RANDOMISED)):
         named = re.search(r"noise_(\d+\.?\d*)", file.as_posix())
         hint = f" (its folder says {named[0]})" if named else ""
         sigma = named[1] if named else "SIGMA"
@@ -166,23 +196,31 @@ def choose_noise(family: Family, file: Path, wanted: str | None) -> Noise | None
     return noise_from(wanted)
 
 
-def find_head(own: Tensors, family: Family, classifier: Tensors | None, head: str | Path | None) -> tuple[Tensor, Tensor]:
-    """The classifier, (K, D) and (K,), from the file or from --head; the file's is taken out of `own`."""
+def take_head(own: Tensors, family: Family, classifier: Tensors | None) -> tuple[Tensor, Tensor] | None:
+    """The file's classifier, (K, D) and (K,), if it has one; it is taken out of `own`."""
     pairs = [[f"{name}.weight", f"{name}.bias"] for name in family.heads]
     inside = next(([own.pop(key) for key in keys] for keys in pairs if all(key in own for key in keys)), None)
     if inside is not None and len(inside[0]) in family.pretext:
         inside = None  # rotations, permutations
     if inside is None and classifier is not None:
         inside = list(linear(classifier, "the file's `classifier`"))
-    if inside is not None and head is not None:
+    return None if inside is None else (inside[0], inside[1])
+
+
+def head_state(found: tuple[Tensor, Tensor] | None, family: Family, head: str | Path | None, dataset: str) -> Tensors:
+    """The classifier of a model, by our names: the file's own or that of --head."""
+    if found is not None and head is not None:
         raise BadInput(f"{family.title}: the file has its classifier already; leave --head out")
     if head is not None:
-        return read_head(Path(head))
-    if inside is None:
+        found = read_head(Path(head))
+    if found is None:
         raise BadInput(
-            f"{family.title}: there is no classifier in this file; {family.finetune}, or give a linear one as --head"
+            f"{family.title}: there is no classifier in this file; keep it as an encoder (--as encoder) and put a head on it "
+            "(rush-bench train finetune --from NAME --protocol SLF), or give a linear one as --head"
         )
-    return inside[0], inside[1]
+    weight, bias = found
+    check_classes(weight, dataset)
+    return {"head.weight": weight, "head.bias": bias}
 
 
 def check_classes(weight: Tensor, dataset: str) -> None:
@@ -193,14 +231,18 @@ def check_classes(weight: Tensor, dataset: str) -> None:
         raise BadInput(f"the classifier is {tuple(weight.shape)}, but {dataset} has {wanted}; change --dataset")
 
 
-def choose_route(own: Tensors, wanted: int | None, notes: list[str]) -> tuple[Tensors, int | None, int]:
-    """The tensors of one BatchNorm route beside those that all share; that route (None: only one), and how many there are."""
+def choose_route(own: Tensors, wanted: int | None, notes: list[str]) -> tuple[Tensors, int | None, int, Tensors]:
+    """The tensors of one BatchNorm route beside those that all share; that route (None: only one), and how many there are.
+
+    Last, where there are a clean and an attacked route and the model is the second: both, as a network with two routes
+    names them, for fine-tuning that takes both (DynACL's AFF).
+    """
     found = {key: re.search(r"\.bn_list\.(\d+)\.", key) for key in own}
     numbers = sorted({int(match[1]) for match in found.values() if match})
     if not numbers:
         if wanted is not None:
             raise BadInput("this file has one set of BatchNorms; leave --bn-route out")
-        return {key.replace(".bn_list.", "."): value for key, value in own.items()}, None, 1
+        return {key.replace(".bn_list.", "."): value for key, value in own.items()}, None, 1, {}
     route = min(ROUTE, numbers[-1]) if wanted is None else wanted
     if route not in numbers:
         raise BadInput(
@@ -214,7 +256,8 @@ def choose_route(own: Tensors, wanted: int | None, notes: list[str]) -> tuple[Te
         notes.append(f"BatchNorm route {route} of {', '.join(map(str, numbers))} was taken; --bn-route takes another")
     shared = {key: value for key, value in own.items() if found[key] is None}
     chosen = {key.replace(f".bn_list.{route}.", "."): value for key, value in by_route[route].items()}
-    return shared | chosen, route, len(numbers)
+    both = {re.sub(r"\.bn_list\.(\d+)\.", r".sets.\1.", key): value for key, value in own.items()}
+    return shared | chosen, route, len(numbers), both if (route, numbers) == (1, [0, 1]) else {}
 
 
 def route_gap(one: Tensors, other: Tensors) -> float:
@@ -226,12 +269,12 @@ def route_gap(one: Tensors, other: Tensors) -> float:
     return float(torch.stack(gaps).max()) if gaps else math.inf
 
 
-def renamed(own: Tensors, family: Family) -> Tensors:
-    """The family's names to ours, `encoder.*`."""
+def renamed(own: Tensors, family: Family, prefix: str = "encoder.") -> Tensors:
+    """The family's names to ours, with `encoder.` before them."""
     plain = family.network.get("block") == "preact" and not any(".shortcut.1." in key for key in own)
     state: Tensors = {}
     for key, value in own.items():
         for pattern, new in family.rename:
             key = re.sub(pattern, new, key)
-        state[f"encoder.{key.replace('.shortcut.0.', '.shortcut.') if plain else key}"] = value
+        state[f"{prefix}{key.replace('.shortcut.0.', '.shortcut.') if plain else key}"] = value
     return state

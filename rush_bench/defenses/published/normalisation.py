@@ -1,4 +1,4 @@
-"""What published networks do to their inputs first (recipes R1.7): constants by name, from the file, or by rule."""
+"""What published networks do to their inputs first (sources S1.7): constants by name, from the file, or by rule."""
 
 import math
 import re
@@ -16,13 +16,15 @@ BY_NAME: dict[str, Constants] = {
     "cifar10": (CENTRE, (0.247, 0.243, 0.261)),  # DeACL
     "deepmind": (CENTRE, (0.2471, 0.2435, 0.2616)),  # Rebuffi et al. 2021; their CIFAR-100 is the next
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "solo": (CENTRE, (0.247, 0.2435, 0.2616)),  # solo-learn's augmentations of CIFAR-10
+    "solo-stl10": ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
     "cohen": (CENTRE, (0.2023, 0.1994, 0.201)),  # locuslab/smoothing
     "centre": (CENTRE, (1.0, 1.0, 1.0)),  # SmoothAdv's usual
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "halves": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to [-1,1]
 }
 MEAN_PIXEL = 0.473  # of CIFAR-10's test set
-# SmoothAdv's runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only (R4.1).
+# SmoothAdv's runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only (S4.1).
 EXTRA = {
     r"imagenet": "ImageNet at 32 x 32 (by the name of the file's folder)",
     r"self[_-]?training": "500k Tiny Images with pseudo-labels (by the name of the file's folder)",
@@ -66,7 +68,7 @@ def by_recipe(recipe: str, file: Path) -> tuple[str, str]:
 
 
 def check(mean: Sequence[float], std: Sequence[float]) -> None:
-    """R4.2: a guard against constants for 0..255 and against normalising twice."""
+    """S4.2: a guard against constants for 0..255 and against normalising twice."""
     if len(mean) != len(std):
         raise BadInput(f"normalisation mean {list(mean)} and std {list(std)} differ in length; give one of each a channel")
     centre = [(MEAN_PIXEL - m) / s if s > 0 else math.inf for m, s in zip(mean, std, strict=True)]

@@ -1,22 +1,25 @@
-"""The network spec that a checkpoint's tensors ask for, and whether they fill it (recipes R4.2)."""
+"""The network spec that a checkpoint's tensors ask for, and whether they fill it (sources S4.2)."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from rush_bench.defenses.published.reading import Tensors
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, unknown_name
 from rush_bench.networks import NETWORKS, resolve
 
 OWN = "use --model package.module:function"
+SAID = ("padding", "size", "stem")
 STRUCTURE = ("block", "blocks", "width", "stem_width", "stem_norm", "shortcut_norm", "final_norm", "shortcut")
 
 
-def spec_of(state: Tensors, known: Mapping[str, Any]) -> dict[str, Any]:
+def spec_of(state: Tensors, known: Mapping[str, Any], wanted: str | None = None) -> dict[str, Any]:
     """The full network spec of tensors named `encoder.*` and `head.*`: stem, kind of block, width, blocks, name.
 
-    known: keys that no shape tells; `block` is `preact` for any pre-activation network.
+    known: keys that no shape tells; `block` is `preact` for any pre-activation network. wanted: what the user says, the
+    network's name, keys that no shape tells, or both: `resnet18,padding=2`.
     """
+    name, said = parse_network(wanted)
     stem, first = state.get("encoder.conv1.weight"), _last(state, "encoder.layer1.0.")
     if stem is None or stem.ndim != 4 or first is None:
         raise BadInput(f"not a ResNet that rush-bench can build: encoder.conv1 or encoder.layer1.0 is missing; {OWN}")
@@ -36,7 +39,26 @@ def spec_of(state: Tensors, known: Mapping[str, Any]) -> dict[str, Any]:
         shape["block"] = "bottleneck"
     large = kernel == 7
     rest = {"channels": stem.shape[1], "size": 96 if large else 32, "stem": "imagenet" if large else "cifar"}
-    return resolve({**known, **shape, **rest, "name": _name(shape)})
+    found = resolve({**rest, **known, **shape, **said, "name": _name(shape)})
+    if name not in (None, found["name"]):
+        raise BadInput(f"--network {name}: the file's tensors are those of {found['name']}, blocks {found['blocks']}")
+    return found
+
+
+def parse_network(text: str | None) -> tuple[str | None, dict[str, Any]]:
+    """`resnet18,padding=2,size=64` as the name (None: not given) and the keys."""
+    name, keys = None, {}
+    for part in text.split(",") if text is not None else ():
+        key, given, value = (piece.strip() for piece in part.partition("="))
+        if not given:
+            if key not in NETWORKS:
+                raise unknown_name("network", key, NETWORKS)
+            name = key
+        elif key in SAID:
+            keys[key] = int(value) if value.isdigit() else value
+        else:
+            raise unknown_name("network key that no tensor's shape tells", key, SAID)
+    return name, keys
 
 
 def _last(state: Tensors, block: str) -> int | None:
@@ -63,7 +85,7 @@ def _name(shape: Mapping[str, Any]) -> str:
 
 
 def check_coverage(state: Tensors, expected: Tensors, title: str) -> None:
-    """R4.2: nothing missing, nothing left over, every shape right."""
+    """S4.2: nothing missing, nothing left over, every shape right."""
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
     wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
@@ -86,5 +108,5 @@ def check_trained(state: Tensors) -> None:
             "every BatchNorm statistic is that of a network never trained (mean 0, variance 1): the pre-trained weights were "
             "not loaded when this file was made (AdvCL's fine-tuning does so on one GPU), or this route was never used"
         )
-    if not bool(state["head.weight"].any()):
+    if "head.weight" in state and not bool(state["head.weight"].any()):
         raise BadInput("the classifier is all zeros, so it was never trained; fine-tune it first, or give one as --head")

@@ -60,11 +60,10 @@ def resolve(spec: Mapping[str, Any]) -> dict[str, Any]:
         if key not in full:
             raise unknown_name("network key", key, full)
         full[key] = list(value) if isinstance(value, tuple | list) else value
-    if isinstance(full["size"], list) and len(set(full["size"])) == 1:
-        full["size"] = full["size"][0]
-    sides = full["size"] if isinstance(full["size"], list) and len(full["size"]) == 2 else [full["size"]]
-    if not all(isinstance(side, int) and side >= 1 for side in sides):
+    sides = full["size"] if isinstance(full["size"], list) else [full["size"]] * 2
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise BadInput(f"network key size={full['size']!r} must be a side in pixels, or [height, width]")
+    full["size"] = sides if sides[0] != sides[1] else sides[0]
     for key in ("classes", "channels", "width", "padding", "routes", "members", "stem_width"):
         if key in full and (not isinstance(full[key], int) or full[key] < 1):
             raise BadInput(f"network key {key}={full[key]!r} must be a whole number of at least 1")

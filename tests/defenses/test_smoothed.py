@@ -92,7 +92,7 @@ def test_folded_and_chunked_equals_a_loop_over_draws(conv, images, loss, rows, h
     assert torch.allclose(found.scores, scores, rtol=1e-4, atol=1e-4)
     assert torch.allclose(found.loss, value, rtol=1e-4, atol=1e-4)
     assert torch.allclose(found.gradient, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()) + 1e-7)
-    # each draw goes forward once and back once; where its slope hangs on the other draws, forward twice
+    # each draw goes forward once and back once; where its slope depends on the other draws, forward twice
     twice = rows < draws and (loss != "ce" or how == "@logits")
     assert (defense.passes.forwards, defense.passes.backwards) == (42 * (1 + twice), 42)
 

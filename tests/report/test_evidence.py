@@ -88,7 +88,7 @@ def test_a_row_without_true_gradients_is_marked_in_every_writer(wrap, says, vote
     frame = rb.attack([defense], suite(), images, quiet=True).table()
     bounds, notes = frame["upper_bounds"][0].split(","), frame["notes"][0]
     if not says:
-        assert bounds == [""] and notes == "square with queries=60 (usual 1000)"
+        assert bounds == [""] and notes == "square with queries=60 (usual 500)"
         assert "†" not in tables.to_markdown(frame)
         return
     assert says in notes and {"pgd", "worst"} <= set(bounds) and "square" not in bounds and "clean" not in bounds

@@ -2,7 +2,8 @@
 
 model.safetensors   the last epoch's weights (what the papers report)
 best.safetensors    the best epoch on the held-out validation split, where it is another one
-card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of both files
+transform.safetensors   what stands in front of the network, where that has weights of its own (a purifier)
+card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of the files
 """
 
 import json
@@ -25,12 +26,21 @@ NETWORK = {"name", "classes", "channels", "size"}
 CARD = {"recipe": str, "dataset": str, "network": dict, "votes": list, "sha256": dict}  # what others read in a card
 
 
-def save_model(folder: Path, card: dict[str, Any], state: "dict[str, Tensor]", best: "dict[str, Tensor] | None" = None) -> None:
-    """Write weights and card of a trained model; `card` gains format, environment, the SHA-256 of each file and its own."""
+def save_model(
+    folder: Path,
+    card: dict[str, Any],
+    state: "dict[str, Tensor]",
+    best: "dict[str, Tensor] | None" = None,
+    transform: "dict[str, Tensor] | None" = None,
+) -> None:
+    """Write weights and card of a trained model; `card` gains format, environment, the SHA-256 of each file and its own.
+
+    `transform`: the weights of what stands in front of the network (a purifier).
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    files = {"model": state} | ({"best": best} if best is not None else {})
+    files = {"model": state} | {k: x for k, x in (("best", best), ("transform", transform)) if x is not None}
     sha256 = {}
     for stem, tensors in files.items():
         path = folder / f"{stem}.safetensors"

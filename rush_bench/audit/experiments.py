@@ -49,6 +49,7 @@ class Subject:
     has_votes: bool = True
     has_module: bool = True  # logits for AutoAttack's code
     has_still: bool = True  # a network of ours, which may go through the randomised code path without noise (T16)
+    has_chain: bool = False  # a purifier, whose gradient papers approximated (T15)
     has_torchattacks: bool = False  # the extra is installed: the package's own attacks beside our emulation (T15)
     radii: tuple[tuple[str, float], ...] = ()  # (norm, eps) at which a certificate is compared with attacks (T12)
     peers: tuple[tuple[str, str, int], ...] = ()  # other models of the data set: name, recipe, votes
@@ -338,32 +339,54 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
             effort = {key: b.published.get(key, default) for key, default in (("steps", 10), ("queries", 5_000))}
             theirs.append(Trial("T15", f"{THEIRS} AutoAttack", "torchattacks-aa", effort))
             theirs.append(Trial("T15", f"{THEIRS} AutoAttack, emulated", "aa-published", {**effort, "fab": "targeted"}))
-    more, forty = max(b.sweep[-1], 2 * s.draws), {"steps": 40, "step": 0.25}
+    more = max(b.draws, s.draws) if s.has_chain else max(b.sweep[-1], 2 * s.draws)  # a purifier's draw is many rows
+    bars = _purified(b, more) if s.has_chain else _smoothed(s, b, more)
+    bars.append(
+        Trial(
+            "T15",
+            "margin loss, step control",
+            "eot-apgd",
+            {"steps": b.long, "losses": ("margin",), "draws": max(b.draws, s.draws) if b.small else more},
+        )
+    )
+    if s.has_bank and s.has_module:
+        size, title = max(s.draws, 16), "APGD" if b.parts else "AutoAttack"
+        settings = {"parts": _parts(s, b), "steps": b.part_steps, "bank": size}
+        bars.append(Trial("T15", f"{title} on a bank of {size}", "aa", settings))
+    return [*theirs, *bars, _worst("T15", s, b)]
+
+
+def _smoothed(s: Subject, b: Budget, more: int) -> list[Trial]:
+    """T15's bars for what RUSH did: its AutoAttack and its PGD as published, and their corrections."""
     bars = []
     if s.has_module:
         bars += [
             Trial("T15", "AA as published", "aa-published", dict(b.published)),
             Trial("T15", "never the clean image back", "aa-published", {**b.published, "hand_back": "best"}),
         ]
-    fresh = {**forty, "clamp": "project", "keep": "best", "redraw": 1}
-    bars += [
+    fresh = {"steps": 40, "step": 0.25, "clamp": "project", "keep": "best", "redraw": 1}
+    return [
+        *bars,
         Trial("T15", "PGD as published", "pgd-published"),
         Trial("T15", "best x' kept, no frozen pixels", "pgd-published", {"clamp": "project", "keep": "best"}),
         Trial("T15", "fresh noise at every step", "pgd-published", fresh),
         Trial("T15", f"{more} draws a gradient", "pgd-published", {**fresh, "draws": more}),
         Trial("T15", f"{b.long} steps", "pgd-published", {**fresh, "draws": more, **_steps(b.long)}),
-        Trial(
-            "T15",
-            "margin loss, step control",
-            "eot-apgd",
-            {"steps": b.long, "losses": ("margin",), "draws": max(b.draws, s.draws) if b.small else more},
-        ),
     ]
-    if s.has_bank and s.has_module:
-        size, title = max(s.draws, 16), "APGD" if b.parts else "AutoAttack"
-        settings = {"parts": _parts(s, b), "steps": b.part_steps, "bank": size}
-        bars.append(Trial("T15", f"{title} on a bank of {size}", "aa", settings))
-    return [*theirs, *bars, _worst("T15", s, b)]
+
+
+def _purified(b: Budget, more: int) -> list[Trial]:
+    """T15's bars for a purifier: the gradients that papers attacked with as they did, and their corrections."""
+    exact: dict[str, Any] = {"surrogate": "exact"}
+    return [
+        Trial("T15", "blind gradient, as published", "pgd-purifier", {"surrogate": "blind"}),
+        Trial("T15", "BPDA, as published", "pgd-purifier", {"surrogate": "bpda"}),
+        Trial("T15", "adjoint gradient, as published", "pgd-purifier"),
+        Trial("T15", "exact gradient", "pgd-purifier", exact),
+        Trial("T15", f"{more} draws a gradient", "pgd-purifier", {**exact, "draws": more}),
+        Trial("T15", "best x' kept", "pgd-purifier", {**exact, "draws": more, "keep": "best"}),
+        Trial("T15", f"{b.long} steps", "pgd-purifier", {**exact, "draws": more, "keep": "best", **_steps(b.long)}),
+    ]
 
 
 def _t16(s: Subject, b: Budget) -> list[Trial]:

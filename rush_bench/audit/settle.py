@@ -23,6 +23,7 @@ from rush_bench.certify.run import certify
 from rush_bench.certify.sampling import THIRDS, Sampling
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed, load_defense
+from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.load import listed
 from rush_bench.errors import BadInput, MissingPackage, unknown_name
 from rush_bench.evaluation.records import Cell, CellResult, CellStore, load_results
@@ -200,6 +201,7 @@ def _planned(
         has_votes=isinstance(defense, Smoothed | Randomised),
         has_module=_has(lambda: defense.as_module(Stream(0, "module"))),
         has_still=isinstance(defense, Deterministic),
+        has_chain=isinstance(getattr(defense, "transform", None), Chain),
         has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
         radii=tuple((norm, radius) for norm, sampling in certificates for radius in sampling.radii if radius > 0),
         peers=_peers(defense, data, store),
@@ -342,20 +344,26 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
     draws = 1 if defense.deterministic else max(1, rows // len(part))
     stream = Stream(0, "rates", part.index)
     passes = copy.copy(defense.passes)
+
+    def counted() -> tuple[int, int]:
+        return defense.passes.forwards, defense.passes.backwards
+
     best = [math.inf, math.inf]
     for _ in range(2):  # the first call pays for warming up
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), counted()
         predictions = max(1, draws // max(defense.draws, 1))
         for k in range(predictions):
             defense.predict(images, stream.skip(k))
         _wait(defense.device)
-        made = len(part) * predictions * max(defense.draws, 1)
+        # a defence of one's own may not count; a purifier counts its steps
+        made = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
         forward = (time.perf_counter() - begun) / made
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), counted()
         try:
             defense.gradient(images, labels, "ce", draws, stream)
             _wait(defense.device)
-            backward = (time.perf_counter() - begun) / (len(part) * draws) - forward
+            there, back = (after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True))
+            backward = (time.perf_counter() - begun - there * forward) / back
         except (BadInput, RuntimeError):  # one without gradients: the cells that need them will say so
             backward = forward
         best = [min(best[0], forward), min(best[1], max(backward, 0.1 * forward))]

@@ -36,7 +36,11 @@ def model_summary(card: Row) -> str:
     data = f"{source} -> {card['dataset']}" if source not in (None, card["dataset"]) else card["dataset"]
     noise = card.get("noise")
     law = f", noise {noise['law']}:{noise['scale']:g}" if noise else ""
-    views = f"; {card['name']}@30 averages 30 random views" if card.get("transform") else ""
+    random = {
+        "views": f"; {card['name']}@30 averages 30 random views",
+        "purify": f"; {card['name']}@8 votes over 8 purified images",
+    }
+    views = random[card["transform"]["name"]] if card.get("transform") else ""
     start = f" from {card['from']['name']}" if card.get("from") else ""
     return f"{card['recipe']} on {data}, {card.get('protocol')}{start}, preset {card.get('preset')}{law}{views}"
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
-from rush_bench.defenses.randomised import Randomised, transform_from
+from rush_bench.defenses.purify import purifier_from
+from rush_bench.defenses.randomised import Average, Keyed, Randomised, transform_from
 from rush_bench.defenses.smoothed import Deterministic, Smoothed, _Network
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import build
@@ -127,8 +128,28 @@ def load_defense(
     law = noise or (noise_from(card["noise"]) if votes else None)
     network.eval()
     if votes and law is None and card.get("transform"):
-        return Randomised(network, transform=transform_from(card["transform"]), votes=int(votes), average="logits", **common)
+        transform, average = stored_transform(model, store=store, device=device)
+        return Randomised(network, transform=transform, votes=int(votes), average=average, **common)
     return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
+
+
+def stored_transform(model: str, *, store: Path | str = "models", device: torch.device | str = "cpu") -> tuple[Keyed, Average]:
+    """What stands in front of a model of the store, for networks of one's own too, and how its draws are averaged.
+
+    RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do
+    not fit.
+    """
+    card = read_card(Path(store), model)
+    spec = card.get("transform")
+    if spec is None:
+        raise BadInput(f"model {model!r} has no transform in front of it; name one that has, such as purify-digits")
+    if spec["name"] != "purify":
+        return transform_from(spec), "logits"
+    try:
+        chain = purifier_from(spec, card["network"]["channels"], read_weights(Path(store), model, "transform"))
+    except RuntimeError as error:
+        raise RushBenchError(f"the purifier of {model!r} does not fit its card: {error}") from error
+    return chain.to(device), "vote"
 
 
 def architecture(spec: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from rush_bench.datasets.views import VIEW_NUMBERS, SimCLRViews
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.calls import check_draws
+from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.owner import device_of, own_generators, undisturbed, weights_digest
 from rush_bench.defenses.probe import differ, images_like
 from rush_bench.defenses.smoothed import Deterministic, Forward, _Random, everyone, positions
@@ -102,6 +103,8 @@ class Randomised(_Random):
             check_plain(network.transform, shape, device)
         self.keyed = self.transform is not None
         super().__init__(network, name=name, before=before, random=not self.keyed, **options)
+        if isinstance(self.transform, Chain):
+            self.transform = self.transform.counted(self.passes)
         if not self.keyed:
             with undisturbed(self.device):
                 self.shared = check_draws(self.body, self.shape)

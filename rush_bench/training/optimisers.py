@@ -31,6 +31,9 @@ def make_optimiser(settings: Optimisation, parameters: list[Any]) -> torch.optim
     shared: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     if settings.optimiser == "lars":
         return LARS(parameters, **shared, exclude_1d=settings.lars_exclude_1d)
+    if settings.optimiser == "adam":
+        betas = (settings.momentum, 0.999)
+        return torch.optim.Adam(parameters, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)
     return torch.optim.SGD(parameters, **shared, nesterov=settings.nesterov, fused=True)
 
 

@@ -29,7 +29,7 @@ class Optimisation(Settings):
 
     epochs: Count = 1
     batch_size: Count = 512
-    optimiser: Literal["sgd", "lars"] = "sgd"
+    optimiser: Literal["sgd", "lars", "adam"] = "sgd"
     lr: Positive = 0.1
     schedule: Literal["cosine", "steps"] = "cosine"
     lr_min: NonNegative = 0.0  # the cosine's end, absolute
@@ -37,7 +37,7 @@ class Optimisation(Settings):
     decay: PositiveShare = 0.1
     warmup_epochs: NonNegative = 0
     warmup_from: NonNegative = 0.0  # where the linear warm-up starts
-    momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
+    momentum: Annotated[float, Range(0, 1, below=True)] = 0.9  # adam's beta_1
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
     lars_exclude_1d: bool = True  # False for the ACL family (sources S1.4)

@@ -145,7 +145,7 @@ def run_stages(
     }
     if before is not None:
         results["encoder"] = before.name
-    save_model(folder, {**card, **results}, network.state_dict(), best)
+    save_model(folder, {**card, **results}, network.state_dict(), best, loop.carried.get("transform"))
 
 
 def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str, Mapping[str, Tensor]]) -> None:

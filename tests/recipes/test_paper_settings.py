@@ -44,6 +44,11 @@ ROWS: dict[str, dict] = {
         "finetune.weight_decay": 2e-4,
         "finetune.bn_adapt": "beta_stats",
     },
+    "purify": sgd(200, 128, (100, 150), 5e-4)  # S2.18
+    | {"diffusion.epochs": 2048, "diffusion.batch_size": 128, "diffusion.optimiser": "adam", "diffusion.lr": 2e-4}
+    | {"diffusion.lr_min": 2e-4, "diffusion.clip": 1.0, "diffusion.ema": 0.9999, "diffusion.flip": 0.5}
+    | {"diffusion.timesteps": 1000, "diffusion.width": 128, "diffusion.multipliers": (1, 2, 2, 2)}
+    | {"purification.start": 0.1, "purification.steps": 100, "purification.eta": 1.0, "noise": "none"},
     "cohen": sgd(90, 256, (30, 60), 1e-4) | CIFAR | {"noise": "gaussian:0.25"},  # S2.7
     "smoothadv": sgd(150, 256, (50, 100), 1e-4)  # S2.8
     | CIFAR

@@ -34,7 +34,7 @@ def test_every_trial_is_one_that_can_be_made(budget, draws, classes, norm) -> No
         made = override(attacks.load(trial.attack)(), trial.settings)  # BadInput for a setting that is none, or its type
         assert isinstance(made, Attack)
         assert all(getattr(made, key) == value for key, value in trial.settings.items())
-        assert 0 < trial.scale <= 16
+        assert 0 < trial.scale <= 256
     used = {trial.attack for trial in trials}
     assert "aa" in used  # of few classes, the parts that exist
     if classes < 4:

@@ -11,7 +11,7 @@ import pytest
 from rush_bench.attacks.base import Threat
 from rush_bench.certify.sampling import Sampling
 from rush_bench.errors import BadInput
-from rush_bench.registry import attacks
+from rush_bench.registry import attacks, recipes
 from rush_bench.settings import Count, NonNegative, Range, Settings, Share, check, hints, override, to_dict
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import NetworkSettings, Optimisation, RunSettings
@@ -117,9 +117,9 @@ def _kinds(hint: Any) -> set[Any]:
 
 
 def registered() -> list[Any]:
-    return [pytest.param(attacks.load(name)(), id=name) for name in attacks.entries] + [
-        pytest.param(kind(), id=kind.__name__) for kind in SHARED
-    ]
+    made = {name: attacks.load(name)() for name in attacks.entries}
+    made |= {name: recipes.load(name).settings for name in recipes.entries} | {kind.__name__: kind() for kind in SHARED}
+    return [pytest.param(one, id=name) for name, one in made.items()]
 
 
 @pytest.mark.parametrize("made", registered())

@@ -103,7 +103,7 @@ def scores(raw: Defense, points: Tensor, stream: Stream, draws: int) -> Tensor:
     forward, fixed = raw._forward(stream, len(points))
     draws = fixed if raw.deterministic else draws
     rows: dict[int, Tensor] = {}
-    with torch.inference_mode():
+    with torch.no_grad():
         for i, j in blocks(len(points), draws, raw.body.block(draws)):
             part = forward(points[i].to(raw.device), i, j, True).double().sum(1) / draws
             rows[i.start] = rows[i.start] + part if i.start in rows else part

@@ -18,7 +18,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 10},
     "eot": {"steps": 20, "step": 0.125, "draws": 16, "select_draws": 32},
     "apgd": {},
-    "square": {"queries": 1000, "draws": 4, "whole": False},
+    "square": {"queries": 500, "draws": 2, "whole": False},
 }
 REST = "square"  # runs on what the columns before it leave standing; in a full suite AutoAttack has Square as its last part
 EXAMPLES = {

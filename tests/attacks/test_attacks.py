@@ -216,8 +216,8 @@ def test_a_radius_that_was_meant_otherwise_is_refused(name, meant):
     ("only", "shown"),
     [
         ((), "linf8-quick"),
-        (("clean", "pgd"), "linf8-quick without eot, apgd"),
-        (("clean", "pgd", "eot", "apgd", "aa"), "linf8-quick with aa"),
+        (("clean", "pgd"), "linf8-quick without eot, apgd, square"),
+        (("clean", "pgd", "eot", "apgd", "square", "aa"), "linf8-quick with aa"),
     ],
 )
 def test_the_name_of_a_suite_says_what_is_run(only, shown):

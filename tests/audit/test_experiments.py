@@ -34,13 +34,13 @@ def test_every_trial_is_one_that_can_be_made(budget, draws, classes, norm) -> No
         made = override(attacks.load(trial.attack)(), trial.settings)  # BadInput for a setting that is none, or its type
         assert isinstance(made, Attack)
         assert all(getattr(made, key) == value for key, value in trial.settings.items())
-        assert 0 < trial.scale <= 8
+        assert 0 < trial.scale <= 256
     used = {trial.attack for trial in trials}
+    assert "aa" in used  # of few classes, the parts that exist
     if classes < 4:
-        assert not used & {"aa", "aa-published", "torchattacks-aa"}
+        assert "torchattacks-aa" not in used
     if classes < 3:
         assert not any("dlr" in loss for trial in trials for loss in trial.settings.get("losses", ()))
-        assert "aa-rand" not in used
     if not draws:
         assert not used & {"eot", "aa-rand", "aa-published", "pgd-published"} and not any("bank" in t.on for t in trials)
     if norm == "l2":

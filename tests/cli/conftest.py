@@ -17,6 +17,7 @@ from rush_bench.store import save_model
 
 # One step of each attack, one chunk: the commands are tested here, not the attacks.
 QUICK = ["--suite", "linf8-quick", "--n", "10", "--repeats", "2", "--set", "pgd.steps=1", "--set", "pgd.select_draws=1"]
+QUICK += ["--set", "square.queries=10"]
 QUICK += ["--set", "eot.steps=1", "--set", "eot.draws=1", "--set", "eot.select_draws=1", "--set", "apgd.steps=2"]
 QUICK += ["--set", "apgd.bank=1"]
 

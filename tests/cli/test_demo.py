@@ -18,6 +18,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     real = rush_bench.training.train
     monkeypatch.setattr(rush_bench.training, "train", lambda recipe, **options: real(recipe, sets=TINY, **options))
     monkeypatch.setattr(demo, "COLUMNS", ("clean", "pgd"))
+    monkeypatch.setattr(demo, "FEWER", {})
     monkeypatch.setattr(demo, "IMAGES", 12)
 
 

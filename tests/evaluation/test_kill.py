@@ -46,6 +46,7 @@ def command(tmp_path, monkeypatch):
         "linf8-quick",
     ]
     arguments += ["--dataset", str(tmp_path / "noise.npz"), "--chunk", "4", "--set", "eot.steps=4", "--set", "apgd.steps=4"]
+    arguments += ["--set", "square.queries=20"]
 
     def start(out):
         # the child's sys.argv is its parent's

@@ -1,0 +1,129 @@
+"""A row says whether the gradients under it were true, which settings were changed and which columns ran."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rush_bench as rb
+from rush_bench.attacks.suites import parse_suite
+from rush_bench.datasets import Images
+from rush_bench.evaluation import runner
+from rush_bench.evaluation.records import Cell, CellStore
+from rush_bench.report import tables
+from rush_bench.report.writers import best
+
+SHAPE, COUNT = (1, 4, 4), 12
+
+
+class Rounded(nn.Module):
+    """Seven grey levels: no gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((x * 7).round() / 7)
+
+
+class Detached(Rounded):
+    """A quarter of the image passes no gradient on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(torch.cat([x[..., :2], x[..., 2:].detach()], -1))
+
+
+class Clamped(Rounded):
+    """Its own clamp: at 0 and 1 there is no gradient where torch's clamp has none at its edge."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(torch.where((x > 0) & (x < 1), x, x.detach()))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
+    with torch.no_grad():
+        layers[3].weight.mul_(10)
+        layers[3].bias.sub_(layers(data().floats()).mean(0))
+    return layers.eval()
+
+
+def data() -> Images:
+    pixels = torch.randint(0, 256, (COUNT, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    pixels[:, :, :1] = 0
+    return Images(pixels, torch.zeros(COUNT, dtype=torch.int64), torch.arange(COUNT), tuple("abcd"), "tiny", "test")
+
+
+@pytest.fixture
+def images() -> Images:
+    with torch.no_grad():
+        labels = network()(data().floats()).argmax(1)
+    made = data()
+    return Images(made.pixels, labels, made.index, made.classes, made.name, made.split)
+
+
+def suite(**overrides: object):
+    return parse_suite("linf12-quick", ("clean", "pgd", "square"), {"square.queries": 60, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("wrap", "says"),
+    [
+        (Rounded, "no gradient on 100% of images"),
+        (Detached, "no true gradient on"),
+        (Clamped, "of pixels frozen at 0 or 1"),
+        (lambda network: network, ""),
+    ],
+    ids=["rounded", "detached", "clamped", "plain"],
+)
+@pytest.mark.parametrize("votes", [0, 4])
+def test_a_row_without_true_gradients_is_marked_in_every_writer(wrap, says, votes, images) -> None:
+    layers = wrap(network()).eval()
+    noisy = {"noise": "uniform:0.01", "votes": votes}
+    defense = rb.Smoothed(layers, shape=SHAPE, **noisy) if votes else rb.Deterministic(layers, shape=SHAPE)
+    if votes and wrap is Clamped:
+        pytest.skip("noise moves pixels off the edge")
+    frame = rb.attack([defense], suite(), images, quiet=True).table()
+    bounds, notes = frame["upper_bounds"][0].split(","), frame["notes"][0]
+    if not says:
+        assert bounds == [""] and notes == "square with queries=60 (usual 500)"
+        assert "†" not in tables.to_markdown(frame)
+        return
+    assert says in notes and {"pgd", "worst"} <= set(bounds) and "square" not in bounds and "clean" not in bounds
+    markdown, latex = tables.to_markdown(frame), tables.to_latex(frame)
+    assert "<sup>†</sup> an upper bound, not a measure of robustness: run audit" in markdown
+    assert markdown.count("<sup>†</sup>") >= 3 and "\\textsuperscript{$\\dagger$}" in latex
+    for name in ("pgd", "worst"):
+        assert (0, name) not in best(frame)
+
+
+def test_gradients_that_nobody_looked_at_are_unknown_not_fine(images, monkeypatch) -> None:
+    monkeypatch.setattr(runner, "_gradients", lambda *args: {})
+    frame = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(), images, quiet=True).table()
+    assert "pgd: gradients were not looked at" in frame["notes"][0] and frame["upper_bounds"][0] == ""
+
+
+def test_a_setting_that_weakens_a_column_shows(images) -> None:
+    frame = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(**{"pgd.steps": 1}), images, quiet=True).table()
+    assert "pgd with steps=1 (usual 10)" in frame["notes"][0]
+    assert frame["suite"][0] == "linf12-quick without eot, apgd"
+
+
+def test_square_runs_on_what_stands(images, tmp_path) -> None:
+    """The others keep the x' that broke them, and the cell is another where a column before it is."""
+    run = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(), images, out=tmp_path, quiet=True)
+    cells = {result.labels["attack"]: result for result in run.results}
+    store, read = CellStore(tmp_path), {}
+    for name, result in cells.items():
+        cell = Cell(result.identity, result.labels)
+        read[name] = (store.read(cell, 0), None if name == "clean" else store.read_adversarial(cell, 0))
+    broken = (read["clean"][0]["correct"] == 0) | (read["pgd"][0]["correct"] == 0)
+    assert 0 < broken.sum() < COUNT
+    for i in np.flatnonzero(broken & (read["clean"][0]["correct"] == 1)):
+        assert np.array_equal(read["square"][1][i], read["pgd"][1][i])
+    assert (read["square"][0]["correct"] <= np.minimum(read["clean"][0]["correct"], read["pgd"][0]["correct"])).all()
+    assert cells["square"].identity["attack"]["of"] and "gradient_zero" not in read["square"][0]
+    other = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(**{"pgd.steps": 3}), images, out=tmp_path, quiet=True)
+    assert {r.labels["attack"]: r for r in other.results}["square"].identity != cells["square"].identity

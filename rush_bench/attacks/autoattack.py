@@ -53,6 +53,7 @@ class AutoAttack(Attack):
         fixed = self._fixed(defense)
         with torch.random.fork_rng():  # AutoAttack seeds the global generator (A5)
             attack = self._build(fixed, threat, stream)
+            # batches that fit in memory, so that no draw goes forward twice; the package starts each from the same numbers
             # contiguous: its zero-gradient check fails on channels_last images
             size = min(at_once(fixed), len(images))
             attacked, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=size)

@@ -114,6 +114,7 @@ PASSES: dict[str, Callable[[Any], float]] = {
     "dynacl_pp pretrain": dynacl,
     "dynacl_pp probe": lambda s: LOOK,
     "dynacl_pp trades": lambda s: trades(s.trades.attack),
+    "finetune finetune": lambda s: LOOK,  # the head alone learns
     "free train": lambda s: s.train.replays * LEARN,  # the image's gradient comes with the weights'
     "noise_sup train": lambda s: LEARN,
     "pgd_at train": pgd_at,

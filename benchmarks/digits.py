@@ -18,7 +18,7 @@ from rush_bench.defenses import load_defenses
 from rush_bench.registry import match, recipes
 from rush_bench.report import tables
 
-SUITE, COLUMNS = "linf25.5-quick", ("clean", "pgd", "eot")  # 25.5/255 = 0.1
+SUITE, COLUMNS = "linf25.5-quick", ("clean", "pgd", "eot", "square")  # 25.5/255 = 0.1
 IMAGES = 200
 
 

@@ -1,43 +1,144 @@
-"""Files that appear whole or not at all, and digests that name their content."""
+"""Files that appear whole or not at all, locks between processes, and digests that name content."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from rush_bench.errors import BadInput, RushBenchError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+ABANDONED = 24 * 3600.0  # seconds after which a half-written file is nobody's, where no lock can tell
+
+
+def write_atomic(path: Path, write: Callable[[Path], object], fails: type[Exception] = OSError) -> None:
     """Call `write(temporary path)` beside `path`, flush it to disk and rename it into place.
 
-    A kill at any moment leaves either the old file or the new one. A full disk or an unwritable folder is a
-    RushBenchError that names the folder; nothing half-written stays.
+    A kill at any moment leaves either the old file or the new one; what it leaves beside it is swept by the next process that
+    writes the same file. A full disk or an unwritable folder is a RushBenchError that names the file; nothing half-written
+    stays. `fails`: what the writer raises instead of an OSError when the disk is full.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
+        _sweep(path)
+        temporary, handle = _temporary(path)
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            os.close(handle)
+    except (OSError, fails) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         raise RushBenchError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, "
-            "then run the same command again"
+            f"cannot write {path}: {why}; free some space or choose another folder, then run the same command again: it goes on"
         ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> tuple[Path, int]:
+    """A new file beside `path`, with the mode that the umask grants, locked while its handle is open: its writer lives."""
+    while True:
+        temporary = path.parent / f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}"
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _try_lock(handle) is not False and _is_open_file(temporary, handle):
+            return temporary, handle
+        os.close(handle)  # swept between these two lines
+
+
+def _sweep(path: Path) -> None:
+    """Remove what dead writers of this file left; where there are no locks, what is a day old."""
+    for left in path.parent.glob(f".{escape(path.stem)}-*.part{escape(path.suffix)}"):
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDWR)
+            try:
+                held = _try_lock(handle)
+                if held or (held is None and time.time() - left.stat().st_mtime > ABANDONED):
+                    left.unlink()
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def flock(path: Path, wait: bool) -> Iterator[bool | None]:
+    """An advisory lock on a file that exists while it is held: True held, False another's, None not supported here.
+
+    The system frees it when its holder dies. Where it is not supported a line says so, once.
+    """
+    held, handle = None, -1
+    while held is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another process tidied the folder away in between
+            continue
+        except OSError as error:
+            raise RushBenchError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+        held = _try_lock(handle, wait)
+        if held is None:
+            _say_unlocked()
+            break
+        if held and not _is_open_file(path, handle):  # its holder let go and removed it while we opened it: again
+            os.close(handle)
+            held = None
+    try:
+        yield held
+    finally:
+        if held is not False:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def release(path: Path) -> None:
+    """Remove the lock file of a process that died holding it."""
+    if path.exists():
+        with flock(path, wait=False):
+            pass
+
+
+def _try_lock(handle: int, wait: bool = False) -> bool | None:
+    """True held, False another's, None not supported."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
+    return True
+
+
+@cache
+def _say_unlocked() -> None:
+    print(
+        "this file system has no locks: several processes may do the same work twice (the records stay right); "
+        "let one alone train a model",
+        file=sys.stderr,
+    )
+
+
+def _is_open_file(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,36 +2,63 @@
 
 model.safetensors   the last epoch's weights (what the papers report)
 best.safetensors    the best epoch on the held-out validation split, where it is another one
-card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of both files
+transform.safetensors   what stands in front of the network, where that has weights of its own (a purifier)
+card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of the files
 """
 
+import json
 import platform
-from functools import partial
+import re
+import sys
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.files import read_json, sha256_file, write_atomic, write_json
+from rush_bench.files import digest, read_json, sha256_file, write_atomic, write_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that need it: names and cards are listed without it
     from torch import Tensor
 
 FORMAT = 1
 ENCODERS = "encoders"  # the folder of a store where encoders lie, each in the format of a model
+NETWORK = {"name", "classes", "channels", "size"}
+CARD = {"recipe": str, "dataset": str, "network": dict, "votes": list, "sha256": dict}  # what others read in a card
 
 
-def save_model(folder: Path, card: dict[str, Any], state: "dict[str, Tensor]", best: "dict[str, Tensor] | None" = None) -> None:
-    """Write weights and card of a trained model; `card` gains format, environment and the SHA-256 of each file."""
+def save_model(
+    folder: Path,
+    card: dict[str, Any],
+    state: "dict[str, Tensor]",
+    best: "dict[str, Tensor] | None" = None,
+    transform: "dict[str, Tensor] | None" = None,
+) -> None:
+    """Write weights and card of a trained model; `card` gains format, environment, the SHA-256 of each file and its own.
+
+    `transform`: the weights of what stands in front of the network (a purifier).
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    files = {"model": state} | ({"best": best} if best is not None else {})
+    files = {"model": state} | {k: x for k, x in (("best", best), ("transform", transform)) if x is not None}
     sha256 = {}
     for stem, tensors in files.items():
         path = folder / f"{stem}.safetensors"
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomic(path, partial(save_file, plain))
+        write_atomic(path, partial(save_file, plain), fails=SafetensorError)
         sha256[stem] = sha256_file(path)
-    write_json(folder / "card.json", {"format": FORMAT, **card, "environment": environment(), "sha256": sha256})
+    card = {"format": FORMAT, **card, "environment": environment(), "sha256": sha256}
+    write_json(folder / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})
+
+
+def check_name(name: str) -> str:
+    """A model's name, or BadInput: one that no command could name again, as `name@votes`, `name:best`, in a list or pattern."""
+    if not re.fullmatch(r"\w[\w.+=-]{0,99}", name) or name in ("all", ENCODERS):
+        raise BadInput(
+            f"model name {name!r} must be a plain folder name of at most 100 letters, digits and _ . + = -, beginning with a "
+            f"letter or digit, and not `all` or `{ENCODERS}`; the folder above it is --store"
+        )
+    return name
 
 
 def model_names(store: Path) -> list[str]:
@@ -40,10 +67,34 @@ def model_names(store: Path) -> list[str]:
 
 
 def read_card(store: Path, name: str) -> dict[str, Any]:
-    """The card of a model; a wrong name is a BadInput with a suggestion."""
-    if not (store / name / "card.json").is_file():
+    """The card of a model; a wrong name is a BadInput with a suggestion, so is a card that is none."""
+    path = store / name / "card.json"
+    if not path.is_file():
         raise unknown_name(f"model in {store}", name, model_names(store))
-    return read_json(store / name / "card.json")
+    card = read_json(path)
+    whole = isinstance(card, dict) and all(isinstance(card.get(key), kind) for key, kind in CARD.items())
+    if not whole or not card["network"].keys() >= NETWORK or not all(type(m) is int and m >= 0 for m in card["votes"]):
+        raise BadInput(f"{path} is no card of a model; copy it again, or delete the folder and train again")
+    stated = card.pop("digest", None)  # older cards have none
+    if stated not in (None, digest(card)):
+        raise BadInput(f"{path} was changed; copy it again, or delete the folder and train again")
+    return card
+
+
+def read_cards(store: Path) -> dict[str, dict[str, Any]]:
+    """The cards of the finished models by name, sorted; a damaged one is left out, with a line on stderr, once."""
+    cards = {}
+    for name in model_names(store):
+        try:
+            cards[name] = read_card(store, name)
+        except BadInput as error:
+            _say(f"left out model {name}: {error}")
+    return cards
+
+
+@cache
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def read_weights(store: Path, name: str, which: str = "model") -> "dict[str, Tensor]":

@@ -1,5 +1,7 @@
 """Networks whose answers are known in closed form, shared by the tests of defences, attacks and evaluation."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,24 @@ class Linear(nn.Module):
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unlocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """`unlocked(errno.ENOLCK)`: from here on no file system has locks; None: nor has the system."""
+    from rush_bench import files
+
+    def without(code: int | None) -> None:
+        def flock(handle: int, how: int) -> None:
+            raise OSError(code, "no locks")
+
+        if code is None:
+            monkeypatch.setattr(files, "fcntl", None)
+        else:
+            monkeypatch.setattr(files.fcntl, "flock", flock)
+        files._say_unlocked.cache_clear()
+
+    return without
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,9 @@ class Threat(Settings):
         """The unit step of steepest ascent: sign for l-inf, the normalised gradient for l2."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / self.size(gradient).clamp_min(1e-20)[:, None, None, None]
+        most = gradient.flatten(1).abs().amax(1)[:, None, None, None]
+        unit = gradient / torch.where(most > 0, most, 1)  # the squares of small numbers would vanish
+        return unit / self.size(unit).clamp_min(1)[:, None, None, None]
 
     def start(self, images: Tensor, stream: Stream) -> Tensor:
         """A random point of the ball around each image: uniform in the l-inf ball; uniform direction and radius in l2."""
@@ -62,11 +64,20 @@ class Attack(Settings):
     """Base of all attacks; the fields of a subclass are its settings.
 
     `run` returns x' (B, C, H, W) float32 in the ball and the box; the scorer checks that. It returns its best x' for every
-    image, never the clean one because a noisy pass happened to be right (protocol A4), and draws only from `stream`.
+    image, never the clean one because a noisy pass happened to be right (protocol 4), and draws only from `stream`.
     """
+
+    climbs: ClassVar[bool] = True  # the defence's own gradients, which are looked at beside it (see `health`)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         raise NotImplementedError
+
+    def on(self, defense: Defense) -> "Attack":
+        """As it is run on this defence: defaults that depend on its kind filled in, settings without effect at a fixed value.
+
+        What a record's key is made of.
+        """
+        return self
 
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
         """Further per-image arrays for the record, such as the score on the attack's own bank."""

@@ -2,36 +2,51 @@
 
 from rush_bench.defenses import Defense
 
-CHUNK = 100  # images that a runner hands to an attack at once, by default
-
 
 def prediction_rows(defense: Defense) -> int:
-    """Rows of one prediction of one image: the votes, the draws of a bank, or 1."""
-    return defense.draws or getattr(defense, "size", 1)
+    """Rows of one prediction of one image: the votes, the draws of a bank, or 1; times the steps of a purifier and 1."""
+    return _draws(defense) * (1 + _chain(defense)[0])
 
 
 def judging_rows(defense: Defense, draws: int) -> int:
     """Rows to judge one point on at least `draws` draws, in whole predictions; one prediction where it is deterministic."""
-    return prediction_rows(defense) if defense.deterministic else -(-draws // defense.draws) * defense.draws
+    return prediction_rows(defense) if defense.deterministic else -(-draws // defense.draws) * prediction_rows(defense)
 
 
 def gradient_rows(defense: Defense, draws: int, loss: str) -> tuple[int, int]:
     """Rows forward and backward of one `Defense.gradient` of one image."""
-    rows = prediction_rows(defense) if defense.deterministic else draws
+    rows = _draws(defense) if defense.deterministic else draws
     name, _, how = loss.partition("@")
     geometric = how == "logits" or (not how and getattr(getattr(defense, "how", None), "geometric", False))
     # draws that do not fit in memory go forward twice, unless a running sum does; see `_Network.gradient`
     once = rows <= _room(defense) or (name == "ce" and not geometric)
-    return rows * (1 if once else 2), rows
+    there, again, back = _chain(defense)
+    return rows * ((1 if once else 2) * (1 + there) + again), rows * (1 + back)
 
 
-def module_rows(defense: Defense, batch: int = CHUNK) -> tuple[int, int]:
+def at_once(defense: Defense) -> int:
+    """Images whose backward pass through `as_module(defense)` fits in the memory budget: no draw goes forward twice."""
+    return max(1, int(min(_room(defense) / prediction_rows(defense), 2**31)))
+
+
+def module_rows(defense: Defense, batch: int = 1) -> tuple[int, int]:
     """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image of the batch.
 
-    Beyond the memory budget nothing is saved, and the backward pass computes each block once more.
+    A batch that does not fit in memory saves nothing, and the backward pass computes each block once more; 1 where whoever
+    calls the module cuts batches to what fits (`at_once`).
     """
-    rows = prediction_rows(defense)
-    return (rows if batch * rows > _room(defense) else 0), rows
+    rows = _draws(defense)
+    there, again, back = _chain(defense)
+    return rows * (again + (1 + there if batch * rows > _room(defense) else 0)), rows * (1 + back)
+
+
+def _draws(defense: Defense) -> int:
+    return defense.draws or getattr(defense, "size", 1)
+
+
+def _chain(defense: Defense) -> tuple[int, int, int]:
+    """Rows through the steps of a purifier for one draw: forward, again on the way back, back; none without one."""
+    return getattr(getattr(defense, "transform", None), "rows", (0, 0, 0))
 
 
 def _room(defense: Defense) -> float:

@@ -1,5 +1,6 @@
 """Projected gradient descent (Madry et al. 2017) through eq. 7 of the RUSH paper, with fresh draws at every step (EOT)."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.cost import gradient_rows, judging_rows
+from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
-from rush_bench.defenses.aggregate import objective_named
+from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Range, Whole
 
@@ -21,16 +23,19 @@ NAMES = {
 Step = Annotated[float, Range(0, 10, above=True)]  # in units of eps; 2 cross the ball
 
 # Settings that came later, and what was done before: left out of a record's key there, so that older records still count.
-LATER: dict[str, Any] = {"redraw": 1, "clamp": "project", "keep": "best"}
+LATER: dict[str, Any] = {"redraw": 1, "clamp": "project", "keep": "best", "stop": False}
+WITHOUT_LOOKS: dict[str, Any] = {"select_draws": 32, "select_every": 5, "stop": False}  # where nothing is held apart: no effect
 
 
 @dataclass(frozen=True)
 class PGD(Attack):
     """`step` is in units of eps; `draws` per gradient, 0 for the defence's own m.
 
-    On a randomised defence the iterate to keep is chosen every `select_every` steps by its mean loss over `select_draws`
-    draws held apart from those of the gradients (A4); on a deterministic one every iterate counts, at no extra cost.
-    `keep="last"` returns the last iterate of the last restart instead, as published code does (A9).
+    On a randomised defence iterates are judged every `select_every` steps and at the end, on `select_draws` draws held apart
+    from those of the gradients (A4; see `Kept`), and with `stop` an image that is broken there leaves: its x' and the margin
+    in its record are those of that look, no longer the furthest that the steps would go. On a deterministic defence every
+    iterate counts, at no extra cost, and none leaves. `keep="last"` returns the last iterate of the last restart instead, as
+    published code does (A9).
 
     `redraw` is how many steps draws are used before fresh ones come: 1 for EOT; 0 never, the fixed noise of T2.
     `clamp` is how the box is kept (T9): `project` moves x' itself into it after each step; `graph` lets the perturbation
@@ -44,50 +49,56 @@ class PGD(Attack):
     random_start: bool = True
     draws: Whole = 0
     loss: str = "ce"
-    select_draws: Count = 32
-    select_every: Count = 5
+    select_draws: Count = 24
+    select_every: Count = 10
     redraw: Whole = 1
     clamp: Literal["project", "graph", "straight-through"] = "project"
     keep: Literal["best", "last"] = "best"
+    stop: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         objective_named(self.loss, targets=False)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        draws = self.draws or defense.draws or 1
-        best, best_loss = images, torch.full((len(images),), -torch.inf, device=images.device)
-
-        def keep(attacked: Tensor, loss: Tensor) -> None:
-            nonlocal best, best_loss
-            better = loss > best_loss
-            best = torch.where(better[:, None, None, None], attacked, best)
-            best_loss = torch.where(better, loss, best_loss)
-
+        if (settled := self.on(defense)) != self:
+            return settled.run(defense, images, labels, threat, stream)
+        draws, objective = self.draws or defense.draws or 1, steepened(self.loss, defense.steepness)
+        kept = Kept(defense, images, labels, stream, self.select_draws)
+        looks = self.keep == "best" and not defense.deterministic
         for restart in range(self.restarts):
-            attacked = threat.start(images, stream.named(f"start{restart}")) if self.random_start else images
-            delta = attacked - images
-            noise = stream.named(f"gradient{restart}")
+            alive = kept.standing() if self.stop else torch.arange(len(images), device=images.device)
+            own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+            attacked = threat.start(clean, own.named(f"start{restart}")) if self.random_start else clean
+            delta = attacked - clean
             for step in range(self.steps):
+                if looks and step and step % self.select_every == 0:
+                    kept.offer(attacked, alive)
+                    rows = (~kept.broken[alive]).nonzero()[:, 0]
+                    if self.stop and len(rows) < len(alive):
+                        alive, clean, truth, attacked, delta = (x[rows] for x in (alive, clean, truth, attacked, delta))
+                        own = stream.at(kept.positions[alive.cpu()])
+                if not len(alive):
+                    break
                 fresh = step // self.redraw if self.redraw else 0
-                at = defense.gradient(attacked, labels, self.loss, draws, noise.skip(fresh * draws))
-                if self.keep == "last":
-                    pass
-                elif defense.deterministic:
-                    keep(attacked, at.loss)
-                elif step and step % self.select_every == 0:
-                    keep(attacked, self._held_apart(defense, attacked, labels, stream))
+                noise = own.named(f"gradient{restart}").skip(fresh * draws)
+                at = defense.gradient(attacked, truth, objective, draws, noise)
+                if self.keep == "best" and not looks:
+                    kept.take(attacked, alive, at.loss)
                 if self.clamp == "project":
-                    # x' itself is projected, so no pixel can freeze outside the box (R5 row 10)
-                    attacked = threat.project(attacked + self.step * threat.eps * threat.ascend(at.gradient), images)
+                    # x' itself is projected, so no pixel can freeze outside the box (sources S5.10)
+                    attacked = threat.project(attacked + self.step * threat.eps * threat.ascend(at.gradient), clean)
                 else:
-                    delta = self._move(delta, images, at.gradient, threat)
-                    attacked = (images + delta).clamp(0, 1)
-            if self.keep == "best":
-                keep(attacked, self._held_apart(defense, attacked, labels, stream))
-        found = attacked if self.keep == "last" else best
+                    delta = self._move(delta, clean, at.gradient, threat)
+                    attacked = (clean + delta).clamp(0, 1)
+            if self.keep == "last":
+                kept.best[alive] = attacked
+            elif looks and len(alive):
+                kept.offer(attacked, alive)
+            elif not looks:
+                kept.take(attacked, alive, self._loss(objective, defense.predict(attacked, own).probabilities, truth))
         # without projection in the loop, images + delta may be a rounding outside of the ball
-        return found if self.clamp == "project" else threat.project(found, images)
+        return kept.best if self.clamp == "project" else threat.project(kept.best, images)
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         forward, backward = gradient_rows(defense, self.draws or defense.draws or 1, self.loss)
@@ -99,8 +110,18 @@ class PGD(Attack):
             self.restarts * self.steps * backward,
         )
 
+    def on(self, defense: Defense) -> Attack:
+        looks = self.keep == "best" and not defense.deterministic
+        return self if looks else dataclasses.replace(self, **WITHOUT_LOOKS)
+
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in super().settings().items() if key not in LATER or value != LATER[key]}
+
+    def _loss(self, objective: str, probabilities: Tensor, labels: Tensor) -> Tensor:
+        """What `Defense.gradient` calls the loss of one draw, from its probabilities (B, K)."""
+        function, how = objective_named(objective)
+        logs = (probabilities / probabilities.amax(1, keepdim=True)).clamp_min(1e-30).log()  # float32 is finest near 0
+        return function(how.each(logs[:, None])[:, 0].log_softmax(1), labels)
 
     def _move(self, delta: Tensor, images: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
         """One step of a perturbation that the ball holds and the box does not."""
@@ -108,16 +129,6 @@ class PGD(Attack):
             inside = (images + delta >= 0) & (images + delta <= 1)
             gradient = gradient * inside
         return threat.limit(delta + self.step * threat.eps * threat.ascend(gradient))
-
-    def _held_apart(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> Tensor:
-        """Mean of -p_y over held-apart draws, the same ones at every call, so that iterates are compared in pairs."""
-        draws, held = max(defense.draws, 1), stream.named("select")
-        predictions = 1 if defense.deterministic else -(-self.select_draws // draws)
-        total = torch.zeros(len(attacked), device=attacked.device)
-        for k in range(predictions):
-            probabilities = defense.predict(attacked, held.skip(k * draws)).probabilities
-            total += probabilities.gather(1, labels[:, None])[:, 0]
-        return -total / predictions if not defense.deterministic else -total.clamp_min(1e-30).log()
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,6 @@ class EOT(PGD):
     step: Step = 0.025
     draws: Whole = 64
     select_draws: Count = 64
-    select_every: Count = 10
 
 
 def make(name: str) -> Any:

@@ -5,9 +5,10 @@ query and the best point so far are compared on the same draws; every `redraw` q
 are renewed, or else the luckiest loss would never be beaten again.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,15 +24,20 @@ from rush_bench.settings import Count, PositiveShare
 NAMES = {"square": "Square, 5000 queries, without gradients; the loss of a query is a mean over 20 draws"}
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves (section 3)
+AHEAD = 50  # queries whose random numbers are made at once: on a small network they cost as much as the network
 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """`queries` an image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
+    """`queries` per image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
 
-    `area` is the first share of the image that a square covers (0.8 as in AutoAttack). `select_draws` held-apart draws judge
-    the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there.
+    Without `whole` a query takes no more than these draws where one prediction has more votes; what is found is judged by
+    whole ones all the same. `area` is the first share of the image that a square covers (0.8 as in AutoAttack).
+    `select_draws` held-apart draws judge the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves
+    the search there, and as soon as it is misclassified by a deterministic defence.
     """
+
+    climbs: ClassVar[bool] = False
 
     queries: Count = 5000
     draws: Count = 20
@@ -39,41 +45,46 @@ class Square(Attack):
     redraw: Count = 100
     select_draws: Count = 64
     stop: bool = True
+    whole: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         kept = Kept(defense, images, labels, stream, self.select_draws)
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
-        repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)
-        span = repeats * max(defense.draws, 1)
-        renewals = self._renewals(defense)
+        asked = defense if self.whole else defense.of_votes(min(self.draws, defense.draws))
+        repeats = 1 if defense.deterministic else -(-self.draws // asked.draws)
+        span = repeats * max(asked.draws, 1)
 
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
             noise = own.named("draws").skip(renewed * span)
-            total = torch.zeros(len(points), defense.classes, device=points.device)
-            for k in range(repeats):
-                total += defense.predict(points, noise.skip(k * max(defense.draws, 1))).probabilities
-            return margin((total / repeats).clamp_min(1e-30).log(), truth)
+            mean = asked.predictions(points, noise, repeats, exact=False).probabilities.mean(0)
+            return margin(mean.clamp_min(1e-30).log(), truth)
 
-        alive, renewed = torch.arange(len(images), device=images.device), 0
+        alive = everyone = torch.arange(len(images), device=images.device)
+        renewed = 0
         own, clean, truth = stream.at(kept.positions), images, labels
         best = moves.start(images, own.named("start"))
-        best_loss = loss(best)
+        best_loss, uniform = loss(best), best[:, :0]
         for query in range(1, self.queries):
-            if query in renewals:
-                kept.offer(best, alive)
-                if self.stop:
-                    columns = (~kept.broken[alive]).nonzero()[:, 0]
-                    if not len(columns):
-                        return kept.best
-                    if len(columns) < len(alive):
-                        alive, best, best_loss = alive[columns], best[columns], best_loss[columns]
-                        own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
-                if not defense.deterministic:
-                    renewed += 1
-                    best_loss = loss(best)
+            renew = not defense.deterministic and query % self.redraw == 0
+            due = everyone[: len(alive) if renew else 0]
+            if defense.deterministic and self.stop:
+                due = (best_loss > 0).nonzero()[:, 0]
+            if len(due):
+                kept.offer(best[due], alive[due])
+                rows = (~kept.broken[alive]).nonzero()[:, 0]
+                if self.stop and len(rows) < len(alive):
+                    alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
+                    own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+                if not len(alive):
+                    return kept.best
+            if renew:
+                renewed += 1
+                best_loss = loss(best)
+            if (at := (query - 1) % AHEAD) == 0:
+                uniform = own.named("moves").skip(query).uniform(len(alive), AHEAD, (moves.numbers(clean),), images.device)
             share = self.area / 2 ** sum(query * 10_000 // self.queries > h for h in HALVINGS)
-            points = moves.move(clean, best, share, own.named("moves").skip(query))
+            points = moves.move(clean, best, share, uniform[:, at])
             value = loss(points)
             better = value > best_loss
             best = torch.where(better[:, None, None, None], points, best)
@@ -81,15 +92,18 @@ class Square(Attack):
         kept.offer(best, alive)
         return kept.best
 
-    def passes(self, defense: Defense) -> tuple[float, float]:
-        looks = len(self._renewals(defense))
-        queries = self.queries + (0 if defense.deterministic else looks)
-        return queries * judging_rows(defense, self.draws) + (looks + 1) * judging_rows(defense, self.select_draws), 0
+    def on(self, defense: Defense) -> Attack:
+        return dataclasses.replace(self, draws=1, select_draws=1, redraw=1, whole=True) if defense.deterministic else self
 
-    def _renewals(self, defense: Defense) -> set[int]:
-        """Before which queries the best point is judged, and the draws are renewed."""
-        # a deterministic defence has no draws to renew: what is broken leaves as soon as that saves more than it costs
-        return {k for k in range(1, self.queries) if k % self.redraw == 0 or (defense.deterministic and not k & (k - 1))}
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        looks = 0 if defense.deterministic else (self.queries - 1) // self.redraw
+        judged = (looks + 1) * judging_rows(defense, self.select_draws)
+        asked = judging_rows(defense, self.draws)
+        return (self.queries + looks) * (asked if self.whole or defense.deterministic else min(asked, self.draws)) + judged, 0
+
+    def settings(self) -> dict[str, Any]:
+        # `whole` came later: older records had it so
+        return {key: value for key, value in super().settings().items() if key != "whole" or not value}
 
 
 @dataclass(frozen=True)
@@ -103,10 +117,13 @@ class _LInf:
         sign = _signs(stream.uniform(len(images), 1, (channels, 1, width), images.device)[:, 0])
         return self.threat.project(images + self.threat.eps * sign, images)
 
-    def move(self, images: Tensor, best: Tensor, share: float, stream: Stream) -> Tensor:
-        batch, channels, height, width = images.shape
+    def numbers(self, images: Tensor) -> int:
+        """Uniform numbers that a move takes."""
+        return 2 + images.shape[1]
+
+    def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
+        height, width = images.shape[2:]
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-        uniform = stream.uniform(batch, 1, (2 + channels,), images.device)[:, 0]
         top, left = _corner(uniform[:, 0], height - side), _corner(uniform[:, 1], width - side)
         inside = _window(images, top, left, side)[0]
         moved = images + self.threat.eps * _signs(uniform[:, 2:])[:, :, None, None]
@@ -132,11 +149,14 @@ class _L2:
         delta[:, :, pad[0] : pad[0] + tiles[0], pad[1] : pad[1] + tiles[1]] = bumps[:, None] * signs
         return self._scaled(images, delta)
 
-    def move(self, images: Tensor, best: Tensor, share: float, stream: Stream) -> Tensor:
+    def numbers(self, images: Tensor) -> int:
+        """Uniform numbers that a move takes."""
+        return 5 + images.shape[1]
+
+    def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         side = max(round(math.sqrt(share * height * width)), 3)
         side = min(side + 1 - side % 2, height, width)
-        uniform = stream.uniform(batch, 1, (5 + channels,), images.device)[:, 0]
         corners = [_corner(uniform[:, k], (height, width)[k % 2] - side) for k in range(4)]
         there, row, column = _window(images, corners[0], corners[1], side)
         source = _window(images, corners[2], corners[3], side)[0]

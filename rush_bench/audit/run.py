@@ -7,28 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
 from rush_bench.audit.binarization import binarization
 from rush_bench.audit.book import Book
 from rush_bench.audit.checks import checks
-from rush_bench.audit.finding import Finding, judged
+from rush_bench.audit.finding import Finding
 from rush_bench.audit.flags import flags
 from rush_bench.audit.indicators import indicators
+from rush_bench.audit.scale import usual_scale
+from rush_bench.audit.truth import truth
 from rush_bench.audit.verdict import BUGS, STRENGTH, Claim, Verdict, verdict
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput, RushBenchError
-from rush_bench.evaluation.records import flock
-from rush_bench.evaluation.turns import take_turns
-from rush_bench.files import digest, read_json, write_atomic, write_json
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.work import Job, check_asked, work
+from rush_bench.files import digest, flock, read_json, release, write_atomic, write_json
 from rush_bench.noise import Stream
-from rush_bench.progress import Bar
 
 FOLDER = "audit"
-VERSION = 1  # of the probes: another version makes them again
+VERSION = 2  # of the probes: another version makes them again
 PROBED = 32  # images
 
 
@@ -53,10 +52,55 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Probe:
-    name: str
-    defense: Defense
+    """A cell of one chunk: the findings of one probe."""
+
     path: Path
+    chunks: int = 1
+
+
+class _ProbeStore:
+    """Probes on disk, for the loop: findings as JSON."""
+
+    def open(self, cell: _Probe) -> None:
+        """Nothing to lay out; a process that died may have left its lock."""
+        release(cell.path.with_suffix(".lock"))
+
+    def has(self, cell: _Probe, chunk: int) -> bool:
+        """Whether it was made."""
+        return cell.path.exists()
+
+    @contextlib.contextmanager
+    def lock(self, cell: _Probe, chunk: int) -> Iterator[bool]:
+        """Whether it is ours; where locks are not supported two processes may do the same work."""
+        with flock(cell.path.with_suffix(".lock"), wait=False) as held:
+            yield held is not False
+
+    def write(self, cell: _Probe, chunk: int, made: list[Finding], adversarial: None = None) -> None:
+        """Keep the findings."""
+        write_json(cell.path, {"findings": [finding.to_dict() for finding in made]})
+
+    def read(self, cell: _Probe) -> list[Finding]:
+        """The findings as they were."""
+        return [Finding(**found) for found in read_json(cell.path)["findings"]]
+
+
+@dataclass(frozen=True)
+class _Job(Job):
+    name: str
     make: Callable[[], list[Finding]]
+
+    @property
+    def label(self) -> str:
+        """What people call it, in messages and on the bar."""
+        return f"{self.defense.name} probe {self.name}"
+
+    def chunk(self, store: _ProbeStore, c: int) -> tuple[list[Finding], None]:
+        """Run the probe."""
+        return self.make(), None
+
+    def figure(self, made: list[Finding]) -> str:
+        """How many findings there are, and flags among them."""
+        return f"{len(made)} findings, {sum(finding.status in ('flag', 'bug') for finding in made)} flags"
 
 
 def probe(
@@ -67,6 +111,7 @@ def probe(
     *,
     seed: int = 0,
     count: int = PROBED,
+    shard: tuple[int, int] = (1, 1),
     deadline: float | None = None,
     quiet: bool = False,
     failed: dict[str, str] | None = None,
@@ -74,38 +119,19 @@ def probe(
     """Findings of the probes by defence, on the first `count` images; what is on disk is not made again.
 
     Any number of processes may work on the same folder. Past the deadline what is missing stays missing; so does a probe
-    that fails, with its reason in `failed`, and the others go on.
+    that fails, with its reason in `failed`, and the others go on. `shard` (k, n) takes every n-th probe.
     """
+    defenses, data = check_asked(defenses, data, shard, seed, "probe")
     part = data.take(list(range(min(count, len(data)))))
+    store = _ProbeStore()
     jobs = [job for defense in defenses for job in _probes(defense, part, threat, out / FOLDER / "probes", seed)]
-    done = sum(job.path.exists() for job in jobs)
-    with Bar("probes", len(jobs), done, every=float("inf") if quiet else 10.0) as bar:
-        for job in take_turns(jobs, bar, deadline, there=lambda job: job.path.exists(), lock=_lock):
-            try:
-                found = [finding.to_dict() for finding in job.make()]
-            except Exception as error:  # a defence is anybody's code: its failure must not lose the others
-                reason = str(error) if isinstance(error, RushBenchError) else f"{type(error).__name__}: {error}"
-                (failed if failed is not None else {})[f"{job.defense.name} probe {job.name}"] = reason
-                bar.note(f"failed: {job.defense.name} probe {job.name}: {reason}")
-                continue
-            write_json(job.path, {"findings": found})
-            bar.advance(job.name, title=f"probes of {job.defense.name}")
-    return _gathered(jobs)
-
-
-@contextlib.contextmanager
-def _lock(job: _Probe) -> Iterator[bool]:
-    with flock(job.path.with_suffix(".lock"), wait=False) as held:
-        yield held is not False  # where locks are not supported two processes may do the same work
-
-
-def _gathered(jobs: Sequence[_Probe]) -> dict[str, list[Finding]]:
-    """Findings of the defences whose probes are all there."""
-    missing = {job.defense.name for job in jobs if not job.path.exists()}
+    lost, _ = work(store, jobs, out, title="probes", shard=shard, deadline=deadline, quiet=quiet)
+    (failed if failed is not None else {}).update(lost)
+    missing = {job.defense.name for job in jobs if job.label in lost or not store.has(job.cell, 0)}
     found: dict[str, list[Finding]] = {}
     for job in jobs:
         if job.defense.name not in missing:
-            found.setdefault(job.defense.name, []).extend(Finding(**f) for f in read_json(job.path)["findings"])
+            found.setdefault(job.defense.name, []).extend(store.read(job.cell))
     return found
 
 
@@ -123,6 +149,8 @@ def judge(book: Book, probes: Sequence[Finding] | None, claim: Claim | None) -> 
         findings,
         classes=int(book.labels["classes"]),
         deterministic=bool(book.labels["deterministic"]),
+        images=len(book.worst.correct),
+        largest_class=book.worst.largest_class,
     )
     return Audit(book, findings, said)
 
@@ -135,33 +163,22 @@ def replayed(book: Book) -> Claim:
     return Claim(top.estimate.value, f"{top.trial}, replayed on these weights")
 
 
-def depends_on_image(defense: Defense, images: Tensor, stream: Stream) -> Finding:
-    """Whether predictions change when the images are exchanged for others while the draws stay the same."""
-    what = "share of images whose probabilities change when the images are shuffled or inverted, with the same draws"
-    before = defense.predict(images, stream).probabilities
-    # inverted too: a single image has none to be exchanged for, and neighbours may be alike
-    after = [defense.predict(others, stream).probabilities for others in (images.roll(1, 0), 1 - images)]
-    share = float(torch.stack([(before - other).abs().amax(1).gt(1e-6) for other in after]).any(0).double().mean())
-    return judged("depends-on-image", what, share, ">=", 0.01, "ours: otherwise there is nothing for an attack to change")
-
-
-def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: int) -> list[_Probe]:
+def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: int) -> list[_Job]:
     key = digest([VERSION, defense.identity(), defense.precision, part.digest, threat.norm, threat.eps, seed])[:16]
 
-    def made(name: str, make: Callable[[Tensor, Tensor, Stream], list[Finding]]) -> _Probe:
+    def made(name: str, make: Callable[[Defense, Tensor, Tensor, Stream], list[Finding]]) -> _Job:
         def run() -> list[Finding]:
             images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
-            return make(images, labels, Stream(seed, f"audit/{name}", part.index))
+            stream = Stream(seed, f"audit/{name}", part.index)
+            return make(usual_scale(defense, images, stream), images, labels, stream)
 
-        return _Probe(name, defense, folder / f"{key}-{name}.json", run)
-
-    def first(images: Tensor, labels: Tensor, stream: Stream) -> list[Finding]:
-        return [depends_on_image(defense, images, stream), *flags(defense, images, labels, threat, stream)]
+        return _Job(_Probe(folder / f"{key}-{name}.json"), defense, part, name, run)
 
     return [
-        made("flags", first),
-        made("indicators", lambda images, labels, stream: indicators(defense, images, labels, threat, stream)),
-        made("binarization", lambda images, labels, stream: binarization(defense, images, threat, stream)),
+        made("flags", lambda scaled, images, labels, stream: flags(scaled, images, labels, threat, stream)),
+        made("truth", lambda scaled, images, labels, stream: truth(scaled, images, labels, threat, stream)),
+        made("indicators", lambda scaled, images, labels, stream: indicators(scaled, images, labels, threat, stream)),
+        made("binarization", lambda scaled, images, labels, stream: binarization(scaled, images, threat, stream)),
     ]
 
 

@@ -23,10 +23,13 @@ from rush_bench.certify.run import certify
 from rush_bench.certify.sampling import THIRDS, Sampling
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed, load_defense
+from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.load import listed
 from rush_bench.errors import BadInput, MissingPackage, unknown_name
 from rush_bench.evaluation.records import Cell, CellResult, CellStore, load_results
-from rush_bench.evaluation.runner import Job, check_asked, default_repeats, job_for, work, worst_job
+from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
+from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
+from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Gaussian, Stream, Uniform
 
 FOLDER = "settle"
@@ -99,14 +102,14 @@ def settle(
     off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
-    check_asked(defenses, data, shard)
+    defenses, data = check_asked(defenses, data, shard, seed)
     if norm not in ("linf", "l2"):
         raise unknown_name("norm", norm, ("linf", "l2"))
     if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
         raise BadInput(f"eps {eps:g} is no radius in {norm}: pixels lie in [0,1]; give --eps 8/255 or --norm l2 --eps 0.5")
     name = budget if isinstance(budget, str) else "own"
     folder = Path(out) / FOLDER
-    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    deadline = deadline_in(max_minutes)
     only = None if only is None else list(only)
     cells = CellStore(folder)
     keyed: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
@@ -121,24 +124,13 @@ def settle(
         return run_of({}, False)
     forecast = Forecast({key: seconds for one in planned for key, seconds in one.seconds.items()}, cells, planned)
     jobs = [job for one in planned for job in one.jobs]
-    failed = work(
-        cells, jobs, data, seed=seed, shard=shard, deadline=deadline, quiet=quiet, title="settle", after=forecast.after
-    )
-    done = True
+    how: dict[str, Any] = {"shard": shard, "quiet": quiet}
+    failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **how)
     for one in planned:
         for certified_norm, sampling in one.certificates:
-            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-            run = certify(
-                [one.defense],
-                data,
-                sampling,
-                norm=certified_norm,
-                out=folder,
-                seed=seed,
-                shard=shard,
-                max_minutes=left,
-                quiet=quiet,
-            )
+            how["max_minutes"] = minutes_to(deadline)
+            run = certify([one.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **how)
+            failed |= run.failed
             done = done and run.done
     return run_of(failed, done)
 
@@ -203,11 +195,13 @@ def _planned(
         classes=defense.classes,
         norm=threat.norm,
         eps=threat.eps,
+        diameter=diameter(defense, threat),
         has_base=_has(lambda: defense.base()),
         has_bank=_has(lambda: defense.bank(2, 0)),
         has_votes=isinstance(defense, Smoothed | Randomised),
         has_module=_has(lambda: defense.as_module(Stream(0, "module"))),
         has_still=isinstance(defense, Deterministic),
+        has_chain=isinstance(getattr(defense, "transform", None), Chain),
         has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
         radii=tuple((norm, radius) for norm, sampling in certificates for radius in sampling.radii if radius > 0),
         peers=_peers(defense, data, store),
@@ -243,6 +237,11 @@ def _planned(
         k = trial.repeats or repeats or default_repeats(about.draws, quick)
         jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, seed=seed, repeats=k, chunk=chunk)))
     return _priced(defense, jobs, data, certificates, cells)
+
+
+def diameter(defense: Defense, threat: Threat) -> float:
+    """Of the [0,1] box in the threat's norm: a ball of this radius around an image holds every other."""
+    return 1.0 if threat.norm == "linf" else math.sqrt(math.prod(defense.shape))
 
 
 def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
@@ -282,7 +281,7 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
     found = []
     for name, card in listed(store, data.name).items() if store.is_dir() else ():
         spec = card["network"]
-        fits = (spec["channels"], spec["size"], spec["size"]) == tuple(defense.shape) and spec["classes"] == defense.classes
+        fits = image_shape(spec) == tuple(defense.shape) and spec["classes"] == defense.classes
         if fits and name.split("@")[0] != own:
             votes = int(name.partition("@")[2] or 0)
             found.append((name, str(card["recipe"]), votes))
@@ -345,20 +344,26 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
     draws = 1 if defense.deterministic else max(1, rows // len(part))
     stream = Stream(0, "rates", part.index)
     passes = copy.copy(defense.passes)
+
+    def counted() -> tuple[int, int]:
+        return defense.passes.forwards, defense.passes.backwards
+
     best = [math.inf, math.inf]
     for _ in range(2):  # the first call pays for warming up
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), counted()
         predictions = max(1, draws // max(defense.draws, 1))
         for k in range(predictions):
             defense.predict(images, stream.skip(k))
         _wait(defense.device)
-        made = len(part) * predictions * max(defense.draws, 1)
+        # a defence of one's own may not count; a purifier counts its steps
+        made = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
         forward = (time.perf_counter() - begun) / made
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), counted()
         try:
             defense.gradient(images, labels, "ce", draws, stream)
             _wait(defense.device)
-            backward = (time.perf_counter() - begun) / (len(part) * draws) - forward
+            there, back = (after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True))
+            backward = (time.perf_counter() - begun - there * forward) / back
         except (BadInput, RuntimeError):  # one without gradients: the cells that need them will say so
             backward = forward
         best = [min(best[0], forward), min(best[1], max(backward, 0.1 * forward))]
@@ -413,7 +418,7 @@ def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: 
     results = [cells.result(job.cell) for job in one.jobs]
     labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
     labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
-    labels |= {"dataset": data.name, "n": len(data)}
+    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(one.defense, threat)}
     certified = _certified(folder, one)
     whole = tuple(result for result in certified if result.complete)
     # others that lie there, of more draws or other images, are compared too, but not waited for

@@ -9,13 +9,11 @@ if TYPE_CHECKING:
     from rush_bench.certify.check import Comparison as Comparison
     from rush_bench.certify.check import comparisons as comparisons
     from rush_bench.certify.check import contradictions as contradictions
-    from rush_bench.certify.run import CertifyRun as CertifyRun
     from rush_bench.certify.run import certify as certify
     from rush_bench.certify.sampling import Sampling as Sampling
 
 _HOME = {
     "Certificate": "bounds",
-    "CertifyRun": "run",
     "Comparison": "check",
     "Sampling": "sampling",
     "certificate": "bounds",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rush_bench.cli import common
-from rush_bench.cli.settle import finish, options, settled
+from rush_bench.cli.settle import options, settled
 from rush_bench.errors import BadInput, WorkLeft
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         for one in found:
             common.print_rows(report.title(one.book), *audits.lay_out(one, sources=False))
             click.echo(audits.sentence(one) + "\n")
-    finish(run, asked)
+    if not asked["plan_only"]:
+        common.finish(run, asked["shard"], "tables wait")
     if run.complete and any(one.verdict is None for one in found):
         raise WorkLeft("stopped with probes left; the same command continues")
 

@@ -36,7 +36,11 @@ def model_summary(card: Row) -> str:
     data = f"{source} -> {card['dataset']}" if source not in (None, card["dataset"]) else card["dataset"]
     noise = card.get("noise")
     law = f", noise {noise['law']}:{noise['scale']:g}" if noise else ""
-    views = f"; {card['name']}@30 averages 30 random views" if card.get("transform") else ""
+    random = {
+        "views": f"; {card['name']}@30 averages 30 random views",
+        "purify": f"; {card['name']}@8 votes over 8 purified images",
+    }
+    views = random[card["transform"]["name"]] if card.get("transform") else ""
     start = f" from {card['from']['name']}" if card.get("from") else ""
     return f"{card['recipe']} on {data}, {card.get('protocol')}{start}, preset {card.get('preset')}{law}{views}"
 
@@ -92,7 +96,7 @@ def _results(results: Path) -> list[Row]:
             chunks = -(-labels["n"] // cell["identity"]["chunk"])
             where = f"{labels['dataset']}, n={labels['n']}, {chunks_done(path)} of {chunks} chunks done"
             found.append({"name": name, "summary": f"{labels['defense']} {labels['attack']} {labels['suite']}, {where}"})
-        except (RushBenchError, LookupError, TypeError) as error:
+        except (RushBenchError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
             found.append({"name": name, "summary": f"unreadable record: {error}"})
     return found
 

@@ -1,6 +1,5 @@
 """`rush-bench certify`: certify smoothed models, or read certificates back and compare them with a table."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft
+from rush_bench.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rush_bench.certify.check import Comparison
     from rush_bench.evaluation.records import CellResult
 
 DEFAULT_N = 500
@@ -22,6 +22,8 @@ DEFAULT_N = 500
 @click.argument("patterns", metavar="[MODELS]", required=False)
 @click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own, with --noise: package.module:function.")
 @click.option("--noise", metavar="LAW:SCALE", help="Noise of --model: gaussian:0.25 or uniform:0.3.")
+@common.name
+@common.label
 @click.option("--dataset", help="Images to certify: a name, or path/to/file.npz.  [default: what each model was trained for]")
 @click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
 @click.option("--n", "count", help=f"Images: a fixed stratified subset, or `all`.  [default: {DEFAULT_N}]")
@@ -53,6 +55,8 @@ def command(
     patterns: str | None,
     target: str | None,
     noise: str | None,
+    name: str | None,
+    about: tuple[str, ...],
     dataset: str | None,
     size: int | None,
     count: str | None,
@@ -95,52 +99,42 @@ def command(
         raise BadInput("--table goes with --read: which certificates is it to be compared with?")
     if (patterns is None) == (target is None):
         raise BadInput("say what to certify: rush-bench certify all, or --model package.module:function --noise gaussian:0.25")
-    if (target is None) != (noise is None):
-        raise BadInput("--model and --noise go together; a model of the store has its own noise")
-    if target is not None and not dataset:
-        raise BadInput("--model needs --dataset: which images is the network for?")
+    from rush_bench.cli.attack import Loader, check_own, own, stored
+
+    check_own(target, dataset, noise=noise, name=name, label=about)
     from rush_bench.certify.sampling import Sampling
 
     settings = Sampling(mode, selection, draws, parse_number(alpha), wanted, parse_number(hope))  # type: ignore[arg-type]
     with common.quiet_stdout():
         from rush_bench.certify import run
-        from rush_bench.cli.attack import Loader, own, stored
         from rush_bench.devices import choose_device
-        from rush_bench.evaluation.runner import parse_shard
+        from rush_bench.evaluation.work import Run, deadline_in, minutes_to, parse_shard
 
         images = Loader(data_dir, count, size, DEFAULT_N)
         options = {"device": choose_device(device), "memory": int(memory * 2**30)}
         if target is not None:
             assert dataset
-            pairs = [own(target, images.load(dataset, None), noise, 1, options)]
+            pairs = [own(target, images.load(dataset, None), noise, 1 if noise else None, options, name, about)]
         else:
             assert patterns
             pairs = stored(patterns.split(","), store, dataset, images, options)
-        deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        results: list[CellResult] = []
-        done = True
+        part, deadline = parse_shard(shard), deadline_in(max_minutes)
+        whole = Run([], folder=out)
         for defenses, data in pairs:
-            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-            more = run.certify(
-                defenses, data, settings, norm=norm, out=out, seed=seed, shard=parse_shard(shard), max_minutes=left
-            )
-            results, done = results + more.results, done and more.done
-    show_results([result for result in results if result.complete], results, wanted, out, as_json)
-    if not done:
-        raise WorkLeft("stopped with work left; the same command continues")
-    if not all(result.complete for result in results):
-        click.echo(f"shard {shard} is done; the certificates wait for the others", err=True)
+            left = minutes_to(deadline)
+            whole.extend(run.certify(defenses, data, settings, norm=norm, out=out, seed=seed, shard=part, max_minutes=left))
+    whole.contradictions = show_results(whole.results, wanted, out, as_json)
+    common.finish(whole, shard, "certificates wait")
 
 
-def show_results(
-    whole: "list[CellResult]", asked: "list[CellResult]", radii: tuple[float, ...], out: Path, as_json: bool
-) -> None:
-    """Print what was certified, draw the curve, and refuse to pass over an attack that a certificate contradicts."""
+def show_results(asked: "list[CellResult]", radii: tuple[float, ...], out: Path, as_json: bool) -> "list[Comparison]":
+    """Print what was certified and draw the curve; returns the attacks that a certificate contradicts."""
     from rush_bench.certify import check, report
     from rush_bench.certify.run import FOLDER
     from rush_bench.certify.tsv import frame_of
     from rush_bench.evaluation.records import load_results
 
+    whole = [result for result in asked if result.complete]
     sets = {name_of(result): frame_of(result) for result in whole}
     at = radii or shared_radii(whole)
     if whole:
@@ -158,7 +152,7 @@ def show_results(
         common.print_json({"certificates": found, "contradictions": [str(one) for one in clash]})
     elif whole:
         print_frame("certified accuracy (%)", report.table(sets, at))
-    common.refuse_contradictions(clash)
+    return clash
 
 
 def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ...], as_json: bool) -> None:

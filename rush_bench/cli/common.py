@@ -6,11 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rush_bench.errors import unknown_name
+from rush_bench.errors import WorkLeft, failed_code, unknown_name
+
+if TYPE_CHECKING:
+    from rush_bench.audit.settle import SettleRun
+    from rush_bench.evaluation.work import Run
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,8 +28,14 @@ def folder_option(flag: str, default: str | None, text: str) -> Callable[[F], F]
 store = folder_option("--store", "models", "Folder of the trained models.")
 results = folder_option("--results", "results", "Folder that holds the runs.")
 data_dir = folder_option("--data-dir", None, "Folder of the data sets (or the environment's RUSH_BENCH_DATA; default data).")
-seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is random.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything that is random."
+)
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+name = click.option("--name", metavar="NAME", help="What tables call the --model.  [default: package.module.function]")
+label = click.option(
+    "--label", "about", multiple=True, metavar="KEY=VALUE", help="What they say of it: protocol, extra_data or architecture."
+)
 max_minutes = click.option(
     "--max-minutes", type=click.FloatRange(min=0), help="Stop after this time, with exit code 3 where work is left."
 )
@@ -78,6 +88,20 @@ def print_rows(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     print_rich(table)
+
+
+def finish(run: "Run | SettleRun", shard: str, waits: str = "table waits") -> None:
+    """The exit code of measuring, with its reason on stderr; returns where all that was asked of this shard is there.
+
+    1 where a cell failed (4: each for want of a package) or an attack took more than a certificate leaves, 3 with work left.
+    """
+    refuse_contradictions(run.contradictions)
+    if run.failed:
+        raise click.exceptions.Exit(failed_code(run.failed))
+    if not run.done:
+        raise WorkLeft("stopped with work left; the same command continues")
+    if not run.complete:
+        click.echo(f"shard {shard} is done; the {waits} for the others", err=True)
 
 
 def refuse_contradictions(found: Sequence[Any]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft
+from rush_bench.cli.attack import check_count
+from rush_bench.errors import BadInput
 
 DEFAULT_N = 1000
 
@@ -55,15 +56,14 @@ def command(
     The files of CIFAR-10-C and CIFAR-100-C are not downloaded; the message of a missing one says where they are.
     Running the same command again, from any number of processes, finishes the work.
     """
-    if count not in (None, "all") and not (count.isdigit() and int(count) > 0):
-        raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
+    check_count(count)
     with common.quiet_stdout():
         from rush_bench.datasets.corruptions import ALL, USUAL, load_corrupted
         from rush_bench.defenses import load_defense
         from rush_bench.defenses.load import resolve
         from rush_bench.devices import choose_device
         from rush_bench.evaluation import corruptions
-        from rush_bench.evaluation.runner import parse_shard
+        from rush_bench.evaluation.work import parse_shard
         from rush_bench.report import corruptions as report
 
         part = parse_shard(shard)
@@ -93,9 +93,4 @@ def command(
         common.print_json({"complete": run.complete, "failed": run.failed, "reference": reference, "table": rows})
     else:
         common.print_rows(report.caption(frame), *report.lay_out(frame))
-    if run.failed:
-        raise click.exceptions.Exit(1)
-    if not run.done:
-        raise WorkLeft("stopped with work left; the same command continues")
-    if not run.complete:
-        click.echo(f"shard {shard} is done; the table waits for the others", err=True)
+    common.finish(run, shard)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rush_bench.cli import common
-from rush_bench.errors import BadInput, WorkLeft, failed_code
+from rush_bench.errors import BadInput
 
 if TYPE_CHECKING:
     from rush_bench.audit.settle import Planned, SettleRun
@@ -17,7 +17,9 @@ OPTIONS = (
     click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own: package.module:function."),
     click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25."),
     click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model.  [default: 64]"),
-    click.option("--dataset", help="Images: a name, or path/to/file.npz.  [default: what each model was trained for]"),
+    common.name,
+    common.label,
+    click.option("--dataset", help="Images: a name, path/to/file.npz or a folder.  [default: what each model was trained for]"),
     click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]"),
     click.option("--budget", default="standard", show_default=True, help="quick (a CPU), standard, or full (the protocol)."),
     click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True, help="Norm of the threat."),
@@ -74,39 +76,34 @@ def command(as_json: bool, **asked: Any) -> None:
     elif not asked["plan_only"]:
         for book in run.books:
             common.print_rows(report.title(book), *report.lay_out(book))
-    finish(run, asked)
+    if not asked["plan_only"]:
+        common.finish(run, asked["shard"], "tables wait")
 
 
 def settled(asked: dict[str, Any]) -> "SettleRun":
     """Load what was asked for and settle it; the books of all data sets together."""
-    import time
-
     from rush_bench.audit import settle as rooms
-    from rush_bench.cli.attack import Loader, own, stored
+    from rush_bench.cli.attack import Loader, check_own, own, stored
     from rush_bench.devices import choose_device
-    from rush_bench.evaluation.runner import parse_shard
+    from rush_bench.evaluation.work import deadline_in, minutes_to, parse_shard
     from rush_bench.settings import parse_number
 
     patterns, target, dataset = asked["patterns"], asked["target"], asked["dataset"]
     if (patterns is None) == (target is None):
         raise BadInput("say what to settle: rush-bench settle rush@64, or --model package.module:function")
-    if target is None and (asked["noise"] or asked["votes"]):
-        raise BadInput("--noise and --votes go with --model; a model of the store has its own, and votes as in rush@64")
-    if target is not None and not dataset:
-        raise BadInput("--model needs --dataset: which images is the network for?")
-    if asked["votes"] and not asked["noise"]:
-        raise BadInput("--votes needs --noise: without noise every vote is the same")
+    named = {"name": asked["name"], "about": asked["about"]}
+    check_own(target, dataset, noise=asked["noise"], votes=asked["votes"], name=asked["name"], label=asked["about"])
     budget = rooms.budget_named(asked["budget"])
     images = Loader(asked["data_dir"], asked["count"], asked["size"], budget.images)
     where = choose_device(asked["device"])
     precision = common.choose_precision(asked["precision"], where)
     place: dict[str, Any] = {"device": where, "precision": precision, "memory": int(asked["memory"] * 2**30)}
     if target is not None:
-        defenses, data = own(target, images.load(dataset, None), asked["noise"], asked["votes"], place)
+        defenses, data = own(target, images.load(dataset, None), asked["noise"], asked["votes"], place, **named)
         pairs = [(defenses[-1:], data)]  # the smoothed one at its votes, not the single draw beside it
     else:
         pairs = stored(patterns.split(","), asked["store"], dataset, images, place)
-    deadline = None if asked["max_minutes"] is None else time.monotonic() + 60 * asked["max_minutes"]
+    deadline = deadline_in(asked["max_minutes"])
     whole = rooms.SettleRun([], {}, asked["out"] / rooms.FOLDER)
     for defenses, data in pairs:
         run = rooms.settle(
@@ -122,7 +119,7 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
             repeats=asked["repeats"],
             chunk=asked["chunk"],
             shard=parse_shard(asked["shard"]),
-            max_minutes=None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60),
+            max_minutes=minutes_to(deadline),
             before=lambda planned: announce(planned, asked["plan_only"]),
             **place,
         )
@@ -148,22 +145,3 @@ def announce(planned: "list[Planned]", plan_only: bool) -> bool:
         for norm, sampling in one.certificates:
             click.echo(f"  T12 certificates in {norm}: {sampling.draws} draws an image at most", err=True)
     return not plan_only
-
-
-def finish(run: "SettleRun", asked: dict[str, Any]) -> None:
-    """Exit codes: 1 where a cell failed or a certificate contradicts an attack, 3 where work is left."""
-    from rush_bench.cli.attack import shard_done
-    from rush_bench.evaluation.runner import parse_shard
-
-    if asked["plan_only"]:
-        return
-    for label, reason in run.failed.items():
-        click.echo(f"failed: {label}: {reason}", err=True)
-    common.refuse_contradictions(run.contradictions)
-    if run.failed:
-        raise click.exceptions.Exit(failed_code(run.failed))
-    results = [entry.result for book in run.books for entry in book.entries]
-    if not run.done or not shard_done(results, parse_shard(asked["shard"])):
-        raise WorkLeft("stopped with work left; the same command continues")
-    if not run.complete:
-        click.echo(f"shard {asked['shard']} is done; the tables wait for the others", err=True)

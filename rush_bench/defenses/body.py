@@ -1,7 +1,8 @@
-"""A network behind a defence: the exact float32 one that judges, and a faster equivalent that searches (protocol A7)."""
+"""A network behind a defence: the exact float32 one that judges, and a faster equivalent that searches (protocol 4)."""
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -9,13 +10,25 @@ from torch import Tensor, nn
 
 from rush_bench.defenses import probe
 from rush_bench.defenses.base import Passes
-from rush_bench.defenses.owner import in_train_mode, input_type, private_copy, undisturbed, weights_digest
+from rush_bench.defenses.owner import (
+    in_train_mode,
+    input_type,
+    own_generators,
+    own_states,
+    private_copy,
+    undisturbed,
+    weights_digest,
+)
 from rush_bench.errors import BadInput
 
 Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
-CACHE = 2**26  # on a CPU blocks of this many bytes stay near the cache: 1.3 times as fast as blocks of 300 MB
+# Largest logit less smallest. Below FLAT every softmax is nearly uniform: CE pushes towards the mean of all other classes, and
+# float32 rounds its changes away. Attacks then take the logits STEEP apart, as trained networks have them.
+FLAT, STEEP = 0.1, 20.0
+CACHE = 2**25  # on a CPU blocks of this many bytes stay near the cache: 1.2 times as fast as twice the size on a small network
+FEWEST = 16  # rows of such a block: with fewer, a ResNet-18 waits for its weights
 
 
 class Body:
@@ -25,7 +38,11 @@ class Body:
     network offers `folded()` and channels_last, each where it answers as `network` does, and bfloat16 if asked. Every call
     gets rows of its own, so a network may write on them. `before` is what a defence does to images in front of the network;
     a network that draws at random must be `random`, and searches as it judges: another layout draws in another order.
+    `gain` multiplies the logits of a network that returns them, without another prediction for it (see `audit.scale`).
     """
+
+    classes: int
+    gain: float = 1.0
 
     def __init__(
         self,
@@ -48,37 +65,51 @@ class Body:
                 else "the network is in train mode: its BatchNorm and dropout would change under attack; call .eval() "
                 "first, or Randomised(network) where its dropout is to stay on"
             )
-        self.device, self.outputs, self.precision, self.memory = device, outputs, precision, memory
+        self.wide = torch.float32 if device.type == "mps" else torch.float64  # of log-probabilities; mps has no float64
+        self.device, self.outputs, self.precision = device, outputs, precision
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
         self.search, self.layout = self.network, torch.contiguous_format
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         with undisturbed(device):  # a network may draw from the global generators, or seed them
             rows = probe.rows_for(shape, device, self.before)
-            self.classes = probe.check_outputs(self, rows, shape)
+            states = own_states(device)
+            probe.check_outputs(self, rows, shape)
             probe.check_search(self, probe.images_like(shape, device))
             self.row_bytes = self._row_bytes(shape)
             if not random:
                 probe.check_function(self, rows)
                 self.search, self.layout = probe.fastest(self, rows)
                 self.row_bytes = self._row_bytes(shape)
+            self.steepness = self._steepness(rows)
+            seeds = not random and own_states(device) != states
+        if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
+            self.guard = lambda: own_generators(device)
         self.passes = Passes()
-        self.rows = self.rows_of(memory)
-        self.brisk = self.rows_of(CACHE) if device.type == "cpu" else self.rows
+        self.limit(memory)
 
     def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
-        """(R, C, H, W) to (R, K), from the exact network or the searching one; NaN is an error."""
-        out = self.outcome(rows, exact=exact)
+        """(R, C, H, W) to (R, K) in float64, from the exact network or the searching one.
+
+        float32 would lose which logit is the largest where all are tiny, since every log-probability is then near -log K.
+        """
+        out = self.outcome(rows, exact=exact).to(self.wide)
         return out if self.outputs == "probabilities" else out.log_softmax(1)
 
     def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
         """What the network says of rows (R, C, H, W), in float32: its logits (R, K), or the logarithms of its probabilities."""
         self.passes.forwards += len(rows)
-        if exact:
-            out = self.outputs_of(self.network, rows)
-        else:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                out = self.outputs_of(self.search, rows, self.layout)
-        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
+        low = not exact and self.precision == "bfloat16"
+        with self.guard(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
+        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else self.gain * out
+
+    def _steepness(self, rows: Tensor) -> float:
+        """What the logits are to be multiplied with before a softmax by an attack: 1 unless they are all but equal."""
+        with torch.no_grad():
+            out = self.outcome(rows, exact=True)
+        spread = float((out.amax(1) - out.amin(1)).median())
+        return STEEP / spread if 0 < spread < FLAT else 1.0
 
     def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.
@@ -103,6 +134,11 @@ class Body:
     def count_backward(self, rows: int) -> None:
         """Note that `rows` network rows went backward."""
         self.passes.backwards += rows
+
+    def limit(self, memory: int) -> None:
+        """Let one block of an attack step take so many bytes."""
+        self.memory, self.rows = memory, self.rows_of(memory)
+        self.brisk = max(FEWEST, self.rows_of(CACHE)) if self.device.type == "cpu" else self.rows
 
     def rows_of(self, memory: int) -> int:
         """How many rows one block of an attack step may have in so many bytes, at least 1."""
@@ -133,3 +169,12 @@ def blocks(batch: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:
     for i in range(0, batch, images):
         for j in range(0, draws, rows):
             yield slice(i, min(i + images, batch)), slice(j, min(j + rows, draws))
+
+
+def whole_blocks(batch: int, repeats: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cut batch x (repeats x draws) likewise; a piece holds whole predictions of `draws` draws, or a part of one."""
+    if draws <= rows:
+        yield from blocks(batch, repeats * draws, rows - rows % draws)
+        return
+    for k in range(0, repeats * draws, draws):
+        yield from ((i, slice(k + j.start, k + j.stop)) for i, j in blocks(batch, draws, rows))

@@ -18,15 +18,14 @@ def seeded(body: Body, rows: Tensor, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def check_draws(body: Body, shape: tuple[int, ...]) -> None:
-    """Refuse a network whose draws a seed of torch's global generators does not decide, one that draws nothing, and one
-    whose answer depends on its company, its calls, or on whether gradients are recorded.
+def check_draws(body: Body, shape: tuple[int, ...]) -> bool:
+    """Whether the rows of a call share a draw, see `share_a_draw`.
 
-    Where draws are shared out over a batch, the draws of an image are others in a batch of another size; in one of the same
-    size they are the same, so that other neighbours must leave its answer alone.
+    BadInput for a network whose draws a seed of torch's global generators does not decide, one that draws nothing, and one
+    whose answer depends on its company, its calls, or on whether gradients are recorded. In a batch of another size the
+    draws of an image are others; in one of the same size they are the same, and other neighbours must leave its answer be.
     """
     images = images_like(shape, body.device)
-    seeded(body, images[:1], 0)  # a batch of one must do
     first = seeded(body, images, 0)
     if differ(first, seeded(body, images, 0)):
         raise BadInput(
@@ -52,16 +51,18 @@ def check_draws(body: Body, shape: tuple[int, ...]) -> None:
             with own_generators(body.device, 0):
                 answers.append(asking(body)(images[batch])[row])
                 after.append(torch.rand(8, device=body.device))
-        if torch.equal(*after) and differ(*answers):  # other numbers left: draws that hang on the images, no verdict
+        if torch.equal(*after) and differ(*answers):  # other numbers left: draws that depend on the images, no verdict
             raise BadInput(
                 "the network's logits for an image depend on the other images of its batch: the same draws gave others beside "
                 "others; make them a function of the image and its draws"
             )
+    shared = share_a_draw(body, shape)
     if differ(first, seeded(body, images, 0)):
         raise BadInput(
             "the network changes from call to call: the same images and seed gave other logits later; take what it remembers "
             "of earlier calls out"
         )
+    return shared
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ def private_copy(network: nn.Module, device: torch.device) -> nn.Module:
         raise BadInput("the network has lazy layers that have no weights yet; run it once on a batch of images first")
     try:
         # tensors that it keeps from a forward pass of its own have a history, which deepcopy refuses
-        own = copy.deepcopy(network, {id(t): t.detach().clone() for t in _kept(network)})
+        with torch.no_grad():  # TorchScript clones its weights, and would keep that as their history
+            own = copy.deepcopy(network, {id(t): t.detach().clone() for t in _kept(network)})
     except Exception as error:
         if any(t.device != device for t in [*network.parameters(), *network.buffers()]):
             raise BadInput(
@@ -124,3 +125,9 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     finally:
         np.random.set_state(states[0])
         random.setstate(states[1])
+
+
+def own_states(device: torch.device) -> list[bytes]:
+    """The states of torch's global generators, the CPU's and the device's, to be compared."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [state.numpy().tobytes() for state in states]

@@ -40,8 +40,8 @@ def rows_for(shape: tuple[int, ...], device: torch.device, before: Callable[[Ten
         return before(images_like(shape, device))
 
 
-def check_outputs(body: Body, rows: Tensor, shape: tuple[int, ...]) -> int:
-    """The number of classes; BadInput where the network returns anything but finite logits (B, classes)."""
+def check_outputs(body: Body, rows: Tensor, shape: tuple[int, ...]) -> None:
+    """Find the number of classes; BadInput where the network returns anything but finite logits (B, classes)."""
     try:
         with torch.no_grad():
             out: Any = body.outputs_of(body.network, rows)
@@ -74,7 +74,9 @@ def check_outputs(body: Body, rows: Tensor, shape: tuple[int, ...]) -> int:
         )
     if not looks and body.outputs == "probabilities":
         raise BadInput('outputs="probabilities" was said, but the rows that the network returns do not sum to 1')
-    return out.shape[1]
+    body.classes = out.shape[1]
+    with torch.no_grad():
+        asking(body)(rows[:1])
 
 
 @torch.no_grad()
@@ -93,7 +95,13 @@ def check_function(body: Body, rows: Tensor) -> None:
             "one that is judged; take torch.is_grad_enabled() and requires_grad out of its forward"
         )
     large = max(ROWS, min(LARGEST, body.rows_of(2**26)))
-    if in_company(ask, rows, large):
+    depends = in_company(ask, rows, large)
+    if differ(first, ask(rows)):
+        raise BadInput(
+            "the network changes from call to call: the same images gave other logits later; take what it remembers of "
+            "earlier calls out"
+        )
+    if depends:
         exact = copy.copy(body)
         try:  # rounding differs from batch to batch; in float64 a hundred million times less
             exact.network, exact.dtype = copy.deepcopy(body.network).double(), torch.float64
@@ -105,11 +113,6 @@ def check_function(body: Body, rows: Tensor) -> None:
                 "the network's logits for an image depend on the other images of its batch, on their number or on its place "
                 "among them; make them a function of the image alone: a mean over the batch, for one, becomes a constant"
             )
-    if differ(first, ask(rows)):
-        raise BadInput(
-            "the network changes from call to call: the same images gave other logits later; take what it remembers of "
-            "earlier calls out"
-        )
 
 
 def in_company(ask: Ask, rows: Tensor, large: int) -> bool:

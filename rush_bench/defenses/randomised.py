@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rush_bench.datasets.views import VIEW_NUMBERS, SimCLRViews
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation
 from rush_bench.defenses.base import Defense
-from rush_bench.defenses.calls import check_draws, share_a_draw
+from rush_bench.defenses.calls import check_draws
+from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.owner import device_of, own_generators, undisturbed, weights_digest
 from rush_bench.defenses.probe import differ, images_like
 from rush_bench.defenses.smoothed import Deterministic, Forward, _Random, everyone, positions
@@ -30,7 +31,7 @@ PROBE = Stream(0, "probe")
 class RandomViews:
     """A transform: random augmentations, the draws of image i and draw j keyed as noise is, by (seed, purpose, i, j).
 
-    With `average="logits"` it is the transformation-smoothed inference of RoCL (Kim et al. 2020; recipes R2.5).
+    With `average="logits"` it is the transformation-smoothed inference of RoCL (Kim et al. 2020; sources S2.5).
     """
 
     views: SimCLRViews = dataclasses.field(default_factory=SimCLRViews)
@@ -54,7 +55,7 @@ class Randomised(_Random):
       generators. Every call runs on these seeded from (seed, purpose, images, draw) and leaves the global state as it was.
       The draws are rows of one batch where rows draw apart: what an image gets then depends on its batch and on how draws
       are cut into blocks, so a repeated run is the same, another batch size is not. Where the rows of a call share a draw,
-      even in part (one `randint`, one mask, one JPEG quality a call; see `share_a_draw`), each image and draw is a call of
+      even in part (one `randint`, one mask, one JPEG quality a call), each image and draw is a call of
       its own: votes and gradients then average separate draws, and no two images share one, as intervals assume.
       A bank runs image by image, so it is a function of the image alone.
 
@@ -102,10 +103,11 @@ class Randomised(_Random):
             check_plain(network.transform, shape, device)
         self.keyed = self.transform is not None
         super().__init__(network, name=name, before=before, random=not self.keyed, **options)
+        if isinstance(self.transform, Chain):
+            self.transform = self.transform.counted(self.passes)
         if not self.keyed:
             with undisturbed(self.device):
-                check_draws(self.body, self.shape)
-                self.shared = share_a_draw(self.body, self.shape)
+                self.shared = check_draws(self.body, self.shape)
             self.passes.forwards = 0
 
     def identity(self) -> dict[str, Any]:

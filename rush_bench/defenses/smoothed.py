@@ -1,5 +1,7 @@
 """Deterministic classifiers and the randomised-smoothing adapter (RUSH eqs. 3-7; Cohen et al. 2019; Salman et al. 2019)."""
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
-from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images, cross_entropy
-from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks
+from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
+from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, whole_blocks
 from rush_bench.defenses.owner import device_of
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
+
+FAINT = 1e-20  # the least slope of CE: a gradient keeps its direction where it would vanish
 
 # (the images x (b, C, H, W) at these positions of the batch, positions, draws, exact) -> log-probabilities (b, k, K)
 Forward = Callable[[Tensor, slice, slice, bool], Tensor]
@@ -55,6 +59,7 @@ class _Network(Defense):
             random=random,
         )
         self.classes, self.passes = self.body.classes, self.body.passes
+        self.steepness = 1.0 if self.how.geometric else self.body.steepness
         self.weights = self.body.weights
 
     def identity(self) -> dict[str, Any]:
@@ -77,52 +82,92 @@ class _Network(Defense):
         return (lambda x, i, j, exact: self._fold(x[:, None], exact)), 1
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
+        one = self._predictions(images, stream, 1)
+        return Prediction(one.labels[0], one.votes[0], one.probabilities[0])
+
+    def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
+        # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
+        if repeats > 1 and (self.deterministic or not self.keyed):
+            return super().predictions(images, stream, repeats)
+        return self._predictions(images, stream, repeats, exact or self.precision != "float32")
+
+    def _predictions(self, images: Tensor, stream: Stream, repeats: int, exact: bool = True) -> Prediction:
+        """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
         forward, draws = self._forward(stream, len(images))
-        votes = torch.zeros(len(images), self.classes, dtype=torch.int64, device=self.device)
-        total = torch.zeros(len(images), self.classes, device=self.device)
+        kinds = torch.arange(self.classes, device=self.device)
+        votes = torch.zeros(repeats, len(images), self.classes, dtype=torch.int64, device=self.device)
+        total = torch.zeros(repeats, len(images), self.classes, dtype=self.body.wide, device=self.device)
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
-            for i, j in blocks(len(images), draws, 4 * self.body.block(draws)):
-                log_p = forward(images[i].to(self.device), i, j, True)
-                votes[i] += F.one_hot(log_p.argmax(2), self.classes).sum(1)
-                total[i] += (log_p if self.how.geometric else log_p.exp()).sum(1)
-        probabilities = (total / draws).softmax(1) if self.how.geometric else total / draws
-        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
-        labels = (votes + 0.5 * probabilities if self.hard else total).argmax(1)
-        return Prediction(labels, votes, probabilities)
+            for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
+                log_p = forward(images[i].to(self.device), i, j, exact)
+                log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
+                k = slice(j.start // draws, -(-j.stop // draws))
+                votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
+                total[k, i] += (log_p if self.how.geometric else log_p.exp()).sum(2)
+        probabilities = (total / draws).softmax(2) if self.how.geometric else total / draws
+        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
+        labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
+        return Prediction(labels, votes, probabilities.float())
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
         function, how = objective_named(loss, self.how)
         forward, fixed = self._forward(stream, len(images))
         draws = fixed if self.deterministic else draws
-        gradients, losses = torch.empty_like(images), torch.empty(len(images), device=images.device)
-        means = torch.empty(len(images), self.classes, device=images.device)
-        whole = draws <= self.body.rows
-        one_pass = function is cross_entropy and not how.geometric
+        if function is cross_entropy and not how.geometric:
+            return self._gradient_of_ce(images, labels, how, draws, forward)
+        gradients, losses = torch.empty_like(images), torch.empty(len(images), dtype=self.body.wide, device=images.device)
+        means = losses[:, None].repeat(1, self.classes)
+        for i, j in blocks(len(images), draws, self.body.block(draws)):
+            if j.start > 0:  # all the draws of these images were gone through below, twice
+                continue
+            with torch.enable_grad():
+                x = images[i].detach().requires_grad_()
+                if whole := draws <= self.body.rows:
+                    mean = how.mean(how.total(how.each(forward(x, i, j, False))), draws)
+                else:
+                    mean = _Chunked.apply(x, self.body, forward, i, draws, how)
+                scores = how.scores(mean)
+                value = (against if function is cross_entropy else function)(scores, labels[i])
+                if whole:
+                    self.body.count_backward(len(x) * draws)
+                (gradient,) = torch.autograd.grad(value.sum(), x)
+            if function is cross_entropy:
+                value = F.softplus(value.detach())
+                gradient = gradient * _slope(-torch.expm1(-value), gradient)
+            gradients[i], losses[i], means[i] = gradient, value.detach(), mean.detach()
+        return Gradient(gradients, losses.float(), how.scores(means).float())
+
+    def _gradient_of_ce(self, images: Tensor, labels: Tensor, how: Aggregation, draws: int, forward: Forward) -> Gradient:
+        """CE of the mean probability p over draws, in one pass: sum_j p_j (1 - p_j) d odds_j / sum_j p_j, odds against y.
+
+        So written, nothing cancels where draws are sure: the direction is that of CE at every scale of the logits. Pieces of
+        draws are weighed by a running log-sum-exp, which is exact.
+        """
+        gradients, weights = torch.empty_like(images), torch.empty(len(images), dtype=self.body.wide, device=images.device)
+        means = weights[:, None].repeat(1, self.classes)
         for i, j in blocks(len(images), draws, self.body.block(draws)):
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
-                if whole or one_pass:
-                    mean = how.mean(how.total(how.each(forward(x, i, j, False))), draws)
-                    # One pass over draws in pieces, exact: a running log-sum-exp weighs the gradients of the pieces.
-                    value = function(how.scores(mean), labels[i]) if whole else -cross_entropy(mean, labels[i])
-                    gradient = self.body.gradient(value.sum(), x, len(x) * (j.stop - j.start))
-                elif j.start == 0:  # it goes through all the draws of these images by itself, twice
-                    mean = _Chunked.apply(x, self.body, forward, i, draws, how)
-                    value = function(how.scores(mean), labels[i])
-                    (gradient,) = torch.autograd.grad(value.sum(), x)
-                else:
-                    continue
-            mean, value = mean.detach(), value.detach()
-            if whole or not one_pass:
-                gradients[i], losses[i], means[i] = gradient, value, mean
+                each = how.each(forward(x, i, j, False))
+                known = labels[i, None].expand(each.shape[:2])
+                odds = against(each, known)
+                share = (odds + 2 * each.gather(2, known[..., None])[..., 0]).detach()  # log p_j (1 - p_j)
+                weight = share.logsumexp(1)
+                objective = ((share - weight[:, None]).exp() * odds).sum()
+                gradient = self.body.gradient(objective, x, len(x) * (j.stop - j.start))
+            mean = how.mean(how.total(each), draws).detach()
+            if j.start == 0:
+                gradients[i], weights[i], means[i] = gradient, weight, mean
                 continue
-            means[i] = mean if j.start == 0 else how.join(means[i], mean)
-            losses[i] = cross_entropy(means[i], labels[i])
-            share = (value + losses[i]).exp()[:, None, None, None]
-            gradients[i] = -share * gradient + (0 if j.start == 0 else (1 - share) * gradients[i])
-        return Gradient(gradients, losses, how.scores(means))
+            means[i], total = how.join(means[i], mean), torch.logaddexp(weights[i], weight)
+            gradients[i] += (weight - total).exp()[:, None, None, None].float() * (gradient - gradients[i])
+            weights[i] = total
+        size = (weights - math.log(draws) + cross_entropy(means, labels)).exp()
+        return Gradient(
+            gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float()
+        )
 
     def base(self) -> Defense:
         """The network without its noise: smoothing removed, the same weights and no copy of them."""
@@ -171,6 +216,11 @@ class _Chunked(torch.autograd.Function):
         return out, None, None, None, None, None
 
 
+def _slope(size: Tensor, like: Tensor) -> Tensor:
+    """The slope of CE in the odds (B,), to multiply a gradient with; where it fades, a number that float32 can hold."""
+    return size.clamp_min(FAINT).to(like.dtype)[:, None, None, None]
+
+
 def _within(outer: slice, inner: slice) -> slice:
     return slice(outer.start + inner.start, outer.start + inner.stop)
 
@@ -193,8 +243,13 @@ class _Random(_Network):
     """A randomised defence: it says how it draws (`_forward`), and how it draws the same for all (`_banked`)."""
 
     def bank(self, size: int, seed: int) -> "Bank":
-        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol A8)."""
+        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol 4)."""
         return Bank(self, size, seed)
+
+    def of_votes(self, votes: int) -> "Defense":
+        other = copy.copy(self)  # the same network and counters
+        other.draws = votes
+        return other
 
     def _banked(self, size: int, seed: int) -> Forward:
         raise NotImplementedError
@@ -203,7 +258,7 @@ class _Random(_Network):
 class Smoothed(_Random):
     """Randomised smoothing: `votes` noisy copies, hard vote (RUSH eq. 4), gradients by eq. 7.
 
-    `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (R5 row 9).
+    `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (sources S5.9).
     The noise of image i, draw j depends on the stream's (seed, purpose) and on i and j alone.
     """
 
@@ -267,15 +322,22 @@ class _Module(nn.Module):
         self.defense, self.stream = defense, stream
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those."""
+        """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those.
+
+        Logits that are all but equal are multiplied (see `Body.steepness`), or float32 would not tell them apart.
+        """
         defense, how, images = self.defense, self.defense.how, images.contiguous()
         forward, draws = defense._forward(self.stream, len(images))
         # a third-party attack does not say which images these are: a randomised defence draws anew at each call
         self.stream = self.stream.skip(draws)
         if len(images) * draws > defense.body.rows:
-            return how.scores(_Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, how))
+            mean = _Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, how)
+            return self._steep(how.scores(mean))
         log_p = forward(images, slice(0, len(images)), slice(0, draws), False)
-        scores = how.scores(how.mean(how.total(how.each(log_p)), draws))
+        scores = self._steep(how.scores(how.mean(how.total(how.each(log_p)), draws)))
         if scores.requires_grad:
             scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
         return scores
+
+    def _steep(self, scores: Tensor) -> Tensor:
+        return (self.defense.steepness * scores).log_softmax(1).float()

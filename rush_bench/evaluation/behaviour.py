@@ -4,70 +4,134 @@ A JPEG layer and a layer that kills gradients have no weights, so two networks m
 defence on a data set lies what it did with a few of its images; a defence of that key which does something else is refused.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.files import digest, read_json, write_json
 from rush_bench.noise import Stream
 
 IMAGES = 8
-APART = 0.02  # mean distance in total variation; another device or batch size moves probabilities by 1e-4
-FADED = 0.5  # of the gradient's norm: bfloat16 search moves it by a tenth
+DIRECTIONS = 16  # that a gradient is kept by: its products with fixed random signs
+# What another device, batch size or precision of the search moves: probabilities by 1e-4, so their logs by as much of 1;
+# the gradient's norm by a tenth and its direction, in bfloat16, to a cosine of 0.98.
+APART = 0.01  # mean distance in total variation
+LOGS_APART = 0.02  # mean distance of log(p + FLOOR), as a share of its range: what total variation misses of sure networks
+FLOOR = 1e-3
+FADED = 0.5  # of the gradient's norm, mean over the images
+TURNED = 0.8  # cosine of the gradient with what it was, mean over the images
+HALVES = 3.0  # times the distance between two halves of the draws, where a defence's draws are others on another device
+
+Array = NDArray[np.float64]
 
 
-def check_behaviour(folder: Path, defenses: Iterable[Defense], data: Images) -> None:
-    """Compare each defence with what `<folder>/behaviour` has under its identity, or write that down; BadInput if it differs.
+class Changed(BadInput):
+    """The defence does not do what one of the same key did, of which there are records."""
 
-    One that draws inside its network is passed over, as its draws are others on another device; so is one that fails.
+
+def check_behaviour(folder: Path, defense: Defense, sample: Images) -> None:
+    """Compare a defence with what `<folder>/behaviour` has under its identity, or write that down; Changed if it differs.
+
+    Whatever a defence raises on the sample goes through: then nothing can be said of its records.
     """
-    part = data.take(list(range(min(IMAGES, len(data)))))
-    seen = set[int]()
-    for defense in defenses:
-        if id(defense) in seen or not defense.keyed:
-            continue
-        seen.add(id(defense))
-        path = Path(folder) / "behaviour" / f"{digest([defense.identity(), part.digest])[:16]}.json"
-        try:
-            now = _behaviour(defense, part)
-        except Exception:  # a defence is anybody's code; its cells will fail and say why
-            continue
-        if not path.exists():
-            write_json(path, {"defense": defense.name, **now})
-            continue
-        before = read_json(path)
-        if _apart(before, now):
-            raise BadInput(
-                f"{defense.name} does not do what {before['defense']!r} did, of which {folder} has records under the same key: "
-                "code was changed that has no weights (a layer, a transform, a Defense); give another folder with --out, or "
-                f"delete the old records and {path.name} in {path.parent}"
-            )
-
-
-def _behaviour(defense: Defense, part: Images) -> dict[str, list[list[float]] | list[float] | None]:
-    """Probabilities (B, K) and norms of the gradient of CE (B,); None without a gradient. Not counted as passes."""
-    images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
-    stream, passes = Stream(0, "behaviour", part.index), (defense.passes.forwards, defense.passes.backwards)
-    probabilities = defense.predict(images, stream).probabilities
+    path = Path(folder) / "behaviour" / f"{digest([defense.identity(), sample.digest])[:16]}.json"
+    now = _behaviour(defense, sample)
+    if not path.exists():
+        write_json(path, {"defense": defense.name, **now})
+        return
+    before = read_json(path)
     try:
-        gradient = defense.gradient(images, labels, "ce", max(defense.draws, 1), stream).gradient
-        norms = gradient.flatten(1).norm(dim=1).tolist()
-    except (BadInput, RuntimeError):
-        norms = None
+        apart, known = _apart(before, now), before["defense"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Changed(f"{path} is damaged ({error!r}); delete it, and the records of {defense.name} with it") from error
+    if apart:
+        raise Changed(
+            f"{defense.name} does not do what {known!r} did, of which {folder} has records under the same key: "
+            f"{apart} differ. Code was changed that has no weights (a layer, a transform, a Defense); give another folder with "
+            f"--out, or delete the old records and {path.name} in {path.parent}"
+        )
+
+
+def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
+    """What a defence does with a few images, JSON-able; its passes are not counted.
+
+    `probabilities` (B, K), where it draws inside its network of eight predictions (`halves`: of four and four); `gradient`, the
+    norms of that of CE (B,), and `margin`, the margin's own as products (B, DIRECTIONS); None without a gradient.
+    """
+    images, labels = sample.floats().to(defense.device), sample.labels.to(defense.device)
+    stream, passes = Stream(0, "behaviour", sample.index), (defense.passes.forwards, defense.passes.backwards)
+    halves = [defense.predict(images, stream.skip(k * defense.draws)).probabilities for k in range(1 if defense.keyed else 8)]
+    made = torch.stack(halves).to(torch.float64).cpu()
+    found: dict[str, Any] = {"probabilities": made.mean(0).tolist()}
+    if not defense.keyed:
+        found |= {"halves": [made[k::2].mean(0).tolist() for k in (0, 1)], "where": _where(defense)}
+    try:
+        ce, margin = (
+            defense.gradient(images, labels, loss, max(defense.draws, 1), stream).gradient for loss in ("ce", "margin")
+        )
+        found["gradient"] = ce.flatten(1).norm(dim=1).tolist()
+        if defense.keyed:  # on other draws the direction is another
+            found["margin"] = _products(margin)
+    except (RushBenchError, RuntimeError):
+        found["gradient"] = None
     defense.passes.forwards, defense.passes.backwards = passes
-    return {"probabilities": probabilities.to(torch.float32).tolist(), "gradient": norms}
+    return found
 
 
-def _apart(before: dict[str, list[float]], now: dict[str, list[list[float]] | list[float] | None]) -> bool:
-    one, two = np.asarray(before["probabilities"], float), np.asarray(now["probabilities"], float)
-    if one.shape != two.shape or np.abs(one - two).sum(1).mean() / 2 > APART:
-        return True
-    if before["gradient"] is None or now["gradient"] is None:
-        return before["gradient"] is not now["gradient"]
-    sizes = [float(np.mean(np.asarray(each, float))) for each in (before["gradient"], now["gradient"])]
-    return min(sizes) < FADED * max(sizes)
+def _where(defense: Defense) -> str:
+    """On what a network that draws from torch's global generator draws the same."""
+    return f"{defense.device.type}, torch {torch.__version__}"
+
+
+def _apart(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs, in words; empty where nothing does."""
+    one, two = (np.asarray(each["probabilities"], float) for each in (before, now))
+    if one.shape != two.shape:
+        return "its classes"
+    other_draws = before.get("where") != now.get("where")
+    spreads = [_distances(*np.asarray(each["halves"], float)) for each in (before, now) if other_draws]
+    allowed = np.array([APART, LOGS_APART]) + HALVES * np.max([*spreads, np.zeros(2)], axis=0)
+    if not np.all(_distances(one, two) <= allowed):
+        return "probabilities"
+    if (before["gradient"] is None) != (now["gradient"] is None):
+        return "gradients"
+    if now["gradient"] is None:
+        return ""
+    sizes = [float(np.mean(np.asarray(each["gradient"], float))) for each in (before, now)]
+    if min(sizes) < FADED * max(sizes):
+        return "sizes of gradients"
+    if (
+        "margin" in before
+        and "margin" in now
+        and not _cosine(*(np.asarray(each["margin"], float) for each in (before, now))) >= TURNED
+    ):
+        return "directions of gradients"
+    return ""
+
+
+def _products(gradient: Tensor) -> list[list[float]]:
+    """A gradient (B, C, H, W) by its products with fixed random signs (B, DIRECTIONS)."""
+    rows = gradient.flatten(1).double().cpu()
+    stream = Stream(0, "behaviour/directions", torch.zeros(1, dtype=torch.int64))
+    signs = (stream.uniform(1, DIRECTIONS, (rows.shape[1],))[0].double() - 0.5).sign()
+    return (rows @ signs.T).nan_to_num(0, 0, 0).tolist()
+
+
+def _distances(one: Array, two: Array) -> Array:
+    """Mean distance of probabilities (B, K) in total variation, and of their floored logs as a share of the range."""
+    logs = np.abs(np.log(one + FLOOR) - np.log(two + FLOOR)).mean() / np.log(1 / FLOOR)
+    return np.array([np.abs(one - two).sum(1).mean() / 2, logs])
+
+
+def _cosine(one: Array, two: Array) -> float:
+    """Mean cosine between rows; 1 where both are zero, 0 where one is."""
+    sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    same = ~(one.any(1) | two.any(1))
+    return float(np.mean(np.where(same, 1.0, (one * two).sum(1) / np.where(sizes > 0, sizes, 1.0))))

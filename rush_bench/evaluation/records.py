@@ -1,45 +1,44 @@
-"""Records: what an evaluation leaves on disk, and all that a table is made from (protocol A6). No torch is imported.
+"""Records: what an evaluation leaves on disk, and all that a table is made from (protocol 8). No torch is imported.
 
 A cell is one (defence, attack, threat, images, seed). It is worked off in fixed chunks of images, one file a chunk:
 
     <results>/runs/<first 16 digits of the key>/
         cell.json               the identity, hashed to the key, and labels for people
-        chunk-0003.npz          per-image arrays of the chunk's images
+        chunk-0003.npz          per-image arrays of the chunk's images; whose chunk it is, and the checksum of its x'
         adversarial-0003.npy    the stored x', float32 (n, C, H, W)
 
-A chunk is done when its npz is there (written last, by rename). A kill at any moment loses at most the chunk at work.
+A chunk is done when its npz is there (written last, by rename) and the x' beside it, if any, is the one it was counted on:
+two processes whose x' differ in a bit leave a chunk that the next run makes again. A kill at any moment loses at most the
+chunk at work. Records that were published without their x' are whole: the counts stand on their own.
 """
 
 import contextlib
-import errno
 import io
 import json
 import math
-import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rush_bench.errors import BadInput, RushBenchError
-from rush_bench.files import digest, read_json, write_atomic, write_json
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from rush_bench.errors import BadInput
+from rush_bench.files import digest, flock, read_json, release, write_atomic, write_json
 
 FORMAT = 1
 IDENTITY = ("format", "weights", "defense", "attack", "threat", "images", "seed", "repeats", "chunk")
 SCALARS = ("index", "label", "correct", "repeats", "margin", "distance", "forwards", "backwards", "seconds")
 BANK = ("bank_correct", "bank_repeats")
+ABOUT = ("cell", "adversarial_crc")  # of a chunk's file, not per image; chunks before 2026-11-25 have no `cell`
+UNATTACKED = ("clean", "corruption", "certify")  # kinds of cells without x'
+MOST = 10**9  # images, draws: more is no record
+TOLERANCE = 1e-6  # what the scorer grants an x' beyond eps
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -64,8 +63,16 @@ class Cell:
         missing += [k for k in ("defense", "dataset", "attack", "suite", "deterministic", "n") if k not in self.labels]
         if missing:
             raise ValueError(f"a cell lacks {', '.join(missing)}")
-        if self.identity["chunk"] < 1 or self.labels["n"] < 1:
-            raise ValueError(f"a cell of {self.labels['n']} images in chunks of {self.identity['chunk']}")
+        who = self.identity
+        for name, value in (("n", self.labels["n"]), ("chunk", who["chunk"]), ("repeats", who["repeats"])):
+            if type(value) is not int or not 1 <= value <= MOST:
+                raise ValueError(f"a cell with {name} = {value!r}")
+        if type(who["seed"]) is not int or not 0 <= who["seed"] < 2**63:
+            raise ValueError(f"a cell with seed = {who['seed']!r}")
+        if not isinstance(who["attack"], dict) or not isinstance(who["defense"], dict):
+            raise ValueError("a cell whose attack or defense is no table of settings")
+        if who["threat"] is not None and not (isinstance(who["threat"], dict) and {"norm", "eps"} <= who["threat"].keys()):
+            raise ValueError(f"a cell with threat = {who['threat']!r}")
 
     @cached_property
     def key(self) -> str:
@@ -92,6 +99,8 @@ class CellResult:
     folder: Path
     chunks: int
     chunks_done: int
+    # images, by digest and number, of the results read together: index and label of each row, -1 where no cell has told yet
+    rows: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -100,15 +109,34 @@ class CellResult:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """A row per image of the chunks done: the arrays, counts as `count_<class>`. BadInput on a damaged chunk."""
+        """A row per image of the chunks done: the arrays, counts as `count_<class>`.
+
+        BadInput on a chunk that is damaged or another cell's, or that is of other images than the cells read with it.
+        """
         cell = Cell(self.identity, self.labels)
-        parts = [_frame(_read_chunk(cell, path, c)) for c, path in _chunk_files(cell, self.folder)]
+        parts = []
+        for c in _done(cell, self.folder):
+            arrays = _read_chunk(cell, _chunk_path(self.folder, c), c)
+            self._agree(cell, c, arrays)
+            parts.append(_frame(arrays))
         if not parts:
             return pd.DataFrame({name: pd.Series(dtype=float) for name in SCALARS})
         frame = pd.concat(parts, ignore_index=True)
         if frame["index"].duplicated().any():
             raise BadInput(f"{self.folder} holds an image twice; delete the folder and run the same command again")
         return frame
+
+    def _agree(self, cell: Cell, chunk: int, arrays: Arrays) -> None:
+        """Cells of the same images have the same image, of the same label, in a row."""
+        n, rows = cell.labels["n"], np.array(cell.rows(chunk))
+        known = self.rows.setdefault((self.identity["images"], n), np.full((n, 2), -1))
+        mine = np.stack([arrays["index"], arrays["label"]], axis=1)
+        if not np.all((known[rows] == mine) | (known[rows] < 0)):
+            raise BadInput(
+                f"{_chunk_path(self.folder, chunk)} is of other images or labels than cells of the same data set beside it: it "
+                "was copied or changed; delete it and run the same command again"
+            )
+        known[rows] = mine
 
 
 class CellStore:
@@ -124,6 +152,8 @@ class CellStore:
     def open(self, cell: Cell) -> None:
         """Write cell.json where it is missing; a cell met again under other labels (suite, name) gains them."""
         path = self.folder(cell) / "cell.json"
+        for left in path.parent.glob("*.lock"):
+            release(left)
         mine = json.loads(json.dumps(cell.labels))  # as it reads back: tuples are lists
         if path.exists() and mine in _read_cell(path)[1]:
             return
@@ -133,13 +163,13 @@ class CellStore:
                 write_json(path, _description(cell, [*labels, mine]))
 
     def has(self, cell: Cell, chunk: int) -> bool:
-        """Whether a chunk is done."""
-        return _chunk_path(self.folder(cell), chunk).exists()
+        """Whether a chunk is done: it is there, and the x' beside it is its own."""
+        return _is_done(self.folder(cell), chunk)
 
     def write(self, cell: Cell, chunk: int, arrays: Arrays, adversarial: NDArray[np.float32] | None = None) -> None:
         """Write a chunk: SCALARS (n,), counts (n, classes), BANK and others (n,) if any; x' (n, C, H, W) float32."""
         _check(cell, chunk, arrays)
-        stored: dict[str, Any] = dict(arrays)
+        stored: dict[str, Any] = {**arrays, "cell": np.asarray(_place(cell, chunk))}
         if adversarial is not None:
             if adversarial.dtype != np.float32 or adversarial.ndim != 4 or len(adversarial) != len(cell.rows(chunk)):
                 raise ValueError(f"x' must be float32 (n, C, H, W), not {adversarial.dtype} {adversarial.shape}")
@@ -153,19 +183,19 @@ class CellStore:
     def read(self, cell: Cell, chunk: int) -> Arrays:
         """The arrays of a chunk; damaged ones are a BadInput that names the file."""
         arrays = _read_chunk(cell, _chunk_path(self.folder(cell), chunk), chunk)
-        return {name: array for name, array in arrays.items() if name != "adversarial_crc"}
+        return {name: array for name, array in arrays.items() if name not in ABOUT}
 
     def read_adversarial(self, cell: Cell, chunk: int) -> NDArray[np.float32]:
         """The stored x' of a chunk (n, C, H, W), checked against the checksum in the chunk's file."""
         chunk_path, path = (make(self.folder(cell), chunk) for make in (_chunk_path, _adversarial_path))
         crc = _read_chunk(cell, chunk_path, chunk).get("adversarial_crc")
-        fix = f"delete it and {chunk_path.name} beside it, then run the same command again"
         try:
             content = path.read_bytes()
         except OSError as error:
+            fix = f"delete {chunk_path.name} beside it, then run the same command again"
             raise BadInput(f"{path} cannot be read ({error}); {fix}") from error
         if crc is None or zlib.crc32(content) != int(crc):
-            raise BadInput(f"{path} does not match its checksum: it was cut or changed; {fix}")
+            raise BadInput(f"{path} does not match its checksum: it was cut or changed; run the same command again")
         return np.load(io.BytesIO(content), allow_pickle=False)
 
     @contextlib.contextmanager
@@ -174,54 +204,76 @@ class CellStore:
 
         Where locks are not supported it yields True: two processes may then do the same work, which harms nothing.
         """
-        folder = self.folder(cell)
-        with flock(folder / f"chunk-{chunk:04d}.lock", wait=False) as held:
-            if held is True:  # what an earlier holder of this chunk left when it was killed while writing
-                for left in folder.glob(f".*-{chunk:04d}-*.np?"):
-                    left.unlink(missing_ok=True)
+        with flock(self.folder(cell) / f"chunk-{chunk:04d}.lock", wait=False) as held:
             yield held is not False
 
     def result(self, cell: Cell) -> CellResult:
         """The cell's state on disk, under the labels of `cell`."""
         folder = self.folder(cell)
-        return CellResult(cell.identity, cell.labels, folder, cell.chunks, len(_chunk_files(cell, folder)))
+        return CellResult(cell.identity, cell.labels, folder, cell.chunks, len(_done(cell, folder)))
 
 
-def load_results(results: Path, warn: Callable[[str], None] | None = None) -> list[CellResult]:
-    """Every cell under `<results>/runs`, sorted by folder, one entry a set of labels; chunks are read at `.frame`.
+def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> list[CellResult]:
+    """Every cell under `<results>/runs` of each folder, sorted, one entry a set of labels; chunks are read at `.frame`.
 
     A folder that holds no cell of ours (half-written, foreign, another format) is left out; `warn` gets a line that
-    says so (default: to stderr).
+    says so (default: to stderr). A cell that is in several folders is taken once, where it has the most chunks.
     """
     warn = warn or (lambda text: print(text, file=sys.stderr))
-    runs, found = Path(results) / "runs", []
-    for folder in sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []:
+    found: dict[str, CellResult] = {}
+    rows: dict[tuple[str, int], NDArray[np.int64]] = {}
+    for folder in [path for each in results for path in sorted(Path(each).glob("runs/*/"))]:
         try:
             identity, labels = _read_cell(folder / "cell.json")
             cells = [Cell(identity, each) for each in labels]
             if cells[0].key[:16] != folder.name:
                 raise BadInput("its name does not match its identity: renamed or changed")
-        except (BadInput, ValueError, TypeError) as error:
+            done = len(_done(cells[0], folder))
+        except (BadInput, ValueError, TypeError, KeyError, OSError) as error:
             warn(f"left out {folder}: {error}")
             continue
-        done = len(_chunk_files(cells[0], folder))
-        found += [CellResult(c.identity, c.labels, folder, c.chunks, done) for c in cells]
-    return found
+        for cell in cells:
+            mine = CellResult(cell.identity, cell.labels, folder, cell.chunks, done, rows)
+            before = found.setdefault(digest([cell.key, cell.labels]), mine)
+            if mine.chunks_done > before.chunks_done:
+                found[digest([cell.key, cell.labels])] = mine
+    return list(found.values())
 
 
 def _description(cell: Cell, labels: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"format": FORMAT, "key": cell.key, "identity": cell.identity, "labels": labels}
+    said = {"format": FORMAT, "key": cell.key, "identity": cell.identity, "labels": labels}
+    return said | {"labels_digest": digest(labels)}  # the key covers the identity alone
 
 
 def _read_cell(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not path.is_file():
         raise BadInput("it has no cell.json, so it is no record, or only half of one; delete it if it is in the way")
     found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("identity"), dict) or not found.get("labels"):
+    identity, labels = (found.get(part) if isinstance(found, dict) else None for part in ("identity", "labels"))
+    plain = isinstance(labels, list) and all(isinstance(about, dict) for about in labels)
+    if not labels or not plain or not isinstance(identity, dict):
         raise BadInput(f"{path} is not a description of a cell; delete its folder and run the same command again")
     if found.get("format") != FORMAT:
         raise BadInput(f"{path} has format {found.get('format')}, this version reads {FORMAT}; run the same command again")
-    return found["identity"], found["labels"]
+    if found.get("labels_digest", digest(labels)) != digest(labels):
+        raise BadInput(f"{path} has labels that were changed; delete it and run the same command again")
+    for about in labels:
+        _check_labels(about)
+    return identity, labels
+
+
+def _check_labels(labels: dict[str, Any]) -> None:
+    """ValueError unless what tables read is of the type that they take it for."""
+    wanted: dict[str, tuple[type, ...]] = dict.fromkeys(("defense", "dataset", "attack", "suite", "norm", "split"), (str,))
+    wanted |= {"n": (int,), "deterministic": (bool,), "eps": (int, float), "votes": (int, type(None)), "classes": (int,)}
+    for key, kinds in wanted.items():
+        if key in labels and (type(labels[key]) not in kinds or (key == "eps" and not math.isfinite(labels[key]))):
+            raise ValueError(f"a cell whose label {key} is {labels[key]!r}")
+
+
+def _place(cell: Cell, chunk: int) -> str:
+    """Whose chunk it is: the cell's key and the chunk's number."""
+    return f"{cell.key}/{chunk}"
 
 
 def _chunk_path(folder: Path, chunk: int) -> Path:
@@ -232,8 +284,43 @@ def _adversarial_path(folder: Path, chunk: int) -> Path:
     return folder / f"adversarial-{chunk:04d}.npy"
 
 
-def _chunk_files(cell: Cell, folder: Path) -> list[tuple[int, Path]]:
-    return [(c, _chunk_path(folder, c)) for c in range(cell.chunks) if _chunk_path(folder, c).exists()]
+def _done(cell: Cell, folder: Path) -> list[int]:
+    """The chunks that are done, in order."""
+    numbers = [path.stem.removeprefix("chunk-") for path in folder.glob("chunk-*.npz")]
+    there = sorted(int(number) for number in numbers if number.isdecimal() and number == f"{int(number):04d}")
+    return [c for c in there if c < cell.chunks and _is_done(folder, c)]
+
+
+def _is_done(folder: Path, chunk: int) -> bool:
+    path, beside = _chunk_path(folder, chunk), _adversarial_path(folder, chunk)
+    try:
+        stamp = _stamp(path)
+        crc = _crc_within(path, stamp) if beside.exists() else None
+        return crc is None or crc == _crc_of(beside, _stamp(beside))
+    except FileNotFoundError:
+        return False
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Changes when a file does."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@cache
+def _crc_within(path: Path, stamp: tuple[int, int, int]) -> int | None:
+    """The checksum of its x' that a chunk holds; None where it holds none, or is damaged, as who reads it will be told."""
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return int(file["adversarial_crc"])
+    except Exception:
+        return None
+
+
+@cache
+def _crc_of(path: Path, stamp: tuple[int, int, int]) -> int:
+    return zlib.crc32(path.read_bytes())
 
 
 def _read_chunk(cell: Cell, path: Path, chunk: int) -> Arrays:
@@ -241,28 +328,52 @@ def _read_chunk(cell: Cell, path: Path, chunk: int) -> Arrays:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # reading a member to its end checks its CRC
         _check(cell, chunk, arrays)
+        _check_whose(cell, chunk, arrays)
     except Exception as error:  # damaged bytes make zipfile, zlib and numpy's header parser raise whatever they like
         raise BadInput(f"{path} is damaged ({error}); delete it and run the same command again") from error
     return arrays
 
 
 def _check(cell: Cell, chunk: int, arrays: Arrays) -> None:
-    """ValueError unless the arrays are a chunk's: names, lengths, counts within range."""
+    """ValueError unless the arrays are a chunk's: names, lengths, counts within range and in agreement."""
     n = len(cell.rows(chunk))
     if n == 0:
         raise ValueError(f"chunk {chunk} of a cell of {cell.chunks}")
     if missing := {*SCALARS, "counts"} - arrays.keys():
         raise ValueError(f"chunk {chunk} has no {', '.join(sorted(missing))}")
     for name, array in arrays.items():
-        if name != "adversarial_crc" and (len(array) != n or array.ndim != (2 if name == "counts" else 1)):
+        if name not in ABOUT and (len(array) != n or array.ndim != (2 if name == "counts" else 1)):
             raise ValueError(f"chunk {chunk}: {name} has shape {array.shape}, the chunk {n} images")
     for right, of in (("correct", "repeats"), BANK):
         if right in arrays and not np.all((arrays[right] >= 0) & (arrays[right] <= arrays[of]) & (arrays[of] > 0)):
             raise ValueError(f"chunk {chunk}: {right} is not between 0 and {of}")
-    if not np.array_equal(arrays["counts"].sum(axis=1), arrays["repeats"]):
+    label, counts = arrays["label"], arrays["counts"]
+    if not np.array_equal(counts.sum(axis=1), arrays["repeats"]):
         raise ValueError(f"chunk {chunk}: counts do not add up to repeats")
+    if label.dtype.kind not in "iu" or not np.all((label >= 0) & (label < counts.shape[1])):
+        raise ValueError(f"chunk {chunk}: a label is none of {counts.shape[1]} classes")
+    if not np.array_equal(counts[np.arange(n), label], arrays["correct"]):
+        raise ValueError(f"chunk {chunk}: correct is not the count of the label")
     if not all(np.isfinite(arrays[name]).all() for name in ("margin", "distance", "seconds")):
         raise ValueError(f"chunk {chunk}: a margin, distance or time is not finite")
+
+
+def _check_whose(cell: Cell, chunk: int, arrays: Arrays) -> None:
+    """ValueError where a chunk is another cell's, or another place's in its own.
+
+    One that does not say whose it is (ABOUT) is held against what its cell says: K, eps, and whether it has x' at all.
+    """
+    copied = f"it is not chunk {chunk} of this cell: it was copied from elsewhere"
+    if "cell" in arrays:
+        if str(arrays["cell"]) != _place(cell, chunk):
+            raise ValueError(copied)
+        return
+    attack, threat, repeats = cell.identity["attack"]["name"], cell.identity["threat"], cell.identity["repeats"]
+    kind = attack not in UNATTACKED
+    most = threat["eps"] + TOLERANCE if kind else 0.0
+    same = np.all(arrays["repeats"] <= repeats if attack == "certify" else arrays["repeats"] == repeats)
+    if kind != ("adversarial_crc" in arrays) or not same or not np.all(arrays["distance"] <= most):
+        raise ValueError(copied)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -270,43 +381,5 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _frame(arrays: Arrays) -> pd.DataFrame:
-    columns = {name: array for name, array in arrays.items() if name not in ("counts", "adversarial_crc")}
+    columns = {name: array for name, array in arrays.items() if name not in ("counts", *ABOUT)}
     return pd.DataFrame(columns | {f"count_{k}": column for k, column in enumerate(arrays["counts"].T)})
-
-
-@contextlib.contextmanager
-def flock(path: Path, wait: bool) -> Iterator[bool | None]:
-    """An advisory lock on a file that exists while it is held: True held, False another's, None not supported here."""
-    if fcntl is None:
-        yield None
-        return
-    held: bool | None = None
-    while held is None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
-        except OSError as error:
-            raise RushBenchError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        except OSError as error:
-            held = False if error.errno in (errno.EAGAIN, errno.EACCES) else None
-            if held is None:
-                break
-        if held and not _is_open_file(path, file):  # its holder let go and removed it while we opened it: again
-            file.close()
-            held = None
-    with file:
-        try:
-            yield held
-        finally:
-            if held:
-                path.unlink(missing_ok=True)
-
-
-def _is_open_file(path: Path, file: IO[str]) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except OSError:
-        return False

@@ -1,5 +1,8 @@
 """Scoring stored x': checks that the attack stayed inside its threat, then K fresh, independent predictions (A1, A7, A10)."""
 
+import dataclasses
+import time
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,14 +40,10 @@ def score(
     `margin` is the mean probability of the label minus the best other one, over all draws. Exact with repeats=1 for a
     deterministic defence. Raises RushBenchError where a prediction is not finite.
     """
-    stream = stream.at(index)
-    counts = torch.zeros(len(attacked), defense.classes, dtype=torch.int64, device=attacked.device)
-    probabilities = torch.zeros(len(attacked), defense.classes, device=attacked.device)
+    predictions = defense.predictions(attacked, stream.at(index), repeats)
+    counts = (predictions.labels[..., None] == torch.arange(defense.classes, device=attacked.device)).sum(0)
+    probabilities = predictions.probabilities.mean(0)
     rows = torch.arange(len(attacked), device=attacked.device)
-    for k in range(repeats):
-        prediction = defense.predict(attacked, stream.skip(k * max(defense.draws, 1)))
-        counts[rows, prediction.labels] += 1
-        probabilities += prediction.probabilities / repeats
     true = probabilities[rows, labels].clone()
     probabilities[rows, labels] = -1
     return {
@@ -53,3 +52,20 @@ def score(
         "counts": counts.cpu().numpy(),
         "margin": (true - probabilities.max(1).values).cpu().numpy(),
     }
+
+
+class Meter:
+    """Counts what a defence does from here on: rows forward and backward, and seconds."""
+
+    def __init__(self, defense: Defense) -> None:
+        self.defense, self.before, self.begun = defense, dataclasses.replace(defense.passes), time.perf_counter()
+
+    def cost(self, n: int) -> dict[str, np.ndarray]:
+        """`forwards`, `backwards`, `seconds` per image, the same for each of n images."""
+        used = self.defense.passes
+        each = {
+            "forwards": (used.forwards - self.before.forwards) / n,
+            "backwards": (used.backwards - self.before.backwards) / n,
+            "seconds": (time.perf_counter() - self.begun) / n,
+        }
+        return {name: np.full(n, value) for name, value in each.items()}

@@ -59,6 +59,8 @@ class Classifier(nn.Module):
 def build(spec: Mapping[str, Any], seed: int = 0) -> Classifier:
     """A network with fresh weights drawn from `seed`, on the CPU, in train mode. The global generator is left alone."""
     full = resolve(spec)
+    if full["name"] == "ensemble":
+        return ensemble([build(member, seed + number) for number, member in enumerate(full["members"])], full)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.random.default_generator.manual_seed(seed)
         if full["members"] > 1:

@@ -14,7 +14,7 @@ AnyEncoder = Encoder | PreActEncoder
 
 
 class Parallel(nn.Module):
-    """Images (B, C, H, W) through each encoder: features side by side, (B, members * dim)."""
+    """Images (B, C, H, W) through each encoder: features side by side, (B, the sum of their dims)."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -30,11 +30,12 @@ class MeanProbability(nn.Module):
     def __init__(self, members: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.in_features = sum(member.in_features for member in members)
+        self.sizes = [member.in_features for member in members]
+        self.in_features = sum(self.sizes)
         self.out_features = members[0].out_features
 
     def forward(self, features: Tensor) -> Tensor:
-        parts = features.chunk(len(self.members), 1)
+        parts = features.split(self.sizes, 1)
         scores = torch.stack([head(part).float().log_softmax(1) for head, part in zip(self.members, parts, strict=True)])
         return scores.logsumexp(0) - math.log(len(self.members))
 

@@ -1,4 +1,4 @@
-"""ACL: adversarial contrastive learning with two BatchNorm routes (Jiang et al. 2020; recipes R2.3)."""
+"""ACL: adversarial contrastive learning with two BatchNorm routes (Jiang et al. 2020; sources S2.3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import Interpolation
 from rush_bench.errors import BadInput
+from rush_bench.settings import PositiveShare, Whole
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings
@@ -26,7 +27,7 @@ CLEAN, ATTACKED = 0, 1  # BatchNorm routes
 
 @dataclass(frozen=True)
 class ACLPretrainSettings(ContrastiveSettings):
-    """R2.3: LARS on all tensors, warm-up, cosine by step; the crop from .1 of the area, bicubic."""
+    """S2.3: LARS on all tensors, warm-up, cosine by step; the crop from .1 of the area, bicubic."""
 
     variant: Literal["DS", "S2S", "A2A", "A2S"] = "DS"
     optimiser: Literal["sgd", "lars"] = "lars"
@@ -35,11 +36,11 @@ class ACLPretrainSettings(ContrastiveSettings):
     lr_min: float = 1e-6
     warmup_epochs: float = 10
     weight_decay: float = 1e-6
-    crop_floor: float = 0.1
+    crop_floor: PositiveShare = 0.1
     interpolation: Interpolation = "bicubic"
     projector_layers: Literal[2, 3] = 3
-    projector_out: int = 0  # 0: as wide as the features
-    route: Literal[0, 1] = 1  # which route becomes the model, where there are two (R4.2)
+    projector_out: Whole = 0  # 0: as wide as the features
+    route: Literal[0, 1] = 1  # which route becomes the model, where there are two (S4.2)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ACLSettings(PretrainedSettings):
     finetune: LinearSettings = field(default_factory=lambda: LinearSettings(protocol="AFF"))
     # The code's scheduler steps at the start of an epoch, and so one epoch before what its options say.
     aff: AFFSettings = field(default_factory=lambda: AFFSettings(epochs=100, milestones=(39, 59)))
-    label_share: float = 1.0  # below 1: semi-supervised, in the stages `teacher` and `distil` instead of fine-tuning
+    label_share: PositiveShare = 1.0  # below 1: semi-supervised, in the stages `teacher` and `distil` instead of fine-tuning
     semi: SemiSettings = field(default_factory=SemiSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
@@ -122,8 +123,6 @@ def plans(settings: ACLSettings) -> list[Plan]:
         if settings.semi.index:
             raise BadInput("semi.index says which images have labels; give their share too, as in --set label_share=0.01")
         return [pretrain, protocols.finetuning(settings)]
-    if not 0 < settings.label_share < 1:
-        raise BadInput(f"label_share={settings.label_share} is a share of the training labels; give a number in (0, 1]")
     if own.variant not in ("DS", "A2S"):
         raise BadInput(f"semi-supervised ACL needs two BatchNorm routes; use pretrain.variant=DS, not {own.variant}")
     return [pretrain, *semi_supervised(settings.teacher, settings.distil)]

@@ -1,4 +1,4 @@
-"""AdvCL: four views with a high-frequency one, three BatchNorm routes, pseudo-labels (Fan et al. 2021; recipes R2.4)."""
+"""AdvCL: four views with a high-frequency one, three BatchNorm routes, pseudo-labels (Fan et al. 2021; sources S2.4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.recipes.simclr import SimCLRStage
+from rush_bench.settings import Count, NonNegative, Positive, Whole
 from rush_bench.training import protocols
 from rush_bench.training.clusters import pseudo_labels, read_pseudo_labels
 from rush_bench.training.contrastive import ContrastiveSettings
@@ -31,18 +32,18 @@ NORMAL, PGD, PGD_CE = 0, 1, 2  # BatchNorm routes
 
 @dataclass(frozen=True)
 class AdvCLPretrainSettings(ContrastiveSettings):
-    """R2.4. The learning rate, momentum, decay and epochs are RUSH's (or RUSH's are AdvCL's)."""
+    """S2.4. The learning rate, momentum, decay and epochs are RUSH's (or RUSH's are AdvCL's)."""
 
     lr_min: float = 5e-4  # .001 lr
     warmup_epochs: float = 10
     warmup_from: float = 0.01
     crop_floor: float = 0.2
     projector_norm: bool = True
-    base_temperature: float = 0.07  # the contrastive term is multiplied by temperature over this
-    radius: float = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
-    ce_weight: float = 0.2
-    clusters: tuple[int, ...] = (2, 10, 50, 100, 500)
-    padding: int = 4
+    base_temperature: Positive = 0.07  # the contrastive term is multiplied by temperature over this
+    radius: NonNegative = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
+    ce_weight: NonNegative = 0.2
+    clusters: tuple[Count, ...] = (2, 10, 50, 100, 500)
+    padding: Whole = 4
     route: Literal[0, 1, 2] = 1  # the route that becomes the model: pgd
 
 
@@ -60,7 +61,7 @@ class AdvCLSettings(PretrainedSettings):
 
 
 def high_pass(x: Tensor, radius: float) -> Tensor:
-    """What is left of images (B, C, H, W) without frequencies nearer than `radius` to the centre; not clamped (R2.4)."""
+    """What is left of images (B, C, H, W) without frequencies nearer than `radius` to the centre; not clamped (S2.4)."""
     height, width = x.shape[-2:]
     spectrum = torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1))
     rows = torch.arange(height, device=x.device) - height // 2

@@ -1,4 +1,4 @@
-"""Fixing data augmentation (Rebuffi et al. 2021; recipes R2.9): TRADES with CutMix, averaged weights, generated images."""
+"""Fixing data augmentation (Rebuffi et al. 2021; sources S2.9): TRADES with CutMix, averaged weights, generated images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from rush_bench.datasets import Images, as_images
 from rush_bench.errors import BadInput
 from rush_bench.networks import Classifier, build
 from rush_bench.recipes.cohen import CIFAR_MEAN
+from rush_bench.settings import Level, NonNegative, Positive, PositiveShare, Share
 from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, Mode, attack_mode, begin, project, untracked
 from rush_bench.training.options import NetworkSettings, RunSettings, file_setting
@@ -28,19 +29,19 @@ CIFAR_DEVIATION = (0.2471, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class AdamAttackSettings(InnerSettings):
-    """R2.9: ten steps of Adam, the rate falling to a tenth after five; batch statistics that stay, as its code has it."""
+    """S2.9: ten steps of Adam, the rate falling to a tenth after five; batch statistics that stay, as its code has it."""
 
     method: Literal["adam", "sign"] = "adam"  # sign: the PyTorch port's
-    step: float = 0.1
-    late_step: float = 0.01
+    step: Positive = 0.1
+    late_step: Positive = 0.01
     mode: Mode = "batch"
 
 
 @dataclass(frozen=True)
 class DataAugTrainSettings(SupervisedSettings):
-    """R2.9. An epoch is as many images as the training split has, generated ones included."""
+    """S2.9. An epoch is as many images as the training split has, generated ones included."""
 
-    beta: float = 6.0
+    beta: NonNegative = 6.0
     epochs: int = 400
     batch_size: int = 1024
     lr: float = 0.4  # 0.1 for each 256
@@ -49,12 +50,12 @@ class DataAugTrainSettings(SupervisedSettings):
     warmup_epochs: float = 10
     nesterov: bool = True
     weight_decay: float = 5e-4  # not on BatchNorm
-    average: float = 0.995  # of the weights; its start is (1 + t) / (10 + t)
-    bn_momentum: float = 0.01  # of the running statistics, which are the first batch's to begin with
+    average: Share = 0.995  # of the weights; its start is (1 + t) / (10 + t)
+    bn_momentum: PositiveShare = 0.01  # of the running statistics, which are the first batch's to begin with
     cutmix: bool | None = None  # None: where there are no generated images, as the paper's ResNet-18 row
     generated: str = file_setting()  # an .npz file with `image` and `label`, such as the paper's million from a diffusion model
-    generated_share: float = 0.7  # of each batch
-    label_smoothing: float = 0.1  # of the generated images' labels
+    generated_share: Level = 0.7  # of each batch
+    label_smoothing: Share = 0.1  # of the generated images' labels
     select_images: int = 1024
 
     @property
@@ -65,7 +66,7 @@ class DataAugTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class DataAugSettings(RunSettings):
-    """R2.9, on our ResNet-18 (its own is a pre-activation one with SiLU). `select`: PGD-40 chooses the epoch."""
+    """S2.9, on our ResNet-18 (its own is a pre-activation one with SiLU). `select`: PGD-40 chooses the epoch."""
 
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=CIFAR_MEAN, std=CIFAR_DEVIATION))
     train: DataAugTrainSettings = field(default_factory=DataAugTrainSettings)
@@ -93,7 +94,7 @@ def adam_ascent(
 
 
 def cutmix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A box of each image comes from another one (Yun et al. 2019), lambda ~ Beta(1, 1); one box a batch, as R2.9's code.
+    """A box of each image comes from another one (Yun et al. 2019), lambda ~ Beta(1, 1); one box a batch, as S2.9's code.
 
     x (B, C, H, W), targets (B, K) probabilities, mixed by the areas. No host sync.
     """
@@ -205,8 +206,6 @@ class DataAugStage(SupervisedStage):
 
 def plans(settings: DataAugSettings) -> list[Plan]:
     """One stage."""
-    if settings.train.generated and not 0 < settings.train.generated_share < 1:
-        raise BadInput("train.generated_share must lie between 0 and 1")
     return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True)]
 
 

@@ -1,4 +1,4 @@
-"""DeACL: a clean teacher, then a robust student that follows it (Zhang et al. 2022; recipes R2.13)."""
+"""DeACL: a clean teacher, then a robust student that follows it (Zhang et al. 2022; sources S2.13)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,7 @@ from torch import Tensor
 from rush_bench.datasets.views import pad_crop
 from rush_bench.networks import build
 from rush_bench.recipes.simclr import SimCLRStage
+from rush_bench.settings import NonNegative, Whole
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
@@ -25,7 +26,7 @@ NAMES = {"deacl": "DeACL: decoupled adversarial contrastive learning, a student 
 
 @dataclass(frozen=True)
 class DistilSettings(ContrastiveSettings):
-    """R2.13, stage 2: the student. Its views are shifts and mirror images only; there is no projector."""
+    """S2.13, stage 2: the student. Its views are shifts and mirror images only; there is no projector."""
 
     epochs: int = 100
     batch_size: int = 256
@@ -33,9 +34,9 @@ class DistilSettings(ContrastiveSettings):
     lr_min: float = 0.0
     warmup_epochs: float = 10
     weight_decay: float = 5e-4
-    weight: float = 2.0  # of the robust term
+    weight: NonNegative = 2.0  # of the robust term
     start: Literal["teacher", "scratch"] = "teacher"  # scratch: the code's --student_scratch, which no released script gives
-    padding: int = 4
+    padding: Whole = 4
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""DynACL: ACL with augmentations that anneal, a momentum encoder, and pseudo-labels after it (Luo et al. 2023; R2.12)."""
+"""DynACL: ACL with augmentations that anneal, a momentum encoder, and pseudo-labels after it (Luo et al. 2023; S2.12)."""
 
 import copy
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from rush_bench.datasets.views import Interpolation, SimCLRViews, pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks import route, routed
 from rush_bench.recipes.acl import ATTACKED, CLEAN, ACLPretrainSettings, ACLStage
+from rush_bench.settings import Count, NonNegative, Share, Whole
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.clusters import pseudo_labels
@@ -36,9 +37,9 @@ class DynACLPretrainSettings(ACLPretrainSettings):
     """ACL's, with bilinear crops."""
 
     interpolation: Interpolation = "bilinear"
-    anneal_every: int = 50  # epochs between changes of strength and weight
-    reweighting: float = 2 / 3  # how much weight moves from the clean to the attacked loss
-    key_momentum: float = 0.99
+    anneal_every: Count = 50  # epochs between changes of strength and weight
+    reweighting: NonNegative = 2 / 3  # how much weight moves from the clean to the attacked loss
+    key_momentum: Share = 0.99
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class ProbeSettings(Optimisation):
     lr: float = 0.01
     schedule: Literal["cosine", "steps"] = "steps"
     weight_decay: float = 1e-4
-    clusters: int = 10
-    padding: int = 4
-    flip: float = 0.5
+    clusters: Count = 10
+    padding: Whole = 4
+    flip: Share = 0.5
 
 
 @dataclass(frozen=True)

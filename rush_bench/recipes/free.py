@@ -1,4 +1,4 @@
-"""Free adversarial training (Shafahi et al. 2019; recipes R2.6): each mini-batch replayed m times, one backward pass
+"""Free adversarial training (Shafahi et al. 2019; sources S2.6): each mini-batch replayed m times, one backward pass
 for the weights' gradient and the images' alike."""
 
 import math
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rush_bench.settings import Count
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.seeds import derive
@@ -20,13 +21,13 @@ NAMES = {"free": "Free-m: adversarial training at the cost of plain training, mi
 
 @dataclass(frozen=True)
 class FreeTrainSettings(SupervisedSettings):
-    """R2.6: 80,000 updates, replays included and whatever their number, rates falling after 40,000 and 60,000.
+    """S2.6: 80,000 updates, replays included and whatever their number, rates falling after 40,000 and 60,000.
 
     `epochs` and `milestones` count 351 updates each, as many as 45,000 images in batches of 128 take once; there is one
     pass over the images for each m of them.
     """
 
-    replays: int = 8  # m
+    replays: Count = 8  # m
     epochs: int = 228
     milestones: tuple[float, ...] = (114, 171)
     weight_decay: float = 2e-4
@@ -34,7 +35,7 @@ class FreeTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class FreeSettings(RunSettings):
-    """R2.6, on ResNet-18; the paper's WRN-32-10, each image standardised: `--set network.name=wrn-32-10`.
+    """S2.6, on ResNet-18; the paper's WRN-32-10, each image standardised: `--set network.name=wrn-32-10`.
 
     `attack` validates; its eps trains as well.
     """

@@ -1,4 +1,4 @@
-"""RoCL: instance-wise attacks in contrastive learning, three views, detached keys (Kim et al. 2020; recipes R2.5)."""
+"""RoCL: instance-wise attacks in contrastive learning, three views, detached keys (Kim et al. 2020; sources S2.5)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rush_bench.settings import NonNegative, Several
 from rush_bench.training import protocols
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.inner import InnerSettings, attack_mode
@@ -19,7 +20,7 @@ NAMES = {"rocl": "RoCL: instance-wise adversarial contrastive learning (Kim et a
 
 @dataclass(frozen=True)
 class RoCLPretrainSettings(ContrastiveSettings):
-    """R2.5: LARS on all tensors, 256 images on each of two devices, warm-up from .1 to 15 times that."""
+    """S2.5: LARS on all tensors, 256 images on each of two devices, warm-up from .1 to 15 times that."""
 
     optimiser: Literal["sgd", "lars"] = "lars"
     lars_exclude_1d: bool = False
@@ -29,14 +30,14 @@ class RoCLPretrainSettings(ContrastiveSettings):
     warmup_from: float = 0.1
     weight_decay: float = 1e-6
     projector_hidden: int = 2048
-    pair_weight: float = 1 / 256  # lambda of NT(t + d, t')
+    pair_weight: NonNegative = 1 / 256  # lambda of NT(t + d, t')
     detach_keys: bool = True  # no gradient through the second factor of a similarity
-    attack_group: int = 256  # images whose views are each other's negatives in attack and pair term: one device's share
+    attack_group: Several = 256  # images whose views are each other's negatives in attack and pair term: one device's share
 
 
 @dataclass(frozen=True)
 class RoCLLinearSettings(LinearSettings):
-    """R2.5's linear stage, on images as they are: LE; r-LE is finetune.protocol=ALF."""
+    """S2.5's linear stage, on images as they are: LE; r-LE is finetune.protocol=ALF."""
 
     epochs: int = 150
     batch_size: int = 1024
@@ -49,7 +50,7 @@ class RoCLLinearSettings(LinearSettings):
 
 @dataclass(frozen=True)
 class RoCLSettings(PretrainedSettings):
-    """No normalisation of the input; eps and step as rounded in the code (R9, row 1)."""
+    """No normalisation of the input; eps and step as rounded in the code (sources S1.7)."""
 
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(eps=0.0314, step=0.007, steps=7))
     pretrain: RoCLPretrainSettings = field(default_factory=RoCLPretrainSettings)
@@ -102,7 +103,7 @@ def plans(settings: RoCLSettings) -> list[Plan]:
 
 def card(settings: RoCLSettings) -> dict[str, Any]:
     """Deterministic as it is listed; `rocl-cifar10@30` averages the logits of 30 random views (the paper's transformation-
-    smoothed inference, R2.5; no code of it is released: the views are those of its pre-training, the number is the user's).
+    smoothed inference, S2.5; no code of it is released: the views are those of its pre-training, the number is the user's).
     """
     own = settings.pretrain
     names = ("crop_floor", "flip", "jitter", "jitter_p", "gray_p", "interpolation")

@@ -1,4 +1,4 @@
-"""SmoothAdv (Salman et al. 2019; recipes R2.8): adversarial training of the smoothed classifier."""
+"""SmoothAdv (Salman et al. 2019; sources S2.8): adversarial training of the smoothed classifier."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rush_bench.errors import BadInput
 from rush_bench.recipes.cohen import CIFAR_MEAN
+from rush_bench.settings import Count, Level, Positive, Settings, Whole
 from rush_bench.training.inner import ascent, attack_mode, lengths, pgd, project
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.stage import Batch, Context, Plan, Recipe
@@ -22,24 +23,24 @@ NAMES = {"smoothadv": "SmoothAdv: adversarial training of a Gaussian-smoothed cl
 
 
 @dataclass(frozen=True)
-class SmoothAttackSettings:
-    """The l2 attack on the smoothed classifier; with sigma .12 a released run from scratch, on ResNet-110 (R2.8).
+class SmoothAttackSettings(Settings):
+    """The l2 attack on the smoothed classifier; with sigma .12 a released run from scratch, on ResNet-110 (S2.8).
 
     Its log certifies 57.8 % at l2 .4347 (82.4 % clean, 500 images). The 68.2 % of RUSH's Table 1 are another run: this attack
     at m = 1 in a fine-tuning of 30 epochs at a rate of .001, of a network pre-trained adversarially on ImageNet at 32 x 32.
     """
 
     method: Literal["pgd", "ddn"] = "pgd"
-    draws: int = 2  # m_train, of 1, 2, 4, 8
-    eps: float = 127 / 256
-    steps: int = 10  # T
-    ramp: int = 10  # epochs over which eps, and the radius that DDN begins with, grow linearly
-    gamma: float = 0.05  # DDN's factor of the radius
+    draws: Count = 2  # m_train, of 1, 2, 4, 8
+    eps: Positive = 127 / 256
+    steps: Count = 10  # T
+    ramp: Whole = 10  # epochs over which eps, and the radius that DDN begins with, grow linearly
+    gamma: Level = 0.05  # DDN's factor of the radius
 
 
 @dataclass(frozen=True)
 class SmoothAdvTrainSettings(SupervisedSettings):
-    """R2.8: a tenth of the rate every 50 of 150 epochs."""
+    """S2.8: a tenth of the rate every 50 of 150 epochs."""
 
     epochs: int = 150
     batch_size: int = 256
@@ -49,7 +50,7 @@ class SmoothAdvTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class SmoothAdvSettings(RunSettings):
-    """R2.8, but on ResNet-18 as all our rows (its own is ResNet-110). The paper has sigma .12, .25, .5 and 1.
+    """S2.8, but on ResNet-18 as all our rows (its own is ResNet-110). The paper has sigma .12, .25, .5 and 1.
 
     Networks from scratch only centre their input.
     """
@@ -105,7 +106,7 @@ def ddn(
 class SmoothAdvStage(SupervisedStage):
     """min E CE(f(x' + n), y), x' the worst case in an l2 ball for the mean prediction over the same m draws n.
 
-    A batch is split into m mini-batches, of which each image is there m times (R2.8): they are this stage's replays.
+    A batch is split into m mini-batches, of which each image is there m times (S2.8): they are this stage's replays.
     """
 
     def __init__(self, context: Context, settings: SmoothAdvTrainSettings, attack: SmoothAttackSettings) -> None:
@@ -148,8 +149,8 @@ def plans(settings: SmoothAdvSettings) -> list[Plan]:
     """One stage."""
     if settings.noise == "none":
         raise BadInput("smoothadv is a smoothed defence; give it a noise law, as in --set noise=gaussian:0.12")
-    if not 1 <= settings.attack.draws <= settings.train.batch_size or settings.attack.steps < 1:
-        raise BadInput("attack.draws must be 1 to train.batch_size, which is split into so many parts, and attack.steps >= 1")
+    if settings.attack.draws > settings.train.batch_size:
+        raise BadInput("attack.draws must be 1 to train.batch_size, which is split into so many parts")
     make = lambda context: SmoothAdvStage(context, settings.train, settings.attack)  # noqa: E731
     return [Plan("train", "train", settings.train, make, labelled=True)]
 

@@ -14,10 +14,17 @@ FILE = Path(__file__).with_name("published.json")
 
 @dataclass(frozen=True)
 class Fact:
-    """A statement and where it was read: tag [C], [S], [R] or [T], and the section that gives it."""
+    """A statement and where it was read: tag [C], [S], [R] or [T], and the section that gives it.
+
+    Not `checked`: written down when the row was, and its source not opened again since. It is shown as that.
+    """
 
     value: str
     evidence: str
+    checked: bool = True
+
+    def __str__(self) -> str:
+        return self.value if self.checked else f"{self.value} (unchecked)"
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Anchor:
     evidence: str
     source: str
     corruptions: float | None = None
+    checked: bool = True  # as a fact's
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""AFF, adversarial full fine-tuning of a pre-trained encoder (recipes R1.5), with one BatchNorm route or two (R2.12)."""
+"""AFF, adversarial full fine-tuning of a pre-trained encoder (sources S1.5), with one BatchNorm route or two (S2.12)."""
 
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rush_bench.networks import route, routed
 from rush_bench.networks.ensemble import AnyEncoder, trunk
+from rush_bench.settings import NonNegative
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import kl, trades
 from rush_bench.training.routed import CARRIED
@@ -18,10 +19,10 @@ from rush_bench.training.supervised import SupervisedSettings, SupervisedStage
 
 @dataclass(frozen=True)
 class AFFSettings(SupervisedSettings):
-    """Defaults: ACL's train_trades (R2.3), which AdvCL, DynACL and the RobustSSL benchmark share (R1.5)."""
+    """Defaults: ACL's train_trades (S2.3), which AdvCL, DynACL and the RobustSSL benchmark share (S1.5)."""
 
     objective: Literal["trades", "pgd_at"] = "trades"  # pgd_at: Chen 2020b
-    beta: float = 6.0
+    beta: NonNegative = 6.0
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(start="gaussian"))
     epochs: int = 25
     batch_size: int = 128

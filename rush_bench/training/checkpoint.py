@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from rush_bench.errors import BadInput
-from rush_bench.files import write_atomic
+from rush_bench.files import flock, write_atomic
 
 FORMAT = 1
 IDENTITY = ("recipe", "dataset", "pretrain_dataset", "seed", "settings", "data")  # keys of a card; equal means same run
@@ -53,7 +52,8 @@ class CheckpointFile:
     def save(self, content: Mapping[str, Any]) -> None:
         """Tensors and plain values only, so that `weights_only=True` reads them."""
         whole = {"format": FORMAT, "run": json.dumps(self.run), **content}
-        write_atomic(self.path, lambda temporary: torch.save(whole, temporary))
+        # on a full disk torch's writer raises a RuntimeError, and a second one where it closes the file
+        write_atomic(self.path, lambda temporary: torch.save(whole, temporary), fails=RuntimeError)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The content, or None where there is none."""
@@ -77,30 +77,18 @@ class CheckpointFile:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One process a model. The system frees the lock when its holder dies; leftovers of kills are swept here."""
+        """One process a model, where the file system has locks. The system frees it when its holder dies."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise BadInput(f"cannot write in {self.model_folder} ({error.strerror}); choose another --store") from error
-        try:
-            _claim(handle, self.model_folder)
-            for stale in [*self.folder.glob(".checkpoint-*.pt"), *self.model_folder.glob(".*-*.safetensors")]:
-                stale.unlink(missing_ok=True)
-            yield
+            with flock(self.folder / "lock", wait=False) as held:
+                if held is False:
+                    raise BadInput(
+                        f"another process is training in {self.model_folder}; wait for it, or give this run another --name"
+                    )
+                yield
         finally:
-            os.close(handle)
-
-
-def _claim(handle: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, and no promise for two processes in one folder
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise BadInput(f"another process is training in {folder}; wait for it, or give this run another --name") from error
+            for folder in (self.folder, self.model_folder):  # nothing was kept: nothing stays
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

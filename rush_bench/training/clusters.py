@@ -1,4 +1,4 @@
-"""Pseudo-labels by k-means: on features of our own encoder, or read from a file (recipes R2.4, R2.12)."""
+"""Pseudo-labels by k-means: on features of our own encoder, or read from a file (sources S2.4, S2.12)."""
 
 import zipfile
 from collections.abc import Iterable

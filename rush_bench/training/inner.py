@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rush_bench.errors import RushBenchError
 from rush_bench.settings import Count, PositiveShare, Settings
 
 Norm = Literal["linf", "l2"]
 Start = Literal["uniform", "zero", "gaussian"]
 Mode = Literal["eval", "train", "batch"]
-JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, recipes R2.16)
+JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, sources S2.16)
 
 
 @dataclass(frozen=True)
 class InnerSettings(Settings):
-    """The l-inf attack that most systems share: PGD-10 at 8/255 (R2.16). `mode`: see `attack_mode`."""
+    """The l-inf attack that most systems share: PGD-10 at 8/255 (S2.16). `mode`: see `attack_mode`."""
 
     eps: PositiveShare = 8 / 255
     step: PositiveShare = 2 / 255
@@ -51,15 +52,23 @@ def pgd(
 
     objective: x' (B, C, H, W) to a scalar, summed over the batch (in l-inf a mean would do as well). The gradient is
     taken in x' alone. Each step ends in the eps-ball around `images` and, with `box`, in [0,1]. start: `uniform` in the
-    ball (l2: direction and radius uniform), `zero`, or `gaussian`, sigma 0.001. No host sync.
+    ball (l2: direction and radius uniform), `zero`, or `gaussian`, sigma 0.001. One host sync, at the end: a gradient that
+    was not finite is a RushBenchError that names the row of the batch.
     """
     images = images.detach()
+    finite = torch.ones(len(images), dtype=torch.bool, device=images.device)
     x = project(begin(images, eps, generator, norm, start), images, eps, norm, box)
     for _ in range(steps):
         with torch.enable_grad():
             x.requires_grad_()
             (gradient,) = torch.autograd.grad(objective(x), x)
+        finite &= gradient.flatten(1).isfinite().all(1)
         x = project(x.detach() + step * ascent(gradient, norm), images, eps, norm, box)
+    if not finite.all():
+        raise RushBenchError(
+            f"the inner attack's gradient at image {int(finite.int().argmin())} of the batch is not finite; lower the learning "
+            "rate, or look at the network and the objective there"
+        )
     return x
 
 

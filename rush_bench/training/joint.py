@@ -1,4 +1,4 @@
-"""Adversarial pre-training on three tasks at once, over one trunk (Chen et al. 2020b, "ensemble pre-training"; recipes R2.11).
+"""Adversarial pre-training on three tasks at once, over one trunk (Chen et al. 2020b, "ensemble pre-training"; sources S2.11).
 
 The tasks share everything but the last stage of the encoder, and their perturbations are made together: beside the
 tasks' losses the attack raises a measure of how far apart the tasks' input gradients point.
@@ -16,6 +16,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import Parallel, own_trunks, share_trunk
 from rush_bench.networks.resnet import Encoder
+from rush_bench.settings import NonNegative, Positive
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.pretext import Jigsaw, Problem, Rotation, Selfie, SelfieSettings, TaskStage
 from rush_bench.training.stage import Batch, Context, Stage
@@ -26,19 +27,19 @@ TASKS: tuple[type[TaskStage], ...] = (Rotation, Jigsaw, Selfie)  # one for each 
 
 @dataclass(frozen=True)
 class JointSettings(SelfieSettings):
-    """R2.11; momentum, weight decay, cosine without warm-up, crops and mirror images as in the released code."""
+    """S2.11; momentum, weight decay, cosine without warm-up, crops and mirror images as in the released code."""
 
     epochs: int = 150
-    batch_size: int = 80  # R2.11: 32 to 80
+    batch_size: int = 80  # S2.11: 32 to 80
     lr: float = 0.001
     warmup_epochs: float = 0
     lr_min: float = 1e-8
     padding: int = 4
     flip: float = 0.5
-    diversity: float = 0.1  # lambda, the weight of log det
-    ridge: float = 1e-5
+    diversity: NonNegative = 0.1  # lambda, the weight of log det
+    ridge: Positive = 1e-5
     penalise: bool = True  # as released: the weights minimise what the attack maximises, log det included
-    selfie_weight: float = 4.0  # as released: Selfie's loss is summed over its hidden places
+    selfie_weight: NonNegative = 4.0  # as released: Selfie's loss is summed over its hidden places
 
 
 def log_det(gradients: Tensor, ridge: float = 1e-5) -> Tensor:

@@ -1,8 +1,8 @@
-"""Adversarial pre-training on tasks that need no labels: rotation, jigsaw and Selfie (Chen et al. 2020b; recipes R2.11)."""
+"""Adversarial pre-training on tasks that need no labels: rotation, jigsaw and Selfie (Chen et al. 2020b; sources S2.11)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import Parallel
 from rush_bench.networks.resnet import Encoder
+from rush_bench.settings import Count, Range, Share, Whole
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import Optimisation
 from rush_bench.training.seeds import derive, seeded
@@ -29,7 +30,7 @@ Problem = tuple[Tensor, Callable[[Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TaskSettings(Optimisation):
-    """R2.11: rotation and jigsaw."""
+    """S2.11: rotation and jigsaw."""
 
     epochs: int = 100
     batch_size: int = 128
@@ -39,25 +40,25 @@ class TaskSettings(Optimisation):
     warmup_from: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 3e-4
-    padding: int = 4
-    flip: float = 0.5
+    padding: Whole = 4
+    flip: Share = 0.5
 
 
 @dataclass(frozen=True)
 class SelfieSettings(TaskSettings):
-    """R2.11: shifts of 2 pixels and no mirror images; the sizes of the transformer over the patches."""
+    """S2.11: shifts of 2 pixels and no mirror images; the sizes of the transformer over the patches."""
 
     epochs: int = 200
     nesterov: bool = True
     weight_decay: float = 1e-4
     padding: int = 2
     flip: float = 0.0
-    hidden: int = 4  # patches to be placed
-    dim: int = 1024
-    layers: int = 12
-    heads: int = 16
-    feedforward: int = 2048
-    dropout: float = 0.1
+    hidden: Annotated[int, Range(2, GRID**2 - 1)] = 4  # patches to be placed
+    dim: Count = 1024
+    layers: Count = 12
+    heads: Count = 16
+    feedforward: Count = 2048
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.1
     double_softmax: bool = False  # as released: probabilities go where the cross-entropy expects logits
 
 

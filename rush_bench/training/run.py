@@ -1,7 +1,7 @@
 """`train`: from a recipe's name to a finished model in the store."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from rush_bench.datasets.color import gray
 from rush_bench.datasets.loading import find_source
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.files import read_json
 from rush_bench.networks import build, resolve
-from rush_bench.noise import noise_from
+from rush_bench.noise import check_seed, noise_from
 from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
-from rush_bench.store import save_model
+from rush_bench.store import check_name, read_card, save_model
 from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_other
 from rush_bench.training.encoders import shared
 from rush_bench.training.loop import Loop, Where
@@ -65,6 +64,9 @@ def train(
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
     """
+    check_seed(seed)
+    if name is not None:
+        check_name(name)
     system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
     short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
@@ -85,7 +87,7 @@ def train(
     file = CheckpointFile(folder, identity(card))
     if (folder / "card.json").exists():
         usual = to_dict(resolve_settings(system, preset, splits["train"].shape, [], dataset))
-        refuse_other(identity(read_json(folder / "card.json")), file.run, folder, usual)
+        refuse_other(identity(read_card(Path(store), card["name"])), file.run, folder, usual)
         file.remove()
         progress.note(f"{folder} is finished; nothing to do")
         return folder
@@ -143,7 +145,7 @@ def run_stages(
     }
     if before is not None:
         results["encoder"] = before.name
-    save_model(folder, {**card, **results}, network.state_dict(), best)
+    save_model(folder, {**card, **results}, network.state_dict(), best, loop.carried.get("transform"))
 
 
 def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -179,7 +181,7 @@ def load_splits(
     the user gave: some split must have that many.
     """
 
-    def load(source: str, split: str, size: int | None = settings.size) -> Images:
+    def load(source: str, split: str, size: int | Sequence[int] | None = settings.size) -> Images:
         images = load_dataset(source, split, data_dir=data_dir, size=size)
         if split == "val" or settings.n_train is None or settings.n_train >= len(images):
             return images
@@ -192,9 +194,9 @@ def load_splits(
             f"use it as --pretrain-on and give a labelled one as --dataset"
         )
     if any(plan.split == "pretrain" for plan in system.plans(settings)):
-        channels, height, _ = splits["train"].shape
+        channels, size = splits["train"].shape[0], splits["train"].size
         split = "pretrain" if find_source(pretrain_on).name == splits["train"].name else "transfer"
-        splits["pretrain"] = with_channels(load(pretrain_on, split, height), channels)
+        splits["pretrain"] = with_channels(load(pretrain_on, split, size), channels)
     elif pretrain_on != dataset:
         raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
     if any(plan.split == "labelled" for plan in system.plans(settings)):
@@ -230,22 +232,19 @@ def make_card(
     train_on, before = splits["train"], splits.get("pretrain", splits["train"])
     transfer = f"{before.name}-to-{train_on.name}" if before.name != train_on.name else train_on.name
     options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
-    channels, height, _ = train_on.shape
-    if name is not None and (not name or Path(name).name != name):
-        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
     law, files, about = noise_from(settings.noise), file_digests(settings), system.card(settings)
-    network = resolve(options | {"classes": len(train_on.classes), "channels": channels, "size": height})
+    network = resolve(options | {"classes": len(train_on.classes), "channels": train_on.shape[0], "size": train_on.size})
     origin: dict[str, Any] = {}
     usual = f"{system.name}-{transfer}"
     if start is not None:
-        network = started_network(start, len(train_on.classes), height)
+        network = started_network(start, len(train_on.classes), train_on.size)
         kept = about["protocol"] == "supervised" and start.fits(network, train_on.name)
         origin = {"from": start.about(kept)}
         usual = name_from(system, about["protocol"], start, train_on.name)
         known = dict.fromkeys([start.card.get("extra_data"), about["extra_data"]])
         about["extra_data"] = ", ".join(data for data in known if data) or None
     return {
-        "name": name or usual,
+        "name": check_name(usual if name is None else name),
         "recipe": system.name,
         "dataset": train_on.name,
         "pretrain_dataset": start.pretrained_on if start is not None else before.name if "pretrain" in splits else None,
@@ -276,8 +275,6 @@ def _fit_batches(system: Recipe, settings: RunSettings, splits: Mapping[str, Ima
     """Batches no larger than the data; the card then states what ran."""
     for plan in system.plans(settings):
         count, batch = len(splits[plan.split]), plan.settings.batch_size
-        if batch < 1 or plan.settings.epochs < 1:
-            raise BadInput(f"{plan.name}.batch_size and {plan.name}.epochs must be at least 1")
         if count < 2:
             raise BadInput(f"stage {plan.name!r} needs at least 2 images, {splits[plan.split].name} has {count}")
         if batch > count:

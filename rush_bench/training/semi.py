@@ -1,4 +1,4 @@
-"""Learning from a share of the labels after pre-training: a clean teacher, then robust distillation (recipes R2.3)."""
+"""Learning from a share of the labels after pre-training: a clean teacher, then robust distillation (sources S2.3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from rush_bench.datasets.splits import ranked
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks import Classifier, build, routed, single_route
+from rush_bench.settings import NonNegative, Positive, Settings, Share
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import cross_entropy_to, kl
 from rush_bench.training.options import file_setting
@@ -25,7 +26,7 @@ from rush_bench.training.validation import outputs
 
 
 @dataclass(frozen=True)
-class SemiSettings:
+class SemiSettings(Settings):
     """Which images have labels: a stratified share of ours, or those of a file, as the authors' `train0.01_idx.npy`."""
 
     index: str = file_setting()  # .npy: positions in the official training split, as many as label_share says
@@ -33,7 +34,7 @@ class SemiSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings(SupervisedSettings):
-    """R2.3, stage 2: the clean route, fine-tuned on the labelled images; an epoch is one pass over them."""
+    """S2.3, stage 2: the clean route, fine-tuned on the labelled images; an epoch is one pass over them."""
 
     epochs: int = 100
     batch_size: int = 128
@@ -43,21 +44,21 @@ class TeacherSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class DistilSettings(SupervisedSettings):
-    """R2.3, stage 3. `batch_size` counts unlabelled images: n_u / 225 at 1 % of the labels, 225 = n_u / 180 at 10 %."""
+    """S2.3, stage 3. `batch_size` counts unlabelled images: n_u / 225 at 1 % of the labels, 225 = n_u / 180 at 10 %."""
 
     epochs: int = 15
     batch_size: int = 198
     lr: float = 0.1
     milestones: tuple[float, ...] = (4, 9)  # 5 and 10, one epoch early
     weight_decay: float = 5e-4
-    alpha: float = 0.5  # weight of the teacher on labelled images
-    temperature: float = 1.0
-    beta: float = 6.0
+    alpha: Share = 0.5  # weight of the teacher on labelled images
+    temperature: Positive = 1.0
+    beta: NonNegative = 6.0
     attack: InnerSettings = field(default_factory=InnerSettings)
 
 
 class Teacher(SupervisedStage):
-    """Cross-entropy on the labelled images, from the clean route; leaves its best epoch as `carried["teacher"]`, not the network."""
+    """Cross-entropy on the labelled images, from the clean route; its best epoch goes to `carried["teacher"]`."""
 
     name = "teacher"
 
@@ -180,8 +181,8 @@ def indexed_labels(train: Images, val: Images, share: float, path: Path) -> dict
 
 def joined(first: Images, second: Images) -> Images:
     """The images of both, as a part of the first's split."""
-    pairs = {key: torch.cat([getattr(first, key), getattr(second, key)]) for key in ("pixels", "labels", "index")}
-    return replace(first, **pairs)
+    pixels, labels, index = (torch.cat([getattr(first, key), getattr(second, key)]) for key in ("pixels", "labels", "index"))
+    return replace(first, pixels=pixels, labels=labels, index=index)
 
 
 def share_labels(images: Images, share: float) -> dict[str, Images]:

@@ -45,7 +45,8 @@ class Context:
     """What a stage is built from.
 
     `splits`: `pretrain`, `train`, `val`, on the device, those the recipe asked for. `carried`: state dicts that a
-    stage's `finish` leaves for later stages beside the network itself (a teacher); every checkpoint has them.
+    stage's `finish` leaves for later stages beside the network itself (a teacher); every checkpoint has them. The store
+    keeps `transform`, what stands in front of the network.
     """
 
     network: Classifier

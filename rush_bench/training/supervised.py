@@ -12,6 +12,7 @@ from torch import Tensor
 from rush_bench.datasets.views import SimCLRViews, pad_crop
 from rush_bench.networks import Classifier
 from rush_bench.noise import noise_from
+from rush_bench.settings import Count, Share, Whole
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import Optimisation
 from rush_bench.training.stage import Batch, Context, Stage
@@ -20,7 +21,7 @@ from rush_bench.training.validation import accuracy, outputs, robust_accuracy
 
 @dataclass(frozen=True)
 class SupervisedSettings(Optimisation):
-    """Defaults: our PGD-AT for ResNet-18 (recipes R2.16); the best epoch is chosen on the validation split (R1.6)."""
+    """Defaults: our PGD-AT for ResNet-18 (sources S2.16); the best epoch is chosen on the validation split (S1.6)."""
 
     epochs: int = 200
     batch_size: int = 128
@@ -30,10 +31,10 @@ class SupervisedSettings(Optimisation):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: Literal["none", "crop_flip", "simclr"] = "crop_flip"
-    padding: int = 4
-    flip: float = 0.5
-    select_every: int = 1  # epochs between validations
-    select_images: int = 1000  # validation images that are attacked then (ours; 0: all)
+    padding: Whole = 4
+    flip: Share = 0.5
+    select_every: Count = 1  # epochs between validations
+    select_images: Whole = 1000  # validation images that are attacked then (ours; 0: all)
 
 
 class SupervisedStage(Stage):

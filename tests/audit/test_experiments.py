@@ -149,3 +149,14 @@ def test_choosing() -> None:
     assert choose(None) == list(EXPERIMENTS) and choose([" t1", "T10 "]) == ["T1", "T10"]
     with pytest.raises(BadInput, match="did you mean"):
         choose(["T17"])
+
+
+def test_the_waterfall_of_a_purifier_undoes_one_surrogate_after_another() -> None:
+    bars = [t for t in plan(subject(draws=1, has_chain=True), BUDGETS["quick"], ["T15"]) if t.experiment == "T15"]
+    replays = [t.settings.get("surrogate", "adjoint") for t in bars if "as published" in t.name]
+    assert replays == ["blind", "bpda", "adjoint"] == [t.settings.get("surrogate", "adjoint") for t in bars][:3]
+    corrected = [t for t in bars if t.attack == "pgd-purifier"][3:]
+    assert all(t.settings["surrogate"] == "exact" for t in corrected)
+    changed = [set(b.settings.items()) - set(a.settings.items()) for a, b in itertools.pairwise(corrected)]
+    assert [{key for key, _ in change} for change in changed] == [{"draws"}, {"keep"}, {"steps", "step"}]
+    assert bars[-1].attack == WORST and not any("published" in t.attack for t in bars)

@@ -97,6 +97,24 @@ def test_folded_and_chunked_equals_a_loop_over_draws(conv, images, loss, rows, h
     assert (defense.passes.forwards, defense.passes.backwards) == (42 * (1 + twice), 42)
 
 
+@pytest.mark.parametrize("votes", [1, 3, 7])
+@pytest.mark.parametrize("rows", [10**6, 14, 5, 1])
+def test_predictions_in_one_batch_are_those_of_a_loop(conv, images, votes, rows):
+    defense = Smoothed(conv, noise=Uniform(0.3), votes=votes, shape=SHAPE)
+    defense.body.rows = rows
+    blocks, inner = [], defense.body.log_probabilities
+    defense.body.log_probabilities = lambda x, exact: (blocks.append(len(x)), inner(x, exact=exact))[1]
+    stream = STREAM.at(torch.arange(6) + 3)
+    found = defense.predictions(images, stream, 5)
+    assert sum(blocks) == 6 * 5 * votes and max(blocks) <= max(4 * rows, 4 * votes) and (rows < 10**6 or len(blocks) == 1)
+    alone = [defense.predict(images, stream.skip(k * votes)) for k in range(5)]
+    assert torch.equal(found.votes, torch.stack([one.votes for one in alone]))
+    assert torch.equal(found.labels, torch.stack([one.labels for one in alone]))
+    assert torch.allclose(found.probabilities, torch.stack([one.probabilities for one in alone]), atol=1e-6)
+    bank = defense.bank(4, 0)
+    assert torch.equal(bank.predictions(images, stream, 3).votes, bank.predict(images, stream).votes.expand(3, -1, -1))
+
+
 def test_targeted_losses_and_sharp_votes(conv, images):
     """DLR towards the target in its own words; a vote of great sharpness is the share of the draws."""
     scores = torch.randn(6, 5, generator=torch.Generator().manual_seed(5)).log_softmax(1)

@@ -1,6 +1,7 @@
 """Records on disk: keys, atomic chunks, damage, locks, kills, foreign folders."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import signal
@@ -11,6 +12,7 @@ import pytest
 
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.evaluation.records import FORMAT, Cell, CellStore, load_results
+from rush_bench.files import digest
 
 N, CHUNK, CLASSES = 25, 10, 4
 
@@ -38,16 +40,16 @@ def make_cell(**labels):
     return Cell(identity, named | labels)
 
 
-def make_arrays(cell, chunk, seed=0):
+def make_arrays(cell, chunk, seed=0, repeats=5):
     rng = np.random.default_rng(seed + chunk)
     rows = np.array(cell.rows(chunk))
     label = rng.integers(CLASSES, size=len(rows))
-    counts = rng.multinomial(5, np.full(CLASSES, 1 / CLASSES), size=len(rows))
+    counts = rng.multinomial(repeats, np.full(CLASSES, 1 / CLASSES), size=len(rows))
     return {
         "index": rows * 3,
         "label": label,
         "correct": counts[np.arange(len(rows)), label],
-        "repeats": np.full(len(rows), 5),
+        "repeats": np.full(len(rows), repeats),
         "counts": counts,
         "margin": rng.normal(size=len(rows)).astype(np.float32),
         "distance": rng.random(len(rows)),
@@ -73,7 +75,8 @@ def test_chunks_cover_the_images_once():
 @pytest.mark.parametrize("key", [k for k in make_cell().identity if k != "format"])
 def test_key_covers_every_setting_and_no_name(key):
     cell = make_cell()
-    assert dataclasses.replace(cell, identity=cell.identity | {key: 12345}).key != cell.key
+    other = {"name": "x", "norm": "l2", "eps": 0.5} if isinstance(cell.identity[key], dict) else 12345
+    assert dataclasses.replace(cell, identity=cell.identity | {key: other}).key != cell.key
     assert make_cell(defense="another name", suite="linf8-quick").key == cell.key
     shuffled = dict(reversed(cell.identity.items()))
     assert dataclasses.replace(cell, identity=shuffled).key == cell.key
@@ -149,7 +152,7 @@ def test_truncation_is_found(tmp_path, name):
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(BadInput, match=rf"{name}.*delete it"):
+        with pytest.raises(BadInput, match=rf"{name}.*run the same command again"):
             store.read_adversarial(cell, 0)
         if name.startswith("chunk"):
             with pytest.raises(BadInput, match=rf"{name}.*run the same command again"):
@@ -215,7 +218,7 @@ def test_folders_that_are_no_cells_are_left_out_with_a_line(tmp_path):
     (runs / "other").mkdir()
     (runs / "other" / "cell.json").write_text("[1, 2]")
     lines = []
-    assert len(load_results(tmp_path, lines.append)) == 1
+    assert len(load_results(tmp_path, warn=lines.append)) == 1
     text = "\n".join(lines)
     assert len(lines) == 5
     for part in ("no cell.json", "cannot be read", "renamed or changed", "format 99", "not a description"):
@@ -238,11 +241,13 @@ def test_only_one_holds_a_chunk(tmp_path):
     assert list(store.folder(cell).iterdir()) == []
 
 
-def test_without_locks_everyone_may_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("rush_bench.evaluation.records.fcntl", None)
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, None])
+def test_without_locks_everyone_may_work(tmp_path, monkeypatch, unlocked, code):
+    unlocked(code)
     store, cell = CellStore(tmp_path), make_cell()
     with store.lock(cell, 0) as mine, store.lock(cell, 0) as second:
         assert mine and second
+    assert list(store.folder(cell).iterdir()) == []
 
 
 def test_an_unwritable_folder_is_one_error(tmp_path):
@@ -281,7 +286,130 @@ def test_kill_at_any_moment_corrupts_nothing(tmp_path):
             if store.has(cell, chunk):
                 assert np.array_equal(store.read(cell, chunk)["counts"], make_arrays(cell, chunk)["counts"])
                 assert store.read_adversarial(cell, chunk).shape == (10, 3, 64, 64)
-            with store.lock(cell, chunk) as held:  # the dead hold nothing, and what they left half-written goes
+            with store.lock(cell, chunk) as held:  # the dead hold nothing
                 assert held
-    assert store.has(cell, 0)
+    fill(store, cell, adversarial=True)  # and what they left half-written goes
+    assert store.result(cell).complete
     assert sorted(path.name for path in store.folder(cell).glob(".*")) == []
+
+
+def crossed(store, cell, other):
+    """Two machines without locks whose x' differ in a bit: the last to write x' is not the last to write the chunk."""
+    fill(store, cell, adversarial=True)
+    beside = store.folder(cell) / "adversarial-0001.npy"
+    beside.write_bytes(other(beside.read_bytes()))
+
+
+@pytest.mark.parametrize("other", [lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b[:-4], lambda b: b"", lambda b: b + b"x"])
+def test_a_chunk_beside_another_x_prime_is_not_done_and_heals(tmp_path, other):
+    store, cell = CellStore(tmp_path), make_cell()
+    crossed(store, cell, other)
+    assert [store.has(cell, c) for c in range(3)] == [True, False, True]
+    assert store.result(cell).chunks_done == load_results(tmp_path)[0].chunks_done == 2
+    assert not store.result(cell).complete and len(store.result(cell).frame) == 15
+    fill(store, cell, adversarial=True)
+    assert store.result(cell).complete and len(store.read_adversarial(cell, 1)) == 10
+
+
+def test_counts_stand_without_their_x_prime(tmp_path):
+    store, cell = CellStore(tmp_path), make_cell()
+    fill(store, cell, adversarial=True)
+    for path in store.folder(cell).glob("adversarial-*.npy"):
+        path.unlink()
+    assert store.result(cell).complete and len(load_results(tmp_path)[0].frame) == N
+    with pytest.raises(BadInput, match=r"delete chunk-0000\.npz beside it"):
+        store.read_adversarial(cell, 0)
+
+
+def as_published(path):
+    """A chunk as it was written before chunks said whose they are."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "cell"}
+    np.savez_compressed(path, **arrays)
+
+
+CLEAN = {"attack": {"name": "clean"}, "threat": None}
+SWAPS = {
+    "another attack of the same images": ({}, {"attack": {"name": "apgd"}}, 0, 0),
+    "the clean images": (CLEAN, {}, 0, 0),
+    "an attack, as clean": ({}, CLEAN, 0, 0),
+    "another place": ({}, {}, 0, 1),
+    "another K": ({"repeats": 7}, {}, 0, 0),
+    "another eps": ({"threat": {"norm": "linf", "eps": 0.5}}, {}, 0, 0),
+    "another seed": ({"seed": 1}, {}, 0, 0),
+    "a certificate": ({"attack": {"name": "certify"}}, {}, 0, 0),
+}
+OLD_AND_UNKNOWABLE = ("another attack of the same images", "another seed")  # where there is no x' beside it
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("swap", SWAPS)
+def test_a_chunk_of_another_cell_is_refused(tmp_path, swap, old):
+    here, there, c, to = SWAPS[swap]
+    store = CellStore(tmp_path)
+    cells = [dataclasses.replace(make_cell(), identity=make_cell().identity | change) for change in (here, there)]
+    for cell in cells:
+        kind, eps = cell.identity["attack"]["name"], (cell.identity["threat"] or {"eps": 0})["eps"]
+        store.open(cell)
+        for chunk in range(cell.chunks):
+            arrays = make_arrays(cell, chunk, repeats=cell.identity["repeats"])
+            arrays["distance"] = np.full(len(arrays["index"]), eps if kind in ("pgd", "apgd") else 0.0)
+            x = np.zeros((len(arrays["index"]), 1, 4, 4), np.float32)
+            store.write(cell, chunk, arrays, x if kind in ("pgd", "apgd") else None)
+    folders = [store.folder(cell) for cell in cells]
+    if old:
+        for path in tmp_path.glob("runs/*/chunk-*.npz"):
+            as_published(path)
+    assert all(len(result.frame) == N for result in load_results(tmp_path))
+    (folders[1] / f"chunk-{to:04d}.npz").write_bytes((folders[0] / f"chunk-{c:04d}.npz").read_bytes())
+    if old and swap in OLD_AND_UNKNOWABLE:
+        return
+    with pytest.raises(BadInput, match="run the same command again"):
+        [result.frame for result in load_results(tmp_path)]
+
+
+@pytest.mark.parametrize("change", [lambda a: a["index"] + 1, lambda a: a["index"][::-1].copy()])
+def test_cells_of_the_same_images_agree_on_them(tmp_path, change):
+    store = CellStore(tmp_path)
+    one = make_cell()
+    two = dataclasses.replace(one, identity=one.identity | {"seed": 1})
+    fill(store, one)
+    store.open(two)
+    for chunk in range(two.chunks):
+        arrays = make_arrays(two, chunk)
+        store.write(two, chunk, arrays | {"index": change(arrays)})
+    with pytest.raises(BadInput, match="other images or labels"):
+        [result.frame for result in load_results(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("labels", {"n": 10**12}),
+        ("labels", {"n": 0}),
+        ("labels", {"n": "many"}),
+        ("labels", {"n": True}),
+        ("labels", {"eps": "8/255"}),
+        ("labels", {"eps": float("nan")}),
+        ("labels", {"defense": ["a"]}),
+        ("labels", {"deterministic": None}),
+        ("identity", {"chunk": 0}),
+        ("identity", {"chunk": 10**12}),
+        ("identity", {"repeats": -1}),
+        ("identity", {"seed": 2**70}),
+        ("identity", {"seed": -1}),
+        ("identity", {"attack": "pgd"}),
+        ("identity", {"threat": 3}),
+    ],
+)
+def test_an_absurd_cell_is_one_line(tmp_path, part, change):
+    store, cell = CellStore(tmp_path), make_cell()
+    fill(store, cell)
+    said = json.loads((store.folder(cell) / "cell.json").read_text())
+    (said[part] if part == "identity" else said[part][0]).update(change)
+    folder = tmp_path / "runs" / digest(said["identity"])[:16]
+    folder.mkdir(exist_ok=True)
+    (folder / "cell.json").write_text(json.dumps(said))
+    lines = []
+    found = load_results(tmp_path, warn=lines.append)
+    assert len(lines) == 1 and len(found) == (part == "identity")

@@ -12,9 +12,10 @@ from rush_bench.attacks.suites import Suite, parse_suite
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import attack
-from rush_bench.evaluation import runner as runner_module
-from rush_bench.evaluation.runner import default_repeats, parse_shard
+from rush_bench.evaluation import work as work_module
+from rush_bench.evaluation.runner import default_repeats
 from rush_bench.evaluation.statistics import interval
+from rush_bench.evaluation.work import parse_shard
 from rush_bench.noise import Stream, Uniform
 from rush_bench.registry import attacks
 
@@ -155,7 +156,7 @@ def test_stopped_and_resumed_equals_uninterrupted(linear, grey, suite, tmp_path,
     whole = attack(_defenses(linear), suite, grey, out=tmp_path / "whole", chunk=8, quiet=True)
     ticks = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(runner_module.time, "monotonic", lambda: 60.0 * next(ticks))
+        patch.setattr(work_module.time, "monotonic", lambda: 60.0 * next(ticks))
         stops = 0
         while not (
             run := attack(_defenses(linear), suite, grey, out=tmp_path / "cut", chunk=8, max_minutes=6, quiet=True)

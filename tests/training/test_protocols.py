@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from rush_bench.training.loop import train_step
 from rush_bench.training.optimisers import make_optimiser
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
 from rush_bench.training.routed import CARRIED
-from rush_bench.training.semi import Distil, DistilSettings, Teacher, TeacherSettings, share_labels
+from rush_bench.training.semi import Teacher, TeacherSettings, share_labels
 from rush_bench.training.stage import Batch, Context
 
 SPEC = {"name": "resnet", "blocks": [1, 1], "width": 4, "channels": 1, "size": 8, "classes": 4}
@@ -240,43 +239,14 @@ def test_the_teacher_starts_from_the_clean_route_and_leaves_the_network_alone():
     train_step(stage, optimiser, Batch(place.splits["labelled"], torch.arange(8), torch.Generator(), 0, 1))
     assert not torch.equal(start, stage.teacher.encoder.conv1.weight)
     assert all(torch.equal(value, before[key]) for key, value in stage.network.state_dict().items())
+    stage.best = stage.weights()
     stage.finish()
     assert torch.equal(place.carried["teacher"]["head.weight"], stage.teacher.head.weight)
-
-
-def test_distillation_against_the_formula(monkeypatch):
-    """R2.3, stage 3, image by image in float64."""
-    place = semi_context()
-    place.carried["teacher"] = build(SPEC, seed=5).state_dict()
-    settings = DistilSettings(batch_size=12, attack=InnerSettings(0.1, 0.05, 2), augment="none", temperature=2.0, alpha=0.3)
-    stage = Distil(place, settings)
-    stage.prepare(fresh=False)  # keep a head that is not zero
-    stage.begin_epoch(0)
-    assert (stage.share, stage.steps) == (4, 2)  # 8 labelled, 24 unlabelled, in two steps
-    reference, seen = copy.deepcopy(stage), caught_attack(monkeypatch)
-    rows = torch.arange(12)
-    got = stage.loss(Batch(place.splits["unlabelled"], rows, torch.Generator(), 0, 1))
-    ((x, attacked, before, after, moved),) = seen
-    chosen = stage.order[4:8]
-    labels = place.splits["labelled"].labels[chosen]
-    assert torch.equal(x[:4], place.splits["labelled"].floats(chosen)) and after > before and not moved
-    taught = reference.teacher.eval()(x).double().detach()
-    clean, robust = (reference.network(v).double().detach() for v in (x, attacked))
-
-    def kl(p, q):
-        return float((p.softmax(0) * (p.log_softmax(0) - q.log_softmax(0))).sum())
-
-    distance = [4 * kl(t / 2, r / 2) for t, r in zip(taught, robust, strict=True)]  # T^2 KL at temperature T = 2
-    ce = [-float(r.log_softmax(0)[y]) for r, y in zip(robust[:4], labels, strict=True)]
-    gap = [kl(c, r) for c, r in zip(clean, robust, strict=True)]
-    expected = 0.7 * np.mean(ce) + 0.3 * np.mean(distance[:4]) + np.mean(distance[4:]) + 6 * np.mean(gap)
-    assert float(got.detach()) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_share": 0.0}, "label_share=0.0 is a share"),
         ({"label_share": 0.1, "pretrain": replace(ACLSettings().pretrain, variant="A2A")}, "needs two BatchNorm routes"),
         (
             {"aff": replace(ACLSettings().aff, routes=2), "pretrain": replace(ACLSettings().pretrain, variant="S2S")},

@@ -1,6 +1,7 @@
 """`train`: layers of settings, the card, and errors that name the fix."""
 
 import dataclasses
+import errno
 import io
 import json
 from pathlib import Path
@@ -20,6 +21,29 @@ from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.stage import Plan, Recipe, Stage
 
 TINY = ("network.name=resnet", "network.blocks=1", "network.width=4", "n_train=64", "pretrain.batch_size=32")
+NAMES = (
+    *(
+        "..",
+        ".",
+        "",
+        "a/b",
+        "/a",
+        "a@3",
+        "a:best",
+        "a,b",
+        "[x]",
+        "a*",
+        "a?",
+        ".hidden",
+        "-a",
+        "a b",
+        " a",
+        "a\tb",
+        "a\n",
+        "a\0b",
+    ),
+    *("all", "a" * 300, "a\\b"),
+)
 
 
 def quick(store: Path, *sets: str, recipe: str = "simclr", **keys) -> Path:
@@ -86,7 +110,7 @@ def test_transfer(tmp_path):
     card = read_card(tmp_path, folder.name)
     assert folder.name == "simclr-digits-to-parity" and card["network"]["classes"] == 2
     assert (card["pretrain_dataset"], card["dataset"]) == ("digits", "parity")
-    assert card["data"]["digest"]["pretrain"] == load_dataset("digits", "pretrain", 64).digest
+    assert card["data"]["digest"]["pretrain"] == load_dataset("digits", "transfer", 64).digest
 
 
 @pytest.mark.parametrize(
@@ -96,18 +120,20 @@ def test_transfer(tmp_path):
         ({"preset": "papr"}, "did you mean 'paper'"),
         ({"dataset": "digit"}, "did you mean 'digits'"),
         ({"sets": ["pretrain.lrr=1"]}, "did you mean 'pretrain.lr'"),
-        ({"sets": ["pretrain.lr=fast"]}, "not a number"),
+        ({"sets": ["pretrain.lr=fast"]}, "must be a finite number"),
         ({"sets": ["noise=uniform"]}, "write uniform:0.3"),
         ({"sets": ["noise=none"]}, "it is the recipe simclr"),
         ({"sets": ["network.name=resnet17"]}, "did you mean 'resnet18'"),
         ({"sets": ["finetune.bn_adapt=betas"]}, "did you mean 'beta'"),
-        ({"sets": ["finetune.epochs=0"]}, "must be at least 1"),
+        ({"sets": ["finetune.epochs=0"]}, "must be a whole number, at least 1"),
         ({"n_train": 10**6}, "give 1 to 1167"),
-        ({"n_train": 0}, "ask for 1 to 1167"),
+        ({"n_train": 0}, "must be a whole number, at least 1"),
         ({"n_train": 1}, "needs at least 2 images"),
         ({"device": "cuda:99"}, "--device auto"),
         ({"config": "no.toml"}, "settings file no.toml cannot be read"),
-        ({"name": "a/b"}, "plain folder name"),
+        *(({"name": name}, "plain folder name") for name in NAMES),
+        ({"seed": 2**70}, "seed"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_bad_input(tmp_path, keys, message):
@@ -189,15 +215,24 @@ def test_two_processes_do_not_train_one_model(tmp_path):
 
 def test_an_unwritable_store_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(BadInput, match="cannot write in"):
+    with pytest.raises(RushBenchError, match="cannot write"):
         quick(tmp_path / "file")
+
+
+def test_training_works_without_locks_and_says_so_once(tmp_path, unlocked, capsys):
+    unlocked(errno.ENOLCK)
+    with pytest.raises(WorkLeft):
+        quick(tmp_path, max_minutes=0)
+    quick(tmp_path)
+    assert capsys.readouterr().err.count("has no locks") == 1
+    assert not (tmp_path / "simclr-digits" / ".training").exists()
 
 
 def test_leftovers_of_kills_are_swept(tmp_path):
     with pytest.raises(WorkLeft):
         quick(tmp_path, max_minutes=0)
     folder = tmp_path / "simclr-digits"
-    for stale in (folder / ".training" / ".checkpoint-abc.pt", folder / ".model-abc.safetensors"):
+    for stale in (folder / ".training" / ".checkpoint-1234abcd.part.pt", folder / ".model-1234abcd.part.safetensors"):
         stale.write_bytes(b"half")
     quick(tmp_path)
     assert {path.name for path in folder.iterdir()} <= {"card.json", "model.safetensors", "best.safetensors"}

@@ -1,4 +1,4 @@
-"""`import_model`: a published checkpoint into the model store, with every key accounted for (recipes R4.2)."""
+"""`import_model`: a published checkpoint into the model store, with every key accounted for (sources S4.2)."""
 
 import math
 import re
@@ -20,12 +20,12 @@ from rush_bench.networks import build
 from rush_bench.noise import Noise, noise_from
 from rush_bench.protocols import in_words
 from rush_bench.registry import datasets
-from rush_bench.store import ENCODERS, model_names, read_card, save_model
+from rush_bench.store import ENCODERS, check_name, model_names, read_card, save_model
 from rush_bench.training.encoders import CARRIED
 from rush_bench.training.routed import CARRIED as ROUTES
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "digits": 10}
-ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (R4.2)
+ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (S4.2)
 COLLAPSED = 1e-6
 
 
@@ -74,8 +74,7 @@ def import_model(
     """
     file, store, encoder = Path(file), Path(store), as_ == "encoder"
     home, other = (store / ENCODERS, store) if encoder else (store, store / ENCODERS)
-    if not name or Path(name).name != name or name == ENCODERS:
-        raise BadInput(f"model name {name!r} must be a plain folder name; the folder above it is --store")
+    check_name(name)
     short = Path(dataset).stem if dataset.endswith(".npz") else datasets.get(dataset).name
     tensors, classifier, notes = read_checkpoint(file)
     family = recognise(tensors)

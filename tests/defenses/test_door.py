@@ -1,0 +1,426 @@
+"""Other people's networks: what is a function of one image works as it was written, and comes back as it was given."""
+
+import copy
+import random
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rush_bench.defenses import Deterministic, Randomised, Smoothed, as_module
+from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.noise import Stream, Uniform
+
+SHAPE = (3, 8, 8)
+STREAM = Stream(0, "test")
+
+
+class Conv(nn.Module):
+    """What the others are made of; `inside` may be another way to the same logits."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(6 * 64, 5)
+
+    def features(self, x):
+        return F.relu(self.norm(self.conv(x)))
+
+    def forward(self, x):
+        return self.fc(self.features(x).flatten(1))
+
+
+class View(Conv):
+    def forward(self, x):
+        return self.fc(self.features(x).view(-1, 6 * 64))
+
+
+class ImageView(Conv):
+    def forward(self, x):
+        return self.fc(self.features(x.view(x.size(0), -1).view(x.size(0), 3, 8, 8)).flatten(1))
+
+
+class InPlace(Conv):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).div_(0.25))
+
+
+class Cached(Conv):
+    """Keeps what it made in its first forward pass, for each batch size another, and its last features."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.sizes = None, {}
+
+    def forward(self, x):
+        if self.weight is None:
+            self.weight = torch.hann_window(x.shape[-1], periodic=False) + 0.1
+        if len(x) not in self.sizes:
+            self.sizes[len(x)] = torch.full((len(x), 1, 1, 1), 0.7)
+        self.last = self.features(x * self.weight * self.sizes[len(x)])
+        return self.fc(self.last.flatten(1))
+
+
+class Buffers(Conv):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return super().forward(x)
+
+
+class Squeezed(Conv):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class HuggingFace(Conv):
+    def forward(self, pixel_values, labels=None):
+        return SimpleNamespace(logits=super().forward(pixel_values), hidden_states=None)
+
+
+class Seeds(Conv):
+    """A fixed mask, made by seeding the global generator at every call."""
+
+    def forward(self, x):
+        torch.manual_seed(3)
+        return super().forward(x * (torch.rand(x.shape[1:]) + 0.5))
+
+
+class Edges(Conv):
+    """Neither its values nor its slopes are finite at 0."""
+
+    def forward(self, x):
+        return super().forward(x.log())
+
+
+class Locked(Conv):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Quantised(Conv):
+    """Steps inside, which rounding may take either way."""
+
+    def features(self, x):
+        return (super().features(x) * 16).round() / 16 + 0 * x.sum()
+
+
+class Pooled(nn.Module):
+    """Logits far from 0 whose differences are small, beside them a wide range of brightness."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3))) + 1000
+
+
+def double():
+    return Conv().double()
+
+
+def compiled():
+    return torch.compile(Conv(), backend="eager")
+
+
+def spectral():
+    net = Conv()
+    net.fc = (
+        nn.utils.weight_norm(net.fc)
+        if not hasattr(nn.utils, "parametrizations")
+        else nn.utils.parametrizations.weight_norm(net.fc)
+    )
+    return net
+
+
+WORK = {
+    "view": View,
+    "view of the image": ImageView,
+    "in place": InPlace,
+    "cached": Cached,
+    "buffers": Buffers,
+    "squeeze": Squeezed,
+    "logits attribute": HuggingFace,
+    "seeds": Seeds,
+    "edges": Edges,
+    "cannot be copied": Locked,
+    "quantised": Quantised,
+    "offset": Pooled,
+    "float64": double,
+    "compiled": compiled,
+    "weight norm": spectral,
+    "DataParallel": lambda: nn.DataParallel(Conv()),
+    "script": lambda: torch.jit.script(Conv().eval()),
+    "traced": lambda: torch.jit.trace(Conv().eval(), torch.rand(2, *SHAPE)),
+    "frozen": lambda: torch.jit.freeze(torch.jit.script(Conv().eval())),
+    "channels_last": lambda: Conv().to(memory_format=torch.channels_last),
+}
+
+
+def state_of(network):
+    """Everything about a network that its owner can see, as plain values."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return (
+        {key: (t.dtype, t.stride(), t.requires_grad, t.detach().clone().tolist()) for key, t in tensors.items()},
+        [getattr(part, "training", None) for part in network.modules()],
+        [sorted(vars(part)) for part in network.modules()],
+    )
+
+
+def generators():
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("wrap", ["deterministic", "smoothed"])
+@pytest.mark.parametrize("kind", WORK)
+def test_a_function_of_the_image_works_and_its_owners_object_is_as_it_was(kind, wrap):
+    network = WORK[kind]()
+    network = network if kind == "frozen" else network.eval()
+    before, states = state_of(network), generators()
+    if wrap == "smoothed":
+        defense = Smoothed(network, noise=Uniform(0.02), votes=3, shape=SHAPE)
+    else:
+        defense = Deterministic(network, shape=SHAPE)
+    images = 0.1 + 0.8 * torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(2))
+    given, labels = images.clone(), torch.arange(6) % 5
+    for rows in (6, 1, 4):
+        prediction = defense.predict(images[:rows], STREAM)
+        found = defense.gradient(images[:rows], labels[:rows], "ce", 3, STREAM)
+        as_module(defense, STREAM)(images[:rows].clone().requires_grad_()).sum().backward()
+    assert torch.equal(images, given)
+    assert state_of(network) == before and generators() == states
+    # the same as the network itself gives, and its gradient as differences have it
+    noise = STREAM.noise(Uniform(0.02), 4, 3, SHAPE, "cpu") if wrap == "smoothed" else torch.zeros(4, 1, *SHAPE)
+    kind_of = torch.float64 if kind == "float64" else torch.float32
+
+    def loss(x):
+        with torch.no_grad():
+            out = copy_of(network)((x[:, None] + noise).flatten(0, 1).to(kind_of))
+        out = getattr(out, "logits", out).float().softmax(1).unflatten(0, noise.shape[:2]).mean(1)
+        return out, -out.log().gather(1, labels[:4, None]).sum().double()
+
+    mean, _ = loss(images[:4])
+    assert torch.allclose(prediction.probabilities, mean, atol=1e-5)
+    if kind not in ("quantised",):
+        direction = found.gradient.sign()
+        slope = (loss(images[:4] + 2e-3 * direction)[1] - loss(images[:4] - 2e-3 * direction)[1]) / 4e-3
+        assert float(slope) == pytest.approx(float(found.gradient.abs().sum()), rel=0.05)
+
+
+def copy_of(network):
+    """The network for a reference: one that cannot be copied is taken as it is."""
+    try:
+        return copy.deepcopy(network)
+    except Exception:
+        return network
+
+
+class LessMean(Conv):
+    share = 1.0
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z - self.share * z.mean(0)
+
+
+class LessSomeMean(LessMean):
+    share = 0.01
+
+
+class MeanOfFeatures(Conv):
+    def features(self, x):
+        h = super().features(x)
+        return h - 0.05 * h.mean((0, 2, 3), keepdim=True)
+
+
+class BySize(Conv):
+    def forward(self, x):
+        return super().forward(x) * (1 if len(x) < 40 else -1)
+
+
+class ByPlace(Conv):
+    def forward(self, x):
+        return super().forward(x) + 0.1 * torch.arange(len(x))[:, None] * torch.arange(5)
+
+
+class FirstRules(Conv):
+    def forward(self, x):
+        return super().forward(x * (0.5 + x[:1].mean()))
+
+
+class Normed(Conv):
+    """BatchNorm that kept no statistics: those of the batch, in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(6, track_running_stats=False)
+
+
+class Counts(Conv):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 if self.calls < 14 else -1)
+
+
+class Modes(Conv):
+    def forward(self, x):
+        return super().forward(x) * (2 if torch.is_grad_enabled() else 1)
+
+
+class Asks(Conv):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.requires_grad else 1)
+
+
+class Tuple(Conv):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class Dict(Conv):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+class Maps(Conv):
+    def forward(self, x):
+        return super().forward(x)[:, :, None, None]
+
+
+class OneLogit(Conv):
+    def forward(self, x):
+        return super().forward(x)[:, :1]
+
+
+class OneNumber(Conv):
+    def forward(self, x):
+        return super().forward(x)[:, 0]
+
+
+class AloneFails(Conv):
+    def forward(self, x):
+        return super().forward(x.squeeze())
+
+
+class TwoInputs(Conv):
+    def forward(self, x, y):
+        return super().forward(x)
+
+
+class NoGrad(Conv):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (LessMean, "other images of its batch"),
+        (LessSomeMean, "other images of its batch"),
+        (MeanOfFeatures, "other images of its batch"),
+        (BySize, "on their number"),
+        (ByPlace, "its place among them"),
+        (FirstRules, "other images of its batch"),
+        (Normed, "other images of its batch"),
+        (Counts, "from call to call"),
+        (Modes, "while gradients are recorded"),
+        (Asks, "while gradients are recorded"),
+        (Tuple, r"not a tuple.*self.network\(x\)\[0\]"),
+        (Dict, r"not a dict.*\['logits'\]"),
+        (Maps, r"\(5, 5, 1, 1\); end its forward in .flatten\(1\)"),
+        (OneLogit, r"torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"),
+        (OneNumber, r"torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"),
+        (AloneFails, r"batch of 1.*squeeze\(1\)"),
+        (TwoInputs, "does not take images of shape .*TypeError"),
+        (NoGrad, "no gradient reaches the images"),
+        (lambda: Conv().half(), r"16 bits.*network.float\(\)"),
+        (lambda: Conv().bfloat16(), r"16 bits.*network.float\(\)"),
+        (lambda: nn.LazyLinear(5), "run it once"),
+    ],
+)
+def test_what_is_refused_says_the_way_out(network, says):
+    with pytest.raises(BadInput, match=says) as error:
+        Deterministic(network().eval(), shape=SHAPE)
+    assert "\n" not in str(error.value).split(": ")[0]
+
+
+def test_a_defence_is_made_of_a_network():
+    for given in (lambda x: x, Deterministic(Conv().eval(), shape=SHAPE), None):
+        with pytest.raises(BadInput, match=r"an nn\.Module, not of"):
+            Deterministic(given, shape=SHAPE)
+
+
+class Norms(nn.Module):
+    """Exactly the inner network; the gradient is NaN where all pixels are below a half."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Conv()
+
+    def forward(self, x):
+        above = (F.relu(x - 0.5) + 0 * x).flatten(1)
+        return self.net(x) + 0 * above.pow(2).sum(1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "ce@logits"])
+@pytest.mark.parametrize(
+    "wrap", [lambda n: Deterministic(n, shape=SHAPE), lambda n: Smoothed(n, noise="uniform:0.1", shape=SHAPE)]
+)
+def test_a_gradient_that_is_not_finite_names_the_image(wrap, loss):
+    defense, labels = wrap(Norms().eval()), torch.arange(4)
+    images = 0.5 + 0.4 * torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(2))
+    stream = STREAM.at(torch.tensor([40, 41, 17, 43]))
+    assert defense.gradient(images, labels, loss, 2, stream).gradient.isfinite().all()
+    images[2] = 0.2
+    with pytest.raises(RushBenchError, match="gradient of image 17 is not finite"):
+        defense.gradient(images, labels, loss, 2, stream)
+    with pytest.raises(RushBenchError, match="gradient of image 2 of the batch is not finite"):
+        as_module(defense, STREAM)(images.requires_grad_()).sum().backward()
+    defense.predict(images.detach(), stream)  # the function itself is fine
+
+
+def test_a_defence_of_ones_own_is_checked_too():
+    class Own(Smoothed):
+        def gradient(self, images, labels, loss, draws, stream):
+            found = super().gradient(images, labels, loss, draws, stream)
+            found.gradient[1, 0] = torch.nan
+            return found
+
+        def predict(self, images, stream):
+            found = super().predict(images, stream)
+            found.probabilities[3] = torch.inf
+            return found
+
+    defense, images = Own(Conv().eval(), noise="uniform:0.1", shape=SHAPE), torch.rand(4, *SHAPE)
+    with pytest.raises(RushBenchError, match="gradient of image 8 is"):
+        defense.gradient(images, torch.zeros(4, dtype=torch.int64), "ce", 2, STREAM.at(torch.arange(7, 11)))
+    with pytest.raises(RushBenchError, match="prediction of image 10 is"):
+        defense.predict(images, STREAM.at(torch.arange(7, 11)))
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_less_than_one_draw_is_refused(draws, loss):
+    images, labels = torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64)
+    for defense in (Smoothed(Conv().eval(), noise="uniform:0.1", shape=SHAPE), Randomised(Dropped().eval(), shape=SHAPE)):
+        with pytest.raises(BadInput, match=f"at least 1 draw, not {draws}"):
+            defense.gradient(images, labels, loss, draws, STREAM)
+
+
+class Dropped(Conv):
+    def forward(self, x):
+        return super().forward(x * (torch.rand_like(x) < 0.9))

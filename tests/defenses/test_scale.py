@@ -1,0 +1,69 @@
+"""The same classifier at any scale of its logits: the same attack."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rush_bench.attacks.base import Threat
+from rush_bench.defenses import Deterministic, Smoothed
+from rush_bench.noise import Stream, Uniform
+from rush_bench.registry import attacks
+from rush_bench.settings import override
+
+IMAGES = torch.rand((20, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+
+
+class Times(nn.Module):
+    """A network with its logits multiplied."""
+
+    def __init__(self, network: nn.Module, by: float) -> None:
+        super().__init__()
+        self.network, self.by = network, by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by * self.network(x)
+
+
+def two_classes() -> nn.Module:
+    """A network whose logits are some ten apart: of two classes CE has one direction, whatever the scale."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 2))
+    with torch.no_grad():
+        network[3].weight.mul_(20)
+        network[3].bias.sub_(network(IMAGES).median(0).values)  # about half the images to each class
+    return network.eval()
+
+
+@pytest.mark.parametrize("by", [1e-7, 1e-3, 10, 30, 1e3, 1e7])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["pgd", "eot-apgd"])
+def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: str) -> None:
+    """The same classifier at any scale: the same labels, and the same x' up to rounding."""
+    threat, stream = Threat(norm, 0.05 if norm == "linf" else 0.2), Stream(0, "scale", torch.arange(20))
+    plain, other = (Deterministic(Times(two_classes(), factor).eval(), shape=(1, 4, 4)) for factor in (1, by))
+    labels = plain.predict(IMAGES, stream).labels
+    assert torch.equal(other.predict(IMAGES, stream).labels, labels)
+    attack = override(attacks.load(name)(), {"losses": "ce", "stop": "no"} if name == "eot-apgd" else {})
+    found = [defense.predict(attack.run(defense, IMAGES, labels, threat, stream), stream).labels for defense in (plain, other)]
+    assert torch.equal(*found) and 2 < int((found[0] != labels).sum()) < 18
+
+
+@pytest.mark.parametrize("memory", [2**31, 1])
+def test_the_gradient_of_ce_keeps_its_direction_where_every_draw_is_sure(memory: int) -> None:
+    """Against float64: mean over draws of which some are right and some wrong by hundreds, in one piece and draw by draw."""
+    images, labels = torch.full((2, 1, 4, 4), 0.5), torch.tensor([0, 1])
+    network, stream = Times(two_classes(), 100).eval(), Stream(0, "sure", torch.arange(2))
+    defense = Smoothed(network, noise=Uniform(0.5), votes=8, shape=(1, 4, 4), memory=memory)
+    found = defense.gradient(images, labels, "ce", 8, stream).gradient.flatten(1)
+    noise = stream.noise(Uniform(0.5), 2, 8, (1, 4, 4), torch.device("cpu")).double()
+    x = images.double().requires_grad_()
+    z = network.double()((x[:, None] + noise).flatten(0, 1)).unflatten(0, (2, 8))
+    odds = (1 - 2 * labels[:, None]) * (z[..., 1] - z[..., 0])  # of two classes
+    # d log mean sigmoid(-odds) = -sum p (1 - p) d odds / sum p, in the log domain
+    share = F.logsigmoid(odds) + F.logsigmoid(-odds)
+    weight = (share - share.logsumexp(1, keepdim=True)).exp().detach()
+    (truth,) = torch.autograd.grad((weight * odds).sum(), x)
+    truth = truth.flatten(1)
+    one, two = (g / g.abs().amax(1, keepdim=True) for g in (found.double(), truth))
+    assert torch.allclose(one, two, atol=1e-5)

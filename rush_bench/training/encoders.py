@@ -74,7 +74,7 @@ class Shared:
             return
         carried = {f"{CARRIED}{what}/{key}": v for what, part in context.carried.items() for key, v in part.items()}
         keys = ("recipe", "dataset", "pretrain_dataset", "preset", "seed", "network", "extra_data")
-        about = {"name": self.name, **{key: card[key] for key in keys}, **self.key, **results}
+        about = {"name": self.name, **{key: card[key] for key in keys}, "votes": [], **self.key, **results}
         save_model(self.folder, about, {**context.network.state_dict(), **carried})
 
 

@@ -1,12 +1,15 @@
 """Training that starts from an encoder: by any protocol, without a second pre-training, bit for bit after any stop."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from rush_bench.cli import main
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import load_defense
 from rush_bench.defenses.load import listed
@@ -236,3 +239,52 @@ def test_other_channels_and_a_name_of_two_things(store: Path, tmp_path: Path) ->
     shutil.copytree(store / "rush-digits", store / ENCODERS / "rush-digits")
     with pytest.raises(BadInput, match="both a model and an encoder named 'rush-digits'"):
         tune(store, "rush-digits", "SLF")
+
+
+# What fine-tuning reads alone, changed; and small settings for what pre-trains.
+TUNED = {
+    "rush": CLEAN,
+    "acl": ("label_share=0.5", "noise=none"),
+    "ssp_rotation": ("finetune.protocol=SLF", "linear.epochs=1", "finetune_attack.steps=1"),
+}
+SMALLER = {
+    "advcl": ("pretrain.clusters=2,5", "simclr.epochs=1"),
+    "byorl_reimpl": ("pretrain.projector_hidden=16", "pretrain.projector_out=8"),
+    "deacl": ("distil.epochs=1",),
+    "dynacl_pp": ("probe.epochs=1", "trades.epochs=1"),
+    "rocl": ("pretrain.projector_hidden=16",),
+    "ssp_rotation": ("rotation.epochs=1", "rotation.batch_size=48", "finetune.epochs=1"),
+}
+EACH = ("acl", "advcl", "byorl_reimpl", "deacl", "dynacl", "dynacl_pp", "rocl", "rush", "simclr", "ssp_rotation")
+
+
+@pytest.mark.parametrize("recipe", EACH)
+def test_what_an_encoder_leaves_out_of_its_name_does_not_decide_it(recipe: str, tmp_path: Path) -> None:
+    """`Recipe.tuning` of every system: with those settings changed, the same name and the same bits."""
+    small = ["network.name=resnet", "network.blocks=1,1", "network.width=8", "n_train=48", *PLAIN, *SMALLER.get(recipe, ())]
+    if recipe != "ssp_rotation":
+        small += ["pretrain.epochs=1", "pretrain.batch_size=24", "finetune.epochs=1", "aff.epochs=1"]
+    other = TUNED.get(recipe, ("finetune.protocol=NSLF", "noise=gaussian:0.25", "finetune.lr=0.7"))
+    found = []
+    for number, sets in enumerate(((), other)):
+        store = tmp_path / str(number)
+        with pytest.raises(WorkLeft):  # after the first step of fine-tuning, when the encoder is there
+            for _ in range(100):
+                try:
+                    train(recipe, dataset="digits", preset="smoke", sets=[*small, *sets], store=store, max_minutes=0)
+                except WorkLeft:
+                    if model_names(store / ENCODERS):
+                        raise
+        (name,) = model_names(store / ENCODERS)
+        found.append((name, read_card(store / ENCODERS, name)["sha256"]))
+    assert found[0] == found[1]
+
+
+def test_encoders_are_listed_and_shown(store: Path) -> None:
+    name = encoder_of(store, "rush")
+    listed_ = CliRunner().invoke(main, ["list", "encoders", "--store", str(store)])
+    assert name in listed_.stdout and encoder_of(store, "acl") in listed_.stdout and "rush-digits " not in listed_.stdout
+    shown = CliRunner().invoke(main, ["show", name, "--store", str(store), "--json"])
+    card = json.loads(shown.stdout)
+    assert (card["kind"], card["recipe"], card["stages"]) == ("encoder", "rush", ["pretrain"])
+    assert card["settings"]["pretrain"]["batch_size"] == 32 and "finetune" not in card["settings"]

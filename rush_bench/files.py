@@ -24,7 +24,7 @@ except ImportError:  # not on Windows
 ABANDONED = 24 * 3600.0  # seconds after which a half-written file is nobody's, where no lock can tell
 
 
-def write_atomic(path: Path, write: Callable[[Path], object], fails: tuple[type[Exception], ...] = ()) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object], fails: type[Exception] = OSError) -> None:
     """Call `write(temporary path)` beside `path`, flush it to disk and rename it into place.
 
     A kill at any moment leaves either the old file or the new one; what it leaves beside it is swept by the next process that
@@ -43,7 +43,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], fails: tuple[type[
             temporary.replace(path)
         finally:
             os.close(handle)
-    except (OSError, *fails) as error:
+    except (OSError, fails) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         raise RushBenchError(
             f"cannot write {path}: {why}; free some space or choose another folder, then run the same command again: it goes on"
@@ -157,6 +157,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read ({error}); delete it and run the command that made it again") from error
+
+
+def pickled_labels(path: Path) -> BadInput:
+    """The error for AdvCL's released pseudo-labels: a pickle runs what is in it, so that its owner has to convert it."""
+    return BadInput(
+        f"{path} is a pickle, which may run code when it is read; if you trust it (AdvCL's and A-InfoNCE's pseudo-labels are "
+        "such files), convert it once and give labels.npz to --set pseudo_source=file --set pseudo_file=labels.npz:\n"
+        f"    import pickle, numpy\n    numpy.savez('labels.npz', **pickle.load(open({str(path)!r}, 'rb')))"
+    )
 
 
 def sha256_file(path: Path) -> str:

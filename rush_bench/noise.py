@@ -1,7 +1,7 @@
 """Noise laws, and counter-based streams of noise for evaluation.
 
 A stream is (seed, purpose). The noise of image i, draw j, pixel p depends on (seed, purpose, i, j, p) and on nothing else:
-the same for every batch size, order, shard and device (protocol A5). No generator is kept, none is disturbed.
+the same for every batch size, order, shard and device (protocol 3). No generator is kept, none is disturbed.
 """
 
 import dataclasses

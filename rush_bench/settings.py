@@ -136,6 +136,11 @@ def parse_number(text: str | float) -> float:
         raise BadInput(f"{text!r} is not a number; write 0.03 or 8/255") from error
 
 
+def parse_count(text: str, otherwise: int) -> int:
+    """A whole number of plain digits, at most 18 of them; `otherwise` for any other text, such as one with a ²."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else otherwise
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`["a.b=1", "c=x"]` as a flat mapping of dotted keys to text."""
     layer = {}
@@ -219,7 +224,9 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in options):
             return None
-        return _convert(key, next(o for o in options if o is not type(None)), value)
+        several = isinstance(value, list | tuple) or (isinstance(value, str) and "," in value)
+        kinds = [option for option in options if option is not type(None)]
+        return _convert(key, next((o for o in kinds if (typing.get_origin(o) is tuple) == several), kinds[0]), value)
     if origin is typing.Literal:
         return next((option for option in options if str(option) == str(value)), value)
     if origin is tuple:

@@ -10,8 +10,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ def save_model(
     for stem, tensors in files.items():
         path = folder / f"{stem}.safetensors"
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomic(path, partial(save_file, plain), fails=(SafetensorError,))
+        write_atomic(path, partial(save_file, plain), fails=SafetensorError)
         sha256[stem] = sha256_file(path)
     card = {"format": FORMAT, **card, "environment": environment(), "sha256": sha256}
     write_json(folder / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})
@@ -82,16 +81,20 @@ def read_card(store: Path, name: str) -> dict[str, Any]:
     return card
 
 
-def read_cards(store: Path, warn: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
-    """The cards of the finished models by name, sorted; a damaged one is left out, and `warn` gets a line (default: stderr)."""
-    warn = warn or (lambda text: print(text, file=sys.stderr))
+def read_cards(store: Path) -> dict[str, dict[str, Any]]:
+    """The cards of the finished models by name, sorted; a damaged one is left out, with a line on stderr, once."""
     cards = {}
     for name in model_names(store):
         try:
             cards[name] = read_card(store, name)
         except BadInput as error:
-            warn(f"left out model {name}: {error}")
+            _say(f"left out model {name}: {error}")
     return cards
+
+
+@cache
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def read_weights(store: Path, name: str, which: str = "model") -> "dict[str, Tensor]":

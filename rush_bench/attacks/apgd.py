@@ -280,8 +280,10 @@ def _ranked_targets(defense: Defense, images: Tensor, labels: Tensor, stream: St
 
 @dataclass(frozen=True)
 class TargetedEOTAPGD(EOTAPGD):
-    """Margin and, of 4 classes or more, DLR towards the likeliest classes: with `pgd`, AutoAttack's worst case on small networks
-    at a fifth of its cost (benchmarks/strength.py)."""
+    """Margin and, of 4 classes or more, DLR towards the likeliest classes.
+
+    With `pgd` it comes to AutoAttack's worst case on small networks at a fifth of its cost (benchmarks/strength.py).
+    """
 
     steps: Count = 40
 

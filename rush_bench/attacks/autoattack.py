@@ -4,18 +4,20 @@ A randomised defence is attacked on its bank (its draws fixed) and scored there,
 on fresh draws. `aa-rand` (T5) attacks it as it is.
 """
 
+import dataclasses
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
-from rush_bench.attacks.components import Components, Effort, Name, check_classes, component_passes
+from rush_bench.attacks.components import Components, Effort, component_passes
 from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
+from rush_bench.attacks.parts import STANDARD, Name, parts_for
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
@@ -27,8 +29,8 @@ NAMES = {
     "aa-rand": "AutoAttack rand (pyautoattack): APGD-CE, APGD-DLR, 20 EOT passes; the best x' on held-apart draws",
 }
 
+RAND: tuple[Name, ...] = ("apgd-ce", "apgd-dlr")
 UNSEEN = 5  # banks of other draws that x' of a bank is scored on (T6)
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class AutoAttack(Attack):
     """`bank` draws are fixed for a randomised defence: 0 is its own m, but at least `least_bank`.
 
     A bank of one draw would be fitted to that draw alone and say nothing about fresh ones. `parts` and `steps` are those of
-    pyautoattack's `standard` version when empty and 0.
+    pyautoattack's `standard` version when empty and 0; of fewer than four classes, those that exist (see `parts_for`).
     """
 
     bank: Whole = 0
@@ -46,7 +48,8 @@ class AutoAttack(Attack):
     steps: Whole = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        check_classes(defense, "aa")
+        if (settled := self.on(defense)) != self:
+            return settled.run(defense, images, labels, threat, stream)
         fixed = self._fixed(defense)
         with torch.random.fork_rng():  # AutoAttack seeds the global generator (A5)
             attack = self._build(fixed, threat, stream)
@@ -87,6 +90,10 @@ class AutoAttack(Attack):
             checks += UNSEEN
         return sum(f for f, _ in parts) + checks * rows, sum(b for _, b in parts)
 
+    def on(self, defense: Defense) -> Attack:
+        parts = parts_for(defense.classes, self.parts or STANDARD)
+        return self if parts == (self.parts or STANDARD) else dataclasses.replace(self, parts=parts)
+
     def settings(self) -> dict[str, Any]:
         # Records made with checkpoints of 100 steps, whatever `steps` was, are not these.
         return super().settings() | ({"schedule": "scaled"} if self.steps else {})
@@ -110,7 +117,7 @@ class AutoAttack(Attack):
             version="custom" if self.parts else "standard",
             **({"attacks": list(self.parts)} if self.parts else {}),
         )
-        attack.apgd.n_restarts = 1
+        attack.apgd.n_restarts = attack.fab.n_restarts = 1
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, fixed.classes - 1)
         if self.steps:
             attack.fab.n_iter = self.steps
@@ -141,17 +148,15 @@ class RandAutoAttack(Official):
     eot_iter: Count = 20
     steps: Count = 100
     select_draws: Count = 64
-
-    PARTS: ClassVar[tuple[Name, ...]] = ("apgd-ce", "apgd-dlr")
+    parts: tuple[Name, ...] = RAND
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        check_classes(defense, "aa-rand", least=3)
         kept = Kept(defense, images, labels, stream, self.select_draws)
         with torch.random.fork_rng():
             components = Components(defense, threat, stream, self._effort(defense))
             with torch.no_grad():
                 standing = components.right(images, labels)
-            for part in self.PARTS:
+            for part in parts_for(defense.classes, self.parts):
                 rows = (standing | ~kept.broken).nonzero()[:, 0]
                 if not len(rows):
                     break
@@ -170,9 +175,16 @@ class RandAutoAttack(Official):
         return attacked
 
     def passes(self, defense: Defense) -> tuple[float, float]:
-        parts = [component_passes(part, defense, self._effort(defense)) for part in self.PARTS]
+        parts = [component_passes(part, defense, self._effort(defense)) for part in parts_for(defense.classes, self.parts)]
         judged = 2 * len(parts) * judging_rows(defense, self.select_draws)
         return sum(f for f, _ in parts) + prediction_rows(defense) + judged, sum(b for _, b in parts)
+
+    def on(self, defense: Defense) -> Attack:
+        return dataclasses.replace(self, parts=parts_for(defense.classes, self.parts))
+
+    def settings(self) -> dict[str, Any]:
+        # `parts` came later: older records had these
+        return {key: value for key, value in super().settings().items() if key != "parts" or value != RAND}
 
     def _effort(self, defense: Defense) -> Effort:
         return Effort(steps=self.steps, eot=1 if defense.deterministic else self.eot_iter)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -64,8 +64,10 @@ class Attack(Settings):
     """Base of all attacks; the fields of a subclass are its settings.
 
     `run` returns x' (B, C, H, W) float32 in the ball and the box; the scorer checks that. It returns its best x' for every
-    image, never the clean one because a noisy pass happened to be right (protocol A4), and draws only from `stream`.
+    image, never the clean one because a noisy pass happened to be right (protocol 4), and draws only from `stream`.
     """
+
+    climbs: ClassVar[bool] = True  # the defence's own gradients, which are looked at beside it (see `health`)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         raise NotImplementedError

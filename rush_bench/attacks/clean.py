@@ -1,6 +1,6 @@
 """No attack: the images as they are."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ NAMES = {"clean": "no attack: accuracy on the images as they are"}
 
 class Clean(Attack):
     """Returns the images."""
+
+    climbs: ClassVar[bool] = False
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         return images

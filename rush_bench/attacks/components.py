@@ -7,19 +7,19 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.cost import at_once, module_rows, prediction_rows
+from rush_bench.attacks.parts import Name
 from rush_bench.defenses import Defense, as_module
-from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Settings, Whole
 
-Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 Offer = Callable[[Tensor, Tensor], None]  # points (n, C, H, W), positions (n,) in what was attacked
 NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -62,8 +62,8 @@ class Components:
         with torch.no_grad():
             torch.manual_seed(self.seed)
             if name in ("fab", "fab-t"):
-                parts = zip(images.split(self.size), labels.split(self.size), strict=True)
-                return torch.cat([self._fab(x, y, targeted=name == "fab-t").detach() for x, y in parts])
+                batches = zip(images.split(self.size), labels.split(self.size), strict=True)
+                return torch.cat([self._fab(x, y, targeted=name == "fab-t").detach() for x, y in batches])
             right = self.right(images, labels)
             claimed = images.clone()
             for search in self._searches(name):
@@ -121,16 +121,6 @@ class Components:
         attack = _package("fab_pt").FABAttack_PT(self.module, n_iter=self.effort.steps, targeted=targeted, **self.shared)
         attack.n_target_classes = min(self.effort.targets or self.classes - 1, self.classes - 1)
         return attack.perturb(images, labels)
-
-
-def check_classes(defense: Defense, attack: str, least: int = 4) -> None:
-    """BadInput where a DLR loss has too few classes to compare: the targeted one needs 4, the other 3."""
-    if defense.classes < least:
-        loss = "targeted DLR" if least == 4 else "DLR"
-        raise BadInput(
-            f"AutoAttack's {loss} loss needs {least} classes, {defense.name} has {defense.classes}; "
-            f"leave out the {attack} attack"
-        )
 
 
 def component_passes(name: str, defense: Defense, effort: Effort) -> tuple[float, float]:

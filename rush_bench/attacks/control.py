@@ -1,7 +1,7 @@
 """The control of T0: random points of the ball, no search. An attack that does no better than this has a fault."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ NAMES = {"random-noise": "control: the worst of 100 random points of the ball, o
 @dataclass(frozen=True)
 class RandomNoise(Attack):
     """`points` an image, uniform in the l-inf ball, of uniform direction and radius in l2; judged on `select_draws` draws."""
+
+    climbs: ClassVar[bool] = False
 
     points: Count = 100
     select_draws: Count = 16

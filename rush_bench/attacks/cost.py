@@ -29,14 +29,15 @@ def at_once(defense: Defense) -> int:
     return max(1, int(min(_room(defense) / prediction_rows(defense), 2**31)))
 
 
-def module_rows(defense: Defense) -> tuple[int, int]:
-    """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image.
+def module_rows(defense: Defense, batch: int = 1) -> tuple[int, int]:
+    """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image of the batch.
 
-    An image whose draws do not fit in memory saves nothing, and the backward pass computes each block once more.
+    A batch that does not fit in memory saves nothing, and the backward pass computes each block once more; 1 where whoever
+    calls the module cuts batches to what fits (`at_once`).
     """
     rows = _draws(defense)
     there, again, back = _chain(defense)
-    return rows * (again + (1 + there if rows > _room(defense) else 0)), rows * (1 + back)
+    return rows * (again + (1 + there if batch * rows > _room(defense) else 0)), rows * (1 + back)
 
 
 def _draws(defense: Defense) -> int:

@@ -1,4 +1,4 @@
-"""The best x' of each image so far, judged on draws held apart from those of the search (protocol A4)."""
+"""The best x' of each image so far, judged on draws held apart from those of the search (protocol 4)."""
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Kept:
     def _judge(self, points: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """What each point is worth, higher is better for the attacker, and whether it breaks its image."""
         labels, stream = self.labels[where], self.stream.at(self.positions[where.cpu()])
-        predictions = self.defense.predictions(points, stream, self.repeats)
+        predictions = self.defense.predictions(points, stream, self.repeats, exact=self.defense.deterministic)
         total, votes = predictions.probabilities.mean(0), predictions.votes.sum(0)
         # A prediction of one draw errs when that draw errs; one of many, when another class gathers more.
         several = self.defense.draws != 1

@@ -86,7 +86,7 @@ class PGD(Attack):
                 if self.keep == "best" and not looks:
                     kept.take(attacked, alive, at.loss)
                 if self.clamp == "project":
-                    # x' itself is projected, so no pixel can freeze outside the box (R5 row 10)
+                    # x' itself is projected, so no pixel can freeze outside the box (sources S5.10)
                     attacked = threat.project(attacked + self.step * threat.eps * threat.ascend(at.gradient), clean)
                 else:
                     delta = self._move(delta, clean, at.gradient, threat)

@@ -1,18 +1,20 @@
 """The attacks of the RUSH paper as its public code makes them: they explain a published number, they never measure robustness
-(protocol A9, 6.2, T15). Their settings undo one fault at a time.
+(protocol 4 and 5, T15; sources S6.2). Their settings undo one fault at a time.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
-from rush_bench.attacks.components import Components, Effort, Name, check_classes, component_passes
+from rush_bench.attacks.components import Components, Effort, component_passes
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
+from rush_bench.attacks.parts import Name, parts_for
 from rush_bench.attacks.pgd import PGD
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
@@ -26,7 +28,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class PublishedPGD(PGD):
-    """The author's code (recipes R2.1): m draws as the defence, the same at all 40 steps of eps/4 (2/255 at 8/255), from zero;
+    """The author's code (sources S2.1): m draws as the defence, the same at all 40 steps of eps/4 (2/255 at 8/255), from zero;
     the gradient goes through clamp(x + delta, 0, 1); the last iterate is returned.
 
     The waterfall of T15 sets `keep=best`, `redraw=1`, `draws`, `steps` with `step`, `loss` and `clamp=project` in turn.
@@ -49,7 +51,8 @@ class PublishedAutoAttack(Official):
     stands wherever the clean image would: the first correction. Up to there both make the same passes.
 
     `steps` (APGD and FAB), `queries` (Square) and `targets` (0 is every other class) make it affordable. torchattacks 3.5.1
-    has 10 steps and `fab="targeted"`. Where `extra` says `official_correct`, the image stood every pass.
+    has 10 steps and `fab="targeted"`. `parts`: these instead, if any. Where `extra` says `official_correct`, the image stood
+    every pass.
     """
 
     steps: Count = 100
@@ -58,15 +61,15 @@ class PublishedAutoAttack(Official):
     fab: Literal["untargeted", "targeted"] = "untargeted"
     hand_back: Literal["clean", "best"] = "clean"
     select_draws: Count = 64
+    parts: tuple[Name, ...] = ()
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        check_classes(defense, "aa-published")
         kept = Kept(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
         attacked = images.clone()
         standing = torch.arange(len(images), device=images.device)
         with torch.random.fork_rng():
             components = Components(defense, threat, stream, self._effort())
-            for part in self._parts():
+            for part in self._parts(defense):
                 if not len(standing):
                     break
                 x, y = images[standing], labels[standing]
@@ -96,13 +99,23 @@ class PublishedAutoAttack(Official):
         return attacked
 
     def passes(self, defense: Defense) -> tuple[float, float]:
-        parts = [component_passes(part, defense, self._effort()) for part in self._parts()]
+        parts = [component_passes(part, defense, self._effort()) for part in self._parts(defense)]
         targets = min(self.targets or defense.classes - 1, defense.classes - 1)
         judged = (2 + targets) * judging_rows(defense, self.select_draws) if self.hand_back == "best" else 0
         return sum(f for f, _ in parts) + judged, sum(b for _, b in parts)
 
-    def _parts(self) -> tuple[Name, ...]:
-        return "apgd-ce", "apgd-t", "fab" if self.fab == "untargeted" else "fab-t", "square"
+    def on(self, defense: Defense) -> Attack:
+        parts = self._parts(defense)
+        return self if parts == self._parts() else dataclasses.replace(self, parts=parts)
+
+    def settings(self) -> dict[str, Any]:
+        # `parts` came later, for fewer than four classes
+        return {key: value for key, value in super().settings().items() if key != "parts" or value}
+
+    def _parts(self, defense: Defense | None = None) -> tuple[Name, ...]:
+        """What runs; of a defence of fewer than four classes, what exists."""
+        every: tuple[Name, ...] = ("apgd-ce", "apgd-t", "fab" if self.fab == "untargeted" else "fab-t", "square")
+        return self.parts or (every if defense is None else parts_for(defense.classes, every))
 
     def _effort(self) -> Effort:
         return Effort(steps=self.steps, queries=self.queries, targets=self.targets, rescale=True)

@@ -8,7 +8,7 @@ are renewed, or else the luckiest loss would never be beaten again.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,12 +29,15 @@ AHEAD = 50  # queries whose random numbers are made at once: on a small network 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """`queries` an image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
+    """`queries` per image, each a mean over `draws` draws (whole predictions of the defence; 1 if deterministic).
 
-    `area` is the first share of the image that a square covers (0.8 as in AutoAttack). `select_draws` held-apart draws judge
-    the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves the search there, and as soon as it is
-    misclassified by a deterministic defence.
+    Without `whole` a query takes no more than these draws where one prediction has more votes; what is found is judged by
+    whole ones all the same. `area` is the first share of the image that a square covers (0.8 as in AutoAttack).
+    `select_draws` held-apart draws judge the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves
+    the search there, and as soon as it is misclassified by a deterministic defence.
     """
+
+    climbs: ClassVar[bool] = False
 
     queries: Count = 5000
     draws: Count = 20
@@ -42,33 +45,39 @@ class Square(Attack):
     redraw: Count = 100
     select_draws: Count = 64
     stop: bool = True
+    whole: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         kept = Kept(defense, images, labels, stream, self.select_draws)
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
-        repeats = 1 if defense.deterministic else -(-self.draws // defense.draws)
-        span = repeats * max(defense.draws, 1)
+        asked = defense if self.whole else defense.of_votes(min(self.draws, defense.draws))
+        repeats = 1 if defense.deterministic else -(-self.draws // asked.draws)
+        span = repeats * max(asked.draws, 1)
 
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
-            mean = defense.predictions(points, own.named("draws").skip(renewed * span), repeats).probabilities.mean(0)
+            noise = own.named("draws").skip(renewed * span)
+            mean = asked.predictions(points, noise, repeats, exact=False).probabilities.mean(0)
             return margin(mean.clamp_min(1e-30).log(), truth)
 
-        alive, renewed = torch.arange(len(images), device=images.device), 0
+        alive = everyone = torch.arange(len(images), device=images.device)
+        renewed = 0
         own, clean, truth = stream.at(kept.positions), images, labels
         best = moves.start(images, own.named("start"))
         best_loss, uniform = loss(best), best[:, :0]
         for query in range(1, self.queries):
             renew = not defense.deterministic and query % self.redraw == 0
-            if renew:
-                kept.offer(best, alive)
-            elif defense.deterministic and self.stop and len(wrong := (best_loss > 0).nonzero()[:, 0]):
-                kept.offer(best[wrong], alive[wrong])
-            if self.stop and len(rows := (~kept.broken[alive]).nonzero()[:, 0]) < len(alive):
-                if not len(rows):
+            due = everyone[: len(alive) if renew else 0]
+            if defense.deterministic and self.stop:
+                due = (best_loss > 0).nonzero()[:, 0]
+            if len(due):
+                kept.offer(best[due], alive[due])
+                rows = (~kept.broken[alive]).nonzero()[:, 0]
+                if self.stop and len(rows) < len(alive):
+                    alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
+                    own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+                if not len(alive):
                     return kept.best
-                alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
-                own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
             if renew:
                 renewed += 1
                 best_loss = loss(best)
@@ -84,12 +93,17 @@ class Square(Attack):
         return kept.best
 
     def on(self, defense: Defense) -> Attack:
-        return dataclasses.replace(self, draws=1, select_draws=1, redraw=1) if defense.deterministic else self
+        return dataclasses.replace(self, draws=1, select_draws=1, redraw=1, whole=True) if defense.deterministic else self
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         looks = 0 if defense.deterministic else (self.queries - 1) // self.redraw
         judged = (looks + 1) * judging_rows(defense, self.select_draws)
-        return (self.queries + looks) * judging_rows(defense, self.draws) + judged, 0
+        asked = judging_rows(defense, self.draws)
+        return (self.queries + looks) * (asked if self.whole or defense.deterministic else min(asked, self.draws)) + judged, 0
+
+    def settings(self) -> dict[str, Any]:
+        # `whole` came later: older records had it so
+        return {key: value for key, value in super().settings().items() if key != "whole" or not value}
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class _LInf:
         return 2 + images.shape[1]
 
     def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
+        height, width = images.shape[2:]
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
         top, left = _corner(uniform[:, 0], height - side), _corner(uniform[:, 1], width - side)
         inside = _window(images, top, left, side)[0]

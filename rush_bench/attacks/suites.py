@@ -12,17 +12,19 @@ from rush_bench.registry import attacks
 from rush_bench.settings import override, parse_number
 
 FULL: dict[str, dict[str, Any]] = {"clean": {}, "pgd": {}, "eot": {}, "aa": {}}
-# Quick: fewer steps and draws, and APGD-CE where the full suite has AutoAttack. Its table says so.
+# Quick: fewer steps and draws, and APGD-CE and Square where the full suite has AutoAttack. Its table says so.
 QUICK: dict[str, dict[str, Any]] = {
     "clean": {},
     "pgd": {"steps": 10},
     "eot": {"steps": 20, "step": 0.125, "draws": 16, "select_draws": 32},
     "apgd": {},
+    "square": {"queries": 1000, "draws": 4, "whole": False},
 }
+REST = "square"  # runs on what the columns before it leave standing; in a full suite AutoAttack has Square as its last part
 EXAMPLES = {
     "linf8": "l-inf 8/255 (any number after linf, in 255ths): clean, pgd, eot (randomised only), aa, worst",
     "l2-0.5": "l2 radius 0.5 (any number after l2-): the same columns",
-    "linf8-quick": "for a CPU: PGD-10, EOT 20 steps of 16 draws, APGD-CE for AutoAttack; never mixed with the full suite",
+    "linf8-quick": "for a CPU: PGD-10, EOT 20 steps of 16 draws, APGD-CE for AutoAttack; Square on what stands",
 }
 
 

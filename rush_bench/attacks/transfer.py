@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class Transfer(Attack):
     x' is the best for the source: the defence under attack is never asked. The other settings are those of `eot-apgd`;
     `draws` counts for a randomised source.
     """
+
+    climbs: ClassVar[bool] = False
 
     source: str | Defense = "base"
     store: str = "models"

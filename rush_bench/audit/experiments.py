@@ -1,4 +1,4 @@
-"""The experiments T0 to T16 that settle a claim (protocol section 7), as lists of trials. Names and settings only: no torch.
+"""The experiments T0 to T16 that settle a claim (protocol 5), as lists of trials. Names and settings only: no torch.
 
 A trial is one cell: an attack with its settings on the defence itself or on a form of it (`on`), at a multiple of the threat's
 eps. The same cell under two experiments is worked off once, since records are keyed by what is done and not by its name.
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rush_bench.attacks.parts import STANDARD, Name, parts_for
 from rush_bench.errors import BadInput, unknown_name
 
 WORST = "worst"  # trial.attack of a per-image worst case; settings name the experiments that it is over
@@ -42,6 +43,7 @@ class Subject:
     classes: int
     norm: str
     eps: float
+    diameter: float = 1.0  # of the box in the threat's norm: a ball of that radius holds every image
     has_base: bool = True
     has_bank: bool = True
     has_votes: bool = True
@@ -68,7 +70,7 @@ class Budget:
     rand: tuple[int, ...]  # T5: eot_iter at one vote; a vote of m already averages, see `_rand`
     rand_steps: int
     banks: tuple[int, ...]  # T6: bank sizes besides the defence's own m
-    parts: tuple[str, ...]  # T6, T16: parts of AutoAttack; empty is the standard version
+    parts: tuple[Name, ...]  # T6, T16: parts of AutoAttack; empty is the standard version
     part_steps: int
     queries: tuple[int, ...]  # T7
     sweep_steps: int  # T10, T14
@@ -96,7 +98,7 @@ BUDGETS = {
         banks=(16, 64),
         parts=("apgd-ce",),
         part_steps=20,
-        queries=(100,),
+        queries=(1_000,),
         sweep_steps=20,
         votes=(1, 8, 64),
         certificate=2_000,
@@ -170,6 +172,13 @@ def _strong(b: Budget, s: Subject) -> dict[str, Any]:
     return {"steps": b.sweep_steps, "draws": max(b.draws, s.draws and 16)}
 
 
+def _parts(s: Subject, b: Budget) -> tuple[Name, ...]:
+    """AutoAttack's parts; none are those of its standard version."""
+    wanted = b.parts or STANDARD
+    found = parts_for(s.classes, wanted)
+    return b.parts if found == wanted else found
+
+
 def _t0(s: Subject, b: Budget) -> list[Trial]:
     return [Trial("T0", f"{b.points} random points", "random-noise", {"points": b.points})]
 
@@ -218,7 +227,7 @@ def _t4(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t5(s: Subject, b: Budget) -> list[Trial]:
-    if not s.draws or s.classes < 3 or not s.has_module:
+    if not s.draws or not s.has_module:
         return []
     # a gradient of a vote is a mean over m draws already: as many draws in all as eot_iter asks for at one vote
     counts = sorted({max(1, round(count / s.draws)) for count in b.rand})
@@ -226,10 +235,11 @@ def _t5(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t6(s: Subject, b: Budget) -> list[Trial]:
-    if s.classes < 4 or not s.has_bank or not s.has_module:
+    if not s.has_bank or not s.has_module:
         return []
-    how = {"parts": b.parts, "steps": b.part_steps}
-    title = "AA" if not b.parts else "+".join(part.upper() for part in b.parts)
+    parts = _parts(s, b)
+    how = {"parts": parts, "steps": b.part_steps}
+    title = "AA" if not parts else "+".join(part.upper() for part in parts)
     if not s.draws:
         return [Trial("T6", title, "aa", how)]
     sizes = sorted({max(s.draws, 16), *b.banks})
@@ -237,9 +247,10 @@ def _t6(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t7(s: Subject, b: Budget) -> list[Trial]:
-    trials = [Trial("T7", f"{queries} queries", "square", {"queries": queries}) for queries in b.queries]
-    if s.draws and s.has_bank:
-        bank = 16 if b.small else max(s.draws, 16)
+    few = {"draws": 8} if b.small and s.draws else {}
+    trials = [Trial("T7", f"{queries} queries", "square", {"queries": queries, **few}) for queries in b.queries]
+    if s.draws and s.has_bank and not b.small:
+        bank = max(s.draws, 16)
         trials += [
             Trial("T7", f"{queries} queries, bank of {bank}", "square", {"queries": queries}, on=f"bank={bank}")
             for queries in b.queries
@@ -265,13 +276,20 @@ def _t9(s: Subject, b: Budget) -> list[Trial]:
 
 def _t10(s: Subject, b: Budget) -> list[Trial]:
     clean = Trial("T10", "0", "clean")
-    scales = (0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0)
+    scales = [0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0]
+    while scales[-1] * s.eps < s.diameter:  # to where chance is certain
+        scales.append(2 * scales[-1])
     return [clean, *(Trial("T10", f"{scale:g} eps", "eot-apgd", _strong(b, s), scale=scale) for scale in scales)]
 
 
 def _t11(s: Subject, b: Budget) -> list[Trial]:
+    return [_worst("T11", s, b)]
+
+
+def _worst(experiment: str, s: Subject, b: Budget) -> Trial:
+    """The worst case over all: one cell, so that the audit's and the waterfall's are one number."""
     repeats = None if not s.draws else 20 if b.small and s.draws > 8 else 100
-    return [Trial("T11", "worst case over all", WORST, {"of": ()}, repeats=repeats)]
+    return Trial(experiment, "worst case over all", WORST, {"of": ()}, repeats=repeats)
 
 
 def _t12(s: Subject, b: Budget) -> list[Trial]:
@@ -311,7 +329,7 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
     if not s.draws:
         return [
             Trial("T15", "PGD-20", "pgd"),
-            Trial("T15", "worst case over all", WORST, {"of": ()}),
+            _worst("T15", s, b),
         ]
     # what the package itself gives, beside our emulation of it; bars of their own, no part of the waterfall
     theirs = []
@@ -331,17 +349,17 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
             {"steps": b.long, "losses": ("margin",), "draws": max(b.draws, s.draws) if b.small else more},
         )
     )
-    if s.has_bank and s.has_module and s.classes >= 4:
+    if s.has_bank and s.has_module:
         size, title = max(s.draws, 16), "APGD" if b.parts else "AutoAttack"
-        settings = {"parts": b.parts, "steps": b.part_steps, "bank": size}
+        settings = {"parts": _parts(s, b), "steps": b.part_steps, "bank": size}
         bars.append(Trial("T15", f"{title} on a bank of {size}", "aa", settings))
-    return [*theirs, *bars, Trial("T15", "worst case over all", WORST, {"of": ()})]
+    return [*theirs, *bars, _worst("T15", s, b)]
 
 
 def _smoothed(s: Subject, b: Budget, more: int) -> list[Trial]:
     """T15's bars for what RUSH did: its AutoAttack and its PGD as published, and their corrections."""
     bars = []
-    if s.classes >= 4 and s.has_module:
+    if s.has_module:
         bars += [
             Trial("T15", "AA as published", "aa-published", dict(b.published)),
             Trial("T15", "never the clean image back", "aa-published", {**b.published, "hand_back": "best"}),
@@ -372,8 +390,6 @@ def _purified(b: Budget, more: int) -> list[Trial]:
 
 
 def _t16(s: Subject, b: Budget) -> list[Trial]:
-    if s.classes < 4:
-        return []
     itself = [("", "")] if s.has_module and s.has_still else []
     subjects = itself if not s.draws else [(f"model={n}", f"{n}, ") for n, _, votes in s.peers if not votes][: b.peers]
     # without noise every draw is the same: one goes through the code path of many
@@ -383,7 +399,7 @@ def _t16(s: Subject, b: Budget) -> list[Trial]:
     trials = []
     for on, prefix in subjects:
         still = f"still{on and ':' + on}"
-        trials.append(Trial("T16", prefix + "AutoAttack", "aa", {"parts": b.parts, "steps": b.part_steps}, on=on))
+        trials.append(Trial("T16", prefix + "AutoAttack", "aa", {"parts": _parts(s, b), "steps": b.part_steps}, on=on))
         trials.append(Trial("T16", prefix + "randomised code path, no noise", "eot-apgd", ours, on=still))
     return trials
 
@@ -399,7 +415,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "T7": Experiment("without gradients", "below the white box: gradients are masked", _t7),
     "T8": Experiment("transfer", "below the white box: the white-box attack is broken", _t8),
     "T9": Experiment("box clamp", "what frozen pixels cost the published attack", _t9),
-    "T10": Experiment("eps", "at most 5 % at 4 eps, none at 8 eps; a plateau is a broken attack", _t10),
+    "T10": Experiment("eps", "at most 5 % at 4 eps or where chance is certain; a plateau is a broken attack", _t10),
     "T11": Experiment("repeated queries", "any of k predictions wrong", _t11),
     "T12": Experiment("certificate and attack", "certified is never above attacked", _t12),
     "T13": Experiment("votes of the defence", "flat", _t13),

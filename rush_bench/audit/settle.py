@@ -29,6 +29,7 @@ from rush_bench.errors import BadInput, MissingPackage, unknown_name
 from rush_bench.evaluation.records import Cell, CellResult, CellStore, load_results
 from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
 from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
+from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Gaussian, Stream, Uniform
 
 FOLDER = "settle"
@@ -101,7 +102,7 @@ def settle(
     off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
-    data = check_asked(defenses, data, shard, seed)
+    defenses, data = check_asked(defenses, data, shard, seed)
     if norm not in ("linf", "l2"):
         raise unknown_name("norm", norm, ("linf", "l2"))
     if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
@@ -194,6 +195,7 @@ def _planned(
         classes=defense.classes,
         norm=threat.norm,
         eps=threat.eps,
+        diameter=diameter(defense, threat),
         has_base=_has(lambda: defense.base()),
         has_bank=_has(lambda: defense.bank(2, 0)),
         has_votes=isinstance(defense, Smoothed | Randomised),
@@ -237,6 +239,11 @@ def _planned(
     return _priced(defense, jobs, data, certificates, cells)
 
 
+def diameter(defense: Defense, threat: Threat) -> float:
+    """Of the [0,1] box in the threat's norm: a ball of this radius around an image holds every other."""
+    return 1.0 if threat.norm == "linf" else math.sqrt(math.prod(defense.shape))
+
+
 def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
     """What a worst case is over: attacks on the defence itself at the threat, of the experiments named.
 
@@ -274,7 +281,7 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
     found = []
     for name, card in listed(store, data.name).items() if store.is_dir() else ():
         spec = card["network"]
-        fits = (spec["channels"], spec["size"], spec["size"]) == tuple(defense.shape) and spec["classes"] == defense.classes
+        fits = image_shape(spec) == tuple(defense.shape) and spec["classes"] == defense.classes
         if fits and name.split("@")[0] != own:
             votes = int(name.partition("@")[2] or 0)
             found.append((name, str(card["recipe"]), votes))
@@ -411,7 +418,7 @@ def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: 
     results = [cells.result(job.cell) for job in one.jobs]
     labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
     labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
-    labels |= {"dataset": data.name, "n": len(data)}
+    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(one.defense, threat)}
     certified = _certified(folder, one)
     whole = tuple(result for result in certified if result.complete)
     # others that lie there, of more draws or other images, are compared too, but not waited for

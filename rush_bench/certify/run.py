@@ -106,7 +106,7 @@ def certify(
     defence without noise, a bank, a norm without a theorem, images that do not fit.
     """
     settings = settings or Sampling()
-    data = check_asked(defenses, data, shard, seed, "certify")
+    defenses, data = check_asked(defenses, data, shard, seed, "certify")
     jobs: dict[str, _Job] = {}
     for defense in defenses:
         job = _plan(defense, data, settings, norm, seed, chunk)

@@ -1,9 +1,11 @@
 """`rush-bench attack`: load defences and images, attack them a data set at a time, print the table."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from rush_bench.cli import common
 from rush_bench.errors import BadInput
@@ -22,7 +24,11 @@ DEFAULT_N = 1000
 @click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own: package.module:function.")
 @click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25.")
 @click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model, beside one.  [default: 64]")
-@click.option("--dataset", help="Images to attack: a name, or path/to/file.npz.  [default: what each model was trained for]")
+@common.name
+@common.label
+@click.option(
+    "--dataset", help="Images to attack: a name, path/to/file.npz or a folder.  [default: what each model was trained for]"
+)
 @click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
 @click.option("--n", "count", default=None, help=f"Images: a fixed stratified subset, or `all`.  [default: {DEFAULT_N}]")
 @click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K an image.  [default: by votes]")
@@ -46,6 +52,8 @@ def command(
     target: str | None,
     noise: str | None,
     votes: int | None,
+    name: str | None,
+    about: tuple[str, ...],
     dataset: str | None,
     size: int | None,
     count: str | None,
@@ -70,14 +78,7 @@ def command(
     """
     if (models is None) == (target is None):
         raise BadInput("say what to attack: --models all, or --model package.module:function")
-    if target is None and (noise or votes):
-        raise BadInput(
-            "--noise and --votes go with --model; a model of the store has its own, and votes as in --models rush@64"
-        )
-    if target is not None and not dataset:
-        raise BadInput("--model needs --dataset: which images is the network for?")
-    if votes and not noise:
-        raise BadInput("--votes needs --noise: without noise every vote is the same")
+    check_own(target, dataset, noise=noise, votes=votes, name=name, label=about)
     from rush_bench.attacks.suites import parse_suite
     from rush_bench.settings import parse_assignments
 
@@ -97,7 +98,7 @@ def command(
         }
         if target is not None:
             assert dataset
-            pairs = [own(target, images.load(dataset, None), noise, votes, options)]
+            pairs = [own(target, images.load(dataset, None), noise, votes, options, name, about)]
         else:
             assert models
             pairs = stored(models.split(","), store, dataset, images, options)
@@ -123,12 +124,11 @@ class Loader:
     """Test images by name, each data set and size once."""
 
     def __init__(self, data_dir: Path | None, count: str | None, size: int | None, default: int = DEFAULT_N) -> None:
-        if count not in (None, "all") and not (count.isdigit() and int(count) > 0):
-            raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
+        check_count(count)
         self.data_dir, self.count, self.size, self.default = data_dir, count, size, default
-        self.loaded: dict[tuple[str, int | None], Images] = {}
+        self.loaded: dict[tuple[str, int | tuple[int, ...] | None], Images] = {}
 
-    def load(self, name: str, size: int | None) -> "Images":
+    def load(self, name: str, size: tuple[int, ...] | None) -> "Images":
         """The subset that was asked for; `size` is what the model takes, unless --size says otherwise."""
         from rush_bench.datasets import load_dataset
 
@@ -144,30 +144,60 @@ class Loader:
         return self.loaded[key]
 
 
-def own(
-    target: str, data: "Images", noise: str | None, votes: int | None, options: dict[str, Any]
-) -> tuple[list["Defense"], "Images"]:
-    """The user's network, with the images it is to be attacked on."""
-    from rush_bench.defenses import from_target
+def check_count(count: str | None) -> None:
+    """Refuse an --n that is no number of images."""
+    from rush_bench.settings import parse_count
 
-    return from_target(target, noise=noise, votes=votes or 64, shape=data.shape, **options), data
+    if count not in (None, "all") and parse_count(count, 0) < 1:
+        raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
+
+
+def check_own(target: str | None, dataset: str | None, **options: Any) -> None:
+    """Refuse options of --model without it, --votes without --noise, and --model without --dataset."""
+    given = [f"--{key}" for key, value in options.items() if value]
+    if target is None and given:
+        raise BadInput(
+            f"{', '.join(given)} without --model: a model of the store has its own noise, name and labels; votes as in rush@64"
+        )
+    if target is not None and not dataset:
+        raise BadInput("--model needs --dataset: which images is the network for?")
+    if options.get("votes") and not options.get("noise"):
+        raise BadInput("--votes needs --noise: without noise every vote is the same")
+
+
+def own(
+    target: str,
+    data: "Images",
+    noise: str | None,
+    votes: int | None,
+    options: dict[str, Any],
+    name: str | None,
+    about: Iterable[str],
+) -> tuple[list["Defense"], "Images"]:
+    """The user's network, with the images it is to be attacked on; what the command line says of it holds or is refused."""
+    from rush_bench.defenses import from_target
+    from rush_bench.settings import parse_assignments
+
+    source = click.get_current_context().get_parameter_source
+    said = {key: value for key, value in options.items() if source(key) is ParameterSource.COMMANDLINE}
+    labels = {key.replace("-", "_").replace(" ", "_"): text for key, text in parse_assignments(about).items()}
+    return from_target(
+        target, noise=noise, votes=votes, shape=data.shape, name=name, about=labels, defaults=options, **said
+    ), data
 
 
 def stored(
     patterns: list[str], store: Path, dataset: str | None, images: Loader, options: dict[str, Any]
 ) -> list[tuple[list["Defense"], "Images"]]:
     """Models of the store grouped by the images that they take: data set and size."""
+    from rush_bench.datasets.loading import find_source
     from rush_bench.defenses import load_defenses
     from rush_bench.registry import datasets
 
-    name = dataset
-    if dataset and dataset.endswith(".npz"):
-        name = Path(dataset).stem
-    elif dataset:
-        datasets.get(dataset)  # a wrong name is told as such, not as "no models for it"
-    groups: dict[tuple[str, int], list[Defense]] = {}
+    name = find_source(dataset).name if dataset else None  # a wrong name is told as such, not as "no models for it"
+    groups: dict[tuple[str, tuple[int, ...]], list[Defense]] = {}
     for defense in load_defenses([p.strip() for p in patterns if p.strip()], store=store, dataset=name, **options):
-        groups.setdefault((str(defense.labels()["dataset"]), defense.shape[1]), []).append(defense)
+        groups.setdefault((str(defense.labels()["dataset"]), defense.shape[1:]), []).append(defense)
     for trained_for, _ in groups:
         if not dataset and trained_for not in datasets.entries:
             raise BadInput(

@@ -63,7 +63,7 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
             common.print_rows(report.title(one.book), *audits.lay_out(one, sources=False))
             click.echo(audits.sentence(one) + "\n")
     if not asked["plan_only"]:
-        common.finish(run, asked["shard"])
+        common.finish(run, asked["shard"], "tables wait")
     if run.complete and any(one.verdict is None for one in found):
         raise WorkLeft("stopped with probes left; the same command continues")
 

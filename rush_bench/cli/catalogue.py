@@ -7,7 +7,7 @@ from typing import Any
 from rush_bench import registry
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.files import read_json
-from rush_bench.store import model_names, read_card
+from rush_bench.store import ENCODERS, model_names, read_card
 
 Row = dict[str, Any]  # name, summary, and what else the kind has
 
@@ -41,7 +41,14 @@ def model_summary(card: Row) -> str:
         "purify": f"; {card['name']}@8 votes over 8 purified images",
     }
     views = random[card["transform"]["name"]] if card.get("transform") else ""
-    return f"{card['recipe']} on {data}, {card.get('protocol')}, preset {card.get('preset')}{law}{views}"
+    start = f" from {card['from']['name']}" if card.get("from") else ""
+    return f"{card['recipe']} on {data}, {card.get('protocol')}{start}, preset {card.get('preset')}{law}{views}"
+
+
+def encoder_summary(card: Row) -> str:
+    """One line on an encoder: who made it, on what data, and its network."""
+    made = card["source"]["family"] if card.get("source") else f"preset {card.get('preset')}, seed {card.get('seed')}"
+    return f"{card['recipe']} on {card.get('pretrain_dataset') or card['dataset']}, {card['network']['name']}, {made}"
 
 
 def _registered(entries: registry.Registry) -> list[Row]:
@@ -62,6 +69,17 @@ def _models(store: Path) -> list[Row]:
             card = read_card(store, name)
             row = {"name": name, "summary": model_summary(card)}
             found.append(row | {key: card[key] for key in ("recipe", "dataset", "votes")})
+        except (BadInput, LookupError, TypeError, AttributeError) as error:
+            found.append({"name": name, "summary": f"unreadable card: {error}"})
+    return found
+
+
+def _encoders(store: Path) -> list[Row]:
+    """Encoders of a store, which are no models: a training starts from them (`train finetune --from NAME`)."""
+    found = []
+    for name in model_names(store / ENCODERS):
+        try:
+            found.append({"name": name, "summary": encoder_summary(read_card(store / ENCODERS, name))})
         except (BadInput, LookupError, TypeError, AttributeError) as error:
             found.append({"name": name, "summary": f"unreadable card: {error}"})
     return found
@@ -96,5 +114,6 @@ KINDS: dict[str, Callable[[Path, Path], list[Row]]] = {
     "attacks": lambda store, results: _registered(registry.attacks),
     "experiments": lambda store, results: _experiments(),
     "models": lambda store, results: _models(store),
+    "encoders": lambda store, results: _encoders(store),
     "results": lambda store, results: _results(results),
 }

@@ -22,6 +22,8 @@ DEFAULT_N = 500
 @click.argument("patterns", metavar="[MODELS]", required=False)
 @click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own, with --noise: package.module:function.")
 @click.option("--noise", metavar="LAW:SCALE", help="Noise of --model: gaussian:0.25 or uniform:0.3.")
+@common.name
+@common.label
 @click.option("--dataset", help="Images to certify: a name, or path/to/file.npz.  [default: what each model was trained for]")
 @click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
 @click.option("--n", "count", help=f"Images: a fixed stratified subset, or `all`.  [default: {DEFAULT_N}]")
@@ -53,6 +55,8 @@ def command(
     patterns: str | None,
     target: str | None,
     noise: str | None,
+    name: str | None,
+    about: tuple[str, ...],
     dataset: str | None,
     size: int | None,
     count: str | None,
@@ -95,16 +99,14 @@ def command(
         raise BadInput("--table goes with --read: which certificates is it to be compared with?")
     if (patterns is None) == (target is None):
         raise BadInput("say what to certify: rush-bench certify all, or --model package.module:function --noise gaussian:0.25")
-    if (target is None) != (noise is None):
-        raise BadInput("--model and --noise go together; a model of the store has its own noise")
-    if target is not None and not dataset:
-        raise BadInput("--model needs --dataset: which images is the network for?")
+    from rush_bench.cli.attack import Loader, check_own, own, stored
+
+    check_own(target, dataset, noise=noise, name=name, label=about)
     from rush_bench.certify.sampling import Sampling
 
     settings = Sampling(mode, selection, draws, parse_number(alpha), wanted, parse_number(hope))  # type: ignore[arg-type]
     with common.quiet_stdout():
         from rush_bench.certify import run
-        from rush_bench.cli.attack import Loader, own, stored
         from rush_bench.devices import choose_device
         from rush_bench.evaluation.work import Run, deadline_in, minutes_to, parse_shard
 
@@ -112,7 +114,7 @@ def command(
         options = {"device": choose_device(device), "memory": int(memory * 2**30)}
         if target is not None:
             assert dataset
-            pairs = [own(target, images.load(dataset, None), noise, 1, options)]
+            pairs = [own(target, images.load(dataset, None), noise, 1 if noise else None, options, name, about)]
         else:
             assert patterns
             pairs = stored(patterns.split(","), store, dataset, images, options)

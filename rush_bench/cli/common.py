@@ -32,6 +32,10 @@ seed = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything that is random."
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+name = click.option("--name", metavar="NAME", help="What tables call the --model.  [default: package.module.function]")
+label = click.option(
+    "--label", "about", multiple=True, metavar="KEY=VALUE", help="What they say of it: protocol, extra_data or architecture."
+)
 max_minutes = click.option(
     "--max-minutes", type=click.FloatRange(min=0), help="Stop after this time, with exit code 3 where work is left."
 )

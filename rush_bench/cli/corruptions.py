@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from rush_bench.cli import common
+from rush_bench.cli.attack import check_count
 from rush_bench.errors import BadInput
 
 DEFAULT_N = 1000
@@ -55,8 +56,7 @@ def command(
     The files of CIFAR-10-C and CIFAR-100-C are not downloaded; the message of a missing one says where they are.
     Running the same command again, from any number of processes, finishes the work.
     """
-    if count not in (None, "all") and not (count.isdigit() and int(count) > 0):
-        raise BadInput(f"--n takes a number of images or `all`, not {count!r}")
+    check_count(count)
     with common.quiet_stdout():
         from rush_bench.datasets.corruptions import ALL, USUAL, load_corrupted
         from rush_bench.defenses import load_defense

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RECIPES = ("simclr", "rush")
 SUITES = ("linf8-quick", "linf25.5-quick")  # 25.5/255 = 0.1: where the noise no longer helps
-COLUMNS = ("clean", "pgd", "eot")  # without APGD, which is two thirds of the time and finds the same here
+COLUMNS = ("clean", "pgd", "eot", "square")  # without APGD, which takes long and finds the same here
 IMAGES = 200
 SHOWN = 6  # images in the picture
 

@@ -52,7 +52,10 @@ class CommandLine(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             raise unknown_name("command", args[0], COMMANDS)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _refuse_repeated(click.Context(command, parent=ctx, info_name=name), rest)
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -75,6 +78,14 @@ class CommandLine(click.Group):
             if error.errno == errno.ENOSPC:
                 click.echo("error: cannot write the output: no space left on device; free some space", err=True)
             ctx.exit(1)
+
+
+def _refuse_repeated(ctx: click.Context, args: list[str]) -> None:
+    """click takes the last of two values of an option that holds one, without a word."""
+    _, _, order = ctx.command.make_parser(ctx).parse_args(list(args))
+    for option in order:
+        if isinstance(option, click.Option) and not (option.multiple or option.is_flag) and order.count(option) > 1:
+            raise click.UsageError(f"{option.opts[0]} was given {order.count(option)} times; it takes one value", ctx)
 
 
 def _abandon_stdout() -> None:

@@ -17,7 +17,9 @@ OPTIONS = (
     click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own: package.module:function."),
     click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25."),
     click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model.  [default: 64]"),
-    click.option("--dataset", help="Images: a name, or path/to/file.npz.  [default: what each model was trained for]"),
+    common.name,
+    common.label,
+    click.option("--dataset", help="Images: a name, path/to/file.npz or a folder.  [default: what each model was trained for]"),
     click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]"),
     click.option("--budget", default="standard", show_default=True, help="quick (a CPU), standard, or full (the protocol)."),
     click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True, help="Norm of the threat."),
@@ -75,13 +77,13 @@ def command(as_json: bool, **asked: Any) -> None:
         for book in run.books:
             common.print_rows(report.title(book), *report.lay_out(book))
     if not asked["plan_only"]:
-        common.finish(run, asked["shard"])
+        common.finish(run, asked["shard"], "tables wait")
 
 
 def settled(asked: dict[str, Any]) -> "SettleRun":
     """Load what was asked for and settle it; the books of all data sets together."""
     from rush_bench.audit import settle as rooms
-    from rush_bench.cli.attack import Loader, own, stored
+    from rush_bench.cli.attack import Loader, check_own, own, stored
     from rush_bench.devices import choose_device
     from rush_bench.evaluation.work import deadline_in, minutes_to, parse_shard
     from rush_bench.settings import parse_number
@@ -89,19 +91,15 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
     patterns, target, dataset = asked["patterns"], asked["target"], asked["dataset"]
     if (patterns is None) == (target is None):
         raise BadInput("say what to settle: rush-bench settle rush@64, or --model package.module:function")
-    if target is None and (asked["noise"] or asked["votes"]):
-        raise BadInput("--noise and --votes go with --model; a model of the store has its own, and votes as in rush@64")
-    if target is not None and not dataset:
-        raise BadInput("--model needs --dataset: which images is the network for?")
-    if asked["votes"] and not asked["noise"]:
-        raise BadInput("--votes needs --noise: without noise every vote is the same")
+    named = {"name": asked["name"], "about": asked["about"]}
+    check_own(target, dataset, noise=asked["noise"], votes=asked["votes"], name=asked["name"], label=asked["about"])
     budget = rooms.budget_named(asked["budget"])
     images = Loader(asked["data_dir"], asked["count"], asked["size"], budget.images)
     where = choose_device(asked["device"])
     precision = common.choose_precision(asked["precision"], where)
     place: dict[str, Any] = {"device": where, "precision": precision, "memory": int(asked["memory"] * 2**30)}
     if target is not None:
-        defenses, data = own(target, images.load(dataset, None), asked["noise"], asked["votes"], place)
+        defenses, data = own(target, images.load(dataset, None), asked["noise"], asked["votes"], place, **named)
         pairs = [(defenses[-1:], data)]  # the smoothed one at its votes, not the single draw beside it
     else:
         pairs = stored(patterns.split(","), asked["store"], dataset, images, place)

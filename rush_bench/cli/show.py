@@ -10,12 +10,14 @@ from rush_bench import registry
 from rush_bench.cli import catalogue, common
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
-from rush_bench.store import read_card
+from rush_bench.store import ENCODERS, read_card
 
 
 @click.command()
 @click.argument("name")
-@click.option("--kind", help="Where one name means several things: defense, dataset, suite, attack, experiment, model, result.")
+@click.option(
+    "--kind", help="Where one name means several things: defense, dataset, suite, attack, model, encoder, result, ..."
+)
 @common.store
 @common.results
 @common.as_json
@@ -98,6 +100,11 @@ def model(name: str, store: Path, results: Path) -> dict[str, Any]:
     return {key: value for key, value in read_card(store, name).items() if key != "name"}
 
 
+def encoder(name: str, store: Path, results: Path) -> dict[str, Any]:
+    """An encoder: its card."""
+    return {key: value for key, value in read_card(store / ENCODERS, name).items() if key not in ("name", "history")}
+
+
 def result(name: str, store: Path, results: Path) -> dict[str, Any]:
     """A cell of an evaluation: what it is, and how much of it is done."""
     path = results / "runs" / name / "cell.json"
@@ -114,6 +121,7 @@ DESCRIBE: dict[str, Callable[[str, Path, Path], dict[str, Any]]] = {
     "attacks": attack,
     "experiments": experiment,
     "models": model,
+    "encoders": encoder,
     "results": result,
 }
 

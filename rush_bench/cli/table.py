@@ -15,11 +15,18 @@ FORMATS = ("csv", "md", "tex")
 
 @click.command()
 @click.option("--style", default="plain", show_default=True, help="plain: all that was measured; paper: Table 1.")
-@common.results
-@common.folder_option("--out", None, "Folder for table.csv, table.md, table.tex.  [default: that of --results]")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=("results",),
+    show_default=True,
+    help="Folder that holds the runs; repeatable: one table of them all.",
+)
+@common.folder_option("--out", None, "Folder for table.csv, table.md, table.tex.  [default: that of the first --results]")
 @click.option("--format", "formats", default=",".join(FORMATS), show_default=True, help="Which files to write.")
 @common.as_json
-def command(style: str, results: Path, out: Path | None, formats: str, as_json: bool) -> None:
+def command(style: str, results: tuple[Path, ...], out: Path | None, formats: str, as_json: bool) -> None:
     """Write and print the table of everything measured, from the records alone.
 
     `--style paper` lays out Table 1 of the RUSH paper: published numbers beside what was measured here.
@@ -33,13 +40,14 @@ def command(style: str, results: Path, out: Path | None, formats: str, as_json: 
     from rush_bench.evaluation.records import load_results
     from rush_bench.report import tables
 
-    found = load_results(results)
+    found = load_results(*results)
     if style == "plain" and not any(result.complete for result in found):
-        raise BadInput(f"no finished cell under {results}; run `rush-bench attack` first, or point --results at its --out")
+        places = ", ".join(map(str, results))
+        raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
     frame = tables.table(found, style)
     writers: dict[str, Callable[..., Any]] = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
     for part in wanted:
-        path = (out or results) / f"table.{part}"
+        path = (out or results[0]) / f"table.{part}"
         writers[part](frame, path)
         click.echo(f"wrote {path}", err=True)
     if as_json:

@@ -40,6 +40,12 @@ class Images:
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """The side of square images, (H, W) of others: what `load_dataset` takes and a network's card says."""
+        _, height, width = self.shape
+        return height if height == width else (height, width)
+
     def floats(self, rows: Any = slice(None)) -> Tensor:
         """Images as float32 in [0,1], (B, C, H, W); `rows` is whatever indexes a tensor's first axis."""
         return self.pixels[rows].to(torch.float32).div_(255)
@@ -76,7 +82,7 @@ def as_images(
     point is rounded to 8 bits (a change of at most 1/510). labels: integers (N,), 0 to classes - 1; `classes` defaults
     to the numbers up to the largest label. Raises BadInput that names the first image at fault.
     """
-    array, targets = _to_numpy(pixels), _to_numpy(labels)
+    array, targets = _to_numpy(pixels, name), _to_numpy(labels, name)
     if array.dtype != np.uint8:
         array = _eight_bits(array, name)
     array = channels_first(array, name)
@@ -126,11 +132,16 @@ def check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], origi
     return labels.astype(np.int64)
 
 
-def _to_numpy(values: Any) -> np.ndarray:
+def _to_numpy(values: Any, origin: str) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of several lengths
+        raise BadInput(
+            f"{origin}: images and labels are no arrays ({error}); give (pixels, labels), images of one shape"
+        ) from error
 
 
 def _eight_bits(array: np.ndarray, origin: str) -> np.ndarray:

@@ -1,12 +1,14 @@
 """`load_dataset`: from a name to the images of one split, checked, resized and cut to a fixed subset."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rush_bench import registry
+from rush_bench.datasets.folder import folder_source
 from rush_bench.datasets.images import Images, channels_first, check_labels
 from rush_bench.datasets.npz import npz_source
 from rush_bench.datasets.source import Part, Source
@@ -25,10 +27,10 @@ def load_dataset(
     *,
     seed: int = 0,
     data_dir: str | Path | None = None,
-    size: int | None = None,
+    size: int | Sequence[int] | None = None,
     stand_ins: bool = False,
 ) -> Images:
-    """Images of one split of a registered data set, or of an `.npz` file of the user's own.
+    """Images of one split of a registered data set, or of the user's own: an `.npz` file, a folder with one folder a class.
 
     split: `test`; `val`, a fixed stratified tenth of the official training set; `train`, the rest of it; `pretrain`,
     what self-supervised stages see: the unlabelled images where the data set has them, otherwise `train`; `transfer`, the
@@ -36,15 +38,16 @@ def load_dataset(
     n: that many images, a stratified subset fixed by `seed`, in an order such that smaller n are its beginnings.
     None is all of them in the official order. (`seed` moves this subset only, never the validation split.)
     data_dir: folder with the files; default the environment's RUSH_BENCH_DATA, else `data`.
-    size: side in pixels, bilinear with antialiasing; default the data set's own (digits 16, STL-10 32).
+    size: side in pixels, or (height, width), bilinear with antialiasing; default the data set's own (digits 16, STL-10 32).
     stand_ins: keep images whose pixels are not the official ones in `test` (`val` never has them, `train` always).
 
     Raises BadInput for an unknown name or split, a missing or damaged file, wrong labels, or n beyond what there is.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    if size is not None and size < 1:
-        raise BadInput(f"size {size} must be at least 1 pixel")
+    side = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    if side is not None and (len(side) != 2 or min(side) < 1):
+        raise BadInput(f"size {size} must be a side, or height and width, of at least 1 pixel")
     source = find_source(name)
     folder = Path(data_dir or os.environ.get("RUSH_BENCH_DATA") or "data").expanduser()
     part = source.read("unlabelled", folder) if split in UNSUPERVISED else None
@@ -57,7 +60,7 @@ def load_dataset(
     labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
     rows = choose_rows(part, labels, split, n, seed, stand_ins)
     return Images(
-        pixels=_convert(pixels, rows, size or source.size),
+        pixels=_convert(pixels, rows, side or (None if source.size is None else (source.size, source.size))),
         labels=torch.full((len(rows),), -1) if labels is None else torch.from_numpy(labels[rows]),
         index=torch.from_numpy(rows),
         classes=part.classes,
@@ -67,9 +70,11 @@ def load_dataset(
 
 
 def find_source(name: str) -> Source:
-    """The source of a registered name, or of a path that ends in `.npz`."""
+    """The source of a registered name, or of a path: a file that ends in `.npz`, or a folder of images."""
     if name.endswith(".npz"):
         return npz_source(Path(name).expanduser())
+    if name not in registry.datasets.entries and Path(name).expanduser().is_dir():
+        return folder_source(Path(name).expanduser())
     source = registry.datasets.load(name)
     if not isinstance(source, Source):
         raise BadInput(f"data set {name!r} is a {type(source).__name__}; its entry point must be a rush_bench.datasets.Source")
@@ -92,10 +97,10 @@ def choose_rows(part: Part, labels: np.ndarray | None, split: str, n: int | None
     return ranked(labels, count, seed, leave_out=np.setdiff1d(np.arange(count), rows))[:n]
 
 
-def _convert(pixels: np.ndarray, rows: np.ndarray, size: int | None) -> torch.Tensor:
-    """Rows of (N, C, H, W) as a contiguous uint8 tensor, resized where `size` is another; works in chunks."""
+def _convert(pixels: np.ndarray, rows: np.ndarray, side: tuple[int, ...] | None) -> torch.Tensor:
+    """Rows of (N, C, H, W) as a contiguous uint8 tensor, resized where `side`, (H, W), is another; works in chunks."""
     channels, height, width = pixels.shape[1:]
-    side = (height, width) if size is None else (size, size)
+    side = side or (height, width)
     result = torch.empty(len(rows), channels, *side, dtype=torch.uint8)
     for start in range(0, len(rows), CHUNK):
         chunk = torch.from_numpy(np.ascontiguousarray(pixels[rows[start : start + CHUNK]]))

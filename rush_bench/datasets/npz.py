@@ -5,9 +5,11 @@ classes (names). Optional: stand_in_train, stand_in_test (positions whose pixels
 unlabeled_images. A split needs only its own keys.
 """
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -35,6 +37,7 @@ def read_npz(path: Path, part: str) -> Part | None:
             missing = [key for key in [*keys, "classes"] if key not in file]
             if missing:
                 raise BadInput(f"{path} has no {' and no '.join(missing)} (it has {', '.join(file)}); save it with these keys")
+            _check_sizes(handle, [*keys, "classes"])
             stand_ins = file[f"stand_in_{part}"] if f"stand_in_{part}" in file else np.empty(0, np.int64)
             images, *labels = (file[key] for key in keys)
             classes = tuple(str(name) for name in file["classes"].ravel())
@@ -47,6 +50,7 @@ def read_npz(path: Path, part: str) -> Part | None:
         KeyError,
         TypeError,
         AttributeError,
+        MemoryError,
     ) as error:
         raise BadInput(
             f"{path} cannot be read as .npz ({error}): it was cut, damaged or is another kind of file; "
@@ -57,3 +61,17 @@ def read_npz(path: Path, part: str) -> Part | None:
             raise BadInput(f"{path}: stand_in_{part} holds {stand_ins.dtype}, not positions; save it as integers")
         stand_ins = stand_ins.astype(np.int64)
     return Part(images, labels[0] if labels else None, classes, str(path), stand_ins.ravel())
+
+
+def _check_sizes(handle: IO[bytes], keys: list[str]) -> None:
+    """ValueError for an array that declares another size than it has: reading it would ask for that much memory first."""
+    with zipfile.ZipFile(handle) as file:
+        for key in keys:
+            info = file.getinfo(f"{key}.npy")
+            with file.open(info) as array:
+                version = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(array)
+                declared, held = math.prod(shape) * dtype.itemsize, info.file_size - array.tell()
+            if declared != held:
+                raise ValueError(f"{key} declares the shape {shape}, {declared} bytes, and holds {held}")

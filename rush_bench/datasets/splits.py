@@ -7,7 +7,7 @@ import numpy as np
 
 from rush_bench.errors import BadInput
 
-HOLD_OUT = 0.1  # of the official training set: 5,000 of CIFAR's 50,000 and 500 of STL-10's 5,000 (recipes.md 1.6)
+HOLD_OUT = 0.1  # of the official training set: 5,000 of CIFAR's 50,000 and 500 of STL-10's 5,000 (sources S1.6)
 HOLD_OUT_SEED = 0
 
 

@@ -21,7 +21,7 @@ SIDE = 96
 
 
 def make(name: str) -> Source:
-    """STL-10 as a `Source`; 32x32 by default, for RUSH's noise is 32x32 (protocol R5 row 26); size 96 keeps them."""
+    """STL-10 as a `Source`; 32x32 by default, for RUSH's noise is 32x32 (sources S5.26); size 96 keeps them."""
     return Source(name, _read, size=32)
 
 

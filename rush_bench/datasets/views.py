@@ -38,7 +38,7 @@ class SimCLRViews:
     """The SimCLR family of views: crop, flip, colour jitter, gray, in this order (RUSH paper, appendix A).
 
     No blur and no normalisation; RUSH's noise comes after it, from the recipe. The crop floor is RUSH's and RoCL's .08;
-    ACL has .1 with bicubic interpolation, AdvCL .2 (recipes.md 1.3). `jitter` is brightness, contrast, saturation, hue.
+    ACL has .1 with bicubic interpolation, AdvCL .2 (sources S1.3). `jitter` is brightness, contrast, saturation, hue.
     """
 
     crop_floor: float = 0.08

@@ -2,7 +2,7 @@
 
 from rush_bench.defenses.base import LOSSES, TARGETED, Defense, Gradient, Passes, Prediction, as_module
 from rush_bench.defenses.chain import Chain
-from rush_bench.defenses.load import from_target, listed, load_defense, load_defenses, resolve, stored_transform
+from rush_bench.defenses.load import as_defenses, from_target, listed, load_defense, load_defenses, resolve, stored_transform
 from rush_bench.defenses.purify import Purifier
 from rush_bench.defenses.randomised import Randomised, RandomViews
 from rush_bench.defenses.smoothed import Bank, Deterministic, Smoothed
@@ -21,6 +21,7 @@ __all__ = [
     "RandomViews",
     "Randomised",
     "Smoothed",
+    "as_defenses",
     "as_module",
     "from_target",
     "listed",

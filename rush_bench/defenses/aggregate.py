@@ -1,4 +1,4 @@
-"""From the draws of a randomised defence to one row of scores an image: the three ways an attack may average (R7 T4).
+"""From the draws of a randomised defence to one row of scores an image: the three ways an attack may average (protocol 5, T4).
 
 All start from per-draw log-probabilities (B, k, K) and end in scores (B, K) that are log-probabilities again:
 
@@ -17,7 +17,7 @@ from rush_bench.defenses.base import LOSSES, TARGETED, Loss
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.settings import parse_number
 
-VOTE_SHARPNESS = 10.0  # R7 T4
+VOTE_SHARPNESS = 10.0  # protocol 5, T4
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.errors import BadInput, RushBenchError
@@ -79,10 +78,11 @@ class Defense:
         """One prediction an image, from draws 0..m-1 of the stream."""
         raise NotImplementedError
 
-    def predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
+    def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         """`repeats` independent predictions per image: labels (repeats, B), votes and probabilities (repeats, B, K).
 
-        The k-th is `predict` on draws k m..(k+1) m - 1 of the stream; a defence may put them into one batch.
+        The k-th is `predict` on draws k m..(k+1) m - 1 of the stream; a defence may put them into one batch. Without `exact`
+        an equivalent network will do that is faster and differs by float32's rounding: for a search, never for a judgement.
         """
         each = [self.predict(images, stream.skip(k * max(self.draws, 1))) for k in range(repeats)]
         return Prediction(*(torch.stack([getattr(one, f.name) for one in each]) for f in fields(Prediction)))
@@ -94,6 +94,10 @@ class Defense:
         `@vote` after it averages the draws otherwise, see `rush_bench.defenses.aggregate`.
         """
         raise NotImplementedError
+
+    def of_votes(self, votes: int) -> "Defense":
+        """The same defence voting over so many draws; itself where it does not say how."""
+        return self
 
     def base(self) -> "Defense":
         """The same defence without its randomness (smoothing removed); itself where there is none."""
@@ -140,12 +144,13 @@ def against(scores: Tensor, labels: Tensor) -> Tensor:
 def margin(scores: Tensor, labels: Tensor) -> Tensor:
     """Best other score minus the true one (Carlini and Wagner 2017), positive where the attack has won. Returns (B,)."""
     true = scores.gather(1, labels[:, None])[:, 0]
-    others = scores.masked_fill(F.one_hot(labels, scores.shape[1]).bool(), -torch.inf)
-    return others.max(1).values - true
+    return scores.scatter(1, labels[:, None], -torch.inf).max(1).values - true
 
 
 def dlr(scores: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, eq. 6); needs three classes. Returns (B,)."""
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6); of two classes the margin. Returns (B,)."""
+    if scores.shape[1] < 3:
+        return margin(scores, labels)
     ordered = scores.sort(1, descending=True).values
     return margin(scores, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
@@ -157,7 +162,9 @@ def margin_to(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr_to(scores: Tensor, labels: Tensor) -> Tensor:
-    """Targeted difference of logits ratio (Croce and Hein 2020, eq. 7); needs four classes. Returns (B,)."""
+    """Targeted difference of logits ratio (Croce and Hein 2020, eq. 7); of fewer than four classes the margin. Returns (B,)."""
+    if scores.shape[1] < 4:
+        return margin_to(scores, labels)
     ordered = scores.sort(1, descending=True).values
     return margin_to(scores, labels) / (ordered[:, 0] - 0.5 * (ordered[:, 2] + ordered[:, 3]) + 1e-12)
 
@@ -197,7 +204,7 @@ REMEDY = "such as a square root, logarithm or division at 0"
 
 def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Prediction]:
     @functools.wraps(predict)
-    def checked(self: Defense, images: Tensor, stream: Stream, *repeats: int, **named: int) -> Prediction:
+    def checked(self: Defense, images: Tensor, stream: Stream, *repeats: int, **named: Any) -> Prediction:
         found = predict(self, images, stream, *repeats, **named)
         check_finite(found.probabilities.transpose(0, -2), stream.images, "the prediction")  # images first
         return found
@@ -218,13 +225,17 @@ def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradie
     return checked
 
 
-_CHECKS = {"predict": _checked_predict, "predictions": _checked_predict, "gradient": _checked_gradient}
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "predict": _checked_predict,
+    "predictions": _checked_predict,
+    "gradient": _checked_gradient,
+}
 
 
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
     """An `nn.Module` with logits for attacks of other packages: the log of the mean probability over the defence's draws.
 
-    CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (R5 row 7). A bank or a deterministic
+    CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (sources S5.7). A bank or a deterministic
     defence gives a plain function of the image; a randomised one draws anew at each call. Memory stays within the budget.
     """
     return _Checked(defense.as_module(stream or Stream(0, "module")))

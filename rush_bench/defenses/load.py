@@ -1,9 +1,11 @@
 """Defences by name: from the model store, or from a Python target of the user's own."""
 
 import importlib
+import re
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.purify import purifier_from
 from rush_bench.defenses.randomised import Average, Keyed, Randomised, transform_from
-from rush_bench.defenses.smoothed import Deterministic, Smoothed
+from rush_bench.defenses.smoothed import Deterministic, Smoothed, _Network
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import build
+from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
-from rush_bench.store import read_card, read_cards, read_weights
+from rush_bench.settings import MOST, parse_count
+from rush_bench.store import model_names, read_card, read_cards, read_weights
 
 
 def listed(store: Path, dataset: str | None = None) -> dict[str, dict[str, Any]]:
@@ -41,6 +45,8 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
     patterns = list(patterns)
     if all(pattern.startswith(zoo.PREFIX) for pattern in patterns):
         return [zoo.check_dataset(pattern, dataset) for pattern in dict.fromkeys(patterns)]
+    for name in {pattern.partition("@")[0].partition(":")[0] for pattern in patterns} & set(model_names(store)):
+        read_card(store, name)  # one that is asked for by its very name is not left out
     rows = listed(store, dataset)
     where = f" for {dataset}" if dataset else ""
     if not rows:
@@ -57,7 +63,7 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
             known = {row.split("@")[0] for row in rows} | {card["recipe"] for card in rows.values()}
             raise unknown_name(f"model in {store}{where}", pattern, known)
         if at:
-            if not votes.isdigit() or int(votes) < 1:
+            if not 1 <= parse_count(votes, -1) <= MOST:
                 raise BadInput(f"{pattern!r}: after @ comes a number of votes, such as rush@64")
             hits = [f"{hit.split('@')[0]}@{votes}" for hit in hits if "@" in hit or rows[hit].get("transform")]
             if not hits:
@@ -118,8 +124,7 @@ def load_defense(
     }
     if start is not None:
         about["protocol"] = f"{card['protocol']} from {start['name']}"
-    shape = (spec["channels"], spec["size"], spec["size"])
-    common = {"name": names[0], "shape": shape, "device": device, "about": about, **options}
+    common = {"name": names[0], "shape": image_shape(spec), "device": device, "about": about, **options}
     law = noise or (noise_from(card["noise"]) if votes else None)
     network.eval()
     if votes and law is None and card.get("transform"):
@@ -169,37 +174,115 @@ def load_defenses(
     return [load_defense(name, store=store, **options) for name in resolve(patterns, Path(store), dataset)]
 
 
+ABOUT = ("protocol", "extra_data", "architecture")  # what a table says of a model beside its name
+NAME = re.compile(r"[\w(][\w .()+=-]{0,79}")
+
+
 def from_target(
     target: str,
     *,
     noise: Noise | str | None = None,
-    votes: int = 64,
+    votes: int | None = None,
     shape: tuple[int, int, int] = (3, 32, 32),
+    name: str | None = None,
+    about: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[Defense]:
     """A user's own network from `package.module:function`, which returns a Defense or an `nn.Module` in eval mode.
 
-    With `noise` a module is smoothed, at one vote and at `votes`; without, it is deterministic. One that draws at random
-    itself is refused: the function is to return it as a `Randomised`.
+    With `noise` a module is smoothed, at one vote and at `votes` (64); without, it is deterministic. One that draws at random
+    itself is refused: the function is to return it as a `Randomised`. `name` stands in tables in place of
+    `package.module.function`, `about` has the keys of ABOUT. `options` are those of the defence; `defaults` are options
+    that a Defense which was returned need not follow. Of what is asked for, all is applied or a BadInput.
     """
+    if name is not None and not NAME.fullmatch(name):
+        raise BadInput(f"name {name!r} must be 1 to 80 letters, digits, spaces and .()+=-, so that it can be chosen and shown")
+    about = dict(about or {})
+    for key in about:
+        if key not in ABOUT:
+            raise unknown_name("label", key, ABOUT)
+    made, called = made_by(target), name or target.replace(":", ".")
+    if isinstance(made, Defense):
+        return [_adjusted(made, target, name, about, {"noise": noise_from(noise), "draws": votes, **options})]
+    if votes is not None and noise is None:
+        raise BadInput("votes need noise: without it every vote is the same")
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"{target} gave {type(made).__name__}; it must return an nn.Module or a Defense")
+    options = {"shape": shape, "about": about, **(defaults or {}), **options}
+    if noise is None:
+        return [Deterministic(made, name=called, **options)]
+    return [Smoothed(made, noise=noise, votes=m, name=f"{called}@{m}", **options) for m in sorted({1, votes or 64})]
+
+
+def made_by(target: str) -> Any:
+    """What `package.module:function` is or returns; BadInput in one line for whatever goes wrong in there."""
     module_name, colon, attribute = target.partition(":")
-    if not colon or not attribute:
+    if not colon or not attribute or not module_name or "/" in module_name:
         raise BadInput(f"--model takes package.module:function, not {target!r}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        made = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise BadInput(f"cannot import {module_name!r} ({error}); run from the folder that holds it, or install it") from error
-    except AttributeError as error:
-        raise BadInput(f"{module_name!r} has no {attribute!r}") from error
-    if not isinstance(made, nn.Module | Defense) and callable(made):
-        made = made()
-    if isinstance(made, Defense):
-        return [made]
-    if not isinstance(made, nn.Module):
-        raise BadInput(f"{target} gave {type(made).__name__}; it must return an nn.Module or a Defense")
-    options = {"shape": shape, **options}
-    if noise is None:
-        return [Deterministic(made, name=attribute, **options)]
-    return [Smoothed(made, noise=noise, votes=m, name=f"{attribute}@{m}", **options) for m in sorted({1, votes})]
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # anybody's code
+        raise BadInput(
+            f"cannot import {module_name!r} ({_where(error)}); run from the folder that holds it, or install it"
+        ) from error
+    if not hasattr(module, attribute):
+        raise BadInput(f"{module_name!r} has no {attribute!r}")
+    made = getattr(module, attribute)
+    if isinstance(made, nn.Module | Defense) or not callable(made):
+        return made
+    try:
+        return made()
+    except RushBenchError:
+        raise
+    except (Exception, SystemExit) as error:  # anybody's code
+        raise BadInput(
+            f"{target} is to return an nn.Module or a Defense when called without arguments: {_where(error)}"
+        ) from error
+
+
+def _where(error: BaseException) -> str:
+    """An error in a line, and the file and line that it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if last.filename.startswith("<frozen") else f"{text}, {Path(last.filename).name}:{last.lineno}"
+
+
+def _adjusted(made: Defense, target: str, name: str | None, about: dict[str, str], asked: dict[str, Any]) -> Defense:
+    """A Defense under the name and labels that were asked for; BadInput for what it does not do and cannot be made to."""
+    for key, wanted in asked.items():
+        if wanted in (None, getattr(made, key, None)) or (key == "memory" and isinstance(made, _Network)):
+            continue
+        what = "votes" if key == "draws" else key
+        raise BadInput(
+            f"{target} gives a Defense, which is as it was made: {what} cannot be set from outside; say it in the function, or "
+            "let that return the network"
+        )
+    if isinstance(made, _Network):
+        if asked.get("memory"):
+            made.body.limit(asked["memory"])
+        made.about = {**made.about, **about}
+    elif about:
+        raise BadInput(f"{target} gives a {type(made).__name__}, whose labels() are its own; say {', '.join(about)} there")
+    if name is not None:
+        made.name = f"{name}@{made.draws}" if made.draws else name
+    return made
+
+
+def as_defenses(given: Any) -> list[Defense]:
+    """One defence or several, as a list; BadInput that says how for anything else."""
+    one_alone = isinstance(given, Defense | nn.Module | str) or not isinstance(given, Iterable)
+    listed: list[Any] = [given] if one_alone else list(given)
+    for one in listed:
+        if isinstance(one, nn.Module):
+            raise BadInput(
+                "a bare network cannot be attacked: wrap it, as in rb.Deterministic(net, shape=(3, 32, 32)), or "
+                "rb.Smoothed(net, noise=rb.Gaussian(0.25))"
+            )
+        if not isinstance(one, Defense):
+            raise BadInput(
+                f'{one!r} is no defence; load a model with rb.load_defense("rush@64"), or wrap a network of your own'
+            )
+    return listed

@@ -31,7 +31,7 @@ PROBE = Stream(0, "probe")
 class RandomViews:
     """A transform: random augmentations, the draws of image i and draw j keyed as noise is, by (seed, purpose, i, j).
 
-    With `average="logits"` it is the transformation-smoothed inference of RoCL (Kim et al. 2020; recipes R2.5).
+    With `average="logits"` it is the transformation-smoothed inference of RoCL (Kim et al. 2020; sources S2.5).
     """
 
     views: SimCLRViews = dataclasses.field(default_factory=SimCLRViews)

@@ -1,5 +1,6 @@
 """Deterministic classifiers and the randomised-smoothing adapter (RUSH eqs. 3-7; Cohen et al. 2019; Salman et al. 2019)."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -84,12 +85,13 @@ class _Network(Defense):
         one = self._predictions(images, stream, 1)
         return Prediction(one.labels[0], one.votes[0], one.probabilities[0])
 
-    def predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
-        if self.deterministic or not self.keyed:  # a network that draws by itself may have one draw for all rows of a call
+    def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
+        # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
+        if repeats > 1 and (self.deterministic or not self.keyed):
             return super().predictions(images, stream, repeats)
-        return self._predictions(images, stream, repeats)
+        return self._predictions(images, stream, repeats, exact or self.precision != "float32")
 
-    def _predictions(self, images: Tensor, stream: Stream, repeats: int) -> Prediction:
+    def _predictions(self, images: Tensor, stream: Stream, repeats: int, exact: bool = True) -> Prediction:
         """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
         forward, draws = self._forward(stream, len(images))
@@ -99,13 +101,13 @@ class _Network(Defense):
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
             for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
-                log_p = forward(images[i].to(self.device), i, j, True)
+                log_p = forward(images[i].to(self.device), i, j, exact)
                 log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
                 k = slice(j.start // draws, -(-j.stop // draws))
                 votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
                 total[k, i] += (log_p if self.how.geometric else log_p.exp()).sum(2)
         probabilities = (total / draws).softmax(2) if self.how.geometric else total / draws
-        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (R5 row 23).
+        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
         labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
         return Prediction(labels, votes, probabilities.float())
 
@@ -241,8 +243,13 @@ class _Random(_Network):
     """A randomised defence: it says how it draws (`_forward`), and how it draws the same for all (`_banked`)."""
 
     def bank(self, size: int, seed: int) -> "Bank":
-        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol A8)."""
+        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol 4)."""
         return Bank(self, size, seed)
+
+    def of_votes(self, votes: int) -> "Defense":
+        other = copy.copy(self)  # the same network and counters
+        other.draws = votes
+        return other
 
     def _banked(self, size: int, seed: int) -> Forward:
         raise NotImplementedError
@@ -251,7 +258,7 @@ class _Random(_Network):
 class Smoothed(_Random):
     """Randomised smoothing: `votes` noisy copies, hard vote (RUSH eq. 4), gradients by eq. 7.
 
-    `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (R5 row 9).
+    `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (sources S5.9).
     The noise of image i, draw j depends on the stream's (seed, purpose) and on i and j alone.
     """
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.files import digest, read_json, write_json
 from rush_bench.noise import Stream
 
@@ -27,7 +27,7 @@ LOGS_APART = 0.02  # mean distance of log(p + FLOOR), as a share of its range: w
 FLOOR = 1e-3
 FADED = 0.5  # of the gradient's norm, mean over the images
 TURNED = 0.8  # cosine of the gradient with what it was, mean over the images
-HALVES = 3.0  # times the distance between two halves of the draws, for a defence whose draws are others on another device
+HALVES = 3.0  # times the distance between two halves of the draws, where a defence's draws are others on another device
 
 Array = NDArray[np.float64]
 
@@ -48,12 +48,12 @@ def check_behaviour(folder: Path, defense: Defense, sample: Images) -> None:
         return
     before = read_json(path)
     try:
-        apart = _apart(before, now)
+        apart, known = _apart(before, now), before["defense"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Changed(f"{path} is damaged ({error!r}); delete it, and the records of {defense.name} with it") from error
     if apart:
         raise Changed(
-            f"{defense.name} does not do what {before['defense']!r} did, of which {folder} has records under the same key: "
+            f"{defense.name} does not do what {known!r} did, of which {folder} has records under the same key: "
             f"{apart} differ. Code was changed that has no weights (a layer, a transform, a Defense); give another folder with "
             f"--out, or delete the old records and {path.name} in {path.parent}"
         )
@@ -62,8 +62,8 @@ def check_behaviour(folder: Path, defense: Defense, sample: Images) -> None:
 def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
     """What a defence does with a few images, JSON-able; its passes are not counted.
 
-    `probabilities` (B, K), of two predictions where it draws inside its network (`halves`: each of them); `gradient`, the norms
-    of that of CE (B,), and `margin`, the margin's own as products (B, DIRECTIONS); None without a gradient.
+    `probabilities` (B, K), where it draws inside its network of eight predictions (`halves`: of four and four); `gradient`, the
+    norms of that of CE (B,), and `margin`, the margin's own as products (B, DIRECTIONS); None without a gradient.
     """
     images, labels = sample.floats().to(defense.device), sample.labels.to(defense.device)
     stream, passes = Stream(0, "behaviour", sample.index), (defense.passes.forwards, defense.passes.backwards)
@@ -71,7 +71,7 @@ def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
     made = torch.stack(halves).to(torch.float64).cpu()
     found: dict[str, Any] = {"probabilities": made.mean(0).tolist()}
     if not defense.keyed:
-        found["halves"] = [made[k::2].mean(0).tolist() for k in (0, 1)]
+        found |= {"halves": [made[k::2].mean(0).tolist() for k in (0, 1)], "where": _where(defense)}
     try:
         ce, margin = (
             defense.gradient(images, labels, loss, max(defense.draws, 1), stream).gradient for loss in ("ce", "margin")
@@ -79,10 +79,15 @@ def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
         found["gradient"] = ce.flatten(1).norm(dim=1).tolist()
         if defense.keyed:  # on other draws the direction is another
             found["margin"] = _products(margin)
-    except (BadInput, RuntimeError):
+    except (RushBenchError, RuntimeError):
         found["gradient"] = None
     defense.passes.forwards, defense.passes.backwards = passes
     return found
+
+
+def _where(defense: Defense) -> str:
+    """On what a network that draws from torch's global generator draws the same."""
+    return f"{defense.device.type}, torch {torch.__version__}"
 
 
 def _apart(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -90,7 +95,8 @@ def _apart(before: dict[str, Any], now: dict[str, Any]) -> str:
     one, two = (np.asarray(each["probabilities"], float) for each in (before, now))
     if one.shape != two.shape:
         return "its classes"
-    spreads = [_distances(*np.asarray(each["halves"], float)) for each in (before, now) if "halves" in each]
+    other_draws = before.get("where") != now.get("where")
+    spreads = [_distances(*np.asarray(each["halves"], float)) for each in (before, now) if other_draws]
     allowed = np.array([APART, LOGS_APART]) + HALVES * np.max([*spreads, np.zeros(2)], axis=0)
     if not np.all(_distances(one, two) <= allowed):
         return "probabilities"

@@ -75,7 +75,7 @@ def evaluate(
     `rush_bench.evaluation.work`); bad input raises BadInput before anything runs.
     """
     load = lru_cache(maxsize=1)(data.images)  # jobs of one corruption and severity follow each other
-    check_asked(defenses, load(data.corruptions[0], SEVERITIES[0]), shard, seed)
+    defenses, _ = check_asked(defenses, load(data.corruptions[0], SEVERITIES[0]), shard, seed)
     jobs = []
     for corruption in data.corruptions:
         sample = load(corruption, SEVERITIES[0]).take(slice(0, IMAGES))  # for the guard: one look a corruption

@@ -1,4 +1,4 @@
-"""Records: what an evaluation leaves on disk, and all that a table is made from (protocol A6). No torch is imported.
+"""Records: what an evaluation leaves on disk, and all that a table is made from (protocol 8). No torch is imported.
 
 A cell is one (defence, attack, threat, images, seed). It is worked off in fixed chunks of images, one file a chunk:
 
@@ -213,26 +213,31 @@ class CellStore:
         return CellResult(cell.identity, cell.labels, folder, cell.chunks, len(_done(cell, folder)))
 
 
-def load_results(results: Path, warn: Callable[[str], None] | None = None) -> list[CellResult]:
-    """Every cell under `<results>/runs`, sorted by folder, one entry a set of labels; chunks are read at `.frame`.
+def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> list[CellResult]:
+    """Every cell under `<results>/runs` of each folder, sorted, one entry a set of labels; chunks are read at `.frame`.
 
     A folder that holds no cell of ours (half-written, foreign, another format) is left out; `warn` gets a line that
-    says so (default: to stderr).
+    says so (default: to stderr). A cell that is in several folders is taken once, where it has the most chunks.
     """
     warn = warn or (lambda text: print(text, file=sys.stderr))
-    runs, found = Path(results) / "runs", []
+    found: dict[str, CellResult] = {}
     rows: dict[tuple[str, int], NDArray[np.int64]] = {}
-    for folder in sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []:
+    for folder in [path for each in results for path in sorted(Path(each).glob("runs/*/"))]:
         try:
             identity, labels = _read_cell(folder / "cell.json")
             cells = [Cell(identity, each) for each in labels]
             if cells[0].key[:16] != folder.name:
                 raise BadInput("its name does not match its identity: renamed or changed")
             done = len(_done(cells[0], folder))
-            found += [CellResult(c.identity, c.labels, folder, c.chunks, done, rows) for c in cells]
         except (BadInput, ValueError, TypeError, KeyError, OSError) as error:
             warn(f"left out {folder}: {error}")
-    return found
+            continue
+        for cell in cells:
+            mine = CellResult(cell.identity, cell.labels, folder, cell.chunks, done, rows)
+            before = found.setdefault(digest([cell.key, cell.labels]), mine)
+            if mine.chunks_done > before.chunks_done:
+                found[digest([cell.key, cell.labels])] = mine
+    return list(found.values())
 
 
 def _description(cell: Cell, labels: list[dict[str, Any]]) -> dict[str, Any]:
@@ -244,9 +249,9 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not path.is_file():
         raise BadInput("it has no cell.json, so it is no record, or only half of one; delete it if it is in the way")
     found = read_json(path)
-    labels = found.get("labels") if isinstance(found, dict) else None
-    plain = isinstance(labels, list) and labels and all(isinstance(about, dict) for about in labels)
-    if not plain or not isinstance(found.get("identity"), dict):
+    identity, labels = (found.get(part) if isinstance(found, dict) else None for part in ("identity", "labels"))
+    plain = isinstance(labels, list) and all(isinstance(about, dict) for about in labels)
+    if not labels or not plain or not isinstance(identity, dict):
         raise BadInput(f"{path} is not a description of a cell; delete its folder and run the same command again")
     if found.get("format") != FORMAT:
         raise BadInput(f"{path} has format {found.get('format')}, this version reads {FORMAT}; run the same command again")
@@ -254,7 +259,7 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise BadInput(f"{path} has labels that were changed; delete it and run the same command again")
     for about in labels:
         _check_labels(about)
-    return found["identity"], labels
+    return identity, labels
 
 
 def _check_labels(labels: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack, Threat
-from rush_bench.attacks.suites import Suite, parse_suite
+from rush_bench.attacks.health import health
+from rush_bench.attacks.suites import REST, Suite, parse_suite
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput
 from rush_bench.evaluation import work
 from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.score import Meter, check, score
@@ -22,10 +24,15 @@ from rush_bench.noise import Stream
 from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
 
+BROKEN = 0.05  # the estimated chance of being right of an image that no further attack is made on
+
 
 @dataclass(frozen=True)
 class Job(work.Job):
-    """One cell of an attack: `attack` is None for the worst case over `of`, the cells before it."""
+    """One cell of an attack; with `of`, the cells before it, on what their worst case leaves standing (the rest keeps its x').
+
+    `attack` is None for that worst case itself.
+    """
 
     attack: Attack | None
 
@@ -42,21 +49,27 @@ class Job(work.Job):
         images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
         threat = Threat(self.cell.labels["norm"], self.cell.labels["eps"])
         meter, extra = Meter(defense), dict[str, Any]()
-        if self.attack is None:
-            attacked, extra["source"] = _lowest(store, self, c, images)
-            purpose = "score-worst"  # x' was chosen on the draws of "score": judge it on others (A2)
-        else:
+        attacked, standing, purpose = images, torch.ones_like(labels, dtype=torch.bool), "score"
+        if self.of:
+            attacked, extra["source"], rate = _lowest(store, self, c, images)
+            purpose = f"score-{self.cell.labels['attack']}"  # x' was chosen on the draws of "score": judge it on others (A2)
+            standing = torch.from_numpy(rate > BROKEN).to(labels.device)
+        if self.attack is not None and standing.any():
             stream = Stream(seed, f"attack/{self.cell.labels['attack']}", part.index)
-            attacked = self.attack.run(defense, images, labels, threat, stream)
-            purpose = "score"
+            rows = standing.nonzero()[:, 0]
+            found = self.attack.run(defense, images[rows], labels[rows], threat, stream.at(part.index[rows.cpu()]))
+            attacked = found if standing.all() else attacked.index_copy(0, rows, found)
         distance = check(attacked, images, part.index, threat)
-        if self.attack is not None:
+        if self.attack is not None and not self.of:
             extra |= self.attack.extra(defense, attacked, labels, stream)
+        cost = meter.cost(len(part))
+        if self.attack is not None and self.attack.climbs:
+            extra |= _gradients(defense, images, labels, threat, Stream(seed, "health", part.index))
         arrays = {
             "index": part.index.numpy(),
             "label": part.labels.numpy(),
             "distance": distance.cpu().numpy(),
-            **meter.cost(len(part)),
+            **cost,
             **score(defense, attacked, labels, part.index, Stream(seed, purpose), repeats),
             **extra,
         }
@@ -64,9 +77,9 @@ class Job(work.Job):
 
 
 def attack(
-    defenses: Sequence[Defense],
+    defenses: Defense | Sequence[Defense],
     suite: str | Suite = "linf8",
-    data: Images | None = None,
+    data: Images | Any = None,
     *,
     out: Path | str | None = None,
     seed: int = 0,
@@ -78,6 +91,7 @@ def attack(
 ) -> Run:
     """Run a suite on defences. The same call again, from any number of processes, finishes what is left.
 
+    `defenses` is one or several; `data` what `rush_bench.datasets.as_data` takes: images, (x, y), a DataLoader, a name, ...
     `suite` is a name (`linf8`, `l2-0.5`, `linf8-quick`) or a parsed one; `out` the results folder (None: a temporary one);
     `repeats` K, the independent predictions an x' is scored by (None: 1 if deterministic, else 100 at one vote, 16 at 64
     votes; a fifth of that in quick suites); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks.
@@ -85,7 +99,7 @@ def attack(
     `Run.failed`; bad input raises BadInput before anything runs.
     """
     suite = parse_suite(suite) if isinstance(suite, str) else suite
-    data = check_asked(defenses, data, shard, seed)
+    defenses, data = check_asked(defenses, data, shard, seed)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
     jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
@@ -98,7 +112,7 @@ def attack(
 
 
 def default_repeats(votes: int, quick: bool) -> int:
-    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 7); quick: a fifth."""
+    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 1); quick: a fifth."""
     if votes == 0:
         return 1
     full = min(100, max(16, 1024 // votes))
@@ -116,10 +130,11 @@ def job_for(
     seed: int,
     repeats: int,
     chunk: int,
+    of: Sequence[Job] = (),
 ) -> Job:
     """The cell of one registered attack on a defence; `labels` join those of the defence and the data (`suite`, `quick`)."""
     made: Attack = override(registry.load(column)(), settings, name=column).on(defense)
-    how = {"name": column, **made.settings()}
+    how = {"name": column, **made.settings()} | ({"of": [job.cell.key for job in of]} if of else {})
     if column != "clean" and defense.precision != "float32":
         how["precision"] = defense.precision  # another search finds another x'
     cell = cell_of(
@@ -133,7 +148,7 @@ def job_for(
         repeats=repeats,
         chunk=chunk,
     )
-    return Job(cell, defense, data, made)
+    return Job(cell, defense, data, made, of=tuple(of))
 
 
 def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = None) -> Job:
@@ -148,16 +163,30 @@ def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int 
     labels = {"suite": suite.shown, "quick": suite.quick}
     repeats = repeats or default_repeats(defense.draws, suite.quick)
     threat = Threat(suite.norm, suite.eps)  # type: ignore[arg-type]  # parse_suite knows no other norm
-    jobs = [
-        job_for(defense, data, column, settings, threat, labels, seed=seed, repeats=repeats, chunk=chunk)
-        for column, settings in suite.columns.items()
-        if column != "eot" or not defense.deterministic
-    ]
+    jobs: list[Job] = []
+    for column, settings in suite.columns.items():
+        if column != "eot" or not defense.deterministic:
+            of = jobs if column == REST else ()
+            same = {"seed": seed, "repeats": repeats, "chunk": chunk}
+            jobs.append(job_for(defense, data, column, settings, threat, labels, **same, of=of))
     return [*jobs, worst_job(jobs, labels)] if len(jobs) > 1 else jobs
 
 
-def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Per image the x' with the lowest estimated chance of being right over the suite, ties by margin (A2)."""
+def _gradients(defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> dict[str, np.ndarray]:
+    """The health of the gradients that an attack climbs, per image; none where the defence does not let it be looked at."""
+    try:
+        found = health(defense, images, labels, threat, stream)
+    except BadInput:
+        return {}
+    parts = {"gradient_zero": found.zero, "gradient_error": found.error, "gradient_frozen": found.frozen}
+    return {name: values.cpu().numpy() for name, values in parts.items()}
+
+
+def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Per image the x' with the lowest estimated chance of being right over the cells before, ties by margin (A2).
+
+    x' (n, C, H, W), which cell it is from (n,), and the chance (n,).
+    """
     records = [store.read(part.cell, c) for part in job.of]
     rate = np.stack([r["correct"] / r["repeats"] for r in records])
     tie = np.stack([r["margin"] for r in records])
@@ -167,4 +196,4 @@ def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor,
         for part in job.of
     ]
     rows = torch.arange(len(images))
-    return torch.stack(points)[torch.from_numpy(source), rows].contiguous(), source
+    return torch.stack(points)[torch.from_numpy(source), rows].contiguous(), source, rate.min(0)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rush_bench.datasets import Images
-from rush_bench.defenses import Defense
+from rush_bench.datasets import Images, as_data
+from rush_bench.defenses import Defense, as_defenses
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation.behaviour import IMAGES, Changed, check_behaviour
 from rush_bench.evaluation.records import FORMAT, Cell, CellResult
@@ -196,10 +196,14 @@ def _reason(error: Exception) -> str:
 
 
 def check_asked(
-    defenses: Sequence[Defense], data: Images | None, shard: tuple[int, int] = (1, 1), seed: int = 0, verb: str = "attack"
-) -> Images:
-    """The images, or BadInput: none, ones that a defence does not take, no such shard or seed, two defences of one name."""
-    if data is None or not len(data):
+    defenses: Any, data: Any, shard: tuple[int, int] = (1, 1), seed: int = 0, verb: str = "attack"
+) -> tuple[list[Defense], Images]:
+    """The defences and the images (see `as_defenses`, `as_data`).
+
+    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name.
+    """
+    defenses, data = as_defenses(defenses), as_data(data)
+    if not len(data):
         raise BadInput(f'there are no images to {verb}; pass data=rb.load_dataset("cifar10", split="test", n=1000)')
     if not 1 <= shard[0] <= shard[1]:
         raise BadInput(f"shard {shard[0]}/{shard[1]}: write k/n with 1 <= k <= n")
@@ -209,7 +213,7 @@ def check_asked(
         raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
     for defense in defenses:
         check_fits(defense, data)
-    return data
+    return defenses, data
 
 
 def check_fits(defense: Defense, data: Images) -> None:

@@ -1,7 +1,7 @@
 """Pre-activation networks (He et al. 2016b): BatchNorm and activation stand before each convolution.
 
-WideResNet (Zagoruyko and Komodakis 2016), Free-m's WRN-32-10 (recipes R2.6), PreAct-ResNet-18 with SiLU (R2.9) and
-ResNet-50v2 (R2.11) are one encoder in several styles.
+WideResNet (Zagoruyko and Komodakis 2016), Free-m's WRN-32-10 (sources S2.6), PreAct-ResNet-18 with SiLU (S2.9) and
+ResNet-50v2 (S2.11) are one encoder in several styles.
 """
 
 from collections.abc import Callable, Sequence

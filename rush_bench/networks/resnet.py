@@ -63,7 +63,7 @@ class Projection(nn.Sequential):
 class Encoder(nn.Module):
     """Images (B, C, H, W) in [0,1] -> features (B, dim): normalise, stem, four stages, global average pool.
 
-    CIFAR stem: 3x3 stride 1, no pooling (recipes R1.2); `imagenet`: 7x7 stride 2 and max-pool (96x96 STL-10);
+    CIFAR stem: 3x3 stride 1, no pooling (sources S1.2); `imagenet`: 7x7 stride 2 and max-pool (96x96 STL-10);
     `cifar-linear`: without the ReLU, as lightly's benchmarks take their ResNet apart.
     """
 

@@ -1,4 +1,4 @@
-"""Routed BatchNorm: several sets of BatchNorm behind one network, one for each kind of input (recipes R2.3, R2.4).
+"""Routed BatchNorm: several sets of BatchNorm behind one network, one for each kind of input (sources S2.3, S2.4).
 
 Convolutions are shared, every BatchNorm (shortcuts included) has a set for each route: clean images take one, attacked
 ones another. A routed network is a view: its convolutions and one of its routes *are* the tensors of the plain network
@@ -93,7 +93,7 @@ def _unrouted(module: nn.Module, number: int) -> nn.Module:
 
 @torch.no_grad()
 def route_distance(module: nn.Module, first: int, second: int) -> float:
-    """The largest difference of any BatchNorm tensor between two routes; below 1e-6 they have collapsed (R4.2)."""
+    """The largest difference of any BatchNorm tensor between two routes; below 1e-6 they have collapsed (S4.2)."""
     largest = 0.0
     for part in module.modules():
         if isinstance(part, RoutedBatchNorm):

@@ -1,4 +1,4 @@
-"""ACL: adversarial contrastive learning with two BatchNorm routes (Jiang et al. 2020; recipes R2.3)."""
+"""ACL: adversarial contrastive learning with two BatchNorm routes (Jiang et al. 2020; sources S2.3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ CLEAN, ATTACKED = 0, 1  # BatchNorm routes
 
 @dataclass(frozen=True)
 class ACLPretrainSettings(ContrastiveSettings):
-    """R2.3: LARS on all tensors, warm-up, cosine by step; the crop from .1 of the area, bicubic."""
+    """S2.3: LARS on all tensors, warm-up, cosine by step; the crop from .1 of the area, bicubic."""
 
     variant: Literal["DS", "S2S", "A2A", "A2S"] = "DS"
     optimiser: Literal["sgd", "lars"] = "lars"
@@ -40,7 +40,7 @@ class ACLPretrainSettings(ContrastiveSettings):
     interpolation: Interpolation = "bicubic"
     projector_layers: Literal[2, 3] = 3
     projector_out: Whole = 0  # 0: as wide as the features
-    route: Literal[0, 1] = 1  # which route becomes the model, where there are two (R4.2)
+    route: Literal[0, 1] = 1  # which route becomes the model, where there are two (S4.2)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""AdvCL: four views with a high-frequency one, three BatchNorm routes, pseudo-labels (Fan et al. 2021; recipes R2.4)."""
+"""AdvCL: four views with a high-frequency one, three BatchNorm routes, pseudo-labels (Fan et al. 2021; sources S2.4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ NORMAL, PGD, PGD_CE = 0, 1, 2  # BatchNorm routes
 
 @dataclass(frozen=True)
 class AdvCLPretrainSettings(ContrastiveSettings):
-    """R2.4. The learning rate, momentum, decay and epochs are RUSH's (or RUSH's are AdvCL's)."""
+    """S2.4. The learning rate, momentum, decay and epochs are RUSH's (or RUSH's are AdvCL's)."""
 
     lr_min: float = 5e-4  # .001 lr
     warmup_epochs: float = 10
@@ -61,7 +61,7 @@ class AdvCLSettings(PretrainedSettings):
 
 
 def high_pass(x: Tensor, radius: float) -> Tensor:
-    """What is left of images (B, C, H, W) without frequencies nearer than `radius` to the centre; not clamped (R2.4)."""
+    """What is left of images (B, C, H, W) without frequencies nearer than `radius` to the centre; not clamped (S2.4)."""
     height, width = x.shape[-2:]
     spectrum = torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1))
     rows = torch.arange(height, device=x.device) - height // 2

@@ -1,6 +1,6 @@
-"""A re-implementation of BYORL, which has no released code: BYOL with an attacked online view (recipes R2.10).
+"""A re-implementation of BYORL, which has no released code: BYOL with an attacked online view (sources S2.10).
 
-Gowal et al. 2021 give the objective; the numbers are ours (R2.10: "engineering default"), and the rows that this recipe
+Gowal et al. 2021 give the objective; the numbers are ours (S2.10: "engineering default"), and the rows that this recipe
 makes never stand for theirs, which used WRN and 500,000 further images.
 """
 
@@ -27,7 +27,7 @@ NAMES = {"byorl_reimpl": "re-implementation of BYORL (no code released): BYOL wi
 
 @dataclass(frozen=True)
 class BYORLPretrainSettings(ContrastiveSettings):
-    """R2.10: projector d-4096-256 and predictor 256-4096-256, both with BatchNorm; LARS as ACL's."""
+    """S2.10: projector d-4096-256 and predictor 256-4096-256, both with BatchNorm; LARS as ACL's."""
 
     optimiser: Literal["sgd", "lars"] = "lars"
     lars_exclude_1d: bool = False
@@ -39,8 +39,8 @@ class BYORLPretrainSettings(ContrastiveSettings):
     projector_out: int = 256
     projector_norm: bool = True
     target_momentum: Share = 0.996  # rises to 1 by a cosine
-    ramp_epochs: NonNegative = 0.0  # over which radius and step of the attack grow to their full size; R2.10 states none
-    symmetric: bool = False  # BYOL's second term with the views exchanged; R2.10 states one direction
+    ramp_epochs: NonNegative = 0.0  # over which radius and step of the attack grow to their full size; S2.10 states none
+    symmetric: bool = False  # BYOL's second term with the views exchanged; S2.10 states one direction
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Gaussian augmentation for randomised smoothing (Cohen et al. 2019; recipes R2.7)."""
+"""Gaussian augmentation for randomised smoothing (Cohen et al. 2019; sources S2.7)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # th
 
 @dataclass(frozen=True)
 class CohenTrainSettings(SupervisedSettings):
-    """R2.7: a tenth of the rate every 30 of 90 epochs."""
+    """S2.7: a tenth of the rate every 30 of 90 epochs."""
 
     epochs: int = 90
     batch_size: int = 256
@@ -25,7 +25,7 @@ class CohenTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class CohenSettings(RunSettings):
-    """R2.7, but on ResNet-18 as all our rows (its own is ResNet-110). The paper has sigma .12, .25, .5 and 1."""
+    """S2.7, but on ResNet-18 as all our rows (its own is ResNet-110). The paper has sigma .12, .25, .5 and 1."""
 
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=CIFAR_MEAN, std=CIFAR_STD))
     noise: str = "gaussian:0.25"

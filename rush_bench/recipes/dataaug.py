@@ -1,4 +1,4 @@
-"""Fixing data augmentation (Rebuffi et al. 2021; recipes R2.9): TRADES with CutMix, averaged weights, generated images."""
+"""Fixing data augmentation (Rebuffi et al. 2021; sources S2.9): TRADES with CutMix, averaged weights, generated images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ CIFAR_DEVIATION = (0.2471, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class AdamAttackSettings(InnerSettings):
-    """R2.9: ten steps of Adam, the rate falling to a tenth after five; batch statistics that stay, as its code has it."""
+    """S2.9: ten steps of Adam, the rate falling to a tenth after five; batch statistics that stay, as its code has it."""
 
     method: Literal["adam", "sign"] = "adam"  # sign: the PyTorch port's
     step: Positive = 0.1
@@ -39,7 +39,7 @@ class AdamAttackSettings(InnerSettings):
 
 @dataclass(frozen=True)
 class DataAugTrainSettings(SupervisedSettings):
-    """R2.9. An epoch is as many images as the training split has, generated ones included."""
+    """S2.9. An epoch is as many images as the training split has, generated ones included."""
 
     beta: NonNegative = 6.0
     epochs: int = 400
@@ -66,7 +66,7 @@ class DataAugTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class DataAugSettings(RunSettings):
-    """R2.9, on our ResNet-18 (its own is a pre-activation one with SiLU). `select`: PGD-40 chooses the epoch."""
+    """S2.9, on our ResNet-18 (its own is a pre-activation one with SiLU). `select`: PGD-40 chooses the epoch."""
 
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=CIFAR_MEAN, std=CIFAR_DEVIATION))
     train: DataAugTrainSettings = field(default_factory=DataAugTrainSettings)
@@ -94,7 +94,7 @@ def adam_ascent(
 
 
 def cutmix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A box of each image comes from another one (Yun et al. 2019), lambda ~ Beta(1, 1); one box a batch, as R2.9's code.
+    """A box of each image comes from another one (Yun et al. 2019), lambda ~ Beta(1, 1); one box a batch, as S2.9's code.
 
     x (B, C, H, W), targets (B, K) probabilities, mixed by the areas. No host sync.
     """

@@ -1,4 +1,4 @@
-"""DeACL: a clean teacher, then a robust student that follows it (Zhang et al. 2022; recipes R2.13)."""
+"""DeACL: a clean teacher, then a robust student that follows it (Zhang et al. 2022; sources S2.13)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ NAMES = {"deacl": "DeACL: decoupled adversarial contrastive learning, a student 
 
 @dataclass(frozen=True)
 class DistilSettings(ContrastiveSettings):
-    """R2.13, stage 2: the student. Its views are shifts and mirror images only; there is no projector."""
+    """S2.13, stage 2: the student. Its views are shifts and mirror images only; there is no projector."""
 
     epochs: int = 100
     batch_size: int = 256

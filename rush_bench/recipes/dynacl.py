@@ -1,4 +1,4 @@
-"""DynACL: ACL with augmentations that anneal, a momentum encoder, and pseudo-labels after it (Luo et al. 2023; R2.12)."""
+"""DynACL: ACL with augmentations that anneal, a momentum encoder, and pseudo-labels after it (Luo et al. 2023; S2.12)."""
 
 import copy
 from collections.abc import Mapping

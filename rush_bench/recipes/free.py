@@ -1,4 +1,4 @@
-"""Free adversarial training (Shafahi et al. 2019; recipes R2.6): each mini-batch replayed m times, one backward pass
+"""Free adversarial training (Shafahi et al. 2019; sources S2.6): each mini-batch replayed m times, one backward pass
 for the weights' gradient and the images' alike."""
 
 import math
@@ -21,7 +21,7 @@ NAMES = {"free": "Free-m: adversarial training at the cost of plain training, mi
 
 @dataclass(frozen=True)
 class FreeTrainSettings(SupervisedSettings):
-    """R2.6: 80,000 updates, replays included and whatever their number, rates falling after 40,000 and 60,000.
+    """S2.6: 80,000 updates, replays included and whatever their number, rates falling after 40,000 and 60,000.
 
     `epochs` and `milestones` count 351 updates each, as many as 45,000 images in batches of 128 take once; there is one
     pass over the images for each m of them.
@@ -35,7 +35,7 @@ class FreeTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class FreeSettings(RunSettings):
-    """R2.6, on ResNet-18; the paper's WRN-32-10, each image standardised: `--set network.name=wrn-32-10`.
+    """S2.6, on ResNet-18; the paper's WRN-32-10, each image standardised: `--set network.name=wrn-32-10`.
 
     `attack` validates; its eps trains as well.
     """

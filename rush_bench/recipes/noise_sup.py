@@ -1,4 +1,4 @@
-"""The control that the RUSH paper lacks (recipes R2.17): RUSH's network, noise and smoothing, but supervised training.
+"""The control that the RUSH paper lacks (sources S2.17): RUSH's network, noise and smoothing, but supervised training.
 
 If it scores like RUSH, contrastive pre-training is not the cause.
 """
@@ -20,7 +20,7 @@ NAMES = {"noise_sup": "control for RUSH: supervised training with its noise, smo
 
 @dataclass(frozen=True)
 class NoiseSupSettings(RunSettings):
-    """R2.17: the noise of RUSH 5.1, 200 epochs; the optimiser of our supervised ResNet-18 (R2.16).
+    """S2.17: the noise of RUSH 5.1, 200 epochs; the optimiser of our supervised ResNet-18 (S2.16).
 
     `--set train.augment=simclr` gives the images that RUSH's pre-training sees.
     """
@@ -30,7 +30,7 @@ class NoiseSupSettings(RunSettings):
 
 
 class NoiseSupStage(SupervisedStage):
-    """min E CE(f(Q(t(x))), y), Q(x) = x + n, not clipped (R5 row 9)."""
+    """min E CE(f(Q(t(x))), y), Q(x) = x + n, not clipped (sources S5.9)."""
 
     def loss(self, batch: Batch) -> Tensor:
         assert self.noise is not None

@@ -1,4 +1,4 @@
-"""PGD adversarial training (Madry et al. 2018; recipes R2.16): the baseline that every defence is measured against."""
+"""PGD adversarial training (Madry et al. 2018; sources S2.16): the baseline that every defence is measured against."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ NAMES = {"pgd_at": "PGD-AT: adversarial training on PGD-10 (Madry et al. 2018)"}
 
 @dataclass(frozen=True)
 class PGDATSettings(RunSettings):
-    """R2.16's ResNet-18 default, which the shared classes have as theirs."""
+    """S2.16's ResNet-18 default, which the shared classes have as theirs."""
 
     train: SupervisedSettings = field(default_factory=SupervisedSettings)
     attack: InnerSettings = field(default_factory=InnerSettings)

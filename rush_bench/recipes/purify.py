@@ -83,8 +83,8 @@ class DiffusionStage(Stage):
         channels, *sides = self.splits["train"].shape
         if any(side % 2 ** (len(settings.multipliers) - 1) for side in sides):
             raise BadInput(
-                f"diffusion.multipliers has {len(settings.multipliers)} levels, too many for {sides[0]} x {sides[1]} images; "
-                "give fewer, as in --set diffusion.multipliers=1,2, or another --set size"
+                f"diffusion.multipliers has {len(settings.multipliers)} levels, which halve {sides[0]} x {sides[1]} images too "
+                "often; give fewer, as in --set diffusion.multipliers=1,2, or another --set size"
             )
         with seeded(self.seed, "unet"):
             self.unet = UNet(channels, settings.width, settings.multipliers)

@@ -1,4 +1,4 @@
-"""The second control (protocol R7 T14): RUSH without pre-training, its noisy linear probe on random features."""
+"""The second control (protocol 5, T14): RUSH without pre-training, its noisy linear probe on random features."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RandomProbeSettings(RunSettings):
-    """RUSH's second stage as it is (its appendix B, R5 row 21), on the network as it was drawn.
+    """RUSH's second stage as it is (its appendix B, sources S5.21), on the network as it was drawn.
 
     BatchNorm's biases learn there and its statistics follow the noisy images, which is training of a kind; in
     `random_probe_frozen` nothing but the head moves.

@@ -1,4 +1,4 @@
-"""RoCL: instance-wise attacks in contrastive learning, three views, detached keys (Kim et al. 2020; recipes R2.5)."""
+"""RoCL: instance-wise attacks in contrastive learning, three views, detached keys (Kim et al. 2020; sources S2.5)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ NAMES = {"rocl": "RoCL: instance-wise adversarial contrastive learning (Kim et a
 
 @dataclass(frozen=True)
 class RoCLPretrainSettings(ContrastiveSettings):
-    """R2.5: LARS on all tensors, 256 images on each of two devices, warm-up from .1 to 15 times that."""
+    """S2.5: LARS on all tensors, 256 images on each of two devices, warm-up from .1 to 15 times that."""
 
     optimiser: Literal["sgd", "lars"] = "lars"
     lars_exclude_1d: bool = False
@@ -37,7 +37,7 @@ class RoCLPretrainSettings(ContrastiveSettings):
 
 @dataclass(frozen=True)
 class RoCLLinearSettings(LinearSettings):
-    """R2.5's linear stage, on images as they are: LE; r-LE is finetune.protocol=ALF."""
+    """S2.5's linear stage, on images as they are: LE; r-LE is finetune.protocol=ALF."""
 
     epochs: int = 150
     batch_size: int = 1024
@@ -50,7 +50,7 @@ class RoCLLinearSettings(LinearSettings):
 
 @dataclass(frozen=True)
 class RoCLSettings(PretrainedSettings):
-    """No normalisation of the input; eps and step as rounded in the code (R9, row 1)."""
+    """No normalisation of the input; eps and step as rounded in the code (sources S1.7)."""
 
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(eps=0.0314, step=0.007, steps=7))
     pretrain: RoCLPretrainSettings = field(default_factory=RoCLPretrainSettings)
@@ -103,7 +103,7 @@ def plans(settings: RoCLSettings) -> list[Plan]:
 
 def card(settings: RoCLSettings) -> dict[str, Any]:
     """Deterministic as it is listed; `rocl-cifar10@30` averages the logits of 30 random views (the paper's transformation-
-    smoothed inference, R2.5; no code of it is released: the views are those of its pre-training, the number is the user's).
+    smoothed inference, S2.5; no code of it is released: the views are those of its pre-training, the number is the user's).
     """
     own = settings.pretrain
     names = ("crop_floor", "flip", "jitter", "jitter_p", "gray_p", "interpolation")

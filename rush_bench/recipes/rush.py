@@ -1,4 +1,4 @@
-"""RUSH: contrastive pre-training with one noisy view, noisy linear fine-tuning, smoothed inference (recipes R2.1)."""
+"""RUSH: contrastive pre-training with one noisy view, noisy linear fine-tuning, smoothed inference (sources S2.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ NAMES = {"rush": "RUSH: contrastive learning with randomised smoothing, one nois
 class RushPretrainSettings(ContrastiveSettings):
     """Appendix B, which `ContrastiveSettings` has as its defaults, and which views are noisy."""
 
-    noisy_views: Literal["one", "both", "none"] = "one"  # eq. 11, Alg. 1 line 5: only the second (R5 row 13)
+    noisy_views: Literal["one", "both", "none"] = "one"  # eq. 11, Alg. 1 line 5: only the second (sources S5.13)
 
 
 @dataclass(frozen=True)
 class RushSettings(RunSettings):
-    """Defaults: section 5.1, appendix B; `beta_stats` as argued in protocol R5 row 21."""
+    """Defaults: section 5.1, appendix B; `beta_stats` as argued in sources S5.21."""
 
     noise: str = "uniform:0.3"  # 5.1: U(-0.3, 0.3), the same law in both stages and at inference
     pretrain: RushPretrainSettings = field(default_factory=RushPretrainSettings)
@@ -45,7 +45,7 @@ class RushStage(ContrastiveStage):
         self.noise, self.noisy_views = noise_from(context.settings.noise), settings.noisy_views
 
     def smooth(self, x: Tensor, batch: Batch) -> Tensor:
-        """Q(x) = x + n, n i.i.d. for each pixel and channel; last of all (appendix A) and not clipped (R5 row 9)."""
+        """Q(x) = x + n, n i.i.d. for each pixel and channel; last of all (appendix A) and not clipped (sources S5.9)."""
         assert self.noise is not None
         return x + self.noise.sample(x.shape, batch.generator)
 

@@ -1,6 +1,6 @@
-"""Plain SimCLR and a linear classifier: the reference and the ablation arm of RUSH (recipes R2.2).
+"""Plain SimCLR and a linear classifier: the reference and the ablation arm of RUSH (sources S2.2).
 
-RUSH's recipe with Q the identity in pre-training. The four combinations of R2.2 are:
+RUSH's recipe with Q the identity in pre-training. The four combinations of S2.2 are:
     (default)                                               no noise at the probe, none at inference
     --set noise=uniform:0.3                                 noise at both (a defence with votes, and without)
     --set noise=uniform:0.3 --set finetune.noisy=false      noise at inference only
@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class SimCLRSettings(RunSettings):
-    """As RUSH's (R2.2), without noise and with a frozen encoder (SLF)."""
+    """As RUSH's (S2.2), without noise and with a frozen encoder (SLF)."""
 
     pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # its `protocol`: SLF, NSLF, ALF or AFF

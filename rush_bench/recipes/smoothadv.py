@@ -1,4 +1,4 @@
-"""SmoothAdv (Salman et al. 2019; recipes R2.8): adversarial training of the smoothed classifier."""
+"""SmoothAdv (Salman et al. 2019; sources S2.8): adversarial training of the smoothed classifier."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ NAMES = {"smoothadv": "SmoothAdv: adversarial training of a Gaussian-smoothed cl
 
 @dataclass(frozen=True)
 class SmoothAttackSettings(Settings):
-    """The l2 attack on the smoothed classifier; with sigma .12 a released run from scratch, on ResNet-110 (R2.8).
+    """The l2 attack on the smoothed classifier; with sigma .12 a released run from scratch, on ResNet-110 (S2.8).
 
     Its log certifies 57.8 % at l2 .4347 (82.4 % clean, 500 images). The 68.2 % of RUSH's Table 1 are another run: this attack
     at m = 1 in a fine-tuning of 30 epochs at a rate of .001, of a network pre-trained adversarially on ImageNet at 32 x 32.
@@ -40,7 +40,7 @@ class SmoothAttackSettings(Settings):
 
 @dataclass(frozen=True)
 class SmoothAdvTrainSettings(SupervisedSettings):
-    """R2.8: a tenth of the rate every 50 of 150 epochs."""
+    """S2.8: a tenth of the rate every 50 of 150 epochs."""
 
     epochs: int = 150
     batch_size: int = 256
@@ -50,7 +50,7 @@ class SmoothAdvTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class SmoothAdvSettings(RunSettings):
-    """R2.8, but on ResNet-18 as all our rows (its own is ResNet-110). The paper has sigma .12, .25, .5 and 1.
+    """S2.8, but on ResNet-18 as all our rows (its own is ResNet-110). The paper has sigma .12, .25, .5 and 1.
 
     Networks from scratch only centre their input.
     """
@@ -106,7 +106,7 @@ def ddn(
 class SmoothAdvStage(SupervisedStage):
     """min E CE(f(x' + n), y), x' the worst case in an l2 ball for the mean prediction over the same m draws n.
 
-    A batch is split into m mini-batches, of which each image is there m times (R2.8): they are this stage's replays.
+    A batch is split into m mini-batches, of which each image is there m times (S2.8): they are this stage's replays.
     """
 
     def __init__(self, context: Context, settings: SmoothAdvTrainSettings, attack: SmoothAttackSettings) -> None:

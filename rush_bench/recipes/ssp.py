@@ -1,4 +1,4 @@
-"""Adversarial robustness from self-supervised pre-training to fine-tuning (Chen et al. 2020b; recipes R2.11).
+"""Adversarial robustness from self-supervised pre-training to fine-tuning (Chen et al. 2020b; sources S2.11).
 
 `ssp` is the paper's ensemble: three networks, each pre-trained on its own task, fine-tuned and attacked as one.
 `ssp_joint` pre-trains the three together over a shared trunk. The released code has no fine-tuning from such a trunk; its
@@ -37,9 +37,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class SSPFinetuneSettings(SupervisedSettings):
-    """R2.11: PGD-AT, 100 epochs after 200 warm-up steps. `partial` is the paper's, in our definition: its code has full only.
+    """S2.11: PGD-AT, 100 epochs after 200 warm-up steps. `partial` is the paper's, in our definition: its code has full only.
 
-    With another protocol than AFF (R1.5) the settings of the group `linear` hold instead.
+    With another protocol than AFF (S1.5) the settings of the group `linear` hold instead.
     """
 
     protocol: Literal["SLF", "NSLF", "ALF", "AFF"] = "AFF"
@@ -53,7 +53,7 @@ class SSPFinetuneSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class SharedSettings(RunSettings):
-    """R2.11, on our ResNet-18 (the paper: ResNet-50v2)."""
+    """S2.11, on our ResNet-18 (the paper: ResNet-50v2)."""
 
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(mean=IMAGENET_MEAN, std=IMAGENET_STD))
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(mode="train"))  # of pre-training, likewise

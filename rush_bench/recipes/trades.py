@@ -1,4 +1,4 @@
-"""TRADES (Zhang et al. 2019; recipes R2.16): clean cross-entropy plus the divergence that an attack can cause."""
+"""TRADES (Zhang et al. 2019; sources S2.16): clean cross-entropy plus the divergence that an attack can cause."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ NAMES = {"trades": "TRADES: clean cross-entropy plus 6 KL to the attacked predic
 
 @dataclass(frozen=True)
 class TradesTrainSettings(SupervisedSettings):
-    """R2.16: 76 epochs with one decay that takes effect."""
+    """S2.16: 76 epochs with one decay that takes effect."""
 
     beta: NonNegative = 6.0  # 1 / lambda
     epochs: int = 76
@@ -29,7 +29,7 @@ class TradesTrainSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class TradesSettings(RunSettings):
-    """R2.16, but on ResNet-18 as all our rows; the paper's network is WRN-34-10."""
+    """S2.16, but on ResNet-18 as all our rows; the paper's network is WRN-34-10."""
 
     train: TradesTrainSettings = field(default_factory=TradesTrainSettings)
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(eps=0.031, step=0.007, start="gaussian"))

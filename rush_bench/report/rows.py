@@ -1,5 +1,6 @@
-"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol A6)."""
+"""From cells to rows: which cells belong together, and what each is worth. Pure functions of records (protocol 8)."""
 
+import dataclasses
 import json
 import math
 from collections import defaultdict
@@ -11,8 +12,10 @@ from rush_bench.attacks.suites import is_quick
 from rush_bench.evaluation.records import CellResult
 from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
+from rush_bench.report.evidence import doubt, unusual
 
-ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol section 7)
+UNKNOWN = "gradients were not looked at: an older record"
+ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol 5)
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Row:
     """One (defence, images, threat, suite) with an Estimate (fractions) for each finished column.
 
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
-    `notes` name what is unfinished or differs in settings.
+    `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
+    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients.
     """
 
     labels: dict[str, Any]
@@ -30,6 +34,7 @@ class Row:
     repeats: int
     estimates: dict[str, Estimate]
     notes: tuple[str, ...]
+    bounds: tuple[str, ...] = ()
 
     @property
     def quick(self) -> bool:
@@ -70,11 +75,24 @@ def rows(results: Iterable[CellResult]) -> list[Row]:
         said = _differences(cells)
         found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
-    return sorted(found, key=_order)
+    return sorted(_told_apart(found), key=_order)
+
+
+def _told_apart(found: Sequence[Row]) -> list[Row]:
+    """Rows of one name whose networks differ get the beginning of their weights' digest beside it."""
+    several: dict[str, set[str]] = defaultdict(set)
+    for row in found:
+        several[row.labels["defense"]].add(row.weights)
+    return [
+        dataclasses.replace(row, labels={**row.labels, "defense": f"{name} ({row.weights[:6]})"})
+        if len(several[name := row.labels["defense"]]) > 1
+        else row
+        for row in found
+    ]
 
 
 def estimate(result: CellResult, correct: str = "correct", repeats: str = "repeats") -> Estimate:
-    """Accuracy of a finished cell with its interval (protocol A1, A3), as fractions."""
+    """Accuracy of a finished cell with its interval (protocol 1, 2), as fractions."""
     if not result.complete:
         raise ValueError(f"{result.folder} is not finished")
     frame = result.frame
@@ -114,31 +132,44 @@ def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
     said: dict[str, str] = {}
     for name in {cell.labels["attack"] for cell in cells} - {"worst"}:
         same = [cell for cell in cells if cell.labels["attack"] == name]
-        keys = sorted({key for cell in same for key in cell.identity["attack"]})
+        keys = sorted({key for cell in same for key in cell.identity["attack"]} - {"of"})
         differ = [key for key in keys if len({str(cell.identity["attack"].get(key)) for cell in same}) > 1]
         for cell in same:
             words = ", ".join(f"{key}={cell.identity['attack'].get(key)}" for key in differ)
-            said |= {digest(cell.identity): f"{name} with {words}"} if differ else {}
+            said |= {digest(cell.identity): words} if differ else {}
     return said
 
 
 def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
-    estimates, notes = {}, []
+    estimates, notes, doubts = {}, [], dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
-        notes += [said[key]] if (key := digest(cell.identity)) in said else []
+        if words := said.get(digest(cell.identity)) or unusual(cell):
+            notes.append(f"{name} with {words}")
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")
             continue
         estimates[name] = estimate(cell)
+        if (why := doubt(cell)) != "":
+            doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
         if "bank_correct" in cell.frame:
             estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
         if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
             estimates[f"worst_any{ANY_OF}"] = _any(cell)
+    notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
+    wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
+    bounds = [name for name in estimates if name.split("_")[0] in (wrong | {"worst"} if wrong else wrong)]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
     identity = first.identity
     return Row(
-        first.labels, identity["weights"], identity["threat"], identity["seed"], identity["repeats"], estimates, tuple(notes)
+        first.labels,
+        identity["weights"],
+        identity["threat"],
+        identity["seed"],
+        identity["repeats"],
+        estimates,
+        tuple(notes),
+        tuple(bounds),
     )
 
 

@@ -1,4 +1,4 @@
-"""Tables as pandas frames, from records alone (protocol A6): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
+"""Tables as pandas frames, from records alone (protocol 8): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
 
 Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 % interval. NaN: not measured, or not finished.
 The writers are in `writers.py` and re-exported here.
@@ -19,7 +19,7 @@ from rush_bench.report.writers import to_markdown as to_markdown
 from rush_bench.report.writers import to_rich as to_rich
 
 STYLES = ("plain", "paper")
-PLAIN = ("clean", "pgd", "eot", "apgd", "aa", "worst", "worst_any10", "apgd_bank", "aa_bank")
+PLAIN = ("clean", "pgd", "eot", "apgd", "aa", "square", "worst", "worst_any10", "apgd_bank", "aa_bank")
 PUBLISHED = ("standard", "pgd", "aa")
 FACTS = ("protocol", "extra_data", "architecture")
 # measured column -> the estimate it shows; measured_aa and measured_aa_fresh are one number for a randomised defence
@@ -31,6 +31,7 @@ MEASURED = {
     "measured_aa_bank": "aa_bank",
     "measured_aa_fresh": "aa",
     "measured_eot": "eot",
+    "measured_square": "square",
     "measured_worst": "worst",
 }
 WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may be missing
@@ -51,7 +52,7 @@ def table(results: Iterable[CellResult], style: str = "plain") -> pd.DataFrame:
 def _plain(found: list[Row]) -> pd.DataFrame:
     columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
     columns += [part for name in PLAIN for part in _parts(name)]
-    columns += ["K", "n", *FACTS, "budget", "seed", "notes"]
+    columns += ["K", "n", *FACTS, "budget", "seed", "upper_bounds", "notes"]
     made = [_about(row) | _numbers(row, {name: name for name in PLAIN}) for row in found]
     return pd.DataFrame(made, columns=columns).astype(WHOLE)
 
@@ -80,7 +81,7 @@ def _paper(found: list[Row]) -> pd.DataFrame:
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
     columns += ["measured_as", *(part for name in MEASURED for part in _parts(name)), "n", "K", *FACTS, "budget"]
-    columns += ["suite", "seed", "notes"]
+    columns += ["suite", "seed", "upper_bounds", "notes"]
     return pd.DataFrame([line for block in lines.values() for line in block], columns=columns).astype(WHOLE)
 
 
@@ -106,6 +107,7 @@ def _about(row: Row) -> dict[str, Any]:
         "K": row.repeats,
         "seed": row.seed,
         "budget": labels.get("budget") or labels.get("preset"),
+        "upper_bounds": ",".join(row.bounds),
         "notes": "; ".join(row.notes),
     }
 
@@ -115,7 +117,7 @@ def _measured(row: Row) -> dict[str, Any]:
     if row.labels["deterministic"]:  # no bank, hence nothing but one number
         del wanted["measured_aa_fresh"]
     about = _about(row)
-    return {name: about[name] for name in ("n", "K", *FACTS, "budget", "suite", "seed", "notes")} | {
+    return {name: about[name] for name in ("n", "K", *FACTS, "budget", "suite", "seed", "notes", "upper_bounds")} | {
         "measured_as": about["defense"],
         **_numbers(row, wanted),
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from rush_bench.attacks.suites import is_quick
@@ -26,6 +27,7 @@ HEADERS = {
     "eot": "EOT",
     "aa": "AA",
     "apgd": "APGD (quick)",
+    "square": "Square on the rest",
     "worst": "Worst",
     "worst_any10": "Worst, any of 10",
     "aa_bank": "AA on bank",
@@ -43,6 +45,7 @@ HEADERS = {
     "measured_aa_bank": "AA on bank",
     "measured_aa_fresh": "AA on fresh draws",
     "measured_eot": "EOT",
+    "measured_square": "Square on the rest",
     "measured_worst": "Worst",
     "protocol": "Protocol",
     "extra_data": "Extra data",
@@ -51,18 +54,48 @@ HEADERS = {
     "setting": "Protocol, network, extra data",
 }
 TEXT = ("protocol", "extra_data", "architecture", "budget")
-PLAIN: tuple[str, ...] = ("defense", "dataset", "threat", "suite", "clean", "pgd", "eot", "apgd", "aa", "worst", "worst_any10")
+PLAIN: tuple[str, ...] = (
+    "defense",
+    "dataset",
+    "threat",
+    "suite",
+    "clean",
+    "pgd",
+    "eot",
+    "apgd",
+    "aa",
+    "square",
+    "worst",
+    "worst_any10",
+)
 PLAIN += ("apgd_bank", "aa_bank", "K", "n", *TEXT[:3])
 PAPER: tuple[str, ...] = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
 PAPER += ("measured_standard", "measured_pgd", "measured_aa", "measured_apgd", "measured_aa_bank", "measured_aa_fresh")
-PAPER += ("measured_eot", "measured_worst", "n", "K", *TEXT)
-OPTIONAL = ("apgd", "aa", "eot", "apgd_bank", "aa_bank", "worst_any10", "measured_apgd")  # left out where all are empty
+PAPER += ("measured_eot", "measured_square", "measured_worst", "n", "K", *TEXT)
+OPTIONAL = (
+    "apgd",
+    "aa",
+    "eot",
+    "square",
+    "apgd_bank",
+    "aa_bank",
+    "worst_any10",
+    "measured_apgd",
+    "measured_square",
+)  # left out where all are empty
 # Left out on a terminal: the suite's name tells the threat, and one column, `setting`, has the facts.
 NARROW = ("threat", "published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)
-WEAK = ("measured_pgd", "measured_eot", "measured_worst")  # a quick suite runs these with fewer steps: marked
-QUICK = "q"
+WEAK = (
+    "measured_pgd",
+    "measured_eot",
+    "measured_square",
+    "measured_worst",
+)  # a quick suite runs these with fewer steps: marked
+QUICK, BOUND = "q", "†"
+REST = "Square on the rest: without gradients, on images that no column before it breaks; the others keep their x'."
+CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
 INTERVALS = (
-    "95 % intervals: Clopper-Pearson for deterministic defences, two-level bootstrap (images, then draws) for randomised ones."
+    "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."
 )
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 
@@ -77,6 +110,12 @@ class Layout:
     bold: set[tuple[int, int]]
     blocks: list[tuple[str, range]]
     notes: list[tuple[str, str]]
+
+
+def measured_name(column: str) -> str:
+    """The estimate that a column of either style shows: `measured_standard` is `clean`."""
+    name = column.removeprefix("measured_").removesuffix("_fresh")
+    return "clean" if name == "standard" else name
 
 
 def _is_text(column: str) -> bool:
@@ -173,9 +212,12 @@ def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
     for i in range(len(frame)):
         if paper and isinstance(frame.at[i, "footnotes"], str) and frame.at[i, "footnotes"]:
             marks[i, 0] = frame.at[i, "footnotes"]
+        bounds = str(frame.at[i, "upper_bounds"]).split(",")
         for k, name in enumerate(columns):
-            if paper and quick[i] and name in WEAK and cells[i][k] != DASH:
-                marks[i, k] = QUICK
+            weak = paper and quick[i] and name in WEAK
+            found = [mark for mark, holds in ((QUICK, weak), (BOUND, measured_name(name) in bounds)) if holds]
+            if found and cells[i][k] != DASH:
+                marks[i, k] = ",".join(found)
     bold = {(i, columns.index(name)) for i, name in best(frame) if name in columns}
     return Layout(columns, cells, marks, bold, blocks, _notes(frame, paper, any(quick)))
 
@@ -184,10 +226,14 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
     """(row, column) of the best of each block and column, ties to one decimal included; fewer than two have no best.
 
     Published standard accuracies with footnote 2 are not ranked, as in the paper. Measured ones are ranked on equal terms
-    only: same data set, threat, suite and n (in a block of the paper style: those of its fullest suite and largest n).
+    only: same data set, threat, suite and n (in a block of the paper style: those of its fullest suite and largest n). An upper
+    bound is not ranked.
     """
     if frame.empty:
         return set()
+    bounds = [str(names).split(",") for names in frame["upper_bounds"]]
+    shown = {name: [measured_name(name) in row for row in bounds] for name in frame if f"{name}_low" in frame}
+    frame = frame.assign(**{name: frame[name].mask(pd.Series(hidden, frame.index)) for name, hidden in shown.items()})
     if "block" not in frame:
         names = [name for name in PLAIN if f"{name}_low" in frame]
         terms = ["dataset", "pretrain_dataset", "threat", "suite", "n"]
@@ -250,6 +296,14 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     if any_quick:
         what = "fewer steps and draws than the column's name promises; never compare it with a full suite."
         notes.append((QUICK, f"quick suite: {what}") if paper else ("", f"Suites named -quick: {what}"))
+    columns = {measured_name(name): frame[name].to_numpy(float) for name in frame if f"{name}_low" in frame}
+    if "square" in columns and not np.isnan(columns["square"]).all():
+        notes.append(("", REST))
+    attacks = [columns[name] for name in ("clean", "pgd", "eot", "apgd", "aa", "square") if name in columns]
+    if len(frame) and any(np.any(columns["worst"].round(1) > column.round(1)) for column in attacks):
+        notes.append(("", CHOSEN))
+    if any(isinstance(said, str) and said for said in frame["upper_bounds"]):
+        notes.append((BOUND, "an upper bound, not a measure of robustness: run audit."))
     names = frame["measured_as"] if paper else frame["defense"]
     for name, suite, said in zip(names, frame["suite"], frame["notes"], strict=True):
         if isinstance(said, str) and said:
@@ -279,6 +333,7 @@ _LATEX = {
     "^": "\\textasciicircum{}",
     DASH: "--",
     "→": "$\\rightarrow$",
+    BOUND: "$\\dagger$",
 }
 
 

@@ -1,4 +1,4 @@
-"""AFF, adversarial full fine-tuning of a pre-trained encoder (recipes R1.5), with one BatchNorm route or two (R2.12)."""
+"""AFF, adversarial full fine-tuning of a pre-trained encoder (sources S1.5), with one BatchNorm route or two (S2.12)."""
 
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -19,7 +19,7 @@ from rush_bench.training.supervised import SupervisedSettings, SupervisedStage
 
 @dataclass(frozen=True)
 class AFFSettings(SupervisedSettings):
-    """Defaults: ACL's train_trades (R2.3), which AdvCL, DynACL and the RobustSSL benchmark share (R1.5)."""
+    """Defaults: ACL's train_trades (S2.3), which AdvCL, DynACL and the RobustSSL benchmark share (S1.5)."""
 
     objective: Literal["trades", "pgd_at"] = "trades"  # pgd_at: Chen 2020b
     beta: NonNegative = 6.0

@@ -53,7 +53,7 @@ class CheckpointFile:
         """Tensors and plain values only, so that `weights_only=True` reads them."""
         whole = {"format": FORMAT, "run": json.dumps(self.run), **content}
         # on a full disk torch's writer raises a RuntimeError, and a second one where it closes the file
-        write_atomic(self.path, lambda temporary: torch.save(whole, temporary), fails=(RuntimeError,))
+        write_atomic(self.path, lambda temporary: torch.save(whole, temporary), fails=RuntimeError)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The content, or None where there is none."""

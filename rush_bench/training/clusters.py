@@ -1,4 +1,4 @@
-"""Pseudo-labels by k-means: on features of our own encoder, or read from a file (recipes R2.4, R2.12)."""
+"""Pseudo-labels by k-means: on features of our own encoder, or read from a file (sources S2.4, S2.12)."""
 
 import zipfile
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rush_bench.datasets import Images
 from rush_bench.errors import BadInput
+from rush_bench.files import pickled_labels
 from rush_bench.training.seeds import derive
 
 ROUNDS = 50
@@ -71,6 +72,8 @@ def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, least:
     Arrays are in the order of the official training split, which has `least` to `most` images (None: who knows);
     `images.index` chooses. BadInput for a file that cannot be read, a missing array, another length, or labels outside 0..K-1.
     """
+    if path.suffix in (".pkl", ".pickle"):
+        raise pickled_labels(path)
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

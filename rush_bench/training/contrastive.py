@@ -17,24 +17,24 @@ BANK = 10_000  # training images that vote: beyond it the accuracy moves by less
 
 @dataclass(frozen=True)
 class ContrastiveSettings(Optimisation):
-    """Defaults: RUSH appendix B for the optimiser, its appendix A for the views (R2.1, R1.3)."""
+    """Defaults: RUSH appendix B for the optimiser, its appendix A for the views (S2.1, S1.3)."""
 
     epochs: int = 1000
     batch_size: Several = 512  # images are each other's negatives
     lr: float = 0.5
-    lr_min: float = 0.001  # absolute, as written (R5 row 18)
+    lr_min: float = 0.001  # absolute, as written (sources S5.18)
     momentum: float = 0.9
     weight_decay: float = 1e-4
     temperature: Positive = 0.5
-    crop_floor: PositiveShare = 0.08  # RandomResizedCrop(size) without further arguments (R5 row 14)
+    crop_floor: PositiveShare = 0.08  # RandomResizedCrop(size) without further arguments (sources S5.14)
     interpolation: Interpolation = "bilinear"
     flip: Share = 0.5
     jitter: tuple[NonNegative, ...] = (0.4, 0.4, 0.4, 0.1)  # get_color_distortion(s=0.5)
     jitter_p: Share = 0.8
     gray_p: Share = 0.2
-    projector_hidden: Whole = 0  # 0: as wide as the features; "two-layer MLP", sizes not given (R5 row 16)
+    projector_hidden: Whole = 0  # 0: as wide as the features; "two-layer MLP", sizes not given (sources S5.16)
     projector_out: Count = 128
-    projector_norm: bool = False  # BatchNorm after the first linear layer (R5 row 16: off)
+    projector_norm: bool = False  # BatchNorm after the first linear layer (sources S5.16: off)
     knn_every: Count = 25  # epochs between nearest-neighbour accuracies
 
 

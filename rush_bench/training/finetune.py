@@ -1,4 +1,4 @@
-"""Linear fine-tuning of a pre-trained encoder: SLF, ALF, and NSLF with its BatchNorm switch (recipes R1.5, R2.1).
+"""Linear fine-tuning of a pre-trained encoder: SLF, ALF, and NSLF with its BatchNorm switch (sources S1.5, S2.1).
 
 AFF, which trains all weights, is in `aff.py`; `protocols.py` chooses.
 """
@@ -25,7 +25,7 @@ BNAdapt = Literal["none", "beta", "affine", "stats", "beta_stats"]
 
 @dataclass(frozen=True)
 class FinetuneSettings(Optimisation):
-    """Defaults: RUSH appendix B; what it leaves open as in protocol R5 rows 19 to 22."""
+    """Defaults: RUSH appendix B; what it leaves open as in sources S5.19 to S5.22."""
 
     epochs: int = 25
     batch_size: int = 512
@@ -36,18 +36,18 @@ class FinetuneSettings(Optimisation):
     weight_decay: float = 2e-4
     noisy: bool = True  # draw the run's noise law here (eq. 12); without a law there is nothing to draw
     bn_adapt: BNAdapt = "none"
-    augment: Literal["none", "crop_flip"] = "none"  # none is mentioned (R5 row 20)
+    augment: Literal["none", "crop_flip"] = "none"  # none is mentioned (sources S5.20)
     padding: Whole = 4  # of crop_flip
     flip: Share = 0.5
     head_init: Literal["default", "zero"] = "default"  # torch's nn.Linear default; ACL's family starts from zero
-    protocol: Literal["SLF", "NSLF", "ALF", "AFF"] = "SLF"  # R1.5; AFF takes the settings of the group `aff`
+    protocol: Literal["SLF", "NSLF", "ALF", "AFF"] = "SLF"  # S1.5; AFF takes the settings of the group `aff`
     alf_loss: Literal["ce", "trades"] = "ce"  # trades: beta 6, DeACL's code, not comparable with other systems' ALF
     attack: InnerSettings = field(default_factory=InnerSettings)  # ALF's, and that of the validation
-    select_images: Whole = 0  # validation images attacked after each epoch, to choose the best by robust accuracy (R1.6)
+    select_images: Whole = 0  # validation images attacked after each epoch, to choose the best by robust accuracy (S1.6)
 
 
 def open_batchnorm(encoder: nn.Module, switch: BNAdapt) -> None:
-    """Freeze an encoder except for what the switch names (R5 row 21): beta is BatchNorm's bias, affine adds its weight.
+    """Freeze an encoder except for what the switch names (sources S5.21): beta is BatchNorm's bias, affine adds its weight.
 
     Call `set_batchnorm_mode` at each epoch as well: it decides whether running statistics move.
     """
@@ -123,7 +123,7 @@ class Finetune(Stage):
         return F.cross_entropy(self.network.head(features), batch.labels)
 
     def adversarial_loss(self, batch: Batch) -> Tensor:
-        """CE(phi(f(x')), y), x' maximising it (R1.5: ALF); with `alf_loss=trades`, TRADES with the encoder frozen."""
+        """CE(phi(f(x')), y), x' maximising it (S1.5: ALF); with `alf_loss=trades`, TRADES with the encoder frozen."""
         x, y, inner = self.inputs(batch), batch.labels, self.own.attack
 
         def logits(v: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from rush_bench.settings import Count, PositiveShare, Settings
 Norm = Literal["linf", "l2"]
 Start = Literal["uniform", "zero", "gaussian"]
 Mode = Literal["eval", "train", "batch"]
-JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, recipes R2.16)
+JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, sources S2.16)
 
 
 @dataclass(frozen=True)
 class InnerSettings(Settings):
-    """The l-inf attack that most systems share: PGD-10 at 8/255 (R2.16). `mode`: see `attack_mode`."""
+    """The l-inf attack that most systems share: PGD-10 at 8/255 (S2.16). `mode`: see `attack_mode`."""
 
     eps: PositiveShare = 8 / 255
     step: PositiveShare = 2 / 255

@@ -1,4 +1,4 @@
-"""Adversarial pre-training on three tasks at once, over one trunk (Chen et al. 2020b, "ensemble pre-training"; recipes R2.11).
+"""Adversarial pre-training on three tasks at once, over one trunk (Chen et al. 2020b, "ensemble pre-training"; sources S2.11).
 
 The tasks share everything but the last stage of the encoder, and their perturbations are made together: beside the
 tasks' losses the attack raises a measure of how far apart the tasks' input gradients point.
@@ -27,10 +27,10 @@ TASKS: tuple[type[TaskStage], ...] = (Rotation, Jigsaw, Selfie)  # one for each 
 
 @dataclass(frozen=True)
 class JointSettings(SelfieSettings):
-    """R2.11; momentum, weight decay, cosine without warm-up, crops and mirror images as in the released code."""
+    """S2.11; momentum, weight decay, cosine without warm-up, crops and mirror images as in the released code."""
 
     epochs: int = 150
-    batch_size: int = 80  # R2.11: 32 to 80
+    batch_size: int = 80  # S2.11: 32 to 80
     lr: float = 0.001
     warmup_epochs: float = 0
     lr_min: float = 1e-8

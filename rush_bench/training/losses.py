@@ -37,7 +37,7 @@ def cross_entropy_to(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def trades(clean: Tensor, attacked: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """CE(f(x), y) + beta KL(p(x) || p(x')), batch mean (Zhang et al. 2019, eq. 5; recipes R2.16). Scalar.
+    """CE(f(x), y) + beta KL(p(x) || p(x')), batch mean (Zhang et al. 2019, eq. 5; sources S2.16). Scalar.
 
     clean, attacked: logits (B, K) of x and x'. labels: classes (B,) or target probabilities (B, K). The divergence is
     from the clean prediction, as in TRADES' code and Rebuffi's; gradients flow through both.
@@ -51,7 +51,7 @@ def multi_view(views: Sequence[Tensor], temperature: float, detach_keys: bool = 
 
     views: V projections (B, D), of any length. For each of the VB anchors: the mean, over the V - 1 other views of its
     image, of the cross-entropy over the VB - 1 other vectors with logits cos / temperature; mean of VB. V = 2 is
-    `nt_xent`. detach_keys: no gradient through the second factor of a cosine (RoCL's code, recipes R2.5). Scalar.
+    `nt_xent`. detach_keys: no gradient through the second factor of a cosine (RoCL's code, sources S2.5). Scalar.
     """
     with torch.autocast(views[0].device.type, enabled=False):
         z = torch.cat(list(views))

@@ -26,7 +26,7 @@ def learning_rate(settings: Optimisation, step: int, steps_per_epoch: int) -> fl
 def make_optimiser(settings: Optimisation, parameters: list[Any]) -> torch.optim.Optimizer:
     """The stage's optimiser, fused where that exists. `parameters` may be groups, as torch has them.
 
-    Weight decay applies to every parameter whose group does not say otherwise (R5 row 22).
+    Weight decay applies to every parameter whose group does not say otherwise (sources S5.22).
     """
     shared: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     if settings.optimiser == "lars":
@@ -38,7 +38,7 @@ def make_optimiser(settings: Optimisation, parameters: list[Any]) -> torch.optim
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017; recipes R1.4).
+    """Layer-wise adaptive rate scaling (You et al. 2017; sources S1.4).
 
     SGD with momentum on gradients (decay included) scaled, tensor by tensor, by trust * |w| / (|g| + wd |w|), and by 1
     where either norm is zero. No host sync.

@@ -13,12 +13,12 @@ from rush_bench.settings import Count, NonNegative, Positive, PositiveShare, Ran
 class NetworkSettings(Settings):
     """Which network; empty values leave the choice to the name (see `rush_bench.networks`)."""
 
-    name: str = "resnet18"  # RUSH 5.1; with the CIFAR stem (protocol R5 row 30)
+    name: str = "resnet18"  # RUSH 5.1; with the CIFAR stem (sources S5.30)
     blocks: tuple[Count, ...] = ()
     width: Whole = 0
     members: Whole = 0  # networks in an ensemble; empty is one
     stem: Literal["cifar", "cifar-linear", "imagenet"] = "cifar"
-    mean: tuple[float, ...] = ()  # no normalisation (R5 row 15)
+    mean: tuple[float, ...] = ()  # no normalisation (sources S5.15)
     std: tuple[Positive, ...] = ()
     padding: Whole = 0  # of the CIFAR stem's convolution; 0: the usual 1
 
@@ -40,7 +40,7 @@ class Optimisation(Settings):
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9  # adam's beta_1
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
-    lars_exclude_1d: bool = True  # False for the ACL family (recipes R1.4)
+    lars_exclude_1d: bool = True  # False for the ACL family (sources S1.4)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RunSettings(Settings):
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     noise: str = "none"  # the smoothing operation Q: uniform:0.3, gaussian:0.25, none
-    size: Count | None = None  # pixels a side; None: the data set's own default
+    size: Count | tuple[Count, ...] | None = None  # pixels a side, or height and width; None: the data set's own default
     n_train: Count | None = None  # a fixed subset of the training images; None: all
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True  # a quarter to a third off a CPU step of the demo's network

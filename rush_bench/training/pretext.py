@@ -1,4 +1,4 @@
-"""Adversarial pre-training on tasks that need no labels: rotation, jigsaw and Selfie (Chen et al. 2020b; recipes R2.11)."""
+"""Adversarial pre-training on tasks that need no labels: rotation, jigsaw and Selfie (Chen et al. 2020b; sources S2.11)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ Problem = tuple[Tensor, Callable[[Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TaskSettings(Optimisation):
-    """R2.11: rotation and jigsaw."""
+    """S2.11: rotation and jigsaw."""
 
     epochs: int = 100
     batch_size: int = 128
@@ -46,7 +46,7 @@ class TaskSettings(Optimisation):
 
 @dataclass(frozen=True)
 class SelfieSettings(TaskSettings):
-    """R2.11: shifts of 2 pixels and no mirror images; the sizes of the transformer over the patches."""
+    """S2.11: shifts of 2 pixels and no mirror images; the sizes of the transformer over the patches."""
 
     epochs: int = 200
     nesterov: bool = True

@@ -1,4 +1,4 @@
-"""Fine-tuning protocols SLF, NSLF, ALF and AFF (recipes R1.5) for pre-trained encoders, chosen by `finetune.protocol`.
+"""Fine-tuning protocols SLF, NSLF, ALF and AFF (sources S1.5) for pre-trained encoders, chosen by `finetune.protocol`.
 
 Recipes whose settings have the groups `finetune` (linear) and `aff` (full) use these; numbers differ by protocol, so
 each has its own group: `--set finetune.protocol=AFF` alone is enough. NSLF is RUSH's: SLF under a noise law, which it needs
@@ -22,7 +22,7 @@ CIFAR = NetworkSettings(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261)
 
 @dataclass(frozen=True)
 class LinearSettings(FinetuneSettings):
-    """SLF and ALF as DynACL and the RobustSSL benchmark run them (R2.12); the best epoch by robust accuracy (R1.6)."""
+    """SLF and ALF as DynACL and the RobustSSL benchmark run them (S2.12); the best epoch by robust accuracy (S1.6)."""
 
     epochs: int = 25
     batch_size: int = 512
@@ -67,7 +67,7 @@ def check_noise(settings: Any, pretrained_with_noise: bool = False) -> None:
 def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
     """The protocol as it ran, and the votes: with a noise law, shown both as it is and as a randomised defence.
 
-    SLF under noise, or with BatchNorm that moves, is NSLF (R1.5).
+    SLF under noise, or with BatchNorm that moves, is NSLF (S1.5).
     """
     own, randomised = settings.finetune, settings.noise != "none"
     noisy = (randomised and own.noisy) or own.bn_adapt != "none"
@@ -76,7 +76,7 @@ def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
     return {"protocol": protocol, "extra_data": extra_data, "votes": [0, 1, 64] if smoothed else [0]}
 
 
-# What a recipe whose linear stage is LinearSettings has on other data sets: DynACL's code and RobustSSL (R2.12).
+# What a recipe whose linear stage is LinearSettings has on other data sets: DynACL's code and RobustSSL (S2.12).
 LINEAR_RATES: dict[str, dict[str, Any]] = {"cifar100": {"finetune.lr": 0.05}, "stl10-96": {"finetune.lr": 0.1}}
 
 # Layers for the group `aff`, to be merged into a recipe's presets.

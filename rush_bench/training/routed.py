@@ -1,4 +1,4 @@
-"""Contrastive pre-training through several BatchNorm routes (recipes R2.3, R2.4, R2.12)."""
+"""Contrastive pre-training through several BatchNorm routes (sources S2.3, S2.4, S2.12)."""
 
 from collections.abc import Sequence
 

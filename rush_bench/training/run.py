@@ -1,7 +1,7 @@
 """`train`: from a recipe's name to a finished model in the store."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def load_splits(
     the user gave: some split must have that many.
     """
 
-    def load(source: str, split: str, size: int | None = settings.size) -> Images:
+    def load(source: str, split: str, size: int | Sequence[int] | None = settings.size) -> Images:
         images = load_dataset(source, split, data_dir=data_dir, size=size)
         if split == "val" or settings.n_train is None or settings.n_train >= len(images):
             return images
@@ -194,9 +194,9 @@ def load_splits(
             f"use it as --pretrain-on and give a labelled one as --dataset"
         )
     if any(plan.split == "pretrain" for plan in system.plans(settings)):
-        channels, height, _ = splits["train"].shape
+        channels, size = splits["train"].shape[0], splits["train"].size
         split = "pretrain" if find_source(pretrain_on).name == splits["train"].name else "transfer"
-        splits["pretrain"] = with_channels(load(pretrain_on, split, height), channels)
+        splits["pretrain"] = with_channels(load(pretrain_on, split, size), channels)
     elif pretrain_on != dataset:
         raise BadInput(f"{system.name} has no pre-training stage; leave --pretrain-on out")
     if any(plan.split == "labelled" for plan in system.plans(settings)):
@@ -232,13 +232,12 @@ def make_card(
     train_on, before = splits["train"], splits.get("pretrain", splits["train"])
     transfer = f"{before.name}-to-{train_on.name}" if before.name != train_on.name else train_on.name
     options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
-    channels, height, _ = train_on.shape
     law, files, about = noise_from(settings.noise), file_digests(settings), system.card(settings)
-    network = resolve(options | {"classes": len(train_on.classes), "channels": channels, "size": height})
+    network = resolve(options | {"classes": len(train_on.classes), "channels": train_on.shape[0], "size": train_on.size})
     origin: dict[str, Any] = {}
     usual = f"{system.name}-{transfer}"
     if start is not None:
-        network = started_network(start, len(train_on.classes), height)
+        network = started_network(start, len(train_on.classes), train_on.size)
         kept = about["protocol"] == "supervised" and start.fits(network, train_on.name)
         origin = {"from": start.about(kept)}
         usual = name_from(system, about["protocol"], start, train_on.name)

@@ -1,4 +1,4 @@
-"""Learning from a share of the labels after pre-training: a clean teacher, then robust distillation (recipes R2.3)."""
+"""Learning from a share of the labels after pre-training: a clean teacher, then robust distillation (sources S2.3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ class SemiSettings(Settings):
 
 @dataclass(frozen=True)
 class TeacherSettings(SupervisedSettings):
-    """R2.3, stage 2: the clean route, fine-tuned on the labelled images; an epoch is one pass over them."""
+    """S2.3, stage 2: the clean route, fine-tuned on the labelled images; an epoch is one pass over them."""
 
     epochs: int = 100
     batch_size: int = 128
@@ -44,7 +44,7 @@ class TeacherSettings(SupervisedSettings):
 
 @dataclass(frozen=True)
 class DistilSettings(SupervisedSettings):
-    """R2.3, stage 3. `batch_size` counts unlabelled images: n_u / 225 at 1 % of the labels, 225 = n_u / 180 at 10 %."""
+    """S2.3, stage 3. `batch_size` counts unlabelled images: n_u / 225 at 1 % of the labels, 225 = n_u / 180 at 10 %."""
 
     epochs: int = 15
     batch_size: int = 198

@@ -106,7 +106,7 @@ def check_start(start: Start, settings: Any, train: Images) -> None:
         raise BadInput(f"aff.routes=2 needs an encoder with both BatchNorm routes; {start.name} has one")
 
 
-def started_network(start: Start, classes: int, size: int) -> dict[str, Any]:
+def started_network(start: Start, classes: int, size: int | tuple[int, int]) -> dict[str, Any]:
     """The spec of a network that starts there, for so many classes and images of that size."""
     return resolve({**start.network, "classes": classes, "size": size, "routes": 1})
 

@@ -21,7 +21,7 @@ from rush_bench.training.validation import accuracy, outputs, robust_accuracy
 
 @dataclass(frozen=True)
 class SupervisedSettings(Optimisation):
-    """Defaults: our PGD-AT for ResNet-18 (recipes R2.16); the best epoch is chosen on the validation split (R1.6)."""
+    """Defaults: our PGD-AT for ResNet-18 (sources S2.16); the best epoch is chosen on the validation split (S1.6)."""
 
     epochs: int = 200
     batch_size: int = 128

@@ -70,10 +70,10 @@ def _spent(attack, defense, labels=LABELS, threat=SMALL):
 # fe per image that stands to the end, of each column at its settings in the suite, on defences of 0, 1 and 64 votes
 FE = {
     "full": {"pgd": (41, 88, 2688), "eot": (None, 13_440, 13_440), "aa": (9_774, 159_728, 638_912)},
-    "quick": {"pgd": (21, 44, 1344), "eot": (None, 704, 768), "apgd": (52, 1_616, 6_464)},
+    "quick": {"pgd": (21, 44, 1344), "eot": (None, 704, 768), "apgd": (52, 1_616, 6_464), "square": (1_001, 4_676, 4_676)},
     "beside": {"eot-apgd": (406, 6_720, 26_112), "eot-apgd-t": (1_495, 25_921, 96_832), "square": (5_001, 104_180, 326_336)},
 }
-SUITES = {"full": FULL, "quick": QUICK, "beside": dict.fromkeys(FE["beside"], {})}
+SUITES = {"full": FULL, "quick": QUICK, "beside": {name: {} for name in FE["beside"]}}
 CASES = [(suite, name) for suite, columns in SUITES.items() for name in columns if name != "clean"]
 
 
@@ -94,17 +94,16 @@ def test_pgd_at_one_vote_costs_little_more_in_looks_than_in_gradients(stub):
     assert sum(_spent(PGD(), _defense(stub, 1))) <= 90
 
 
-@pytest.mark.parametrize("parts", [("apgd-ce",), ("apgd-t",)])
-def test_no_draw_of_a_bank_goes_forward_twice_for_a_gradient(stub, parts):
-    """Images are cut into batches that fit; where they fit at once, the x' are the same."""
-    found, attack = [], AutoAttack(parts=parts, steps=40, least_bank=16)
-    for rows in (10**6, 16 * 3, 16):
+def test_no_draw_of_a_bank_goes_forward_twice_for_a_gradient(stub):
+    """Images are cut into batches that fit."""
+    found, attack = [], AutoAttack(parts=("apgd-ce",), steps=40, least_bank=16)
+    for rows in (10**6, 16 * 3):
         defense = _defense(stub, 1)
         defense.body.rows = rows
         forwards, backwards = _spent(attack, defense)
         found.append((forwards + backwards) / backwards)
         assert defense.passes.backwards >= 40 * 4 * 16
-    assert found == pytest.approx(3 * [found[0]], abs=0.1)
+    assert found == pytest.approx(2 * [found[0]], abs=0.1)
     assert found[0] < 2.3  # the rest are the package's checks and its passes that decide, few beside 100 steps
 
 
@@ -127,7 +126,7 @@ def test_noise_costs_few_operations_and_no_sync_of_its_own():
     spent = []
     for votes in (0, 1):
         with Operations() as made:
-            PGD().run(_defense(network, votes), IMAGES, LABELS, SMALL, STREAM)
+            PGD(steps=10, select_every=5).run(_defense(network, votes), IMAGES, LABELS, SMALL, STREAM)
         spent.append((made.count.total(), made.syncs))
     assert spent[1][0] <= 1.5 * spent[0][0]
     assert spent[1][1] <= spent[0][1] + 8  # two looks: two for each prediction, two to see who leaves
@@ -136,7 +135,7 @@ def test_noise_costs_few_operations_and_no_sync_of_its_own():
         (lambda: score(defense, IMAGES, LABELS, torch.arange(4), STREAM, 100), 2),
         (lambda: defense.predictions(IMAGES, STREAM, 64), 2),
         (lambda: defense.gradient(IMAGES, LABELS, "ce", 64, STREAM), 2),
-        (lambda: Square(queries=20).run(defense, IMAGES, LABELS, SMALL, STREAM), 2 * 20 + 6),
+        (lambda: Square(queries=6).run(defense, IMAGES, LABELS, SMALL, STREAM), 2 * 6 + 6),
     ):
         with Operations() as made:
             call()

@@ -8,7 +8,8 @@ import torch
 
 from rush_bench import registry
 
-BUILT_IN = sorted(name for name, entry in registry.recipes.entries.items() if entry.entry_point is None)
+OWN = {name for name, entry in registry.recipes.entries.items() if entry.entry_point is None}
+BUILT_IN = sorted(OWN - {"finetune"})  # whose stages are those of the recipes that pre-train
 NETWORK = {"name": "resnet", "blocks": [1, 1], "width": 16}
 HEADS = ("pretrain", "simclr", "distil")  # stages with a projector, which is no part of the count
 SHAPE = (3, 16, 16)

@@ -57,7 +57,7 @@ def test_uniform_linf_keeps_its_digits_in_many_dimensions(p: float, dimension: i
 def test_uniform_l1_reaches_lambda_and_the_worst_linf_radius_of_the_protocol() -> None:
     theorem = certificate(Uniform(0.3), None, D)
     assert theorem.radius([0.5, 0.75, 1.0]) == pytest.approx([0, 0.15, 0.3])
-    assert theorem.radius(1.0) / D == pytest.approx(0.025 / 255, rel=0.01)  # protocol R6.4: .025/255 for RUSH
+    assert theorem.radius(1.0) / D == pytest.approx(0.025 / 255, rel=0.01)  # sources S6.4: .025/255 for RUSH
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_network_of_ones_own(certify, tmp_path: Path) -> None:
         "--model", "own_certified_net:build", "--noise", "uniform:0.3", "--dataset", "mine.npz", *QUICK, "--norm", "linf"
     )
     assert result.exit_code == 0, result.output
-    assert "build uniform:0.3 linf" in result.stdout
+    assert "own_certified_net.build uniform:0.3 linf" in result.stdout
 
 
 def test_an_attack_below_a_certificate_is_exit_code_1(certify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +105,8 @@ def test_an_attack_below_a_certificate_is_exit_code_1(certify, monkeypatch: pyte
     [
         ([], "say what to certify"),
         (["gauss", "--model", "a:b"], "say what to certify"),
-        (["--model", "a:b"], "--model and --noise go together"),
-        (["gauss", "--noise", "gaussian:1"], "--model and --noise go together"),
+        (["gauss", "--noise", "gaussian:1"], "--noise without --model"),
+        (["gauss", "--name", "mine"], "--name without --model"),
         (["--model", "a:b", "--noise", "gaussian:1"], "--model needs --dataset"),
         (["plain", "--dataset", "mine.npz"], "plain-mine is deterministic"),
         (["gaus", "--dataset", "mine.npz"], "did you mean 'gauss'"),

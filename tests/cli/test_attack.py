@@ -104,6 +104,7 @@ def test_a_cell_that_fails_is_1_and_the_others_go_on(attack, monkeypatch: pytest
 NETWORK = """
 import torch
 from torch import nn
+import rush_bench as rb
 
 def build():
     torch.manual_seed(0)
@@ -111,6 +112,20 @@ def build():
 
 def train_mode():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+
+def fails():
+    raise ValueError("no weights\\n here")
+
+def defense():
+    return rb.Deterministic(build(), shape=(1, 8, 8), name="given")
+
+def smoothed():
+    return rb.Smoothed(build(), noise="uniform:0.2", votes=3, shape=(1, 8, 8), name="given@3")
+
+def stranger():
+    class Stranger(rb.Defense):
+        name, classes, shape = "stranger", 5, (1, 8, 8)
+    return Stranger()
 
 def probabilities():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Softmax(1)).eval()
@@ -131,7 +146,39 @@ def test_a_network_of_ones_own(attack) -> None:
         assert attack("--model", "own_nets:build", models=None).exit_code == 0
         result = attack("--model", "own_nets:build", "--noise", "gaussian:1/4", "--votes", "3", models=None)
     assert result.exit_code == 0, result.output
-    assert {name for name, _ in done()} == {"build", "build@1", "build@3"}
+    assert {name for name, _ in done()} == {"own_nets.build", "own_nets.build@1", "own_nets.build@3"}
+
+
+@pytest.mark.usefixtures("nets")
+def test_options_of_a_defence_that_is_given_hold(attack) -> None:
+    import torch
+
+    with torch.random.fork_rng():
+        same = ["--noise", "uniform:0.2", "--votes", "3", "--device", "cpu", "--precision", "float32", "--memory", "0.5"]
+        result = attack("--model", "own_nets:smoothed", *same, "--name", "mine", "--label", "extra-data=500k", models=None)
+    assert result.exit_code == 0, result.output
+    (found,) = {(r.labels["defense"], r.labels["extra_data"]) for r in load_results(Path("results"))}
+    assert found == ("mine@3", "500k")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_two_networks_of_one_function_name_are_told_apart(attack, rush_bench, tmp_path: Path, monkeypatch, named: bool) -> None:
+    """By the modules that they are from; under one --name, by the beginning of the digest of their weights."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    about = ["--label", "protocol=of mine", *(["--name", "twin"] if named else [])]
+    for number, seed in ((1, 0), (2, 7)):
+        module = f"twin{number}{named}"
+        (tmp_path / f"{module}.py").write_text(NETWORK.replace("manual_seed(0)", f"manual_seed({seed})"))
+        with torch.random.fork_rng():
+            result = attack("--model", f"{module}:build", *about, models=None)
+        assert result.exit_code == 0, result.output
+    rows = json.loads(rush_bench("table", "--json").stdout)
+    names = sorted(row["defense"] for row in rows)
+    assert len(set(names)) == 2 and {row["protocol"] for row in rows} == {"of mine"}
+    weights = sorted({r.identity["weights"][:6] for r in load_results(Path("results"))})
+    assert names == ([f"twin ({digest})" for digest in weights] if named else ["twin1False.build", "twin2False.build"])
 
 
 @pytest.mark.usefixtures("nets")
@@ -148,7 +195,30 @@ def test_a_network_of_ones_own(attack) -> None:
         (["--model", "own_nets:build", "--votes", "3"], "--votes needs --noise"),
         (["--model", "own_nets:build", "--models", "all"], "say what to attack"),
         ([], "say what to attack"),
-        (["--models", "rush", "--noise", "uniform:0.3"], "go with --model"),
+        (["--models", "rush", "--noise", "uniform:0.3"], "--noise without --model"),
+        (["--models", "rush", "--name", "mine", "--label", "protocol=x"], "--name, --label without --model"),
+        (["--models", "rush@²"], "a number of votes"),
+        (["--models", "rush@99999999999"], "a number of votes"),
+        (["--models", "rush", "--n", "²"], "`all`"),
+        (["--model", "os:system"], "called without arguments: TypeError"),
+        (["--model", "os:getcwd"], "os:getcwd gave str; it must return an nn.Module"),
+        (["--model", "sys:exit"], "called without arguments: SystemExit"),
+        (["--model", "math:pi"], "gave float"),
+        (["--model", "own_nets.py:build"], "cannot import"),
+        (["--model", "./own_nets:build"], "package.module:function"),
+        (["--model", ":build"], "package.module:function"),
+        (["--model", "own_nets:fails"], "ValueError: no weights here, own_nets.py"),
+        (["--model", "own_nets:build", "--name", "a@b"], "must be 1 to 80"),
+        (["--model", "own_nets:build", "--name", ""], "must be 1 to 80"),
+        (["--model", "own_nets:build", "--name", "x" * 300], "must be 1 to 80"),
+        (["--model", "own_nets:build", "--label", "colour=red"], "no label named 'colour'"),
+        (["--model", "own_nets:build", "--label", "protocol"], "key=value"),
+        (["--model", "own_nets:defense", "--noise", "uniform:0.3"], "noise cannot be set from outside"),
+        (["--model", "own_nets:defense", "--noise", "uniform:0.3", "--votes", "3"], "noise cannot be set from outside"),
+        (["--model", "own_nets:defense", "--precision", "bfloat16"], "precision cannot be set from outside"),
+        (["--model", "own_nets:smoothed", "--noise", "uniform:0.2", "--votes", "7"], "votes cannot be set from outside"),
+        (["--model", "own_nets:stranger", "--label", "protocol=x"], "whose labels() are its own"),
+        (["--model", "own_nets:stranger", "--memory", "1"], "memory cannot be set from outside"),
     ],
 )
 def test_wrong_networks_and_options_are_one_line(attack, args: list[str], says: str) -> None:

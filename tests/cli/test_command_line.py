@@ -124,3 +124,11 @@ def test_a_full_disk_under_stdout_is_one_line(process, tmp_path: Path, args: lis
         _, stderr = running.communicate(timeout=60)
     assert running.returncode == 1
     assert stderr == "error: cannot write the output: no space left on device; free some space\n"
+
+
+@pytest.mark.parametrize(
+    "line", [("attack", "--models", "all", "--out", "a", "--out", "b"), ("certify", "x", "--N", "5", "--draws", "6")]
+)
+def test_an_option_given_twice_is_refused_not_dropped(rush_bench, line):
+    found = rush_bench(*line)
+    assert found.exit_code == 2 and "2 times" in found.stderr

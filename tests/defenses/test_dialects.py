@@ -1,6 +1,6 @@
 """Published networks other than ResNet-18: each family's own module, with its key names, against what import makes of it.
 
-The modules are written from the papers and the key tables (recipes R2.7 to R2.16, R4.1); sizes are small, keys and shapes of
+The modules are written from the papers and the key tables (sources S2.7 to S2.16, S4.1); sizes are small, keys and shapes of
 one block are those of the real files.
 """
 
@@ -327,7 +327,7 @@ def real(name: str) -> Tensors:
 
 @pytest.mark.parametrize("name", ["resnet110", "resnet50", "resnet50v2", "wrn-34-10", "wrn-28-10", "wrn-70-16"])
 def test_the_published_sizes_are_known_by_name(name: str) -> None:
-    """R4.1's signatures: a stem of 16 x 3 x 3 x 3 and a head of 10 x 64 in Cohen's, `block1.layer.0.bn1` in TRADES'."""
+    """S4.1's signatures: a stem of 16 x 3 x 3 x 3 and a head of 10 x 64 in Cohen's, `block1.layer.0.bn1` in TRADES'."""
     state = real(name)
     found = recognise(state)
     own = {k.removeprefix(found.prefix): v for k, v in state.items() if not re.match(found.ignorable, k)}
@@ -382,7 +382,7 @@ def test_an_imported_smoothed_model_is_certified(tmp_path: Path) -> None:
     ],
 )
 def test_smoothadv_is_normalised_by_its_path(path: str, std: float, extra: str | None, tmp_path: Path) -> None:
-    """R4.1: runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only."""
+    """S4.1: runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only."""
     _, held, _ = family("smoothadv")
     folder = tmp_path / path
     folder.mkdir(parents=True)

@@ -209,7 +209,7 @@ def test_the_manifest_is_sound() -> None:
     assert len({entry.file for entry in expected.MANIFEST}) == len(expected.MANIFEST)
     assert all(0.6 < entry.clean < 0.92 and entry.dataset in ("cifar10", "cifar100") for entry in expected.MANIFEST)
     known = expected.expectation("model_cifar_wrn.pt", "", "WideResNet (TRADES)", "cifar10", None, None)
-    assert known is not None and known.clean == 0.8492  # recipes R2.16
+    assert known is not None and known.clean == 0.8492  # sources S2.16
     assert expected.expectation("model_cifar_wrn.pt", "", "RoCL", "cifar10", None, None) is None
 
 

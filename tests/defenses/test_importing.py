@@ -195,7 +195,7 @@ def test_the_stem_of_96_pixel_networks(tmp_path: Path) -> None:
 
 
 def test_shapes_of_the_synthetic_files_are_those_of_the_published_ones(net: nn.Module) -> None:
-    """R4.2: 256 entries of ACL, 357 of AdvCL, 122 of a kl ResNet-18 with linear; and their counts of parameters."""
+    """S4.2: 256 entries of ACL, 357 of AdvCL, 122 of a kl ResNet-18 with linear; and their counts of parameters."""
     parameters = ("weight", "bias")
     acl = routed(net, 2) | projector()
     assert len(acl | normalisation()) == 256

@@ -116,13 +116,13 @@ def test_targets_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / "target_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)
     shape = (1, 8, 8)
-    assert [d.name for d in from_target("target_nets:build", shape=shape)] == ["build"]
+    assert [d.name for d in from_target("target_nets:build", shape=shape)] == ["target_nets.build"]
     assert [d.name for d in from_target("target_nets:build", noise="uniform:0.3", votes=8, shape=shape)] == [
-        "build@1",
-        "build@8",
+        "target_nets.build@1",
+        "target_nets.build@8",
     ]
     assert [d.name for d in from_target("target_nets:defense", shape=shape)] == ["own"]
-    assert [d.name for d in from_target("target_nets:ready", shape=shape)] == ["ready"]
+    assert [d.name for d in from_target("target_nets:ready", shape=shape)] == ["target_nets.ready"]
     for target, says in (
         ("target_nets", "package.module:function"),
         ("no_such_module:build", "cannot import"),

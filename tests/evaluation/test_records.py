@@ -218,7 +218,7 @@ def test_folders_that_are_no_cells_are_left_out_with_a_line(tmp_path):
     (runs / "other").mkdir()
     (runs / "other" / "cell.json").write_text("[1, 2]")
     lines = []
-    assert len(load_results(tmp_path, lines.append)) == 1
+    assert len(load_results(tmp_path, warn=lines.append)) == 1
     text = "\n".join(lines)
     assert len(lines) == 5
     for part in ("no cell.json", "cannot be read", "renamed or changed", "format 99", "not a description"):
@@ -411,5 +411,5 @@ def test_an_absurd_cell_is_one_line(tmp_path, part, change):
     folder.mkdir(exist_ok=True)
     (folder / "cell.json").write_text(json.dumps(said))
     lines = []
-    found = load_results(tmp_path, lines.append)
+    found = load_results(tmp_path, warn=lines.append)
     assert len(lines) == 1 and len(found) == (part == "identity")

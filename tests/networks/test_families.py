@@ -18,7 +18,7 @@ from rush_bench.recipes.free import FreeSettings
 from rush_bench.training.run import train
 
 # Parameters with a head of ten classes. Published: 36.5 M and 46.2 M (Zagoruyko and Komodakis 2016; TRADES), 267 M (Rebuffi
-# et al. 2021), 1.7 M (He et al. 2016); the others counted by hand from recipes R2 in `counted`.
+# et al. 2021), 1.7 M (He et al. 2016); the others counted by hand from docs/sources.md in `counted`.
 PUBLISHED = {
     "resnet18": 11_173_962,
     "resnet50": 23_520_842,
@@ -41,14 +41,14 @@ SMALL = {
 
 def counted(name: str) -> int:
     """Weights by hand: 3 x 3 convolutions are 9 ab, BatchNorm 2 a."""
-    if name == "preact-resnet18":  # R2.9: stages of two blocks, a 3x3 shortcut in the last three
+    if name == "preact-resnet18":  # S2.9: stages of two blocks, a 3x3 shortcut in the last three
         total, before = 27 * 64, 64
         for width in (64, 128, 256, 512):
             first = 2 * before + 9 * before * width + 2 * width + 9 * width * width
             total += first + (9 * before * width if width != before else 0) + 4 * width + 18 * width * width
             before = width
         return total + 2 * 512 + 512 * 10 + 10
-    if name == "wrn-32-10":  # R2.6: WRN-34-10 less its three shortcuts
+    if name == "wrn-32-10":  # S2.6: WRN-34-10 less its three shortcuts
         return 46_160_474 - (16 * 160 + 160 * 320 + 320 * 640)
     assert name == "resnet50v2"  # MadryLab's ResNet-50 with BatchNorm before the convolutions in place of after them
     change = 0
@@ -78,7 +78,7 @@ def warmed(name: str, routes: int = 1) -> tuple[nn.Module, Tensor]:
 
 
 def by_hand(state: dict[str, Tensor], style: str, x: Tensor) -> Tensor:
-    """The networks of recipes R2.6, R2.9, R2.11 and R2.16 as one plain function of their weights."""
+    """The networks of sources S2.6, S2.9, S2.11 and S2.16 as one plain function of their weights."""
 
     def norm(key: str, x: Tensor) -> Tensor:
         weight, bias, mean, var = (
@@ -231,7 +231,7 @@ def test_every_name_resolves() -> None:
 
 
 def test_free_trains_on_its_own_network(tmp_path: Path) -> None:
-    """R2.6: WRN-32-10, here a small one of its kind, by `--set network.name=wrn-32-10`; a table names the network."""
+    """S2.6: WRN-32-10, here a small one of its kind, by `--set network.name=wrn-32-10`; a table names the network."""
     small = ["network.name=wrn-32-10", "network.blocks=1,1,1", "network.width=16"]
     folder = train("free", dataset="digits", preset="smoke", sets=small, store=tmp_path, device="cpu")
     card = read_json(folder / "card.json")

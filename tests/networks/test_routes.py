@@ -120,7 +120,7 @@ def test_padding_of_the_stem():
     sizes = []
     network.encoder.conv1.register_forward_hook(lambda module, args, output: sizes.append(output.shape[-1]))
     network(images(0))
-    assert sizes == [10]  # 34 x 34 at 32 pixels: DeACL's (recipes R2.13)
+    assert sizes == [10]  # 34 x 34 at 32 pixels: DeACL's (sources S2.13)
 
 
 @pytest.mark.parametrize(

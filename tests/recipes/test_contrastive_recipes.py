@@ -167,7 +167,7 @@ def through(stage, number: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def nt(u, v) -> float:
-    """R1.1's NT in float64; its own loop is in test_losses."""
+    """S1.1's NT in float64; its own loop is in test_losses."""
     return float(nt_xent(u, v, 0.5))
 
 
@@ -197,7 +197,7 @@ def test_the_acl_projector():
     dual = 2 * sum(weight.numel() for name, weight in whole.named_parameters() if name.split(".")[0] in "147")
     linear = sum(weight.numel() for name, weight in whole.named_parameters() if name.split(".")[0] in "036")
     encoder = build({"name": "resnet18", "routes": 2}).encoder
-    assert sum(weight.numel() for weight in encoder.parameters()) + dual + linear == 11_971_520  # R4.2, shape facts
+    assert sum(weight.numel() for weight in encoder.parameters()) + dual + linear == 11_971_520  # S4.2, shape facts
     assert len(acl.acl_projector(8, 8, 2)) == 5
 
 
@@ -342,7 +342,7 @@ def test_advcl_loss(monkeypatch):
 
 @pytest.mark.parametrize("radius", [2.0, 4.0])
 def test_high_pass_is_the_sum_over_high_frequencies(radius):
-    """R2.4 by the definition of the Fourier sum, frequency by frequency."""
+    """S2.4 by the definition of the Fourier sum, frequency by frequency."""
     x = torch.rand(1, 1, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     height, width = 6, 8
     expected = np.zeros((height, width), complex)
@@ -435,7 +435,7 @@ def test_label_shares_of_digits(share, fine):
 
 
 def test_what_a_share_of_the_labels_taught_is_distilled(tmp_path):
-    """The loss falls, and the network becomes robust: R2.3, stage 3, on all digits from a teacher that has learnt.
+    """The loss falls, and the network becomes robust: S2.3, stage 3, on all digits from a teacher that has learnt.
 
     From a teacher that knows nothing it cannot fall: the zero head agrees with it, and the loss starts at its least,
     ln(10) / 2 of the labelled images. Two epochs of two steps on 26 labels, as at `smoke`, leave such a teacher.
@@ -486,7 +486,7 @@ PROTOCOLS = {  # asked for, further settings: the stage, the votes of rush and o
 @pytest.mark.parametrize("name", PRETRAINED)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_protocol_for_every_pretrained_encoder(name, protocol):
-    """R1.5; what a table shows of it is the card's."""
+    """S1.5; what a table shows of it is the card's."""
     others, rush, last, votes_of_rush, votes = PROTOCOLS[protocol]
     if name in SSP:  # whose group `finetune` is AFF as Chen et al. have it
         last = "finetune" if protocol == "AFF" else "linear"

@@ -1,4 +1,4 @@
-"""The `paper` preset of every recipe against the numbers of recipes R2, one row a recipe."""
+"""The `paper` preset of every recipe against the numbers of docs/sources.md, one row a recipe."""
 
 from functools import reduce
 
@@ -28,12 +28,12 @@ def task(name, epochs, weight_decay, nesterov=False):
 
 
 ROWS: dict[str, dict] = {
-    "pgd_at": sgd(200, 128, (100, 150), 5e-4) | PGD10 | {"noise": "none", "network.mean": ()},  # R2.16
-    "trades": sgd(76, 128, (74,), 2e-4)  # R2.16: decay at epoch 75, counted from 1
+    "pgd_at": sgd(200, 128, (100, 150), 5e-4) | PGD10 | {"noise": "none", "network.mean": ()},  # S2.16
+    "trades": sgd(76, 128, (74,), 2e-4)  # S2.16: decay at epoch 75, counted from 1
     | {"train.beta": 6.0, "attack.eps": 0.031, "attack.step": 0.007, "attack.steps": 10, "attack.start": "gaussian"}
     | {"attack.mode": "eval", "network.mean": ()},
-    "noise_sup": sgd(200, 128, (100, 150), 5e-4) | {"noise": "uniform:0.3", "network.name": "resnet18"},  # R2.17
-    "random_probe": {  # RUSH's second stage, R2.1
+    "noise_sup": sgd(200, 128, (100, 150), 5e-4) | {"noise": "uniform:0.3", "network.name": "resnet18"},  # S2.17
+    "random_probe": {  # RUSH's second stage, S2.1
         "noise": "uniform:0.3",
         "network.name": "resnet18",
         "finetune.epochs": 25,
@@ -49,8 +49,8 @@ ROWS: dict[str, dict] = {
     | {"diffusion.lr_min": 2e-4, "diffusion.clip": 1.0, "diffusion.ema": 0.9999, "diffusion.flip": 0.5}
     | {"diffusion.timesteps": 1000, "diffusion.width": 128, "diffusion.multipliers": (1, 2, 2, 2)}
     | {"purification.start": 0.1, "purification.steps": 100, "purification.eta": 1.0, "noise": "none"},
-    "cohen": sgd(90, 256, (30, 60), 1e-4) | CIFAR | {"noise": "gaussian:0.25"},  # R2.7
-    "smoothadv": sgd(150, 256, (50, 100), 1e-4)  # R2.8
+    "cohen": sgd(90, 256, (30, 60), 1e-4) | CIFAR | {"noise": "gaussian:0.25"},  # S2.7
+    "smoothadv": sgd(150, 256, (50, 100), 1e-4)  # S2.8
     | CIFAR
     | {"network.std": (1.0, 1.0, 1.0)}
     | {
@@ -61,8 +61,8 @@ ROWS: dict[str, dict] = {
         "attack.steps": 10,
         "attack.ramp": 10,
     },
-    "free": sgd(228, 128, (114, 171), 2e-4) | {"train.replays": 8, "attack.eps": 8 / 255},  # R2.6
-    "dataaug": SGD  # R2.9
+    "free": sgd(228, 128, (114, 171), 2e-4) | {"train.replays": 8, "attack.eps": 8 / 255},  # S2.6
+    "dataaug": SGD  # S2.9
     | {"train.lr": 0.4, "train.nesterov": True, "train.weight_decay": 5e-4, "train.batch_size": 1024, "train.epochs": 400}
     | {"train.schedule": "cosine", "train.warmup_epochs": 10, "train.beta": 6.0, "train.average": 0.995}
     | {
@@ -75,7 +75,7 @@ ROWS: dict[str, dict] = {
     | {"attack.eps": 8 / 255, "attack.steps": 10, "attack.method": "adam", "attack.step": 0.1, "attack.late_step": 0.01}
     | {"attack.mode": "batch", "select.steps": 40, "train.select_images": 1024}
     | CIFAR,
-    "ssp": task("rotation", 100, 3e-4)  # R2.11
+    "ssp": task("rotation", 100, 3e-4)  # S2.11
     | task("jigsaw", 100, 3e-4)
     | task("selfie", 200, 1e-4, nesterov=True)
     | {"selfie.padding": 2, "selfie.flip": 0.0, "selfie.hidden": 4, "selfie.dim": 1024, "selfie.layers": 12}
@@ -87,12 +87,12 @@ ROWS: dict[str, dict] = {
     | {"finetune_attack.eps": 8 / 255, "finetune_attack.steps": 10, "finetune_attack.mode": "train"}
     | {"finetune.warmup_epochs": 0.57, "finetune.warmup_from": 0.01}
     | IMAGENET,
-    "ssp_joint": {"joint.epochs": 150, "joint.lr": 0.001, "joint.batch_size": 80, "joint.schedule": "cosine"}  # R2.11
+    "ssp_joint": {"joint.epochs": 150, "joint.lr": 0.001, "joint.batch_size": 80, "joint.schedule": "cosine"}  # S2.11
     | {"joint.diversity": 0.1, "joint.ridge": 1e-5, "joint.hidden": 4, "joint.dim": 1024, "joint.layers": 12}
     | {"joint.heads": 16, "joint.feedforward": 2048, "joint.dropout": 0.1, "joint.double_softmax": False}
     | PGD10
     | {"attack.mode": "train", "network.members": 3}
-    # Not in R2.11; as the released code has them.
+    # Not in S2.11; as the released code has them.
     | {"joint.weight_decay": 1e-4, "joint.momentum": 0.9, "joint.nesterov": True, "joint.warmup_epochs": 0}
     | {"joint.padding": 4, "joint.flip": 0.5, "joint.penalise": True, "joint.selfie_weight": 4.0, "joint.lr_min": 1e-8}
     | {"finetune.epochs": 100, "finetune.milestones": (60, 80), "finetune.mode": "full", "finetune_attack.steps": 10}
@@ -101,7 +101,7 @@ ROWS: dict[str, dict] = {
 
 
 def contrastive(**own):
-    """Pre-training numbers that most rows share (R2.3 to R2.5), and a row's own."""
+    """Pre-training numbers that most rows share (S2.3 to S2.5), and a row's own."""
     shared = {"epochs": 1000, "batch_size": 512, "momentum": 0.9, "schedule": "cosine", "temperature": 0.5, "flip": 0.5}
     shared |= {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_p": 0.8, "gray_p": 0.2, "interpolation": "bilinear"}
     return {f"pretrain.{key}": value for key, value in {**shared, **own}.items()}
@@ -118,14 +118,14 @@ SEMI |= {"distil.lr": 0.1, "distil.weight_decay": 5e-4, "distil.alpha": 0.5, "di
 
 ROWS |= {
     "acl": contrastive(**LARS, crop_floor=0.1, variant="DS", projector_layers=3, route=1)
-    | {"pretrain.interpolation": "bicubic"}  # R2.3
+    | {"pretrain.interpolation": "bicubic"}  # S2.3
     | PGD5
     | IMAGENET
     | AFF
     | SEMI
     | {"finetune.protocol": "AFF", "aff.epochs": 100, "aff.milestones": (39, 59), "aff.routes": 1, "label_share": 1.0}
     | {"distil.batch_size": 198, "distil.attack.steps": 10},
-    "dynacl": contrastive(**LARS, crop_floor=0.1, anneal_every=50, reweighting=2 / 3, key_momentum=0.99)  # R2.12
+    "dynacl": contrastive(**LARS, crop_floor=0.1, anneal_every=50, reweighting=2 / 3, key_momentum=0.99)  # S2.12
     | PGD5
     | IMAGENET
     | SLF
@@ -146,7 +146,7 @@ ROWS |= {
         "trades.attack.start": "zero",
     }
     | {"trades.milestones": (10, 20), "trades.beta": 6.0, "trades.objective": "trades"},
-    "rocl": contrastive(  # R2.5
+    "rocl": contrastive(  # S2.5
         optimiser="lars", lr=1.5, warmup_from=0.1, warmup_epochs=10, weight_decay=1e-6, lars_exclude_1d=False, crop_floor=0.08
     )
     | {"pretrain.projector_hidden": 2048, "pretrain.projector_out": 128, "pretrain.projector_norm": False}
@@ -154,7 +154,7 @@ ROWS |= {
     | {"attack.eps": 0.0314, "attack.step": 0.007, "attack.steps": 7, "attack.start": "uniform", "attack.mode": "eval"}
     | {"finetune.epochs": 150, "finetune.lr": 0.1, "finetune.weight_decay": 5e-4, "finetune.batch_size": 1024}
     | {"finetune.milestones": (30, 50, 100), "finetune.protocol": "SLF", "finetune.augment": "none"},
-    "advcl": contrastive(optimiser="sgd", lr=0.5, weight_decay=1e-4, warmup_epochs=10, warmup_from=0.01, lr_min=5e-4)  # R2.4
+    "advcl": contrastive(optimiser="sgd", lr=0.5, weight_decay=1e-4, warmup_epochs=10, warmup_from=0.01, lr_min=5e-4)  # S2.4
     | {"pretrain.crop_floor": 0.2, "pretrain.base_temperature": 0.07, "pretrain.radius": 8.0, "pretrain.ce_weight": 0.2}
     | {"pretrain.clusters": (2, 10, 50, 100, 500), "pretrain.projector_norm": True, "pretrain.projector_out": 128}
     | PGD5
@@ -163,9 +163,9 @@ ROWS |= {
     | {"finetune.milestones": (15, 20), "finetune.protocol": "SLF"},
     "byorl_reimpl": contrastive(
         **LARS, projector_hidden=4096, projector_out=256, target_momentum=0.996, symmetric=False
-    )  # R2.10
+    )  # S2.10
     | PGD10,
-    "deacl": {  # R2.13
+    "deacl": {  # S2.13
         "distil.epochs": 100,
         "distil.batch_size": 256,
         "distil.lr": 0.5,

@@ -127,7 +127,7 @@ def test_projector_is_the_two_layer_mlp():
     assert [type(module).__name__ for module in stage.projector] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
 
 
-# Recipes R2.1 and appendix B of the RUSH paper; for SimCLR "as 2.1" (R2.2).
+# Recipes S2.1 and appendix B of the RUSH paper; for SimCLR "as 2.1" (S2.2).
 PAPER = {
     "pretrain.epochs": 1000,
     "pretrain.batch_size": 512,
@@ -266,7 +266,7 @@ def test_stl10_in_its_official_format(recipe, tmp_path):
     folder = train(recipe, dataset="stl10", preset="smoke", data_dir=tmp_path / "data", store=tmp_path, sets=sets)
     card = read_card(tmp_path, folder.name)
     assert folder.name == f"{recipe}-stl10" and card["network"]["size"] == 32 and card["network"]["channels"] == 3
-    # Pre-training sees the unlabelled images alone (R5 row 27), fine-tuning the labelled ones without a tenth.
+    # Pre-training sees the unlabelled images alone (sources S5.27), fine-tuning the labelled ones without a tenth.
     assert (card["data"]["n_pretrain"], card["data"]["n_train"], card["data"]["n_val"]) == (64, 36, 4)
 
 

@@ -181,7 +181,7 @@ def test_free_replays_a_mini_batch_and_carries_its_perturbation():
 
 
 def test_free_takes_both_gradients_from_one_backward_pass(monkeypatch):
-    """R2.6: a replay costs one forward and one backward pass, and no gradient by itself."""
+    """S2.6: a replay costs one forward and one backward pass, and no gradient by itself."""
     stage, _ = a_stage(free, attack__eps=0.1)
     passes, real = [], torch.autograd.backward
     monkeypatch.setattr(torch.autograd, "backward", lambda *args, **keys: passes.append("backward") or real(*args, **keys))
@@ -262,7 +262,7 @@ def test_an_epoch_of_smoothadv_sees_every_image_once():
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("method", ["adam", "sign"])
 def test_data_augmentation_attacks_and_loss(method, mixed, monkeypatch):
-    """R2.9: away from the mixed labels, or else from the clean prediction; then TRADES, its targets soft, by a loop."""
+    """S2.9: away from the mixed labels, or else from the clean prediction; then TRADES, its targets soft, by a loop."""
     stage, _ = a_stage(dataaug, **STEPS, attack__method=method, train__cutmix=mixed, train__augment="none")
     stage.begin_epoch(0)
     tracked = stage.network.encoder.bn1.num_batches_tracked

@@ -31,7 +31,7 @@ STL-10 -> STL-10 | RUSH I_F+ | 76.7 64.6 67.0 |
 STL-10 -> STL-10 | RUSH I_F | 75.1 61.5 60.2 |
 """
 
-# published.md 3.1, AA/clean: SLF, ALF, AFF
+# sources S3.2, AA/clean: SLF, ALF, AFF
 RESNET18_CIFAR10 = """
 RoCL 26.12/77.90 29.69/75.62 45.02/78.51
 ACL-DS 39.17/78.22 40.60/75.53 49.60/81.25
@@ -45,7 +45,7 @@ DynACL++ 46.54/79.82 47.98/78.81 50.34/81.93
 DynACL-AIR++ 46.99/81.80 48.23/79.56 50.79/82.36
 TARO 35.81/78.45
 """
-ELSEWHERE = {  # published.md 3.2 and 3.3, AA/clean
+ELSEWHERE = {  # sources S3.2, S3.3, AA/clean
     ("cifar100", "cifar100", "SLF"): "8.72/42.93 17.30/45.82 19.10/44.60 19.30/45.83 20.07/52.16 20.61/53.93 18.66/36.64",
     ("cifar100", "cifar100", "AFF"): "24.78/57.74 25.26/58.29 24.88/57.43 25.97/57.75",
     ("stl10", "cifar10", "SLF"): "27.52/56.5 28.38/62.78 29.17/52.41 29.64/55.84",
@@ -54,7 +54,7 @@ ELSEWHERE = {  # published.md 3.2 and 3.3, AA/clean
     ("stl10", "stl10", "SLF"): "26.51/78.19 35.80/67.90 46.61/69.56 47.71/72.25",
     ("stl10", "stl10", "AFF"): "43.21/72.55 48.10/73.10",
 }
-SUPERVISED = (  # published.md 3.4, clean/AA
+SUPERVISED = (  # sources S3.4, clean/AA
     "83.53/56.66 86.86/57.09 84.59/55.54 85.71/52.48 84.92/53.08 87.03/49.25 86.11/41.47 83.34/43.21 86.04/51.56 "
     "53.83/18.95 56.87/28.50 87.35/58.63"
 )
@@ -115,7 +115,7 @@ def test_supervised_anchors():
 def test_nothing_unverified_and_no_placeholder():
     text = FILE.read_text()
     assert "[M]" not in text
-    for placeholder in ("37.92", "72.65", "80.65"):  # published.md 3.1: repeated cells of the site, not measurements
+    for placeholder in ("37.92", "72.65", "80.65"):  # sources S3.2: repeated cells of the site, not measurements
         assert placeholder not in text
     assert all(a.extra_data for a in published().anchors if a.method in ("AdvCL", "A-InfoNCE"))
 

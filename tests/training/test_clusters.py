@@ -1,11 +1,16 @@
 """k-means and pseudo-labels from a file."""
 
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 
 from rush_bench.datasets import as_images
+from rush_bench.defenses.published import import_model
 from rush_bench.errors import BadInput
 from rush_bench.training.clusters import kmeans, pseudo_labels, read_pseudo_labels
 
@@ -108,3 +113,19 @@ def test_no_file_and_no_pickles(tmp_path):
         with pytest.raises(BadInput, match=f"cannot be read: {why}") as error:
             read_pseudo_labels(tmp_path / name, (20,), subset(), least=10, most=10)
         assert "allow_pickle" not in str(error.value)
+
+
+def test_pickled_labels_are_refused_with_the_lines_that_convert_them(tmp_path):
+    """AdvCL ships a pickle of arrays; the lines of the error make of it the file that is read."""
+    file, images = tmp_path / "cifar10_pseudo_labels.pkl", subset()
+    labels = {f"pseudo_train_{count}": np.arange(10, dtype=np.int32) % count for count in (2, 10)}
+    file.write_bytes(pickle.dumps(labels | {"pseudo_test_2": np.zeros(3, np.int32)}))
+    with pytest.raises(BadInput, match="is a pickle") as caught:
+        read_pseudo_labels(file, (2, 10), images, 10, 10)
+    with pytest.raises(BadInput, match="is a pickle"):
+        import_model(file, "mine", dataset="cifar10", store=tmp_path / "models")
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 2
+    subprocess.run([sys.executable, "-c", "\n".join(line.strip() for line in lines)], cwd=tmp_path, check=True)
+    found = read_pseudo_labels(tmp_path / "labels.npz", (2, 10), images, 10, 10)
+    assert found["10"].tolist() == images.index.tolist() and found["2"].tolist() == (images.index % 2).tolist()

@@ -52,7 +52,7 @@ def test_two_views_are_nt_xent():
 
 
 def test_rocl_is_six_ordered_pairs():
-    """R2.5: six ordered positive pairs, each -log softmax over the 3N - 1 others, summed, over 3N."""
+    """S2.5: six ordered positive pairs, each -log softmax over the 3N - 1 others, summed, over 3N."""
     parts, temperature = views(3), 0.5
     z, n, total = [unit(x) for part in parts for x in part], len(parts[0]), 0.0
     for first in range(3):

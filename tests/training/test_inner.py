@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rush_bench.errors import RushBenchError
 from rush_bench.networks import build
 from rush_bench.training.inner import InnerSettings, attack_mode, lengths, pgd, untracked
 
@@ -148,3 +149,12 @@ def test_an_attack_never_waits_for_the_device(mode):
     with Syncs() as syncs:
         x.sum().item()
     assert syncs.seen  # the watch works
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_names_the_row(norm, value):
+    slope = torch.ones(6, 1, 8, 8)
+    slope[4, 0, 3, 3] = value
+    with pytest.raises(RushBenchError, match="image 4 of the batch is not finite"):
+        pgd(lambda v: (slope * v).sum(), some_images(), **SIZES, generator=seeded(), norm=norm)

@@ -284,7 +284,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys):
     for stream in (Terminal(), io.StringIO()):
-        quick(tmp_path, name=f"m{stream.isatty()}", report=Progress(stream))
+        quick(tmp_path / f"{stream.isatty()}", name="mine", report=Progress(stream))
         text = stream.getvalue()
         assert "pretrain" in text and "loss" in text and "is finished: validation clean" in text
         assert ("\x1b[" in text) is stream.isatty()

@@ -1,4 +1,4 @@
-"""R4.2.3: an imported network's clean accuracy on 500 fixed test images, beside the published number where one is known.
+"""Sources S4.2: an imported network's clean accuracy on 500 fixed test images, beside the published number where one is known.
 
 Wrong constants or the wrong BatchNorm route load without any complaint and show here.
 """

@@ -1,4 +1,4 @@
-"""The families of published checkpoints and how their keys tell them apart (recipes R4.1)."""
+"""The families of published checkpoints and how their keys tell them apart (sources S4.1)."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from rush_bench.registry import recipes
 NOT_STATED = "not stated"
 Rules = tuple[tuple[str, str], ...]
 
-# Dialects of keys (R1.2) as (pattern, replacement), in this order, to the names in `rush_bench.networks`.
+# Dialects of keys (S1.2) as (pattern, replacement), in this order, to the names in `rush_bench.networks`.
 RESNET: Rules = (
     (r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample."),
     (r"\.downsample\.conv\.", ".downsample.0."),

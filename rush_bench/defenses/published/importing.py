@@ -1,4 +1,4 @@
-"""`import_model`: a published checkpoint into the model store, with every key accounted for (recipes R4.2)."""
+"""`import_model`: a published checkpoint into the model store, with every key accounted for (sources S4.2)."""
 
 import math
 import re
@@ -25,7 +25,7 @@ from rush_bench.training.encoders import CARRIED
 from rush_bench.training.routed import CARRIED as ROUTES
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "digits": 10}
-ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (R4.2)
+ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (S4.2)
 COLLAPSED = 1e-6
 
 

@@ -1,4 +1,4 @@
-"""What published networks do to their inputs first (recipes R1.7): constants by name, from the file, or by rule."""
+"""What published networks do to their inputs first (sources S1.7): constants by name, from the file, or by rule."""
 
 import math
 import re
@@ -24,7 +24,7 @@ BY_NAME: dict[str, Constants] = {
     "halves": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to [-1,1]
 }
 MEAN_PIXEL = 0.473  # of CIFAR-10's test set
-# SmoothAdv's runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only (R4.1).
+# SmoothAdv's runs that start from ImageNet or use unlabelled images have Cohen's layer, all others centre only (S4.1).
 EXTRA = {
     r"imagenet": "ImageNet at 32 x 32 (by the name of the file's folder)",
     r"self[_-]?training": "500k Tiny Images with pseudo-labels (by the name of the file's folder)",
@@ -68,7 +68,7 @@ def by_recipe(recipe: str, file: Path) -> tuple[str, str]:
 
 
 def check(mean: Sequence[float], std: Sequence[float]) -> None:
-    """R4.2: a guard against constants for 0..255 and against normalising twice."""
+    """S4.2: a guard against constants for 0..255 and against normalising twice."""
     if len(mean) != len(std):
         raise BadInput(f"normalisation mean {list(mean)} and std {list(std)} differ in length; give one of each a channel")
     centre = [(MEAN_PIXEL - m) / s if s > 0 else math.inf for m, s in zip(mean, std, strict=True)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rush_bench.defenses.published.inert import DAMAGED, load_inert
 from rush_bench.errors import BadInput
+from rush_bench.files import pickled_labels
 
 Tensors = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
@@ -29,6 +30,8 @@ def read_checkpoint(path: Path) -> tuple[Tensors, Tensors | None, list[str]]:
             f"{path} looks like a file of TensorFlow or JAX, which import does not read. Of Rebuffi 2021 take the .pt file; "
             "Free-m was published for TensorFlow only: train it, rush-bench train free --set network.name=wrn-32-10"
         )
+    if path.suffix == ".pkl" and "label" in path.name:
+        raise pickled_labels(path)
     content, notes = _read(path)
     if "P_state" in content:
         raise BadInput(

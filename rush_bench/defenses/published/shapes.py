@@ -1,4 +1,4 @@
-"""The network spec that a checkpoint's tensors ask for, and whether they fill it (recipes R4.2)."""
+"""The network spec that a checkpoint's tensors ask for, and whether they fill it (sources S4.2)."""
 
 import re
 from collections.abc import Mapping
@@ -85,7 +85,7 @@ def _name(shape: Mapping[str, Any]) -> str:
 
 
 def check_coverage(state: Tensors, expected: Tensors, title: str) -> None:
-    """R4.2: nothing missing, nothing left over, every shape right."""
+    """S4.2: nothing missing, nothing left over, every shape right."""
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
     wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]

@@ -1,0 +1,65 @@
+"""What a table says of its columns, from records alone: gradients that were none or not true, settings not the suite's."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from rush_bench.attacks.suites import FULL, QUICK
+from rush_bench.errors import RushBenchError
+from rush_bench.evaluation.records import CellResult
+from rush_bench.registry import attacks
+from rush_bench.settings import override
+
+MANY = 0.05  # of images without a gradient, or of frozen pixels: more make a number an upper bound
+BESIDES = ("name", "of", "precision")  # of an attack's identity, no settings
+
+
+def doubt(cell: CellResult) -> str | None:
+    """Why the number of a finished gradient attack is an upper bound, in words: "" if nothing speaks for it, None if unknown.
+
+    Records of attacks that ask for gradients and were made before these were looked at are unknown.
+    """
+    frame = cell.frame
+    if "gradient_zero" not in frame:
+        return None if frame["backwards"].gt(0).any() and "of" not in cell.identity["attack"] else ""
+    from rush_bench.attacks.health import FEW, UNTRUE  # imports torch, so only where there is something to judge
+
+    looked, frozen = frame["gradient_error"].dropna(), frame["gradient_frozen"].dropna()
+    untrue = float((looked > UNTRUE).mean()) if len(looked) else 0.0
+    said = {
+        "no gradient on {:.0%} of images": (float(frame["gradient_zero"].mean()), MANY),
+        "no true gradient on {:.0%} of the images looked at": (untrue, FEW),
+        "{:.0%} of pixels frozen at 0 or 1": (float(frozen.mean()) if len(frozen) else 0.0, MANY),
+    }
+    return ", ".join(text.format(share) for text, (share, most) in said.items() if share > most)
+
+
+def unusual(cell: CellResult) -> str:
+    """The settings of a cell that are not those of its suite's column, by value: `steps=1 (usual 20)`.
+
+    A setting that a record does not have came later than it, and is not compared.
+    """
+    name, quick = cell.identity["attack"]["name"], bool(cell.labels.get("quick"))
+    if name not in attacks.entries or name == "clean":
+        return ""
+    kind: Any = SimpleNamespace(deterministic=cell.labels["deterministic"], draws=cell.labels.get("votes") or 0, classes=10)
+    try:
+        made = override(attacks.load(name)(), (QUICK if quick else FULL).get(name, {})).on(kind)
+        usual = _plain({**dataclasses.asdict(made), **made.settings()})
+    except (RushBenchError, TypeError):  # a plug-in's settings that a record cannot hold
+        return ""
+    found = {key: value for key, value in _plain(cell.identity["attack"]).items() if key not in BESIDES}
+    keys = sorted(key for key in found if found[key] != usual.get(key))
+    return ", ".join(f"{key}={_text(found.get(key))} (usual {_text(usual.get(key))})" for key in keys)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As a record holds them."""
+    return json.loads(json.dumps(settings))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(_text, value)) or "all"
+    return "unset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

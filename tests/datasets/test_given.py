@@ -1,0 +1,154 @@
+"""`as_data` and folders: what people have at hand is read where it means one thing, and refused with the way out otherwise."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+
+from rush_bench.datasets import as_data, as_images, load_dataset
+from rush_bench.errors import BadInput
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 9, 3), dtype=np.uint8)
+LABELS = np.arange(12) % 3
+TENSOR = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+
+
+class Items(Dataset):
+    """Items (image, label), the image as `make` has it."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, position):
+        if position >= len(self):
+            raise IndexError
+        return self.make(PIXELS[position]), LABELS[position]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield TENSOR[0], 0
+
+
+def pil(pixels):
+    return Image.fromarray(pixels)
+
+
+def tensor(pixels):
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+GIVEN = {
+    "images": lambda: as_images(PIXELS, LABELS),
+    "pair of arrays": lambda: (PIXELS, LABELS),
+    "pair of tensors": lambda: [TENSOR / 255, torch.from_numpy(LABELS)],
+    "TensorDataset": lambda: TensorDataset(TENSOR / 255, torch.from_numpy(LABELS)),
+    "DataLoader": lambda: DataLoader(TensorDataset(TENSOR, torch.from_numpy(LABELS)), batch_size=5),
+    "shuffled": lambda: DataLoader(Items(tensor), batch_size=5, shuffle=True),
+    "PIL": lambda: Items(pil),
+    "tensors": lambda: Items(tensor),
+    "subset": lambda: DataLoader(Subset(Items(pil), range(12))),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_every_form_gives_the_same_images(kind):
+    images = as_data(GIVEN[kind]())
+    assert torch.equal(images.pixels, TENSOR) and images.labels.tolist() == LABELS.tolist()
+    assert images.index.tolist() == list(range(12)) and len(images.classes) == 3
+    assert images.classes == (Items.classes if kind in ("PIL", "tensors", "shuffled") else ("0", "1", "2"))
+
+
+def noisy(pixels):
+    return tensor(pixels) * torch.rand(())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, r"data= takes rb.load_dataset.*not nothing"),
+        (7, "not int"),
+        ({"x": PIXELS}, "not dict"),
+        (Stream(), "not Stream"),
+        (TensorDataset(TENSOR), "not of 1 tensors"),
+        (DataLoader(Items(pil), sampler=SubsetRandomSampler([1, 2])), "Subset"),
+        (Items(noisy), "augmentation"),
+        (Items(lambda pixels: 2 * tensor(pixels) - 1), r"outside \[0,1\]"),
+        (Items(lambda pixels: "cat"), "are str"),
+        (Items(lambda pixels: pil(pixels[: 4 + pixels[0, 0, 0] % 2])), "2 shapes"),
+        (Subset(Items(pil), []), "no images"),
+        ([(TENSOR[0], "cat"), (TENSOR[1], "dog")], "are no arrays"),
+        (([PIXELS[0], PIXELS[1, :4]], [0, 1]), "images of one shape"),
+        ("cifar11", "did you mean 'cifar10'"),
+        ("no/such/folder", "no dataset named"),
+    ],
+)
+def test_anything_else_says_what_is_taken(given, says):
+    with pytest.raises(BadInput, match=says):
+        as_data(given)
+
+
+def folder(root, positions=range(12), mode="RGB"):
+    for position in positions:
+        place = root / Items.classes[LABELS[position]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[position]).convert(mode).save(place / f"{position:02}.png")
+    return root
+
+
+def test_a_folder_of_images(tmp_path):
+    images = load_dataset(str(folder(tmp_path / "mine")))
+    order = np.argsort(LABELS, kind="stable")
+    assert torch.equal(images.pixels, TENSOR[order]) and images.labels.tolist() == LABELS[order].tolist()
+    assert (images.classes, images.name) == (Items.classes, "mine")
+    assert as_data(tmp_path / "mine").digest == images.digest
+    assert load_dataset(str(folder(tmp_path / "grey", mode="L"))).shape == (1, 6, 9)
+    with pytest.raises(BadInput, match="no folder `train`"):
+        load_dataset(str(tmp_path / "mine"), "train")
+
+
+def test_a_folder_with_parts(tmp_path):
+    folder(tmp_path / "train", range(9))
+    with pytest.raises(BadInput, match="neither `test` nor `val`"):
+        load_dataset(str(tmp_path))
+    folder(tmp_path / "val", range(9, 12))
+    assert len(load_dataset(str(tmp_path))) == 3
+    assert len(load_dataset(str(tmp_path), "train")) + len(load_dataset(str(tmp_path), "val")) == 9
+
+
+@pytest.mark.parametrize("fault", ["empty", "no classes", "damaged", "sixteen bits"])
+def test_a_folder_at_fault_names_it(tmp_path, fault):
+    (tmp_path / "ant").mkdir()
+    if fault == "no classes":
+        (tmp_path / "ant").rmdir()
+    elif fault == "damaged":
+        (tmp_path / "ant" / "1.png").write_bytes(b"not a picture")
+    elif fault == "sixteen bits":
+        Image.fromarray(np.full((4, 5), 40000, np.uint16)).save(tmp_path / "ant" / "1.png")
+    with pytest.raises(BadInput, match=r"bits" if fault == "sixteen bits" else str(tmp_path)) as error:
+        load_dataset(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(10**9, 10**9), (10**12,), (2**62, 4), (3, 6, 9, 3)])
+@pytest.mark.parametrize("key", ["test_images", "test_labels", "classes"])
+def test_an_array_that_declares_another_size_is_refused_at_once(tmp_path, shape, key):
+    arrays = {"test_images": PIXELS, "test_labels": LABELS, "classes": np.array(["a", "b", "c"])}
+    path = tmp_path / "huge.npz"
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as file:
+        for name, array in arrays.items():
+            header = io.BytesIO()
+            given = {"descr": array.dtype.str, "fortran_order": False, "shape": shape if name == key else array.shape}
+            np.lib.format.write_array_header_1_0(header, given)
+            file.writestr(f"{name}.npy", header.getvalue() + array.tobytes())
+    with pytest.raises(BadInput, match=f"{key} declares the shape"):
+        load_dataset(str(path))

@@ -61,7 +61,7 @@ NARROW = ("threat", "published_setting", "measured_aa_bank", "measured_aa_fresh"
 WEAK = ("measured_pgd", "measured_eot", "measured_worst")  # a quick suite runs these with fewer steps: marked
 QUICK = "q"
 INTERVALS = (
-    "95 % intervals: Clopper-Pearson for deterministic defences, two-level bootstrap (images, then draws) for randomised ones."
+    "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."
 )
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 

@@ -96,6 +96,20 @@ def _scale_free(defense: Defense, loss: str) -> str:
     return f"{loss}@logits" if isinstance(defense, _Network) else loss
 
 
+def scores(raw: Defense, points: Tensor, stream: Stream, draws: int) -> Tensor:
+    """What judges, (P, K) in float64: mean logits of a network of ours (`raw_logits`), else the log of the mean probability."""
+    if not isinstance(raw, _Network):
+        return raw.predict(points, stream).probabilities.double().clamp_min(1e-30).log()
+    forward, fixed = raw._forward(stream, len(points))
+    draws = fixed if raw.deterministic else draws
+    rows: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for i, j in blocks(len(points), draws, raw.body.block(draws)):
+            part = forward(points[i].to(raw.device), i, j, True).double().sum(1) / draws
+            rows[i.start] = rows[i.start] + part if i.start in rows else part
+    return torch.cat(list(rows.values())).clone()
+
+
 def _known(error: float) -> float:
     """NaN below every number."""
     return -1.0 if error != error else error
@@ -111,7 +125,7 @@ class _Slope:
     def __init__(self, defense: Defense, image: Tensor, label: Tensor, stream: Stream) -> None:
         self.defense, self.image, self.stream = defense, image, stream
         self.draws = max(1, min(defense.draws, DRAWS) if isinstance(defense, _Network) else defense.draws)
-        self.raw = _raw(defense)
+        self.raw = raw_logits(defense)
         other = self.scores(image).scatter(1, label[:, None], -torch.inf).argmax(1)
         self.name, self.labels = _scale_free(defense, "margin-to"), torch.stack([label, other], 1)
         self.value: Callable[[Tensor, Tensor], Tensor] = margin_to
@@ -126,25 +140,13 @@ class _Slope:
         return self.defense.gradient(x, self.labels, self.name, self.draws, self.stream).gradient
 
     def scores(self, points: Tensor) -> Tensor:
-        """(P, K) in float64, what judges: mean logits of a network of ours, else the log of the mean probability."""
+        """(P, K), see the function `scores`."""
         place = self.stream.images
         assert place is not None
         if getattr(self.defense, "keyed", True):
-            return self._scores(points, self.stream.at(place.expand(len(points))))
+            return scores(self.raw, points, self.stream.at(place.expand(len(points))), self.draws)
         # what the network draws depends on its batch: each point is asked for alone, as the gradient is
-        return torch.cat([self._scores(point, self.stream) for point in points.split(1)])
-
-    def _scores(self, points: Tensor, stream: Stream) -> Tensor:
-        if self.raw is None:
-            return self.defense.predict(points, stream).probabilities.double().clamp_min(1e-30).log()
-        forward, fixed = self.raw._forward(stream, len(points))
-        draws = fixed if self.raw.deterministic else self.draws
-        rows: dict[int, Tensor] = {}
-        with torch.inference_mode():
-            for i, j in blocks(len(points), draws, self.raw.body.block(draws)):
-                part = forward(points[i].to(self.defense.device), i, j, True).double().sum(1) / draws
-                rows[i.start] = rows[i.start] + part if i.start in rows else part
-        return torch.cat(list(rows.values())).clone()
+        return torch.cat([scores(self.raw, point, self.stream, self.draws) for point in points.split(1)])
 
     def path(self, threat: Threat) -> list[Tensor]:
         """Points where the gradient is looked at: near the image, at a random start, and where a walk from there ends."""
@@ -218,13 +220,18 @@ class _Raw(Body):
         return self.outcome(rows, exact=exact)
 
 
-def _raw(defense: Defense) -> _Network | None:
-    """The same defence with logits for log-probabilities; None where it is not made of a network of ours."""
+def raw_logits(defense: Defense) -> Defense:
+    """The same defence with logits in place of log-probabilities; itself where it is not made of a network of ours."""
+    return with_body(defense, _Raw)
+
+
+def with_body(defense: Defense, change: Callable[[Body], Body]) -> Defense:
+    """The same defence around another body, a bank's draws included; itself where it has none."""
     if isinstance(defense, Bank):
-        whole: Any = _raw(defense.whole)
+        whole: Any = with_body(defense.whole, change)
         return Bank(whole, defense.size, defense.seed)
     if not isinstance(defense, _Network):
-        return None
-    raw: Any = copy.copy(defense)
-    raw.body = _Raw(defense.body)
-    return raw
+        return defense
+    other: Any = copy.copy(defense)
+    other.body = change(defense.body)
+    return other

@@ -41,6 +41,11 @@ class Entry:
         return self.result.frame["repeats"].to_numpy()
 
     @property
+    def largest_class(self) -> float:
+        """The share of the images that have the most frequent label."""
+        return float(np.unique(self.result.frame["label"].to_numpy(), return_counts=True)[1].max() / len(self.correct))
+
+    @property
     def rates(self) -> NDArray[np.float64]:
         """Estimated chance of being right of each image (n,)."""
         return self.correct / self.repeats

@@ -13,12 +13,14 @@ import numpy as np
 from rush_bench.attacks.base import Threat
 from rush_bench.audit.book import Book, Entry
 from rush_bench.audit.experiments import THEIRS
-from rush_bench.audit.finding import Finding, judged, not_run
+from rush_bench.audit.finding import Finding, judged, not_run, noted, within_chance
 from rush_bench.audit.flags import square_beats_white_box
 from rush_bench.certify.check import comparisons
 from rush_bench.evaluation.statistics import Estimate
 
 POINT = 0.01
+# What a required check needs to have been able to fail: images, queries of Square, random points, draws of the last gradient.
+IMAGES, QUERIES, POINTS, DRAWS = 50, 1_000, 10, 16
 CARLINI = "Carlini et al. 2019, section 3"
 
 
@@ -63,11 +65,21 @@ def white_box_minimum(book: Book) -> Entry | None:
 
 def _loss(check: str, what: str, loss: Estimate, threshold: float, source: str, note: str = "") -> Finding:
     """Passes where the loss is at most the threshold, or not above it beyond chance."""
-    finding = judged(check, what, loss.value, "<=", threshold, source, note=note, low=loss.low, high=loss.high)
-    if finding.status == "flag" and loss.low <= threshold:
-        extra = "above the threshold, but within chance of it"
-        return replace(finding, status="pass", note=f"{note}; {extra}" if note else extra)
-    return finding
+    return within_chance(judged(check, what, loss.value, "<=", threshold, source, note=note, low=loss.low, high=loss.high))
+
+
+def _able(finding: Finding, lacks: str) -> Finding:
+    """A pass that had too little budget to be anything else is a check not run; `lacks` says of what, if any."""
+    if not lacks or finding.status != "pass":
+        return finding
+    return noted(replace(finding, status="not run"), f"too little to have failed: {lacks}")
+
+
+def _too_few(entry: Entry, what: str = "", got: int = IMAGES, needed: int = 0) -> str:
+    """What an entry lacks, in words: images, or `what` of which it has `got` and `needed` are."""
+    lacks = [f"{len(entry.correct)} images, {IMAGES} are needed"] if len(entry.correct) < IMAGES else []
+    lacks += [f"{got} {what}, {needed} are needed"] if got < needed else []
+    return ", ".join(lacks)
 
 
 def iterative_beats_single_step(book: Book) -> Finding:
@@ -80,14 +92,20 @@ def iterative_beats_single_step(book: Book) -> Finding:
 
 
 def reaches_chance(book: Book) -> Finding:
-    """Accuracy must fall to 5 % at four times eps and beyond; an attack with gradients gets below chance."""
-    what = "accuracy at 4 eps and at 8 eps, the larger, lower ends of their intervals"
+    """Accuracy must fall to 5 % at a large radius, at the latest where chance is certain; attacks get below that."""
+    what = "least accuracy at 4 eps or a larger radius, lower end of its interval"
     source = "protocol T10; Carlini et al. 2019, section 3 (unbounded attacks reach 100 %)"
-    four, eight = book.get("T10", "4 eps"), book.get("T10", "8 eps")
-    if four is None or eight is None:
+    # the other trials of the curve are at fractions and small multiples of eps
+    far = [entry for entry in book.of("T10") if entry.result.labels["scale"] >= 4]
+    if not far:
         return not_run("reaches-chance", what, source, "needs T10")
-    note = f"{four.estimate.value:.1%} at 4 eps ({four.eps:.3g}), {eight.estimate.value:.1%} at 8 eps ({eight.eps:.3g})"
-    return judged("reaches-chance", what, max(four.estimate.low, eight.estimate.low), "<=", 0.05, source, note=note)
+    note = ", ".join(f"{entry.estimate.value:.1%} at {entry.eps:.3g}" for entry in far)
+    least = min(entry.estimate.low for entry in far)
+    finding = judged("reaches-chance", what, least, "<=", 0.05, source, note=note)
+    if finding.status == "flag" and max(entry.eps for entry in far) < book.labels["diameter"]:
+        why = f"the curve ends before {book.labels['diameter']:.3g}, where chance is certain"
+        return noted(replace(finding, status="not run"), why)
+    return _able(finding, _too_few(far[0]))
 
 
 def larger_eps_never_helps(book: Book) -> Finding:
@@ -114,7 +132,9 @@ def white_box_beats_black_box(book: Book) -> Finding:
         return square_beats_white_box(threat, None if not best else best[0].rates, None)
     rates = np.min([entry.rates for entry in best], axis=0)
     repeats = None if book.labels["deterministic"] else int(min(entry.repeats.min() for entry in [*best, *square]))
-    return square_beats_white_box(threat, rates, square[-1].rates, repeats)
+    finding = square_beats_white_box(threat, rates, square[-1].rates, repeats)
+    queries = int(square[-1].result.identity["attack"]["queries"])
+    return _able(finding, _too_few(square[-1], "queries", queries, QUERIES))
 
 
 def white_box_beats_transfer(book: Book) -> Finding:
@@ -130,7 +150,7 @@ def white_box_beats_transfer(book: Book) -> Finding:
     )
     alone = int((drop > (0.0 if book.labels["deterministic"] else beyond)).sum())
     note = f"{transfer.trial}; {alone} of {len(drop)} images survive the white box and not the transfer, beyond chance"
-    return _loss("white-box-beats-transfer", what, best.minus(transfer), POINT, source, note)
+    return _able(_loss("white-box-beats-transfer", what, best.minus(transfer), POINT, source, note), _too_few(transfer))
 
 
 def random_noise_is_harmless(book: Book) -> Finding:
@@ -140,7 +160,8 @@ def random_noise_is_harmless(book: Book) -> Finding:
     random, best = next(iter(book.of("T0")), None), white_box_minimum(book)
     if random is None or best is None:
         return not_run("random-noise", what, source, "needs T0 and T4")
-    return _loss("random-noise", what, best.minus(random), 0.0, source)
+    points = int(random.result.identity["attack"]["points"])
+    return _able(_loss("random-noise", what, best.minus(random), 0.0, source), _too_few(random, "points", points, POINTS))
 
 
 def more_draws_change_nothing(book: Book) -> Finding:
@@ -151,7 +172,8 @@ def more_draws_change_nothing(book: Book) -> Finding:
         why = "the defence is deterministic" if book.labels.get("deterministic") else "needs T1"
         return not_run("more-draws", what, source, why)
     before, last = curve[-2:]
-    return _loss("more-draws", what, before.minus(last), 3 * POINT, source, f"{before.trial} to {last.trial}")
+    finding = _loss("more-draws", what, before.minus(last), 3 * POINT, source, f"{before.trial} to {last.trial}")
+    return _able(finding, _too_few(last, "draws", int(last.result.identity["attack"]["draws"]), DRAWS))
 
 
 def more_steps_change_nothing(book: Book) -> Finding:

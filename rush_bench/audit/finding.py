@@ -1,6 +1,6 @@
 """One check of an audit: what was measured, the threshold, where that comes from, and how it fell out."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Status = Literal["pass", "flag", "bug", "not run"]
@@ -47,6 +47,19 @@ def judged(
     """A finding whose status follows from its figure: `pass` if the relation holds, else `otherwise`."""
     holds = figure <= threshold if relation == "<=" else figure >= threshold
     return Finding(check, what, float(figure), threshold, relation, source, "pass" if holds else otherwise, note, low, high)
+
+
+def within_chance(finding: Finding) -> Finding:
+    """A flag whose interval holds the threshold is none."""
+    assert finding.low is not None and finding.high is not None and finding.threshold is not None
+    if finding.status != "flag" or not finding.low <= finding.threshold <= finding.high:
+        return finding
+    return noted(replace(finding, status="pass"), "beyond the threshold, but within chance of it")
+
+
+def noted(finding: Finding, text: str) -> Finding:
+    """The finding with one note more."""
+    return replace(finding, note=f"{finding.note}; {text}" if finding.note else text)
 
 
 def not_run(check: str, what: str, source: str, why: str) -> Finding:

@@ -18,11 +18,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
+from rush_bench.attacks.health import no_gradient, raw_logits, scores
 from rush_bench.attacks.kept import positions
-from rush_bench.audit.finding import Finding, judged, not_run
+from rush_bench.audit.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body
-from rush_bench.errors import BadInput
+from rush_bench.defenses.smoothed import _Network
+from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.noise import Stream
 
 AUTOATTACK = "Croce and Hein 2020, flags of AutoAttack's reference implementation"
@@ -57,8 +60,7 @@ def flags(
         hidden_randomness(defense, images, stream),
         flat_probabilities(defense, images, stream),
         loss_of_the_prediction(defense, images, labels, stream),
-        zero_gradients(defense, images, labels, stream, "ce"),
-        zero_gradients(defense, images, labels, stream, "margin@logits"),
+        zero_gradients(defense, images, labels, stream),
         square_beats_white_box(threat, white_box, square, repeats),
         gradients_at_inference(defense, images, stream),
         batch_dependence(defense, images, stream),
@@ -87,13 +89,27 @@ def hidden_randomness(defense: Defense, images: Tensor, stream: Stream, calls: i
 
 
 def flat_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Finding:
-    """Whether probabilities were taken for logits: a softmax of numbers in [0,1] never exceeds e / (e + K - 1)."""
+    """Whether probabilities were taken for logits, which shows at any scale where a network can be looked into.
+
+    Its outputs are then never negative, and add up to the same for every image (softmax), or leave most images with the same
+    largest and smallest one (sigmoids). Of a defence of one's own the softmax of probabilities shows: it never exceeds
+    e / (e + K - 1).
+    """
+    source = "ours: the defect is AutoAttack's flag 'softmax output'"
+    if isinstance(defense, _Network) and defense.body.outputs == "logits":
+        found = scores(raw_logits(defense), images, stream, max(defense.draws, 1))
+        spread, total = found.amax(1) - found.amin(1), found.sum(1)
+        alike = (spread - spread.median()).abs() <= 2e-3 * spread.median()
+        same = (total - total.median()).abs() <= 1e-3 * total.median()
+        positive = found.amin(1) >= 0
+        what = "share of images whose outputs are those of a softmax, or of sigmoids, times a constant"
+        figure = max(float((positive & each).double().mean()) for each in (alike, same))
+        return judged("probabilities-for-logits", what, figure, "<=", 0.5, source)
     bound = math.e / (math.e + defense.classes - 1)
     figure = float(defense.predict(images, stream).probabilities.max())
-    source = "ours: the most that a softmax of probabilities can be; the defect is AutoAttack's flag 'softmax output'"
     note = "no image has a higher one: a softmax over probabilities, or a network sure of nothing" if figure <= bound else ""
     # a softmax of one-hot probabilities reaches the bound up to rounding
-    what = "largest mean probability of any class"
+    what = "largest mean probability of any class, of which a softmax of probabilities has less"
     return judged("probabilities-for-logits", what, figure, ">=", bound + 1e-4, source, note=note)
 
 
@@ -102,32 +118,30 @@ def loss_of_the_prediction(defense: Defense, images: Tensor, labels: Tensor, str
 
     Gradients of a softmax over probabilities, or of another network than the one that predicts, differ here.
     """
+    what = "mean |exp(-CE) - p_y| between the loss under attack and the prediction, on the same draws"
+    source = "ours: bfloat16 search stays below; a softmax over probabilities is off by 0.5 and more"
     prediction = defense.predict(images, stream).probabilities.gather(1, labels[:, None])[:, 0]
-    loss = defense.gradient(images, labels, "ce", max(defense.draws, 1), stream).loss
-    return judged(
-        "loss-of-the-prediction",
-        "mean |exp(-CE) - p_y| between the loss under attack and the prediction, on the same draws",
-        float(((-loss).exp() - prediction).abs().mean()),
-        "<=",
-        0.05,
-        "ours: bfloat16 search stays below; a softmax over probabilities is off by 0.5 and more",
-    )
-
-
-def zero_gradients(defense: Defense, images: Tensor, labels: Tensor, stream: Stream, loss: str) -> Finding:
-    """The share of images without a gradient at the clean point, over the defence's own draws.
-
-    CE has none where the softmax saturates in float32; the margin of mean logits does not saturate, so that both at zero
-    mean that the network itself passes none on.
-    """
-    name = "zero-gradients" if loss == "ce" else f"zero-gradients-{loss.partition('@')[0]}"
-    what, source = f"share of images whose gradient of {loss} is zero", f"{AUTOATTACK} (check_zero_gradients: none)"
     try:
-        gradient = defense.gradient(images, labels, loss, max(defense.draws, 1), stream).gradient
-    except BadInput as error:
-        return not_run(name, what, source, str(error))
-    size = gradient.flatten(1).abs().amax(1)
-    return judged(name, what, float((size < torch.finfo(torch.float32).tiny).double().mean()), "<=", 0.0, source)
+        loss = defense.gradient(images, labels, "ce", max(defense.draws, 1), stream).loss
+    except RushBenchError as error:  # a gradient that is not finite, which other checks flag
+        return not_run("loss-of-the-prediction", what, source, str(error))
+    return judged("loss-of-the-prediction", what, float(((-loss).exp() - prediction).abs().mean()), "<=", 0.05, source)
+
+
+def zero_gradients(defense: Defense, images: Tensor, labels: Tensor, stream: Stream) -> Finding:
+    """The share of images without a gradient at the clean point, over the defence's own draws; see `no_gradient`.
+
+    One that is not finite, which a defence may also refuse to give, is none.
+    """
+    what = "share of images without a gradient, neither of CE nor of the margin of mean logits"
+    source = f"{AUTOATTACK} (check_zero_gradients: none)"
+    try:
+        none, note = no_gradient(defense, images, labels, stream), ""
+    except RushBenchError as error:
+        if isinstance(error, BadInput):
+            raise
+        none, note = torch.ones(len(images)), str(error)
+    return judged("zero-gradients", what, float(none.double().mean()), "<=", 0.0, source, note=note)
 
 
 def square_beats_white_box(
@@ -135,7 +149,8 @@ def square_beats_white_box(
 ) -> Finding:
     """How much accuracy Square takes that white-box attacks left: gradients masked (Croce and Hein 2020, section 5).
 
-    Both are (n,) accuracies q_i. A drop within the error of q_i from `repeats` predictions (2.58 deviations) is none.
+    Both are (n,) accuracies q_i. A drop within the error of q_i from `repeats` predictions (2.58 deviations) is none;
+    one image of a hundred is within chance of 1 %.
     """
     what = f"accuracy that Square takes from the white-box worst case, {threat.norm} {threat.eps:.4g}"
     source = "ours: 1 %, as a few hundred images cannot tell AutoAttack's 0.2 % of ten thousand (check_square_sr)"
@@ -148,7 +163,9 @@ def square_beats_white_box(
     drop = before - after
     spread = before * (1 - before) + after * (1 - after)
     error = 2.58 * np.sqrt(spread / repeats) if repeats else 0.0
-    return judged("square-beats-white-box", what, float(np.where(drop > error, drop, 0.0).mean()), "<=", 0.01, source)
+    figure = float(np.where(drop > error, drop, 0.0).mean())
+    low, high = clopper_pearson(figure * len(drop), len(drop))
+    return within_chance(judged("square-beats-white-box", what, figure, "<=", 0.01, source, low=low, high=high))
 
 
 def gradients_at_inference(defense: Defense, images: Tensor, stream: Stream) -> Finding:
@@ -192,7 +209,8 @@ def batch_dependence(defense: Defense, images: Tensor, stream: Stream) -> Findin
 def other_pixel_range(defense: Defense, images: Tensor, labels: Tensor, stream: Stream) -> Finding:
     """How much accuracy rises when the network is fed normalised images or pixels up to 255: normalisation left outside.
 
-    Tries the usual constants, and the mean and deviation of these images. Needs at least 8 images.
+    Tries the usual constants, and the mean and deviation of these images; where outputs are not finite the accuracy is 0.
+    Needs at least 8 images.
     """
     what = "most that accuracy rises when pixels are shifted and scaled by usual constants"
     source = "ours: 10 points are beyond the chance of 30 images; no network is better on inputs it was not made for"
@@ -205,7 +223,10 @@ def other_pixel_range(defense: Defense, images: Tensor, labels: Tensor, stream: 
     def accuracy(mean: Sequence[float], deviation: Sequence[float]) -> float:
         changed: Any = copy.copy(defense)
         changed.body = _Rescaled(changed.body, mean, deviation)
-        return float((changed.predict(images, stream).labels == labels).double().mean())
+        try:
+            return float((changed.predict(images, stream).labels == labels).double().mean())
+        except RushBenchError:  # outputs that are not finite: the network is not made for these pixels
+            return 0.0
 
     own = (images.mean((0, 2, 3)).tolist(), images.std((0, 2, 3)).clamp_min(1e-3).tolist())
     fit = {name: pair for name, pair in CONSTANTS.items() if len(pair[0]) in (1, images.shape[1])} | {"these images": own}
@@ -230,5 +251,5 @@ class _Rescaled(Body):
 
 def _output(defense: Defense, images: Tensor, stream: Stream) -> Tensor:
     """Log of the mean probabilities (B, K), each row of norm 1: AutoAttack compares logits so."""
-    scores = defense.predict(images, stream).probabilities.clamp_min(1e-30).log()
-    return scores / (scores.norm(dim=1, keepdim=True) + 1e-10)
+    logs = defense.predict(images, stream).probabilities.clamp_min(1e-30).log()
+    return logs / (logs.norm(dim=1, keepdim=True) + 1e-10)

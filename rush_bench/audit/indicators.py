@@ -16,6 +16,7 @@ from rush_bench.attacks.base import Threat
 from rush_bench.audit.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
 PAPER = "Pintor et al. 2022, section 3"
@@ -68,8 +69,8 @@ def indicators(
     """
     try:
         path = walk(defense, images, labels, threat, stream.named("path"), steps, step, draws, loss, held)
-    except RuntimeError as error:
-        if not isinstance(error, NotImplementedError) and "grad" not in str(error):
+    except (RuntimeError, RushBenchError) as error:  # not finite, not there, or not to be had
+        if isinstance(error, BadInput) or (type(error) is RuntimeError and "grad" not in str(error)):
             raise
         return _without_gradients(error)
     box = dataclasses.replace(threat, eps=1.0 if threat.norm == "linf" else images[0].numel() ** 0.5)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
 from rush_bench.audit.binarization import binarization
 from rush_bench.audit.book import Book
 from rush_bench.audit.checks import checks
-from rush_bench.audit.finding import Finding, judged
+from rush_bench.audit.finding import Finding
 from rush_bench.audit.flags import flags
 from rush_bench.audit.indicators import indicators
+from rush_bench.audit.scale import usual_scale
+from rush_bench.audit.truth import truth
 from rush_bench.audit.verdict import BUGS, STRENGTH, Claim, Verdict, verdict
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
@@ -28,7 +29,7 @@ from rush_bench.noise import Stream
 from rush_bench.progress import Bar
 
 FOLDER = "audit"
-VERSION = 1  # of the probes: another version makes them again
+VERSION = 2  # of the probes: another version makes them again
 PROBED = 32  # images
 
 
@@ -123,6 +124,8 @@ def judge(book: Book, probes: Sequence[Finding] | None, claim: Claim | None) -> 
         findings,
         classes=int(book.labels["classes"]),
         deterministic=bool(book.labels["deterministic"]),
+        images=len(book.worst.correct),
+        largest_class=book.worst.largest_class,
     )
     return Audit(book, findings, said)
 
@@ -135,33 +138,22 @@ def replayed(book: Book) -> Claim:
     return Claim(top.estimate.value, f"{top.trial}, replayed on these weights")
 
 
-def depends_on_image(defense: Defense, images: Tensor, stream: Stream) -> Finding:
-    """Whether predictions change when the images are exchanged for others while the draws stay the same."""
-    what = "share of images whose probabilities change when the images are shuffled or inverted, with the same draws"
-    before = defense.predict(images, stream).probabilities
-    # inverted too: a single image has none to be exchanged for, and neighbours may be alike
-    after = [defense.predict(others, stream).probabilities for others in (images.roll(1, 0), 1 - images)]
-    share = float(torch.stack([(before - other).abs().amax(1).gt(1e-6) for other in after]).any(0).double().mean())
-    return judged("depends-on-image", what, share, ">=", 0.01, "ours: otherwise there is nothing for an attack to change")
-
-
 def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: int) -> list[_Probe]:
     key = digest([VERSION, defense.identity(), defense.precision, part.digest, threat.norm, threat.eps, seed])[:16]
 
-    def made(name: str, make: Callable[[Tensor, Tensor, Stream], list[Finding]]) -> _Probe:
+    def made(name: str, make: Callable[[Defense, Tensor, Tensor, Stream], list[Finding]]) -> _Probe:
         def run() -> list[Finding]:
             images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
-            return make(images, labels, Stream(seed, f"audit/{name}", part.index))
+            stream = Stream(seed, f"audit/{name}", part.index)
+            return make(usual_scale(defense, images, stream), images, labels, stream)
 
         return _Probe(name, defense, folder / f"{key}-{name}.json", run)
 
-    def first(images: Tensor, labels: Tensor, stream: Stream) -> list[Finding]:
-        return [depends_on_image(defense, images, stream), *flags(defense, images, labels, threat, stream)]
-
     return [
-        made("flags", first),
-        made("indicators", lambda images, labels, stream: indicators(defense, images, labels, threat, stream)),
-        made("binarization", lambda images, labels, stream: binarization(defense, images, threat, stream)),
+        made("flags", lambda scaled, images, labels, stream: flags(scaled, images, labels, threat, stream)),
+        made("truth", lambda scaled, images, labels, stream: truth(scaled, images, labels, threat, stream)),
+        made("indicators", lambda scaled, images, labels, stream: indicators(scaled, images, labels, threat, stream)),
+        made("binarization", lambda scaled, images, labels, stream: binarization(scaled, images, threat, stream)),
     ]
 
 

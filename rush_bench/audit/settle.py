@@ -203,6 +203,7 @@ def _planned(
         classes=defense.classes,
         norm=threat.norm,
         eps=threat.eps,
+        diameter=diameter(defense, threat),
         has_base=_has(lambda: defense.base()),
         has_bank=_has(lambda: defense.bank(2, 0)),
         has_votes=isinstance(defense, Smoothed | Randomised),
@@ -243,6 +244,11 @@ def _planned(
         k = trial.repeats or repeats or default_repeats(about.draws, quick)
         jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, seed=seed, repeats=k, chunk=chunk)))
     return _priced(defense, jobs, data, certificates, cells)
+
+
+def diameter(defense: Defense, threat: Threat) -> float:
+    """Of the [0,1] box in the threat's norm: a ball of this radius around an image holds every other."""
+    return 1.0 if threat.norm == "linf" else math.sqrt(math.prod(defense.shape))
 
 
 def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
@@ -413,7 +419,7 @@ def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: 
     results = [cells.result(job.cell) for job in one.jobs]
     labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
     labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
-    labels |= {"dataset": data.name, "n": len(data)}
+    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(one.defense, threat)}
     certified = _certified(folder, one)
     whole = tuple(result for result in certified if result.complete)
     # others that lie there, of more draws or other images, are compared too, but not waited for

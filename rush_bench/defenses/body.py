@@ -23,7 +23,10 @@ class Body:
 
     `search` is BatchNorm-folded where the network offers `folded()`, channels_last, weights frozen, and bfloat16 if asked.
     `before` is what a defence does to images in front of the network; a network that draws at random must be `random`.
+    `gain` multiplies the logits of a network that returns them, without another prediction for it (see `audit.scale`).
     """
+
+    gain: float = 1.0
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Body:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 out = self.search(rows)
         out = out.float()
-        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else out
+        return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else self.gain * out
 
     def block(self, draws: int) -> int:
         """Rows for one block: as many as memory takes, on a CPU rather fewer, but all draws of an image if they fit."""

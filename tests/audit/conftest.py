@@ -274,10 +274,10 @@ def made_entry(experiment: str, trial: str, correct, repeats=1, *, attack="eot-a
     deterministic = bool((of == 1).all()) and votes == 0
     said = {"experiment": experiment, "trial": trial, "attack": attack, "on": "", "scale": 1.0, "norm": "linf", "eps": 0.1}
     said |= {"defense": f"made@{votes}", "dataset": "made", "split": "test", "deterministic": deterministic, "n": len(right)}
-    extra = labels.pop("columns", {})
+    extra, settings = labels.pop("columns", {}), {"queries": 1_000, "points": 20, "draws": 64, **labels.pop("settings", {})}
     said |= labels
     who = {"weights": "w", "noise": {"law": "gaussian", "scale": 0.5}, "votes": votes, "outputs": "logits"}
-    identity = {"defense": who, "attack": {"name": attack}, "threat": {"norm": said["norm"], "eps": said["eps"]}}
+    identity = {"defense": who, "attack": {"name": attack, **settings}, "threat": {"norm": said["norm"], "eps": said["eps"]}}
     identity |= {"repeats": int(of[0])}
     result = CellResult(identity, said, Path(f"{experiment}-{trial}"), 1, int(complete))
     columns = {"index": np.arange(len(right)), "label": 0, "correct": right, "repeats": of, **extra}
@@ -297,7 +297,15 @@ def made_certificate(bounds, radii, n: int, votes_noise=0.5) -> CellResult:
 
 
 def made_book(*entries: Entry, certificates=(), deterministic=False, **labels) -> Book:
-    said = {"norm": "linf", "eps": 0.1, "classes": 10, "deterministic": deterministic, "dataset": "made", "n": 100}
+    said = {
+        "norm": "linf",
+        "eps": 0.1,
+        "diameter": 0.8,
+        "classes": 10,
+        "deterministic": deterministic,
+        "dataset": "made",
+        "n": 100,
+    }
     return Book("made", {**said, "budget_name": "own", **labels}, entries, tuple(certificates))
 
 
@@ -316,7 +324,7 @@ def tiny() -> Budget:
     """A budget that settles a small digits network in seconds."""
     return dataclasses.replace(
         BUDGETS["quick"],
-        points=5,
+        points=10,
         sweep=(1, 4, 16),
         steps=10,
         draws=4,
@@ -327,7 +335,7 @@ def tiny() -> Budget:
         rand_steps=4,
         banks=(8,),
         part_steps=15,
-        queries=(200,),
+        queries=(1_000,),
         sweep_steps=10,
         votes=(1, 4),
         certificate=400,

@@ -12,9 +12,9 @@ from rush_bench.attacks.base import Threat
 from rush_bench.attacks.pgd import EOT
 from rush_bench.audit import run as room
 from rush_bench.audit.finding import Finding
-from rush_bench.audit.run import depends_on_image, judge, lay_out, probe, sentence, write
+from rush_bench.audit.run import judge, lay_out, probe, sentence, write
 from rush_bench.audit.settle import settle
-from rush_bench.audit.verdict import STRENGTH, Claim
+from rush_bench.audit.verdict import STRENGTH, Claim, verdict
 from rush_bench.datasets import as_images, load_dataset
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput
@@ -76,25 +76,24 @@ class Coin(Defense):
 
 
 def test_the_coin_stands_as_what_it_is(audit) -> None:
-    labels = torch.arange(60) % 5
+    labels = torch.zeros(60, dtype=torch.int64)  # of one class: a blind predictor cannot be right more often than that occurs
     images = as_images(torch.full((60, 1, 4, 4), 128, dtype=torch.uint8), labels, classes=list("abcde"), name="coins")
     found = audit(Coin(labels), images, repeats=40, steps=3)
+    assert {"reaches-chance", "depends-on-image"} <= flagged(found)
     assert (found.verdict.word, found.verdict.rule, found.verdict.decided_by) == ("stands", 4, ("depends-on-image",))
     assert found.verdict.worst.low <= 0.9 <= found.verdict.worst.high
     # no attack has an effect: whatever was tried, it is 0.90 at every eps
     for entry in found.book.entries:
         assert entry.estimate.low - 0.005 <= 0.9 <= entry.estimate.high + 0.005, entry.trial
-    assert {"reaches-chance", "depends-on-image"} <= flagged(found)
     assert "does not depend" in sentence(found) or "do not depend" in sentence(found)
 
 
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("killed gradient", {"zero-gradients", "zero-gradients-margin", "square-beats-white-box", "reaches-chance"}),
-        ("quantised", {"zero-gradients", "zero-gradients-margin", "square-beats-white-box"}),
-        ("jpeg", {"zero-gradients", "zero-gradients-margin", "square-beats-white-box"}),
-        ("temperature", {"zero-gradients", "unavailable-gradients", "replay-above-worst"}),
+        ("killed gradient", {"zero-gradients", "true-gradient", "square-beats-white-box", "reaches-chance"}),
+        ("quantised", {"zero-gradients", "true-gradient", "square-beats-white-box"}),
+        ("jpeg", {"zero-gradients", "true-gradient", "square-beats-white-box"}),
     ],
 )
 def test_what_only_looks_robust_never_stands(zoo, audit, name, flags) -> None:
@@ -111,7 +110,10 @@ def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name) ->
     digits = load_dataset("digits", "test", 80)  # fewer leave an interval that is too wide to stand
     found = audit(Deterministic(network, shape=zoo.shape, name=name), digits)
     assert not flagged(found) & set(STRENGTH), flagged(found)
-    assert (found.verdict.word, found.verdict.rule) == ("stands", 5)
+    worst = found.verdict.worst
+    options = {"classes": 10, "deterministic": True, "images": len(digits), "largest_class": 0.2}
+    said = verdict(Claim(worst.value + 0.01, "near it"), worst, found.findings, **options)
+    assert (said.word, said.rule) == ("stands", 5), said
     if name == "line":  # whose worst case is known: the margin less eps times the l1 distance of the two rows, but for the box
         weight, bias = network[1].weight, network[1].bias
         x, y = digits.floats().flatten(1), digits.labels
@@ -204,19 +206,6 @@ def test_the_claim_is_the_highest_replay_where_nothing_is_said(made_by_hand) -> 
         room.replayed(made_by_hand.book())
 
 
-def test_depends_on_image(zoo, noisy) -> None:
-    stream = Stream(0, "x", torch.arange(len(zoo.images)))
-    for defense in (
-        Deterministic(zoo.base, shape=zoo.shape),
-        Deterministic(zoo.broken["temperature"], shape=zoo.shape),
-        Smoothed(noisy, noise=Gaussian(1.0), votes=4, shape=zoo.shape),
-    ):
-        assert depends_on_image(defense, zoo.images, stream).status == "pass"
-        # one image, and images that are all alike, are no reason to believe that it does not
-        assert depends_on_image(defense, zoo.images[:1], stream.at(torch.arange(1))).status == "pass"
-        assert depends_on_image(defense, zoo.images[:1].expand(8, -1, -1, -1), stream.at(torch.arange(8))).status == "pass"
-
-
 def test_probes_are_kept_shared_and_fail_alone(zoo, digits, tmp_path, monkeypatch) -> None:
     calls: list[str] = []
 
@@ -230,13 +219,14 @@ def test_probes_are_kept_shared_and_fail_alone(zoo, digits, tmp_path, monkeypatc
         return made
 
     monkeypatch.setattr(room, "flags", fake("flags"))
+    monkeypatch.setattr(room, "truth", fake("truth"))
     monkeypatch.setattr(room, "indicators", fake("indicators", "two"))
     monkeypatch.setattr(room, "binarization", fake("binarization"))
     one, two = Deterministic(zoo.base, shape=zoo.shape, name="one"), Deterministic(zoo.line, shape=zoo.shape, name="two")
     assert probe([one, two], digits, THREAT, tmp_path, quiet=True, deadline=0.0) == {} and not calls  # the time was up
     failed: dict[str, str] = {}
     found = probe([one, two], digits, THREAT, tmp_path, quiet=True, failed=failed)
-    assert [finding.check for finding in found["one"]] == ["depends-on-image", "flags", "indicators", "binarization"]
+    assert [finding.check for finding in found["one"]] == ["flags", "truth", "indicators", "binarization"]
     assert "two" not in found and failed == {"two probe indicators": "ValueError: no such luck"}
     calls.clear()
     monkeypatch.setattr(room, "indicators", fake("indicators"))
@@ -245,7 +235,7 @@ def test_probes_are_kept_shared_and_fail_alone(zoo, digits, tmp_path, monkeypatc
     calls.clear()
     probe([one], digits, Threat("linf", 0.2), tmp_path, quiet=True)
     probe([one], digits, THREAT, tmp_path, quiet=True, seed=1)
-    assert len(calls) == 6
+    assert len(calls) == 8
 
 
 def test_findings_read_back_as_they_were(zoo, digits, tmp_path) -> None:

@@ -9,9 +9,11 @@ from rush_bench.attacks.base import Threat
 from rush_bench.attacks.control import RandomNoise
 from rush_bench.audit import binarization as module
 from rush_bench.audit.binarization import Binarization, binarization, edge, fisher
+from rush_bench.audit.finding import judged, within_chance
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.errors import BadInput
+from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
 
@@ -82,7 +84,7 @@ def test_fisher_by_hand():
 
 
 def fitted(defense, images, threat, settings=FEW):
-    body = module._Binary(defense.body, module.last_linear(defense, images[:1], STREAM))
+    body = module._Binary(defense.body, module.last_weighted(defense, images[:1], STREAM))
     return module._fit(defense, body, images, threat, STREAM, settings)
 
 
@@ -157,12 +159,32 @@ def test_one_vote_is_judged_by_most_of_its_draws(mlp, digits):
 def test_our_networks_show_their_features(digits):
     network = build({"name": "tiny", "classes": 10, "channels": 1, "size": 16, "blocks": [1, 1], "width": 8}, seed=1).eval()
     defense = Smoothed(network, noise=Gaussian(0.05), votes=2, shape=SHAPE)
-    linear = module.last_linear(defense, digits[:1], STREAM)
+    linear = module.last_weighted(defense, digits[:1], STREAM)
     assert linear[True] is network.head and linear[False] is not network.head  # the search network is a folded copy
     binary, _ = fitted(defense, digits[:2], THREATS[0], Binarization(inner=5, draws=2, judging=4))
     given = binary.features(digits[:2], STREAM, 1)
     noisy = digits[:2] + STREAM.noise(Gaussian(0.05), 2, 1, SHAPE, "cpu")[:, 0]
     assert torch.allclose(given[:, 0, :-1], network.encoder(noisy), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_convolution_for_a_head_is_replaced_too(mlp, digits, side):
+    """A 1x1 convolution over features, or one over a map of 2x2; the gradients are there, or an input is rounded."""
+    layers = [*list(mlp)[:-1], nn.Unflatten(1, (-1, side, side))]
+    layers += [nn.Conv2d(list(mlp)[-1].in_features // side**2, 10, side), nn.Flatten()]
+    network = nn.Sequential(*layers).eval()
+    found, _ = binarization(defended(network, False), digits, THREATS[0], STREAM, attack=QUICK, settings=FEW)
+    assert found.status == "pass" and found.figure == 1
+    rounded, _ = binarization(defended(Quantised(network), False), digits, THREATS[0], STREAM, attack=QUICK, settings=FEW)
+    assert rounded.status == "flag"
+
+
+@pytest.mark.parametrize(("broken", "status"), [(32, "pass"), (30, "pass"), (28, "pass"), (27, "flag"), (16, "flag")])
+def test_the_interval_decides(broken, status):
+    low, high = clopper_pearson(broken, 32)
+    found = judged("binarization", "w", broken / 32, ">=", 0.95, "s", low=low, high=high)
+    assert within_chance(found).status == status
+    assert ("within chance" in within_chance(found).note) == (broken / 32 < 0.95 and status == "pass")
 
 
 @pytest.mark.parametrize("randomised", [False, True])
@@ -183,9 +205,17 @@ def test_a_test_that_luck_passes_is_not_run(mlp, digits):
 
 
 def test_what_cannot_be_binarized_says_so(mlp, digits):
-    pooled = nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(10, 256))
+
+        def forward(self, x):
+            return x.flatten(1) @ self.matrix.T
+
     bank = defended(mlp, True).bank(4, 0)
-    for defense in (defended(pooled, False), bank, type("Own", (Defense,), {"name": "own"})()):
+    for defense in (defended(Functional().eval(), False), bank, type("Own", (Defense,), {"name": "own"})()):
         (found,) = binarization(defense, digits, THREATS[0], STREAM)
         assert found.status == "not run" and found.note
     constant = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.Linear(4, 10)).eval()

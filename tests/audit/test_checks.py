@@ -16,8 +16,8 @@ def table(made_by_hand):
     return {
         "iterative-beats-single-step": ([t4, ("T3", "one step", 0.8, {})], [t4, ("T3", "one step", 0.2, {})]),
         "reaches-chance": (
-            [("T10", "4 eps", 0.02, {"scale": 4.0}), ("T10", "8 eps", 0.0, {"scale": 8.0})],
-            [("T10", "4 eps", 0.02, {"scale": 4.0}), ("T10", "8 eps", 0.5, {"scale": 8.0})],
+            [("T10", "4 eps", 0.5, {"scale": 4.0}), ("T10", "8 eps", 0.0, {"scale": 8.0, "eps": 0.8})],
+            [("T10", "4 eps", 0.9, {"scale": 4.0}), ("T10", "8 eps", 0.5, {"scale": 8.0, "eps": 0.8})],
         ),
         "larger-eps-never-helps": (
             [("T10", "0", 0.9, {"attack": "clean"}), ("T10", "0.5 eps", 0.6, {}), ("T10", "1 eps", 0.3, {})],
@@ -106,19 +106,45 @@ def test_nothing_is_judged_without_its_experiment(made_by_hand) -> None:
 
 def test_an_unfinished_trial_is_not_there(made_by_hand) -> None:
     entry, share = made_by_hand.entry, made_by_hand.share
-    book = made_by_hand.book(entry("T10", "4 eps", share(0)), entry("T10", "8 eps", share(0.9), complete=False))
-    assert found(book, "reaches-chance").status == "not run" and not book.complete
+    short = entry("T10", "4 eps", share(0.9), scale=4.0)
+    book = made_by_hand.book(short, entry("T10", "8 eps", share(0.9), complete=False, scale=8.0, eps=0.8))
+    finding = found(book, "reaches-chance")
+    assert finding.status == "not run" and "ends before 0.8" in finding.note and not book.complete
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("square-beats-white-box", {"queries": 999}),
+        ("random-noise", {"points": 9}),
+        ("more-draws", {"draws": 15}),
+        ("reaches-chance", {}),
+        ("white-box-beats-transfer", {}),
+    ],
+)
+def test_a_check_without_the_budget_to_fail_has_not_passed(table, made_by_hand, name, settings) -> None:
+    def of(rows, n, settings):
+        made = [made_by_hand.entry(e, t, made_by_hand.share(q, n), settings=settings, **how) for e, t, q, how in rows]
+        return found(made_by_hand.book(*made), name)
+
+    good, bad = table[name]
+    assert of(good, 50, {}).status == "pass"
+    for n, lacking in ((49, {}), (50, settings)):
+        if n == 49 or settings:
+            weak = of(good, n, lacking)
+            assert weak.status == "not run" and weak.figure is not None and "too little to have failed" in weak.note
+            assert of(bad, n, lacking).status == "flag"  # what fails, fails at any budget
 
 
 @pytest.mark.parametrize("name", ["more-draws", "more-steps", "rand-finds-no-more", "white-box-beats-transfer", "random-noise"])
 def test_a_loss_within_chance_is_none(made_by_hand, name) -> None:
-    """Ten images, of which one more is lost: 10 points, and no reason to doubt anything."""
-    entry, few = made_by_hand.entry, lambda right: made_by_hand.share(right / 10, 10)
-    before, after = few(6), few(5)
+    """Fifty images, of which two more are lost: 4 points, and no reason to doubt anything."""
+    entry, few = made_by_hand.entry, lambda right: made_by_hand.share(right / 50, 50)
+    before, after = few(30), few(28)
     rows = [("T4", "per-image minimum", before), ("T1", "m=1", before), ("T1", "m=4", after), ("T0", "random", after)]
     rows += [("T3", "T=5", before), ("T3", "T=10", after), ("T5", "eot_iter=1", after), ("T8", "from x", after)]
     finding = found(made_by_hand.book(*(entry(e, t, right) for e, t, right in rows)), name)
-    assert finding.status == "pass" and finding.figure == pytest.approx(0.1) and "chance" in finding.note
+    assert finding.status == "pass" and finding.figure == pytest.approx(0.04) and "chance" in finding.note
     assert finding.low is not None and finding.low <= finding.threshold < finding.figure
 
 
@@ -126,7 +152,7 @@ def test_chance_in_draws_is_allowed_for_too(made_by_hand) -> None:
     """The same q of 1/2 for all images, by 4 predictions each: a gap that draws explain is none, the same of 400 is."""
     rng = np.random.default_rng(0)
     for repeats, status in ((4, "pass"), (400, "flag")):
-        one, two = rng.binomial(repeats, 0.55, 20), rng.binomial(repeats, 0.50, 20)
+        one, two = rng.binomial(repeats, 0.54, 50), rng.binomial(repeats, 0.50, 50)
         book = made_by_hand.book(
             made_by_hand.entry("T4", "per-image minimum", one, repeats), made_by_hand.entry("T8", "from x", two, repeats)
         )

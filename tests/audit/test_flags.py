@@ -1,11 +1,12 @@
 """Flags: sound defences raise none, each defect raises its own, figures against values by hand."""
 
-import math
+import dataclasses
 import sys
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from rush_bench.attacks.base import Threat
@@ -13,7 +14,7 @@ from rush_bench.audit import flags as module
 from rush_bench.audit.flags import flags
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.defenses.randomised import Randomised
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream, Uniform
 
 SHAPE, STREAM, THREAT = (1, 4, 4), Stream(0, "flags"), Threat("linf", 0.025)
@@ -52,10 +53,10 @@ def test_sound_defences_raise_no_flag(parts, randomised):
     )
     q = np.linspace(0, 1, 40).round()
     found = {f.check: f for f in flags(defense, images, labels, THREAT, STREAM, white_box=q, square=q)}
-    assert {f.status for f in found.values()} == {"pass"} and len(found) == 9
+    assert {f.status for f in found.values()} == {"pass"} and len(found) == 8
     assert found["randomised-output"].figure == 0
     assert found["loss-of-the-prediction"].figure < 1e-5
-    assert found["probabilities-for-logits"].figure == defense.predict(images, STREAM).probabilities.max()
+    assert found["probabilities-for-logits"].figure == 0
 
 
 def test_a_declared_draw_is_no_flag_and_a_hidden_one_is(parts):
@@ -88,26 +89,38 @@ def test_the_figure_of_randomness_is_the_distance_of_normalised_outputs(parts):
     assert found.figure == pytest.approx(expected, rel=1e-3) and expected > 1e-2 and found.status == "flag"
 
 
-def test_killed_gradients_are_flagged_under_both_losses(parts):
+def test_killed_gradients_are_flagged(parts):
     network, images, labels = parts
     defense = Deterministic(Wrapped(network, before=lambda x: (x * 255).round() / 255), shape=SHAPE)
     found = {f.check: f for f in flags(defense, images, labels, THREAT, STREAM)}
-    assert found["zero-gradients"].figure == found["zero-gradients-margin"].figure == 1
-    assert only_flagged(found.values()) == {"zero-gradients", "zero-gradients-margin"}
-
-
-def test_saturation_kills_the_gradient_of_ce_alone(parts):
-    """At temperature 1000 the gradient is sum_k p_k (w_k - w_y) with p_k below float32 where the gap is beyond 88 or so."""
-    network, images, labels = parts
-    hot = Wrapped(network, after=lambda z: 1000 * z)
-    found = {f.check: f for f in flags(Deterministic(hot, shape=SHAPE), images, labels, THREAT, STREAM)}
-    p = (1000 * network(images).double()).softmax(1).scatter(1, labels[:, None], 0.0)
-    weight = 1000 * network.linear.weight.double()
-    gradient = (p[:, :, None] * (weight[None] - weight[labels][:, None])).sum(1)
-    expected = (gradient.abs().amax(1) < torch.finfo(torch.float32).tiny).float().mean()
-    assert 0.5 < expected < 1 and found["zero-gradients"].figure == pytest.approx(float(expected))
-    assert found["zero-gradients-margin"].figure == 0
+    assert found["zero-gradients"].figure == 1
     assert only_flagged(found.values()) == {"zero-gradients"}
+
+
+def test_a_gradient_that_is_not_finite_is_none(parts):
+    """Given or refused."""
+    network, images, labels = parts
+
+    class NotFinite(Deterministic):
+        refused = False
+
+        def gradient(self, *args):
+            if self.refused:
+                raise RushBenchError("the gradient of image 0 is not finite")
+            found = super().gradient(*args)
+            return dataclasses.replace(found, gradient=torch.full_like(found.gradient, torch.nan))
+
+    defense = NotFinite(network, shape=SHAPE)
+    for defense.refused in (False, True):
+        assert module.zero_gradients(defense, images, labels, STREAM).status == "flag"
+        assert "zero-gradients" in only_flagged(flags(defense, images, labels, THREAT, STREAM))
+
+
+def test_a_softmax_that_saturates_is_no_missing_gradient(parts):
+    network, images, labels = parts
+    hot = Deterministic(Wrapped(network, after=lambda z: 1000 * z), shape=SHAPE)
+    assert hot.gradient(images, labels, "ce", 1, STREAM).gradient.flatten(1).abs().amax(1).eq(0).any()
+    assert not only_flagged(flags(hot, images, labels, THREAT, STREAM))
 
 
 def test_a_softmax_over_probabilities_is_flagged(parts):
@@ -118,7 +131,7 @@ def test_a_softmax_over_probabilities_is_flagged(parts):
         network.linear.bias *= 50
     flat = Deterministic(Wrapped(network, after=lambda z: z.softmax(1) + 1), shape=SHAPE)
     found = module.flat_probabilities(flat, images, STREAM)
-    assert found.figure == pytest.approx(math.e / (math.e + 4), rel=1e-5) and found.status == "flag"
+    assert found.figure == 1 and found.status == "flag"
 
     class Mixed(Deterministic):
         """Predicts as it should, but hands attacks the gradient of the flat one."""
@@ -139,9 +152,15 @@ def test_square_against_the_white_box():
     square[:3] = 0
     found = module.square_beats_white_box(THREAT, white, square)
     assert found.figure == pytest.approx(3 / 400) and found.status == "pass"
-    square[:5] = 0
-    found = module.square_beats_white_box(THREAT, white, square)
-    assert found.figure == pytest.approx(5 / 400) and found.status == "flag"
+    for broken, status in (
+        (5, "pass"),
+        (8, "pass"),
+        (9, "flag"),
+    ):  # Clopper-Pearson of 8 in 400 begins at 0.87 %, of 9 at 1.03 %
+        square[:broken] = 0
+        found = module.square_beats_white_box(THREAT, white, square)
+        assert found.figure == pytest.approx(broken / 400) and found.status == status
+        assert found.low == pytest.approx(stats.binomtest(broken, 400).proportion_ci(0.95, "exact").low)
     assert module.square_beats_white_box(THREAT, square, white).figure == 0  # the white box found more
     assert module.square_beats_white_box(THREAT, white, None).status == "not run"
     with pytest.raises(BadInput, match="same images"):
@@ -244,4 +263,11 @@ def test_what_cannot_be_run_says_so(parts):
     smoothed = Smoothed(network, noise=Uniform(0.05), votes=2, shape=SHAPE)
     assert module.other_pixel_range(smoothed.bank(4, 0), images, labels, STREAM).status == "not run"
     assert module.other_pixel_range(smoothed, images[:3], labels[:3], STREAM).status == "not run"
-    assert module.zero_gradients(smoothed, images, labels, STREAM, "unheard").status == "not run"
+
+
+def test_a_network_that_is_defined_on_its_own_pixels_alone(parts):
+    """x ** 0.9 is not finite below 0: fed shifted pixels it is worth nothing, and the check has an answer."""
+    network, images, labels = parts
+    root = Deterministic(Wrapped(network, before=lambda x: x**0.9), shape=SHAPE)
+    found = module.other_pixel_range(root, images, labels, STREAM)
+    assert found.status == "pass" and np.isfinite(found.figure)

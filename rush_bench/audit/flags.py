@@ -96,6 +96,7 @@ def flat_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Find
     e / (e + K - 1).
     """
     source = "ours: the defect is AutoAttack's flag 'softmax output'"
+    bound = math.e / (math.e + defense.classes - 1)
     if isinstance(defense, _Network) and defense.body.outputs == "logits":
         found = scores(raw_logits(defense), images, stream, max(defense.draws, 1))
         spread, total = found.amax(1) - found.amin(1), found.sum(1)
@@ -103,9 +104,11 @@ def flat_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Find
         same = (total - total.median()).abs() <= 1e-3 * total.median()
         positive = found.amin(1) >= 0
         what = "share of images whose outputs are those of a softmax, or of sigmoids, times a constant"
-        figure = max(float((positive & each).double().mean()) for each in (alike, same))
+        own = found / defense.body.gain
+        # at the network's own scale a softmax of probabilities stays below a bound, unless a factor hides it
+        flat = bool(own.softmax(1).max() <= bound + 1e-4) or bool(spread.median() > 1e3 * defense.body.gain)
+        figure = max(float((positive & each).double().mean()) for each in (alike, same)) if flat else 0.0
         return judged("probabilities-for-logits", what, figure, "<=", 0.5, source)
-    bound = math.e / (math.e + defense.classes - 1)
     figure = float(defense.predict(images, stream).probabilities.max())
     note = "no image has a higher one: a softmax over probabilities, or a network sure of nothing" if figure <= bound else ""
     # a softmax of one-hot probabilities reaches the bound up to rounding

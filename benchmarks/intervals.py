@@ -44,7 +44,7 @@ def cells() -> Iterator[Cell]:
         yield Cell("accuracy", n, 0, n * min(mean, 1 - mean), _deterministic(n, mean))
         for draws, concentration in itertools.product(DRAWS, CONCENTRATIONS):
             yield Cell("accuracy", n, draws, n * min(mean, 1 - mean), _randomised(n, draws, mean, concentration))
-            yield Cell("difference", n, draws, n * min(mean, 1 - mean), _pair(n, draws, mean, concentration))
+            yield Cell("difference", n, draws, 0.2 * n * mean, _pair(n, draws, mean, concentration))
     for n, (lost, won) in itertools.product(IMAGES, CHANGES):
         yield Cell("difference", n, 0, n * (lost + won), _changed(n, lost, won))
 
@@ -102,13 +102,13 @@ def main() -> None:
         row = found.setdefault((cell.kind, cell.images, cell.draws), [])
         row.append((cell.count < FEW, 100 * cell.coverage(args.trials, seed)))
     print(f"coverage of 95 % intervals in percent, {args.trials} trials a cell: lowest to highest (mean) of the cells")
-    print(f"{'kind':<12}{'n':>6}{'K':>6}  {'five images and more':<28}few")
+    print(f"{'kind':<12}{'n':>6}{'K':>6}  {'five images and more':<32}few")
     for (kind, images, draws), row in sorted(found.items()):
         texts = []
         for few in (False, True):
             part = [coverage for is_few, coverage in row if is_few == few]
             texts.append(f"{min(part):.1f} to {max(part):.1f} ({np.mean(part):.1f}), {len(part)} cells" if part else "")
-        print(f"{kind:<12}{images:>6}{draws or '-':>6}  {texts[0]:<28}{texts[1]}".rstrip())
+        print(f"{kind:<12}{images:>6}{draws or '-':>6}  {texts[0]:<32}{texts[1]}".rstrip())
     for few, name in ((False, "five images and more"), (True, "few")):
         every = np.array([coverage for row in found.values() for is_few, coverage in row if is_few == few])
         inside = np.mean((every >= 94) & (every <= 98))

@@ -20,11 +20,12 @@ from torch import Tensor
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.health import no_gradient, raw_logits, scores
 from rush_bench.attacks.kept import positions
-from rush_bench.audit.finding import Finding, judged, not_run
+from rush_bench.audit.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body
 from rush_bench.defenses.smoothed import _Network
 from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.noise import Stream
 
 AUTOATTACK = "Croce and Hein 2020, flags of AutoAttack's reference implementation"
@@ -95,6 +96,7 @@ def flat_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Find
     e / (e + K - 1).
     """
     source = "ours: the defect is AutoAttack's flag 'softmax output'"
+    bound = math.e / (math.e + defense.classes - 1)
     if isinstance(defense, _Network) and defense.body.outputs == "logits":
         found = scores(raw_logits(defense), images, stream, max(defense.draws, 1))
         spread, total = found.amax(1) - found.amin(1), found.sum(1)
@@ -102,9 +104,11 @@ def flat_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Find
         same = (total - total.median()).abs() <= 1e-3 * total.median()
         positive = found.amin(1) >= 0
         what = "share of images whose outputs are those of a softmax, or of sigmoids, times a constant"
-        figure = max(float((positive & each).double().mean()) for each in (alike, same))
+        own = found / defense.body.gain
+        # at the network's own scale a softmax of probabilities stays below a bound, unless a factor hides it
+        flat = bool(own.softmax(1).max() <= bound + 1e-4) or bool(spread.median() > 1e3 * defense.body.gain)
+        figure = max(float((positive & each).double().mean()) for each in (alike, same)) if flat else 0.0
         return judged("probabilities-for-logits", what, figure, "<=", 0.5, source)
-    bound = math.e / (math.e + defense.classes - 1)
     figure = float(defense.predict(images, stream).probabilities.max())
     note = "no image has a higher one: a softmax over probabilities, or a network sure of nothing" if figure <= bound else ""
     # a softmax of one-hot probabilities reaches the bound up to rounding
@@ -148,7 +152,8 @@ def square_beats_white_box(
 ) -> Finding:
     """How much accuracy Square takes that white-box attacks left: gradients masked (Croce and Hein 2020, section 5).
 
-    Both are (n,) accuracies q_i. A drop within the error of q_i from `repeats` predictions (2.58 deviations) is none.
+    Both are (n,) accuracies q_i. A drop within the error of q_i from `repeats` predictions (2.58 deviations) is none;
+    one image of a hundred is within chance of 1 %.
     """
     what = f"accuracy that Square takes from the white-box worst case, {threat.norm} {threat.eps:.4g}"
     source = "ours: 1 %, as a few hundred images cannot tell AutoAttack's 0.2 % of ten thousand (check_square_sr)"
@@ -161,7 +166,9 @@ def square_beats_white_box(
     drop = before - after
     spread = before * (1 - before) + after * (1 - after)
     error = 2.58 * np.sqrt(spread / repeats) if repeats else 0.0
-    return judged("square-beats-white-box", what, float(np.where(drop > error, drop, 0.0).mean()), "<=", 0.01, source)
+    figure = float(np.where(drop > error, drop, 0.0).mean())
+    low, high = clopper_pearson(figure * len(drop), len(drop))
+    return within_chance(judged("square-beats-white-box", what, figure, "<=", 0.01, source, low=low, high=high))
 
 
 def gradients_at_inference(defense: Defense, images: Tensor, stream: Stream) -> Finding:

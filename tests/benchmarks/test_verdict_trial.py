@@ -1,0 +1,32 @@
+"""The trial of the audit in small: an honest network stands where it should, a masked one never does."""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from rush_bench.audit.experiments import BUDGETS
+from rush_bench.datasets import load_dataset
+
+SMALL = {"steps": 10, "lengths": (5, 10, 20), "restarts": 2, "losses_steps": 10, "part_steps": 15, "sweep_steps": 20}
+SMALL |= {"long": 20, "targets": 2, "points": 10}
+
+
+@pytest.fixture(scope="module")
+def trial():
+    path = Path(__file__).parents[2] / "benchmarks" / "verdict_trial.py"
+    spec = importlib.util.spec_from_file_location("verdict_trial", path)
+    sys.modules["verdict_trial"] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("mask", [None, "wrong sign on a quarter", "rounded, logits x 1e-7"])
+def test_an_honest_network_stands_and_a_masked_one_does_not(trial, tmp_path, mask):
+    network = trial.trained("plain", 0.0, 0)
+    network = network if mask is None else trial.MASKS[mask](network)
+    budget = dataclasses.replace(BUDGETS["quick"], **SMALL)
+    found = trial.tried(network, "one", 0.05, load_dataset("digits", "test", 60), budget, tmp_path)
+    assert (found.honest(), found.refused()) == (mask is None, mask is not None), (found.worst, found.flags())

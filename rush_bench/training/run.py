@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
@@ -110,7 +110,7 @@ def run_stages(
 ) -> None:
     """Run every stage that is left, then write the model."""
     network = build(card["network"], derive(loop.seed, "network") % 2**32)
-    if settings.channels_last:
+    if settings.channels_last and not overruns(network):
         network = network.to(memory_format=torch.channels_last)
     network = network.to(loop.device)
     if settings.compile:
@@ -154,6 +154,16 @@ def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str,
     device = network.head.weight.device
     network.load_state_dict({**network.state_dict(), **weights})
     context.carried.update({what: {key: value.to(device) for key, value in part.items()} for what, part in carried.items()})
+
+
+def overruns(network: nn.Module) -> bool:
+    """Whether a convolution of the network writes beyond its memory in channels_last on some CPUs.
+
+    oneDNN's kernel for the weights' gradient of a 1 x 1 convolution with a stride does, at 2 to 6 channels and AVX2 (found with
+    torch 2.11 and 2.14 and malloc's own checks: the process dies later, anywhere).
+    """
+    found = (part for part in network.modules() if isinstance(part, nn.Conv2d))
+    return any(part.kernel_size == (1, 1) and max(part.stride) > 1 and part.in_channels < 8 for part in found)
 
 
 def resolve_settings(

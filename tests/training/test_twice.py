@@ -11,7 +11,7 @@ from torch import nn
 from rush_bench.networks import build
 from rush_bench.training.twice import CheapTwice
 
-SPEC = {"name": "resnet", "blocks": [1, 1], "width": 4, "channels": 3, "size": 8}
+SPEC = {"name": "resnet", "blocks": [1, 1], "width": 8, "channels": 3, "size": 8}
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

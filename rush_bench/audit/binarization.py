@@ -250,7 +250,7 @@ class _Binarized(_Network):
     def features(self, points: Tensor, stream: Stream, draws: int) -> Tensor:
         """Features and, last, the spread of the logits, of points (P, C, H, W): (P, k, F + 1)."""
         self.inner.body.heads = None
-        return self._rows(self.inner._forward(stream, len(points))[0], points, draws)
+        return self._rows(self.inner._forward(stream, len(points))[0], points, draws).float()
 
     def middle(self, points: Tensor, stream: Stream, draws: int) -> Tensor:
         """The median over draws (n,) of the log-odds of class 1: above 0 where more than half of the draws say so."""

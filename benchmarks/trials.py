@@ -82,6 +82,11 @@ def child(folder: Path, line: list[str]) -> multiprocessing.Process:
     return process
 
 
+def exact(values: np.ndarray) -> str:
+    """An array's values in full, in which what was not measured (NaN) equals itself."""
+    return str(values.tolist())
+
+
 def lay_out(folder: Path) -> None:
     """Images of five classes told apart by brightness, a corruption of CIFAR's shape, and a model for each."""
     import torch
@@ -120,7 +125,7 @@ def content(folder: Path) -> dict[str, Any]:
         name = str(path.relative_to(folder))
         if path.suffix == ".npz":
             with np.load(path) as file:
-                found[name] = {key: file[key].tolist() for key in file.files if key not in CLOCKS}
+                found[name] = {key: exact(file[key]) for key in file.files if key not in CLOCKS}
         elif path.name == "card.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in (*CLOCKS, "digest")}
         elif path.suffix in (".tsv", ".csv", ".md", ".png", ".tex"):
@@ -191,9 +196,9 @@ def damages(folder: Path, count: int, draw: random.Random) -> dict[str, int]:
     file = CheckpointFile(folder / "models" / "half", {"seed": 0})
     file.save({"weight": torch.arange(100.0), "step": 3})
 
-    def numbers(result: Any) -> tuple[str, list[Any]]:
+    def numbers(result: Any) -> tuple[str, str]:
         frame = result.frame.drop(columns="seconds")
-        return str((result.identity, result.labels)), frame.to_numpy(float).tolist()
+        return str((result.identity, result.labels)), exact(frame.to_numpy(float))
 
     def records() -> Iterator[tuple[str, Any]]:
         for top in ("results", "results/certificates"):

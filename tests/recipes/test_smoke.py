@@ -19,6 +19,7 @@ PROBE = ("finetune.batch_size=256", "finetune.lr=0.1")  # all images at once: no
 SETS: dict[str, tuple[str, ...]] = {
     "simclr": LONGER,
     "rush": LONGER,
+    "purify_simclr": LONGER,
     "deacl": (*LONGER, *PROBE),
     "advcl": ("simclr.batch_size=32", "simclr.lr=0.2"),
     "byorl_reimpl": PROBE,

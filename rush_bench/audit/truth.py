@@ -3,6 +3,8 @@
 Also whether the images have a say at all, without which no attack has an effect.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -73,7 +75,10 @@ def true_gradient(defense: Defense, images: Tensor, labels: Tensor, threat: Thre
 
 
 def same_under_gradients(defense: Defense, images: Tensor, labels: Tensor, stream: Stream, count: int = 8) -> Finding:
-    """Whether the scores that a gradient is taken of are those of the prediction, on the same draws, image by image."""
+    """Whether the scores that a gradient is taken of are those of the prediction, on the same draws, image by image.
+
+    A defence whose gradients carry no scores has its loss compared alone; see `rush_bench.audit.flags.loss_of_the_prediction`.
+    """
     what = "share of images whose scores differ between the prediction and the gradient, on the same draws"
     different = []
     for k in range(min(count, len(images))):
@@ -90,15 +95,18 @@ def same_under_gradients(defense: Defense, images: Tensor, labels: Tensor, strea
 
 
 def same_in_later_calls(defense: Defense, images: Tensor, labels: Tensor, stream: Stream, calls: int = CALLS) -> Finding:
-    """Whether predictions on the same draws are the same after `calls` further calls for a gradient."""
+    """Whether predictions on the same draws are the same after `calls` further calls, for gradients and predictions in turn."""
     what = f"share of images whose prediction is another after {calls} calls, on the same draws"
     before = defense.predict(images, stream)
-    one = stream.at(positions(stream, len(images))[:1])
+    place = positions(stream, len(images))
     for call in range(calls):
-        try:
-            defense.gradient(images[:1], labels[:1], "ce", 1, one.skip(call))
-        except NO_GRADIENT:
-            defense.predict(images[:1], one.skip(call))
+        row = slice(call // 2 % len(images), call // 2 % len(images) + 1)
+        own = stream.at(place[row]).skip(call)
+        if call % 2:
+            with contextlib.suppress(*NO_GRADIENT):
+                defense.gradient(images[row], labels[row], "ce", 1, own)
+        else:
+            defense.predict(images[row], own)
     after = defense.predict(images, stream)
     apart = _apart(_scores(before.probabilities), _scores(after.probabilities)) > SAME
     share = float(((before.labels != after.labels) | apart).double().mean())

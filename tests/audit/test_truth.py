@@ -11,6 +11,7 @@ from rush_bench.audit.indicators import indicators
 from rush_bench.audit.scale import usual_scale
 from rush_bench.audit.truth import depends_on_image, same_in_later_calls, same_under_gradients, true_gradient, truth
 from rush_bench.defenses import Deterministic, Randomised, Smoothed
+from rush_bench.errors import BadInput
 from rush_bench.noise import Gaussian, Stream
 
 THREAT = Threat("linf", 0.1)
@@ -118,14 +119,31 @@ class Moody(nn.Module):
         return self.network(x.flip(3) if other else x)
 
 
-def test_another_answer_under_gradients_or_in_later_calls_is_flagged(zoo) -> None:
+def past_the_door(defense, late: int | None):
+    """The defence with a network that it would have been refused with."""
+    defense.body.network = defense.body.search = Moody(defense.body.network, late)
+    return defense
+
+
+@pytest.mark.parametrize("votes", [0, 4])
+def test_another_answer_under_gradients_or_in_later_calls_is_flagged(zoo, noisy, votes) -> None:
     images, labels, place = zoo.images, zoo.labels, stream(zoo.images)
-    moody = Deterministic(Moody(zoo.base, None), shape=zoo.shape)
-    assert same_under_gradients(moody, images, labels, place).status == "flag"
-    assert same_in_later_calls(moody, images, labels, place, calls=20).status == "pass"
-    late = Deterministic(Moody(zoo.base, 60), shape=zoo.shape)
-    assert same_under_gradients(late, images, labels, place).status == "pass"
-    assert same_in_later_calls(late, images, labels, place, calls=60).status == "flag"
+
+    def made(late):
+        if votes:
+            return past_the_door(Smoothed(noisy, noise=Gaussian(1.0), votes=votes, shape=zoo.shape), late)
+        return past_the_door(Deterministic(zoo.base, shape=zoo.shape), late)
+
+    assert same_under_gradients(made(None), images, labels, place).status == "flag"
+    assert same_in_later_calls(made(None), images, labels, place, calls=20).status == "pass"
+    assert same_under_gradients(made(60), images, labels, place).status == "pass"
+    assert same_in_later_calls(made(60), images, labels, place, calls=60).status == "flag"
+
+
+def test_a_network_that_answers_otherwise_is_refused_where_it_shows_at_once(zoo) -> None:
+    for late, says in ((None, "while gradients are recorded"), (10, "from call to call")):
+        with pytest.raises(BadInput, match=says):
+            Deterministic(Moody(zoo.base, late), shape=zoo.shape)
 
 
 def test_randomised_defences_are_compared_on_the_same_draws(zoo, noisy) -> None:

@@ -71,7 +71,7 @@ class Bar:
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
         if self.rich:
-            self.rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.rich.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
 

@@ -69,10 +69,11 @@ def print_json(value: Any) -> None:
 
 
 def print_rich(*renderables: Any) -> None:
-    """Rich text or tables on stdout; off a terminal nothing is cut to 80 columns."""
+    """Text or rich tables on stdout, with all strings as they are; off a terminal nothing is cut to 80 columns."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=240)
+    # Names are the user's and findings hold `rush-bench[torchattacks]`: in no string is [v2] a style or :x: a picture.
+    console = Console(width=None if sys.stdout.isatty() else 240, markup=False, emoji=False)
     for renderable in renderables:
         console.print(renderable, highlight=False)
 

@@ -170,27 +170,32 @@ def to_latex(frame: pd.DataFrame, path: Path | None = None) -> str:
 
 
 def to_rich(frame: pd.DataFrame) -> "Table":
-    """For a terminal: the columns that fit, notes below."""
+    """For a terminal: the columns that fit, notes below. All is `Text`: no name is read as markup, whatever is in it."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     layout = lay_out(frame, narrow=True)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", caption_style="dim")
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for row in layout.cells if "method" in layout.columns else []:  # narrower: no citations, intervals on a line below
         row[0] = re.sub(r" \([^()]*, \d{4}\)", "", row[0])
         row[:] = [re.sub(r"^(\S+) \[", r"\1\n[", text) for text in row]
     for name in layout.columns:
         head = re.sub(r"(.*) \(published\)", r"Published\n\1", HEADERS.get(name, name))
         whole = name in ("defense", "dataset", "suite")  # a folded name reads badly; intervals fold well
-        made.add_column(escape(head), justify="left" if _is_text(name) else "right", overflow="fold", no_wrap=whole)
+        made.add_column(Text(head), justify="left" if _is_text(name) else "right", overflow="fold", no_wrap=whole)
     for title, span in layout.blocks:
         if title:
             made.add_section()
-            made.add_row(f"[italic]{escape(title)}[/]")
+            made.add_row(Text(title, style="italic"))
         for i in span:
-            made.add_row(*_cells(layout, i, escape, "[bold]{}[/]", " {}"))
-    made.caption = "\n".join(escape(f"{mark}: {text}" if mark else text) for mark, text in layout.notes) or None
+            row = [Text(text) for text in _cells(layout, i, str, "{}", " {}")]
+            for k, text in enumerate(row):
+                if (i, k) in layout.bold:
+                    text.stylize("bold", 0, len(text.plain.split()[0]))
+            made.add_row(*row)
+    notes = "\n".join(f"{mark}: {text}" if mark else text for mark, text in layout.notes)
+    made.caption = Text(notes, style="dim", justify="left") if notes else None
     return made
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rush_bench import registry
-from rush_bench.cli import doctor
+from rush_bench.cli import common, doctor
 from rush_bench.cli.doctor import BROKEN, OPTIONAL_MISSING, WORKS
 from rush_bench.settings import override
 
@@ -27,7 +27,7 @@ def test_list_has_every_kind(rush_bench, store: Path, mine: Path, quick: list[st
     assert {"cifar10", "cifar100", "digits", "stl10"} <= set(found["datasets"])
     assert {"clean", "pgd", "eot", "aa"} <= set(found["attacks"])
     assert found["models"] == ["plain-mine", "rush-mine"]
-    assert "linf8" in found["suites"] and len(found["results"]) == 4
+    assert "linf8" in found["suites"] and len(found["results"]) == 5
     text = rush_bench("list").stdout
     assert all(name in text for group in found.values() for name in group)
 
@@ -110,6 +110,20 @@ def test_doctor_finds_what_is_here(rush_bench, store: Path, mine: Path, tmp_path
     assert checks["cifar10"]["finding"].endswith("cifar10.npz")
     assert checks["stl10"]["state"] == OPTIONAL_MISSING and "downloaded" in checks["stl10"]["finding"]
     assert checks["torch"]["finding"] == importlib.metadata.version("torch")
+
+
+@pytest.mark.parametrize("text", ["pip install 'rush-bench[torchattacks]'", "net[v2]", "[bold]", "net[/]", "net\\", ":x:"])
+def test_text_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    common.print_rows(f"of {text}", [f"what {text}", "finding"], [["first", text], [text, "last"]])
+    said = capsys.readouterr().out
+    assert said.count(text) == 4 and f"of {text}" in said
+
+
+def test_doctor_says_what_to_install(rush_bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "try_import", lambda code: "ImportError: no [such] name")
+    monkeypatch.setattr(doctor, "OPTIONAL", {"click": ("", "pip install 'rush-bench[click]'")})
+    said = rush_bench("doctor").stdout
+    assert "no [such] name; pip install 'rush-bench[click]'" in said
 
 
 def test_doctor_shows_a_folder_that_cannot_be_written(rush_bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,11 +148,14 @@ def test_markdown_escapes(lab):
 
 
 @pytest.mark.parametrize("style", ["plain", "paper"])
-def test_rich_shows_what_there_is(lab, style):
+@pytest.mark.parametrize("name", ["odd[red]name", "net[v2]", "net[/]", "[bold]", "net\\", r"net\[v2]", "net:x:"])
+def test_rich_shows_what_there_is(lab, style, name):
+    facts = {"protocol": name, "architecture": "resnet18", "extra_data": name}
     lab.cell("rush@64", "pgd", ones(7), votes=64, recipe="rush")
-    lab.cell("odd[red]name", "pgd", ones(3), recipe=None)
+    lab.cell(name, "pgd", ones(3), recipe=None, **facts)
     text = shown(table(lab.results(), style))
-    assert re.search(r"35\.0[^\n]*( |\n[^\n]*)\[\d", text) and "odd[red]name" in text
+    assert re.search(r"35\.0[^\n]*( |\n[^\n]*)\[\d", text) and f"{name}, resnet18, {name}" in text
+    assert f" {name} " in text.replace("\n", " \n ")
     assert ("77.8" in text) == (style == "paper")
 
 

@@ -48,7 +48,7 @@ def test_json_owns_stdout_and_says_all(attack) -> None:
     result = attack("--json", models="plain")
     said = json.loads(result.stdout)
     assert result.exit_code == 0 and said["failed"] == {}
-    assert {cell["attack"] for cell in said["cells"]} == {"clean", "pgd", "apgd", "worst"}
+    assert {cell["attack"] for cell in said["cells"]} == {"clean", "pgd", "apgd", "square", "worst"}
     assert all(cell["chunks_done"] == cell["chunks"] == 1 for cell in said["cells"])
     assert [row["defense"] for row in said["table"]] == ["plain-mine"]
 
@@ -86,7 +86,7 @@ def test_a_cell_without_its_package_is_4_unless_others_fail_for_another_reason(a
     assert result.exit_code == code
     failed = json.loads(result.stdout)["failed"]
     assert sum("pip install" in reason for reason in failed.values()) == 1
-    assert sum("needs plain-mine pgd" in reason for reason in failed.values()) == 1  # the worst case lacks the package too
+    assert sum("needs plain-mine pgd" in reason for reason in failed.values()) == 2  # so Square and the worst case lack it too
     assert done()["plain-mine", "clean"] and done()["plain-mine", "apgd"] != others
     assert attack(models="plain").exit_code == 0 and all(done().values())  # installed by now
 
@@ -237,7 +237,7 @@ def test_own_network_needs_images(attack) -> None:
     [
         (["--suite", "linf"], {}, "linf8"),
         (["--set", "pgd.step_count=1"], {}, "setting"),
-        (["--set", "square.steps=1"], {}, "an attack of the suite"),
+        (["--set", "aa.steps=1"], {}, "an attack of the suite"),
         (["--shard", "3/2"], {}, "1/4"),
         (["--n", "21"], {}, "20"),
         (["--n", "few"], {}, "`all`"),

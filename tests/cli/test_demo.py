@@ -41,7 +41,7 @@ def test_demo_stops_resumes_and_leaves_table_and_pictures(rush_bench) -> None:
         content = (out / name).read_bytes()
         width, height = struct.unpack(">II", content[16:24])
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and width > 400 and height > 300
-    assert sorted(path.name for path in (out / "models").iterdir()) == ["rush-digits", "simclr-digits"]
+    assert sorted(path.name for path in (out / "models").iterdir()) == ["encoders", "rush-digits", "simclr-digits"]
 
     written = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.npz")}
     assert len(written) == 15  # of three defences: one clean cell each, PGD and worst at two eps

@@ -114,10 +114,12 @@ PASSES: dict[str, Callable[[Any], float]] = {
     "dynacl_pp pretrain": dynacl,
     "dynacl_pp probe": lambda s: LOOK,
     "dynacl_pp trades": lambda s: trades(s.trades.attack),
-    "finetune finetune": lambda s: LOOK,  # the head alone learns
     "free train": lambda s: s.train.replays * LEARN,  # the image's gradient comes with the weights'
     "noise_sup train": lambda s: LEARN,
     "pgd_at train": pgd_at,
+    "purify diffusion": lambda s: LEARN,
+    "purify_simclr diffusion": lambda s: LEARN,
+    "purify_simclr pretrain": lambda s: 2 * LEARN,
     "random_probe finetune": random_probe,
     "random_probe_frozen finetune": random_probe,
     "rocl pretrain": rocl,
@@ -193,20 +195,35 @@ def clock() -> float:
 
 
 def row_weight(stage: Stage) -> float:
-    """Rows of the encoder that one image stands for: more or less than 1 for Selfie, more for three tasks at once."""
+    """Rows of the encoder that one image stands for: another number for Selfie and a U-Net, three tasks at once."""
     tasks = getattr(stage, "tasks", [stage])
-    return sum(selfie_row(one) if one.name == "selfie" else 1.0 for one in tasks)
+    return sum(OTHER_ROWS[one.name](one) if one.name in OTHER_ROWS else 1.0 for one in tasks)
+
+
+def selfie_row(stage: Any) -> float:
+    """Selfie's scores of an image: sixteen patches without the last stage, and the transformer."""
+    images = stage.splits["train"].floats(slice(2))
+    _, scores, _ = stage.problem(images, torch.Generator(images.device).manual_seed(0))
+    return over(stage.encoder, scores, images)
+
+
+def unet_row(stage: Any) -> float:
+    """The noise that a diffusion's U-Net predicts in an image; its encoder takes no part."""
+    images = stage.splits["train"].floats(slice(2))
+    times = torch.zeros(2, dtype=torch.long, device=images.device)
+    return over(stage.network.encoder, lambda x: stage.unet(x, times), images)
+
+
+OTHER_ROWS = {"selfie": selfie_row, "diffusion": unet_row}
 
 
 @torch.no_grad()
-def selfie_row(stage: Any) -> float:
-    """FLOPs of Selfie's scores of an image (sixteen patches without the last stage, the transformer) over the encoder's."""
-    images = stage.splits["train"].floats(slice(2))
-    _, scores, _ = stage.problem(images, torch.Generator(images.device).manual_seed(0))
+def over(encoder: Any, function: Callable[[torch.Tensor], Any], images: torch.Tensor) -> float:
+    """FLOPs of a function of images over the encoder's."""
     counts = []
-    for function in (scores, stage.encoder):
+    for each in (function, encoder):
         with Flops() as counter:
-            function(images)
+            each(images)
         counts.append(counter.total)
     return counts[0] / counts[1]
 

@@ -31,7 +31,7 @@ def made(cost):
     for stage in HEADS:
         smaller |= {f"{stage}.projector_hidden": 4, f"{stage}.projector_out": 4, f"{stage}.projector_layers": 2}
     smaller |= {f"{group}attack.steps": steps for group, steps in (("", 3), ("trades.", 2), ("finetune_", 1))}
-    smaller["train.replays"] = 3
+    smaller |= {"train.replays": 3, "diffusion.width": 8}
     return {job.name: job for job in cost.jobs(BUILT_IN, NETWORK, 12, smaller, SHAPE)}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -43,15 +44,26 @@ def data(linear):
 @pytest.fixture
 def short(tiny):
     return dataclasses.replace(
-        tiny, queries=(10,), part_steps=3, steps=3, losses_steps=3, sweep_steps=3, long=4, lengths=(2, 3, 4)
+        tiny,
+        points=3,
+        sweep=(1, 2, 4),
+        queries=(10,),
+        part_steps=2,
+        steps=2,
+        losses_steps=2,
+        sweep_steps=2,
+        rand_steps=2,
+        long=3,
+        lengths=(1, 2, 3),
+        certificate=200,
     )
 
 
 @pytest.fixture
 def run(data, short, tmp_path):
     def run(defense, images=None, **options):
-        options = {"budget": short, "eps": EPS, "out": tmp_path, "store": tmp_path / "models", "quiet": True, **options}
-        return settle([defense], images or data, **options)
+        where = {"out": tmp_path, "store": tmp_path / "models", "quiet": True}
+        return settle([defense], images or data, **{"budget": short, "eps": EPS, "repeats": 4, **where, **options})
 
     return run
 
@@ -115,8 +127,7 @@ def test_stopped_at_once_and_finished_later(linear, run, tmp_path) -> None:
 def same(one: dict, two: dict) -> None:
     assert one.keys() == two.keys()
     for key in one:
-        for column in one[key]:
-            assert np.array_equal(one[key][column], two[key][column]), (key, column)
+        pd.testing.assert_frame_equal(one[key], two[key], check_exact=True, obj=str(key))
 
 
 def test_two_shards_give_the_bits_of_one_run(linear, run, tmp_path) -> None:
@@ -220,11 +231,10 @@ def test_few_classes(run, classes, votes) -> None:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).eval()
     made = smooth(network, votes) if votes else Deterministic(network, shape=SHAPE, name="plain")
-    found = run(made, images_of(classes))
+    found = run(made, images_of(classes), only=["T4", "T5", "T6", "T10", "T11", "T15", "T16"])
     assert found.complete, found.failed
     assert {"T4", "T10", "T11", "T15"} <= {entry.experiment for entry in found.books[0].entries}
-    if votes and classes == 2:
-        assert not found.books[0].of("T5")
+    assert bool(found.books[0].of("T5")) == bool(votes)  # of two classes with the losses that exist
 
 
 def test_forms(linear) -> None:
@@ -325,11 +335,12 @@ def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypat
 
     original = runner.score
 
-    def lying(*arguments):
-        scored = original(*arguments)
-        counts = scored["counts"]
-        scored["counts"], scored["correct"] = np.roll(counts, 1, 1), np.zeros_like(scored["correct"])
-        return scored
+    def lying(defense, attacked, labels, *rest):
+        scored = original(defense, attacked, labels, *rest)
+        rows = np.arange(len(labels))
+        scored["counts"][rows, (labels + 1) % 5] += scored["correct"]
+        scored["counts"][rows, labels] = 0
+        return scored | {"correct": np.zeros_like(scored["correct"])}
 
     monkeypatch.setattr(runner, "score", lying)
     defense = Smoothed(_sure(linear), noise=Gaussian(0.1), votes=4, shape=SHAPE, name="sure@4")

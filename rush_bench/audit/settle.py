@@ -208,6 +208,7 @@ def _planned(
     )
     quick = budget_name == "quick"
     jobs: list[tuple[Trial, Job]] = []
+    same: dict[str, Any] = {"seed": seed, "chunk": chunk, "known": {}}
     for order, trial in enumerate(plan(subject, budget, only)):
         labels = {
             "suite": f"settle-{budget_name}",
@@ -235,7 +236,7 @@ def _planned(
         if trial.attack == "transfer" and settings["source"] != "base":
             settings = {**settings, "store": str(store)}
         k = trial.repeats or repeats or default_repeats(about.draws, quick)
-        jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, seed=seed, repeats=k, chunk=chunk)))
+        jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, repeats=k, **same)))
     return _priced(defense, jobs, data, certificates, cells)
 
 

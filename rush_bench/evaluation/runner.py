@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ BROKEN = 0.05  # the estimated chance of being right of an image that no further
 class Job(work.Job):
     """One cell of an attack; with `of`, the cells before it, on what their worst case leaves standing (the rest keeps its x').
 
-    `attack` is None for that worst case itself.
+    `attack` is None for that worst case itself. `known`: the gradients' health by defence, threat and chunk, which jobs of one
+    plan share, as it is the same for every attack.
     """
 
     attack: Attack | None
+    known: dict[Any, dict[str, np.ndarray]] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
     def label(self) -> str:
@@ -64,7 +66,10 @@ class Job(work.Job):
             extra |= self.attack.extra(defense, attacked, labels, stream)
         cost = meter.cost(len(part))
         if self.attack is not None and self.attack.climbs:
-            extra |= _gradients(defense, images, labels, threat, Stream(seed, "health", part.index))
+            key = (id(defense), threat, c)
+            if key not in self.known:
+                self.known[key] = _gradients(defense, images, labels, threat, Stream(seed, "health", part.index))
+            extra |= self.known[key]
         arrays = {
             "index": part.index.numpy(),
             "label": part.labels.numpy(),
@@ -131,8 +136,12 @@ def job_for(
     repeats: int,
     chunk: int,
     of: Sequence[Job] = (),
+    known: dict[Any, dict[str, np.ndarray]],
 ) -> Job:
-    """The cell of one registered attack on a defence; `labels` join those of the defence and the data (`suite`, `quick`)."""
+    """The cell of one registered attack on a defence; `labels` join those of the defence and the data (`suite`, `quick`).
+
+    `known` is one and the same for all jobs on the same data, seed and chunks; see `Job`.
+    """
     made: Attack = override(registry.load(column)(), settings, name=column).on(defense)
     how = {"name": column, **made.settings()} | ({"of": [job.cell.key for job in of]} if of else {})
     if column != "clean" and defense.precision != "float32":
@@ -148,7 +157,7 @@ def job_for(
         repeats=repeats,
         chunk=chunk,
     )
-    return Job(cell, defense, data, made, of=tuple(of))
+    return Job(cell, defense, data, made, of=tuple(of), known=known)
 
 
 def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = None) -> Job:
@@ -164,10 +173,10 @@ def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int 
     repeats = repeats or default_repeats(defense.draws, suite.quick)
     threat = Threat(suite.norm, suite.eps)  # type: ignore[arg-type]  # parse_suite knows no other norm
     jobs: list[Job] = []
+    same: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk, "known": {}}
     for column, settings in suite.columns.items():
         if column != "eot" or not defense.deterministic:
             of = jobs if column == REST else ()
-            same = {"seed": seed, "repeats": repeats, "chunk": chunk}
             jobs.append(job_for(defense, data, column, settings, threat, labels, **same, of=of))
     return [*jobs, worst_job(jobs, labels)] if len(jobs) > 1 else jobs
 

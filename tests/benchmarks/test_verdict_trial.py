@@ -23,10 +23,11 @@ def trial():
     return module
 
 
-@pytest.mark.parametrize("mask", [None, "wrong sign on a quarter", "rounded, logits x 1e-7"])
-def test_an_honest_network_stands_and_a_masked_one_does_not(trial, tmp_path, mask):
+# Fewer images for the masked: only an honest one has to show what its claim needs.
+@pytest.mark.parametrize(("mask", "images"), [(None, 60), ("wrong sign on a quarter", 30), ("rounded, logits x 1e-7", 30)])
+def test_an_honest_network_stands_and_a_masked_one_does_not(trial, tmp_path, mask, images):
     network = trial.trained("plain", 0.0, 0)
     network = network if mask is None else trial.MASKS[mask](network)
     budget = dataclasses.replace(BUDGETS["quick"], **SMALL)
-    found = trial.tried(network, "one", 0.05, load_dataset("digits", "test", 60), budget, tmp_path)
+    found = trial.tried(network, "one", 0.05, load_dataset("digits", "test", images), budget, tmp_path)
     assert (found.honest(), found.refused()) == (mask is None, mask is not None), (found.worst, found.flags())

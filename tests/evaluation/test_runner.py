@@ -117,7 +117,8 @@ def _same(a, b, tolerance=0.0):
     for key in a:
         for column in a[key]:
             x, y = a[key][column].to_numpy(float), b[key][column].to_numpy(float)
-            assert np.allclose(x, y, rtol=0, atol=tolerance), (key, column)
+            # NaN: a gradient that was not looked at
+            assert np.allclose(x, y, rtol=0, atol=tolerance, equal_nan=True), (key, column)
 
 
 def _defenses(linear):
@@ -143,7 +144,11 @@ def test_shards_and_order_change_nothing(linear, grey, suite, tmp_path):
 
 def test_chunk_size_changes_nothing_but_rounding(linear, grey, suite, tmp_path):
     runs = [attack(_defenses(linear), suite, grey, out=tmp_path / str(chunk), chunk=chunk, quiet=True) for chunk in (40, 7)]
-    tables = [{k: v for k, v in _tables(run).items() if k[1] in ("clean", "pgd")} for run in runs]
+    gradients = ["gradient_zero", "gradient_error", "gradient_frozen"]  # looked at on the first images of a chunk alone
+    tables = [
+        {k: v.drop(columns=gradients, errors="ignore") for k, v in _tables(run).items() if k[1] in ("clean", "pgd")}
+        for run in runs
+    ]
     _same(*tables, tolerance=2e-4)
     # and any subset of the images, in any order, gives the same records for those images
     few = attack(_defenses(linear), suite, grey.take([30, 4, 11]), out=tmp_path / "few", quiet=True)
@@ -280,7 +285,7 @@ def test_a_loss_that_is_not_finite_names_the_image(linear, grey, suite, tmp_path
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"data": None}, "no images"),
+        ({"data": None}, "not nothing"),
         ({"suite": "linf"}, "linf8"),
         ({"shard": (3, 2)}, "k/n"),
         ({"twice": True}, "share a name"),

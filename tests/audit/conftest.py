@@ -335,7 +335,7 @@ def tiny() -> Budget:
         rand_steps=4,
         banks=(8,),
         part_steps=15,
-        queries=(1_000,),
+        queries=(20,),
         sweep_steps=10,
         votes=(1, 4),
         certificate=400,

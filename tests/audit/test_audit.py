@@ -10,6 +10,7 @@ from torch import nn
 
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.pgd import EOT
+from rush_bench.audit import checks as rules
 from rush_bench.audit import run as room
 from rush_bench.audit.finding import Finding
 from rush_bench.audit.run import judge, lay_out, probe, sentence, write
@@ -29,21 +30,22 @@ THREAT = Threat("linf", EPS)
 
 @pytest.fixture(scope="session")
 def digits():
-    return load_dataset("digits", "test", 40)
+    return load_dataset("digits", "test", 24)
 
 
 @pytest.fixture
 def audit(digits, tiny, models, tmp_path):
     """The audit of a defence, and the book that it is of."""
 
-    def audit(defense, data=digits, claim=None, eps=EPS, steps=None, **options):
-        budget = tiny
+    def audit(defense, data=digits, claim=None, eps=EPS, steps=None, queries=20, **options):
+        budget = dataclasses.replace(tiny, queries=(queries,))
         if steps:  # where every prediction is many, or none has an effect
-            shorter = {"steps": steps, "losses_steps": steps, "sweep_steps": steps, "rand_steps": 2, "long": 2 * steps}
-            budget = dataclasses.replace(tiny, queries=(20,), lengths=(2, steps, 2 * steps), **shorter)
+            shorter = dict.fromkeys(("steps", "losses_steps", "sweep_steps", "part_steps"), steps)
+            shorter |= {"rand_steps": 2, "long": 2 * steps, "lengths": (2, steps, 2 * steps), "sweep": (1, 4), "points": 3}
+            budget = dataclasses.replace(budget, **shorter)
         run = settle([defense], data, budget=budget, eps=eps, store=models, out=tmp_path, quiet=True, **options)
         assert run.complete, run.failed
-        probes = probe([defense], data, Threat("linf", eps), tmp_path, quiet=True)
+        probes = probe([defense], data, Threat("linf", eps), tmp_path, quiet=True, count=20)
         return judge(run.books[0], probes[defense.name], claim)
 
     return audit
@@ -77,9 +79,9 @@ class Coin(Defense):
 
 @pytest.mark.parametrize("blind", [True, False])
 def test_the_coin_stands_as_what_it_is_unless_it_knows_more_than_a_blind_one_can(audit, blind) -> None:
-    labels = torch.zeros(60, dtype=torch.int64) if blind else torch.arange(60) % 5
-    images = as_images(torch.full((60, 1, 4, 4), 128, dtype=torch.uint8), labels, classes=list("abcde"), name="coins")
-    found = audit(Coin(labels), images, repeats=40, steps=3)
+    labels = torch.zeros(25, dtype=torch.int64) if blind else torch.arange(25) % 5
+    images = as_images(torch.full((25, 1, 4, 4), 128, dtype=torch.uint8), labels, classes=list("abcde"), name="coins")
+    found = audit(Coin(labels), images, repeats=20, steps=3)
     assert {"reaches-chance", "depends-on-image"} <= flagged(found)
     if not blind:  # right in 90 % where no class is more than a fifth: it has the labels from elsewhere
         assert (found.verdict.word, found.verdict.rule) == ("cannot say", 4)
@@ -101,7 +103,7 @@ def test_the_coin_stands_as_what_it_is_unless_it_knows_more_than_a_blind_one_can
     ],
 )
 def test_what_only_looks_robust_never_stands(zoo, audit, name, flags) -> None:
-    found = audit(Deterministic(zoo.broken[name], shape=zoo.shape, name="mine"))
+    found = audit(Deterministic(zoo.broken[name], shape=zoo.shape, name="mine"), queries=400)
     assert found.verdict.word == "refuted" and found.verdict.claim.value > 0.9  # by PGD-20 it seems to be
     assert flags <= flagged(found), flags - flagged(found)
     assert set(STRENGTH) & flags & flagged(found)
@@ -109,10 +111,11 @@ def test_what_only_looks_robust_never_stands(zoo, audit, name, flags) -> None:
 
 
 @pytest.mark.parametrize("name", ["line", "robust"])
-def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name) -> None:
+def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name, monkeypatch) -> None:
     network = getattr(zoo, name)
+    monkeypatch.setattr(rules, "QUERIES", 100)  # what a small network's Square needs
     digits = load_dataset("digits", "test", 80)  # fewer leave an interval that is too wide to stand
-    found = audit(Deterministic(network, shape=zoo.shape, name=name), digits)
+    found = audit(Deterministic(network, shape=zoo.shape, name=name), digits, queries=100)
     assert not flagged(found) & set(STRENGTH), flagged(found)
     worst = found.verdict.worst
     options = {"classes": 10, "deterministic": True, "images": len(digits), "largest_class": 0.2}
@@ -131,7 +134,7 @@ def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name) ->
 
 def test_a_smoothed_network_whose_replay_is_far_above_its_worst_case(noisy, audit, digits) -> None:
     defense = Smoothed(noisy, noise=Gaussian(1.0), votes=1, shape=(1, 16, 16), name="noisy@1")
-    found = audit(defense, repeats=20, steps=5)
+    found = audit(defense, repeats=10, steps=4)
     replay = found.book.get("T15", "AA as published").estimate.value
     assert found.verdict.word in ("refuted", "weakened")
     assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get("T15", "PGD as published").estimate.value))

@@ -189,11 +189,11 @@ def to_rich(frame: pd.DataFrame) -> "Table":
             made.add_section()
             made.add_row(Text(title, style="italic"))
         for i in span:
-            row = [Text(text) for text in _cells(layout, i, str, "{}", " {}")]
-            for k, text in enumerate(row):
+            shown = [Text(cell) for cell in _cells(layout, i, str, "{}", " {}")]
+            for k, part in enumerate(shown):
                 if (i, k) in layout.bold:
-                    text.stylize("bold", 0, len(text.plain.split()[0]))
-            made.add_row(*row)
+                    part.stylize("bold", 0, len(part.plain.split()[0]))
+            made.add_row(*shown)
     notes = "\n".join(f"{mark}: {text}" if mark else text for mark, text in layout.notes)
     made.caption = Text(notes, style="dim", justify="left") if notes else None
     return made

@@ -25,7 +25,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "byorl_reimpl": PROBE,
     "dynacl": PROBE,
     "dynacl_pp": PROBE,
-    "ssp_joint": ("attack.steps=2", "finetune_attack.steps=4"),  # three tasks, and second derivatives: time
+    "ssp": ("attack.steps=2", "finetune_attack.steps=4"),  # three tasks: time
+    "ssp_joint": ("attack.steps=2", "finetune_attack.steps=4"),  # and second derivatives
 }
 
 

@@ -53,7 +53,8 @@ def parts(linear, grey):
 
 
 def test_the_table_has_every_attack():
-    assert set(SETTINGS) == set(attacks.entries)
+    elsewhere = {"pgd-purifier"}  # it needs a purifier: tests/defenses/test_purify.py
+    assert set(SETTINGS) | elsewhere == set(attacks.entries)
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
@@ -163,14 +164,6 @@ def test_projection_onto_the_l2_ball_is_the_nearest_point():
     delta = (far - images) / (far - images).flatten(1).norm(dim=1)[:, None, None, None] * 0.2
     assert torch.allclose(projected, images + delta, atol=1e-6)
     assert torch.equal(threat.project(images + 0.01, images), images + 0.01)
-
-
-def test_autoattack_needs_four_classes():
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
-    with pytest.raises(BadInput, match="needs 4 classes"):
-        attacks.load("aa")().run(
-            Deterministic(network, shape=SHAPE), torch.rand(2, *SHAPE), torch.tensor([0, 1]), THREATS[0], STREAM
-        )
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def _spent(attack, defense, labels=LABELS, threat=SMALL):
 # fe per image that stands to the end, of each column at its settings in the suite, on defences of 0, 1 and 64 votes
 FE = {
     "full": {"pgd": (41, 88, 2688), "eot": (None, 13_440, 13_440), "aa": (9_774, 159_728, 638_912)},
-    "quick": {"pgd": (21, 44, 1344), "eot": (None, 704, 768), "apgd": (52, 1_616, 6_464), "square": (1_001, 4_676, 4_676)},
+    "quick": {"pgd": (21, 44, 1344), "eot": (None, 704, 768), "apgd": (52, 1_616, 6_464), "square": (501, 1_328, 1_328)},
     "beside": {"eot-apgd": (406, 6_720, 26_112), "eot-apgd-t": (1_495, 25_921, 96_832), "square": (5_001, 104_180, 326_336)},
 }
 SUITES = {"full": FULL, "quick": QUICK, "beside": {name: {} for name in FE["beside"]}}

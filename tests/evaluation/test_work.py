@@ -110,21 +110,21 @@ def kind(request: pytest.FixtureRequest, corrupted: CorruptedImages, monkeypatch
 
         return looked
 
-    for name in ("flags", "indicators", "binarization"):
+    for name in ("flags", "truth", "indicators", "binarization"):
         monkeypatch.setattr(audits, name, look(name))
 
     def arrays(out: Path) -> dict[str, Any]:
         found = {}
         for path in out.rglob("chunk-*.npz"):
             with np.load(path) as file:
-                found[f"{path.parent.name}/{path.name}"] = {k: file[k].tolist() for k in file.files if k != "seconds"}
+                found[f"{path.parent.name}/{path.name}"] = {k: file[k].tobytes() for k in file.files if k != "seconds"}
         return found
 
     return {
         "attack": Kind(measure(attack, suite, data), arrays, 3 * 3),
         "corruption": Kind(measure(corruptions.evaluate, corrupted), arrays, 5 * 3),
         "certificate": Kind(measure(certify, data, Sampling(draws=20, selection=5, alpha=0.1)), arrays, 3),
-        "probe": Kind(probe, lambda out: {p.name: p.read_text() for p in out.glob("audit/probes/*.json")}, 3),
+        "probe": Kind(probe, lambda out: {p.name: p.read_text() for p in out.glob("audit/probes/*.json")}, 4),
     }[request.param]
 
 

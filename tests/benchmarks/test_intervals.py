@@ -1,19 +1,11 @@
 """The simulation of coverages in small."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 
 @pytest.fixture(scope="module")
-def intervals():
-    path = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
-    spec = importlib.util.spec_from_file_location("intervals", path)
-    sys.modules["intervals"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def intervals(script):
+    return script("intervals")
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "difference"])

@@ -1,18 +1,11 @@
 """The equal-cost rule of benchmarks/table1_cpu.py: every system near the budget, its schedule where its paper has it."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 
 @pytest.fixture(scope="module")
-def table1():
-    path = Path(__file__).parents[2] / "benchmarks" / "table1_cpu.py"
-    spec = importlib.util.spec_from_file_location("table1_cpu", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def table1(script):
+    return script("table1_cpu")
 
 
 def test_rush_sets_the_budget(table1):

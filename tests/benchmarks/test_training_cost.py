@@ -1,8 +1,5 @@
 """The benchmark of training cost: its table of passes against FLOPs counted in real steps, for every recipe."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -16,12 +13,8 @@ SHAPE = (3, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def cost():
-    path = Path(__file__).parents[2] / "benchmarks" / "training_cost.py"
-    spec = importlib.util.spec_from_file_location("training_cost", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def cost(script):
+    return script("training_cost")
 
 
 @pytest.fixture(scope="module")

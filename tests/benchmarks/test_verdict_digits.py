@@ -1,7 +1,5 @@
 """The digits verdict: prediction logs of another project become a line, and an audit a row."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +8,8 @@ from rush_bench.evaluation.statistics import Estimate, clopper_pearson
 
 
 @pytest.fixture(scope="module")
-def digits():
-    path = Path(__file__).parents[2] / "benchmarks" / "verdict_digits.py"
-    spec = importlib.util.spec_from_file_location("verdict_digits", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def digits(script):
+    return script("verdict_digits")
 
 
 def test_logs_become_a_line_in_order_of_draws(digits, tmp_path):

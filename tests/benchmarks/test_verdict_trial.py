@@ -1,9 +1,6 @@
 """The trial of the audit in small: an honest network stands where it should, a masked one never does."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +12,8 @@ SMALL |= {"long": 20, "targets": 2, "points": 10}
 
 
 @pytest.fixture(scope="module")
-def trial():
-    path = Path(__file__).parents[2] / "benchmarks" / "verdict_trial.py"
-    spec = importlib.util.spec_from_file_location("verdict_trial", path)
-    sys.modules["verdict_trial"] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def trial(script):
+    return script("verdict_trial")
 
 
 # Fewer images for the masked: only an honest one has to show what its claim needs.

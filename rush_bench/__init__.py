@@ -10,6 +10,8 @@ The names below load on first use, so that `import rush_bench` and `rush-bench -
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from rush_bench.training import train as train
 
 __version__ = "0.1.0"
+
+if "torch" not in sys.modules:  # OpenMP reads it once: threads that spin for each other starve on a machine with other work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "as_images": "datasets",

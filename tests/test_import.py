@@ -19,6 +19,18 @@ def test_import_and_dir_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": root}).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("before", "own", "expected"),
+    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("import torch", {}, None)],
+)
+def test_threads_wait_without_spinning_where_torch_is_not_there_yet(
+    before: str, own: dict[str, str], expected: str | None
+) -> None:
+    code = f"{before}\nimport os, rush_bench; assert os.environ.get('OMP_WAIT_POLICY') == {expected!r}"
+    root = str(Path(__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": root, **own}).returncode == 0
+
+
 @pytest.mark.parametrize("name", NAMES.split())
 def test_every_name_loads_and_is_listed(name: str) -> None:
     assert name in dir(rb)

@@ -72,6 +72,12 @@ class Attack(Settings):
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         raise NotImplementedError
 
+    def go_on(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, found: Tensor | None
+    ) -> Tensor:
+        """As `run`, with the best x' of other attacks (B, C, H, W) as a further start; ignored by an attack that takes none."""
+        return self.run(defense, images, labels, threat, stream)
+
     def on(self, defense: Defense) -> "Attack":
         """As it is run on this defence: defaults that depend on its kind filled in, settings without effect at a fixed value.
 

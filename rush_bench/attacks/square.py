@@ -48,6 +48,12 @@ class Square(Attack):
     whole: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        return self.go_on(defense, images, labels, threat, stream, None)
+
+    def go_on(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, found: Tensor | None
+    ) -> Tensor:
+        """From stripes or from what other attacks `found`, whichever has the higher loss, image by image."""
         kept = Kept(defense, images, labels, stream, self.select_draws)
         moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
         asked = defense if self.whole else defense.of_votes(min(self.draws, defense.draws))
@@ -65,6 +71,11 @@ class Square(Attack):
         own, clean, truth = stream.at(kept.positions), images, labels
         best = moves.start(images, own.named("start"))
         best_loss, uniform = loss(best), best[:, :0]
+        if found is not None:
+            kept.offer(found)
+            value = loss(found)
+            better = value >= best_loss
+            best, best_loss = torch.where(better[:, None, None, None], found, best), torch.maximum(value, best_loss)
         for query in range(1, self.queries):
             renew = not defense.deterministic and query % self.redraw == 0
             due = everyone[: len(alive) if renew else 0]

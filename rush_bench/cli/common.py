@@ -1,7 +1,6 @@
 """What the subcommands share: options, and how they print."""
 
 import contextlib
-import ctypes
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from rush_bench.audit.settle import SettleRun
     from rush_bench.evaluation.work import Run
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -47,20 +45,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON on st
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[None]:
     """Long work prints nothing on stdout, whatever the libraries under it do: stdout is for the answer."""
-    keep_freed_memory()
     with contextlib.redirect_stdout(sys.stderr):
         yield
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next tensor, where it would give it back and take fresh pages.
-
-    A ResNet-18 training step at batch 64 on one CPU core takes 1.96 s in place of 2.37 s. Elsewhere it does nothing.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another system or another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def print_json(value: Any) -> None:

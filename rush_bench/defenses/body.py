@@ -19,14 +19,15 @@ from rush_bench.defenses.owner import (
     undisturbed,
     weights_digest,
 )
+from rush_bench.devices import keep_freed_memory
 from rush_bench.errors import BadInput
 
 Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
 # Largest logit less smallest. Below FLAT every softmax is nearly uniform: CE pushes towards the mean of all other classes, and
-# float32 rounds its changes away. Attacks then take the logits STEEP apart, as trained networks have them.
-FLAT, STEEP = 0.1, 20.0
+# float32 rounds its changes away in the end. Attacks then take the logits STEEP apart, as trained networks have them.
+FLAT, STEEP = 2.5, 20.0
 CACHE = 2**25  # on a CPU blocks of this many bytes stay near the cache: 1.2 times as fast as twice the size on a small network
 FEWEST = 16  # rows of such a block: with fewer, a ResNet-18 waits for its weights
 
@@ -56,6 +57,7 @@ class Body:
         before: Callable[[Tensor], Tensor] | None = None,
         random: bool = False,
     ) -> None:
+        keep_freed_memory()
         self.network = private_copy(network, device)
         if any(not random or isinstance(module, NORMS) for module in in_train_mode(self.network)):
             raise BadInput(

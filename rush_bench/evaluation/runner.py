@@ -59,7 +59,9 @@ class Job(work.Job):
         if self.attack is not None and standing.any():
             stream = Stream(seed, f"attack/{self.cell.labels['attack']}", part.index)
             rows = standing.nonzero()[:, 0]
-            found = self.attack.run(defense, images[rows], labels[rows], threat, stream.at(part.index[rows.cpu()]))
+            own = stream.at(part.index[rows.cpu()])
+            start = attacked[rows] if self.of else None
+            found = self.attack.go_on(defense, images[rows], labels[rows], threat, own, start)
             attacked = found if standing.all() else attacked.index_copy(0, rows, found)
         distance = check(attacked, images, part.index, threat)
         if self.attack is not None and not self.of:
@@ -143,7 +145,7 @@ def job_for(
     `known` is one and the same for all jobs on the same data, seed and chunks; see `Job`.
     """
     made: Attack = override(registry.load(column)(), settings, name=column).on(defense)
-    how = {"name": column, **made.settings()} | ({"of": [job.cell.key for job in of]} if of else {})
+    how = {"name": column, **made.settings()} | ({"of": [job.cell.key for job in of], "start": "lowest"} if of else {})
     if column != "clean" and defense.precision != "float32":
         how["precision"] = defense.precision  # another search finds another x'
     cell = cell_of(

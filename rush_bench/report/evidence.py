@@ -12,7 +12,7 @@ from rush_bench.registry import attacks
 from rush_bench.settings import override
 
 MANY = 0.05  # of images without a gradient, or of frozen pixels: more make a number an upper bound
-BESIDES = ("name", "of", "precision")  # of an attack's identity, no settings
+BESIDES = ("name", "of", "start", "precision")  # of an attack's identity, no settings
 
 
 def doubt(cell: CellResult) -> str | None:

@@ -92,7 +92,7 @@ WEAK = (
     "measured_worst",
 )  # a quick suite runs these with fewer steps: marked
 QUICK, BOUND = "q", "†"
-REST = "Square on the rest: without gradients, on images that no column before it breaks; the others keep their x'."
+REST = "Square on the rest: without gradients, from the worst x' so far, on images that no column before it breaks."
 CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
 INTERVALS = (
     "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."

@@ -12,7 +12,7 @@ from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.color import gray
 from rush_bench.datasets.loading import find_source
-from rush_bench.devices import choose_device
+from rush_bench.devices import choose_device, keep_freed_memory
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.networks import build, resolve
 from rush_bench.noise import check_seed, noise_from
@@ -71,6 +71,7 @@ def train(
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
     short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
     layers.append({key: value for key, value in short.items() if value is not None})
+    keep_freed_memory()
     where, progress = choose_device(device), report or Progress()
     start, notes = find_start(from_, Path(store), dataset) if from_ is not None else (None, [])
     layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)

@@ -127,6 +127,21 @@ def test_square_is_as_strong_as_the_reference_at_as_many_queries(digits, norm):
     assert other < clean - 0.15
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_goes_on_from_what_others_found(digits, norm):
+    """From the x' of a strong attack few queries cannot lose: no image that it broke stands, and most of the loss is kept."""
+    network, images, labels = digits
+    defense, threat = Deterministic(network, shape=DIGIT), Threat(norm, {"linf": 0.08, "l2": 0.5}[norm])
+    found = attacks.load("pgd")().run(defense, images, labels, threat, STREAM)
+    few = Square(queries=3)
+    further = few.go_on(defense, images, labels, threat, STREAM, found)
+    alone, there, after = (
+        _right(network, x, labels) for x in (few.run(defense, images, labels, threat, STREAM), found, further)
+    )
+    assert not (after & ~there).any() and not (after & ~alone).any()
+    assert after.sum() <= there.sum() < alone.sum()
+
+
 def test_square_needs_no_gradient_and_beats_random_noise(digits):
     class Opaque(Smoothed):
         def gradient(self, *_):

@@ -49,6 +49,26 @@ def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: s
     assert torch.equal(*found) and 2 < int((found[0] != labels).sum()) < 18
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_small_logits_of_several_classes_are_attacked_as_usual_ones(norm: str) -> None:
+    """CE of logits a tenth as far apart pushes towards the mean of the other classes, unless the attack sees to it."""
+    torch.manual_seed(0)
+    images = torch.rand(100, 1, 4, 4)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    with torch.no_grad():
+        plain[3].weight.mul_(15 / (plain(images).amax(1) - plain(images).amin(1)).median())
+        plain[3].bias.sub_(plain(images).mean(0))
+    threat, stream = Threat(norm, 0.08 if norm == "linf" else 0.25), Stream(0, "scale", torch.arange(100))
+    broken = []
+    for by in (1, 0.1, 0.02, 1e-5):
+        defense = Deterministic(Times(plain, by).eval(), shape=(1, 4, 4))
+        labels = defense.predict(images, stream).labels
+        attacked = attacks.load("pgd")().run(defense, images, labels, threat, stream)
+        broken.append(int((defense.predict(attacked, stream).labels != labels).sum()))
+    assert len(set(broken[1:])) == 1 and 60 < broken[0] < 95
+    assert broken[1] >= broken[0] - 1, broken
+
+
 @pytest.mark.parametrize("memory", [2**31, 1])
 def test_the_gradient_of_ce_keeps_its_direction_where_every_draw_is_sure(memory: int) -> None:
     """Against float64: mean over draws of which some are right and some wrong by hundreds, in one piece and draw by draw."""

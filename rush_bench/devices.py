@@ -1,4 +1,4 @@
-"""Which device a name means, and how this process keeps its memory."""
+"""Which device a name means, what it can do, and how this process keeps its memory."""
 
 import contextlib
 import ctypes
@@ -21,6 +21,11 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device {name!r} cannot be used here; --device auto takes what there is") from error
     return device
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @functools.cache

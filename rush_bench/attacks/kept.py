@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rush_bench.defenses import Defense
 from rush_bench.defenses.smoothed import positions as positions
+from rush_bench.devices import wide
 from rush_bench.noise import Stream
 
 ENOUGH = 64  # held-apart draws, none of them right: a single draw is right less than once in 21 times (one-sided 95 %)
@@ -24,7 +25,9 @@ class Kept:
         self.defense, self.labels, self.stream = defense, labels, stream.named("select")
         self.positions = positions(stream, len(images))
         self.repeats = 1 if defense.deterministic else -(-draws // defense.draws)
-        self.best, self.value = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
+        # float64: what tells two points apart may be tiny
+        self.best = images.clone()
+        self.value = torch.full((len(images),), -torch.inf, device=images.device, dtype=wide(images.device))
         self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def offer(self, points: Tensor, where: Tensor | None = None) -> None:
@@ -36,7 +39,7 @@ class Kept:
         """Candidates that were judged already: what each is worth (n,), and whether it breaks its image."""
         better = value > self.value[where]
         rows, broken = where[better], torch.as_tensor(broken, device=better.device).expand_as(better)
-        self.best[rows], self.value[rows], self.broken[rows] = points[better], value[better], broken[better]
+        self.best[rows], self.value[rows], self.broken[rows] = points[better], value[better].to(self.value), broken[better]
 
     def standing(self) -> Tensor:
         """Positions of the images that are not broken."""
@@ -50,13 +53,13 @@ class Kept:
         # A prediction of one draw errs when that draw errs; one of many, when another class gathers more.
         several = self.defense.draws != 1
         shares = _worth(votes / votes.sum(1, keepdim=True), labels, several) + _worth(total, labels, several)
-        # where all of these are saturated, the log still tells near from far
-        logs = total.clamp_min(1e-30).log()
+        # where all of these are saturated or rounded, the log still tells near from far
+        near = _worth(predictions.logs.logsumexp(0), labels, True)
         right, hope = (scores.gather(1, labels[:, None])[:, 0] for scores in (votes, total))
         broken = right == 0
         if 0 < self.repeats * self.defense.draws < ENOUGH:
             broken &= hope < HOPELESS
-        return shares / 2 + 1e-4 * _worth(logs, labels, True), broken
+        return shares / 2 + 1e-4 * near / (1 + near.abs()), broken
 
 
 def _worth(scores: Tensor, labels: Tensor, several: bool) -> Tensor:

@@ -63,7 +63,7 @@ class PGD(Attack):
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
-        draws, objective = self.draws or defense.draws or 1, steepened(self.loss, defense.steepness)
+        draws, objective = self.draws or defense.draws or 1, self._objective(defense)
         kept = Kept(defense, images, labels, stream, self.select_draws)
         looks = self.keep == "best" and not defense.deterministic
         for restart in range(self.restarts):
@@ -96,7 +96,9 @@ class PGD(Attack):
             elif looks and len(alive):
                 kept.offer(attacked, alive)
             elif not looks:
-                kept.take(attacked, alive, self._loss(objective, defense.predict(attacked, own).probabilities, truth))
+                function, how = objective_named(objective)
+                logs = defense.predict(attacked, own).logs  # of one draw: what `Defense.gradient` calls the loss
+                kept.take(attacked, alive, function(how.each(logs[:, None])[:, 0].log_softmax(1), truth))
         # without projection in the loop, images + delta may be a rounding outside of the ball
         return kept.best if self.clamp == "project" else threat.project(kept.best, images)
 
@@ -117,11 +119,8 @@ class PGD(Attack):
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in super().settings().items() if key not in LATER or value != LATER[key]}
 
-    def _loss(self, objective: str, probabilities: Tensor, labels: Tensor) -> Tensor:
-        """What `Defense.gradient` calls the loss of one draw, from its probabilities (B, K)."""
-        function, how = objective_named(objective)
-        logs = (probabilities / probabilities.amax(1, keepdim=True)).clamp_min(1e-30).log()  # float32 is finest near 0
-        return function(how.each(logs[:, None])[:, 0].log_softmax(1), labels)
+    def _objective(self, defense: Defense) -> str:
+        return steepened(self.loss, defense.steepness)
 
     def _move(self, delta: Tensor, images: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
         """One step of a perturbation that the ball holds and the box does not."""

@@ -40,6 +40,9 @@ class PublishedPGD(PGD):
     clamp: Literal["project", "graph", "straight-through"] = "graph"
     keep: Literal["best", "last"] = "last"
 
+    def _objective(self, defense: Defense) -> str:
+        return self.loss
+
 
 @dataclass(frozen=True)
 class PublishedAutoAttack(Official):

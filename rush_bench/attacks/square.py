@@ -63,8 +63,7 @@ class Square(Attack):
         def loss(points: Tensor) -> Tensor:
             """Margin of the log of the mean probability, (n,)."""
             noise = own.named("draws").skip(renewed * span)
-            mean = asked.predictions(points, noise, repeats, exact=False).probabilities.mean(0)
-            return margin(mean.clamp_min(1e-30).log(), truth)
+            return margin(asked.predictions(points, noise, repeats, exact=False).logs.logsumexp(0), truth)
 
         alive = everyone = torch.arange(len(images), device=images.device)
         renewed = 0

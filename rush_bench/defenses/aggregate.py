@@ -50,8 +50,8 @@ class Aggregation:
         return (each - mean[:, None]).exp() / draws
 
     def scores(self, mean: Tensor) -> Tensor:
-        """Log-probabilities (B, K) from the mean."""
-        return mean.log_softmax(1) if self.geometric else mean
+        """Log-probabilities (..., K) from the mean."""
+        return mean.log_softmax(-1) if self.geometric else mean
 
 
 MEAN_PROBABILITY = Aggregation()

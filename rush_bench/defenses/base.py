@@ -14,14 +14,22 @@ from rush_bench.noise import Stream
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K) float32.
+    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K).
 
-    Several predictions of each image have one more dimension in front (see `Defense.predictions`).
+    `scores` (B, K), where a defence gives them: the log of the mean probabilities in float64, which tells two points apart
+    where probabilities are rounded to the same number, be the logits tiny or huge. Several predictions of each image have one
+    more dimension in front (see `Defense.predictions`).
     """
 
     labels: Tensor
     votes: Tensor
     probabilities: Tensor
+    scores: Tensor | None = None
+
+    @property
+    def logs(self) -> Tensor:
+        """`scores`, or else the log of the probabilities, bounded below."""
+        return self.probabilities.clamp_min(1e-30).log() if self.scores is None else self.scores
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Defense:
     device: torch.device = torch.device("cpu")
     precision: str = "float32"  # of the search; float32 alone judges
     keyed: bool = True  # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
-    steepness: float = 1.0  # by which attacks multiply logits that are all but equal
+    steepness: float = 1.0  # by which our attacks multiply logits that are close together
     passes: Passes
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -85,7 +93,7 @@ class Defense:
         an equivalent network will do that is faster and differs by float32's rounding: for a search, never for a judgement.
         """
         each = [self.predict(images, stream.skip(k * max(self.draws, 1))) for k in range(repeats)]
-        return Prediction(*(torch.stack([getattr(one, f.name) for one in each]) for f in fields(Prediction)))
+        return Prediction(*(_stack([getattr(one, f.name) for one in each]) for f in fields(Prediction)))
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
         """Gradient of a loss of the log of the mean probability over `draws` draws (RUSH eq. 7).
@@ -197,6 +205,12 @@ def check_finite(values: Tensor, images: Tensor | None, what: str) -> None:
         known = images is not None and images.numel() == len(values)
         image = f"image {int(images[row])}" if images is not None and known else f"image {row} of the batch"
         raise RushBenchError(f"{what} of {image} is not finite; look at the network there, {REMEDY}")
+
+
+def _stack(parts: list[Tensor | None]) -> Any:
+    """Each prediction's part along a new dimension; None where a defence does not give it."""
+    given = [part for part in parts if part is not None]
+    return torch.stack(given) if len(given) == len(parts) else None
 
 
 REMEDY = "such as a square root, logarithm or division at 0"

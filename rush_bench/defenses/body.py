@@ -19,15 +19,16 @@ from rush_bench.defenses.owner import (
     undisturbed,
     weights_digest,
 )
-from rush_bench.devices import keep_freed_memory
+from rush_bench.devices import keep_freed_memory, wide
 from rush_bench.errors import BadInput
 
 Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
-# Largest logit less smallest. Below FLAT every softmax is nearly uniform: CE pushes towards the mean of all other classes, and
-# float32 rounds its changes away in the end. Attacks then take the logits STEEP apart, as trained networks have them.
-FLAT, STEEP = 2.5, 20.0
+# Largest logit less smallest. Below FLAT every softmax is nearly uniform and CE pushes towards the mean of all other classes:
+# our attacks then take the logits STEEP apart, as trained networks have them. Below ROUNDED float32 loses what changes: there
+# other packages' attacks get them so, too.
+FLAT, ROUNDED, STEEP = 2.5, 0.1, 20.0
 CACHE = 2**25  # on a CPU blocks of this many bytes stay near the cache: 1.2 times as fast as twice the size on a small network
 FEWEST = 16  # rows of such a block: with fewer, a ResNet-18 waits for its weights
 
@@ -67,7 +68,7 @@ class Body:
                 else "the network is in train mode: its BatchNorm and dropout would change under attack; call .eval() "
                 "first, or Randomised(network) where its dropout is to stay on"
             )
-        self.wide = torch.float32 if device.type == "mps" else torch.float64  # of log-probabilities; mps has no float64
+        self.wide = wide(device)  # of log-probabilities
         self.device, self.outputs, self.precision = device, outputs, precision
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
@@ -83,7 +84,7 @@ class Body:
                 probe.check_function(self, rows)
                 self.search, self.layout = probe.fastest(self, rows)
                 self.row_bytes = self._row_bytes(shape)
-            self.steepness = self._steepness(rows)
+            self.spread = self._spread(rows)
             seeds = not random and own_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)
@@ -106,12 +107,14 @@ class Body:
             out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
         return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else self.gain * out
 
-    def _steepness(self, rows: Tensor) -> float:
-        """What the logits are to be multiplied with before a softmax by an attack: 1 unless they are all but equal."""
+    def steepness(self, below: float) -> float:
+        """What an attack multiplies the logits with before a softmax: 1 unless their usual spread is `below` this."""
+        return STEEP / self.spread if 0 < self.spread < below else 1.0
+
+    def _spread(self, rows: Tensor) -> float:
         with torch.no_grad():
             out = self.outcome(rows, exact=True)
-        spread = float((out.amax(1) - out.amin(1)).median())
-        return STEEP / spread if 0 < spread < FLAT else 1.0
+        return float((out.amax(1) - out.amin(1)).median())
 
     def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
 from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
-from rush_bench.defenses.body import DEFAULT_MEMORY, Body, Precision, blocks, whole_blocks
+from rush_bench.defenses.body import DEFAULT_MEMORY, FLAT, ROUNDED, Body, Precision, blocks, whole_blocks
 from rush_bench.defenses.owner import device_of
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
@@ -59,7 +59,7 @@ class _Network(Defense):
             random=random,
         )
         self.classes, self.passes = self.body.classes, self.body.passes
-        self.steepness = 1.0 if self.how.geometric else self.body.steepness
+        self.steepness = 1.0 if self.how.geometric else self.body.steepness(FLAT)
         self.weights = self.body.weights
 
     def identity(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class _Network(Defense):
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         one = self._predictions(images, stream, 1)
-        return Prediction(one.labels[0], one.votes[0], one.probabilities[0])
+        return Prediction(*(part[0] for part in (one.labels, one.votes, one.probabilities, one.logs)))
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
@@ -97,7 +97,9 @@ class _Network(Defense):
         forward, draws = self._forward(stream, len(images))
         kinds = torch.arange(self.classes, device=self.device)
         votes = torch.zeros(repeats, len(images), self.classes, dtype=torch.int64, device=self.device)
-        total = torch.zeros(repeats, len(images), self.classes, dtype=self.body.wide, device=self.device)
+        geometric = self.how.geometric
+        empty = 0.0 if geometric else -torch.inf
+        total = torch.full((repeats, len(images), self.classes), empty, dtype=self.body.wide, device=self.device)
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
             for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
@@ -105,11 +107,12 @@ class _Network(Defense):
                 log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
                 k = slice(j.start // draws, -(-j.stop // draws))
                 votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
-                total[k, i] += (log_p if self.how.geometric else log_p.exp()).sum(2)
-        probabilities = (total / draws).softmax(2) if self.how.geometric else total / draws
+                total[k, i] = total[k, i] + log_p.sum(2) if geometric else torch.logaddexp(total[k, i], log_p.logsumexp(2))
+        scores = self.how.scores(self.how.mean(total, draws))
+        probabilities = scores.exp()
         # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
         labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
-        return Prediction(labels, votes, probabilities.float())
+        return Prediction(labels, votes, probabilities.float(), scores)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
         function, how = objective_named(loss, self.how)
@@ -324,7 +327,7 @@ class _Module(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those.
 
-        Logits that are all but equal are multiplied (see `Body.steepness`), or float32 would not tell them apart.
+        Logits that float32 would not tell apart are multiplied (see `Body.steepness`).
         """
         defense, how, images = self.defense, self.defense.how, images.contiguous()
         forward, draws = defense._forward(self.stream, len(images))
@@ -340,4 +343,5 @@ class _Module(nn.Module):
         return scores
 
     def _steep(self, scores: Tensor) -> Tensor:
-        return (self.defense.steepness * scores).log_softmax(1).float()
+        by = 1.0 if self.defense.how.geometric else self.defense.body.steepness(ROUNDED)
+        return (by * scores).log_softmax(1).float()

@@ -50,7 +50,7 @@ def score(
         "correct": counts[rows, labels].cpu().numpy(),
         "repeats": np.full(len(attacked), repeats),
         "counts": counts.cpu().numpy(),
-        "margin": (true - probabilities.max(1).values).cpu().numpy(),
+        "margin": (true - probabilities.max(1).values).float().cpu().numpy(),
     }
 
 

@@ -69,6 +69,30 @@ def test_small_logits_of_several_classes_are_attacked_as_usual_ones(norm: str) -
     assert broken[1] >= broken[0] - 1, broken
 
 
+@pytest.mark.parametrize("votes", [0, 4])
+def test_an_attack_without_gradients_sees_points_apart_at_any_scale(votes: int) -> None:
+    """The probabilities of tiny logits are equal in float32, those of huge ones are all 0 or 1; Square climbs all the same."""
+
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = two_classes()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network((x * 255).round() / 255)
+
+    broken = []
+    for by in (1, 1e-8, 1e7):
+        network = Times(Rounded(), by).eval()
+        one, many = Deterministic(network, shape=(1, 4, 4)), Smoothed(network, noise="uniform:0.02", votes=4, shape=(1, 4, 4))
+        defense, stream = many if votes else one, Stream(0, "scale", torch.arange(20))
+        labels = defense.predict(IMAGES, stream).labels
+        settings = {"queries": 100, "draws": 4, "redraw": 30, "select_draws": 8}
+        attacked = override(attacks.load("square")(), settings).run(defense, IMAGES, labels, Threat("linf", 0.2), stream)
+        broken.append(int((defense.predict(attacked, stream).labels != labels).sum()))
+    assert min(broken) >= 4 and max(broken) - min(broken) <= 1, broken
+
+
 @pytest.mark.parametrize("memory", [2**31, 1])
 def test_the_gradient_of_ce_keeps_its_direction_where_every_draw_is_sure(memory: int) -> None:
     """Against float64: mean over draws of which some are right and some wrong by hundreds, in one piece and draw by draw."""

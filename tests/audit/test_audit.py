@@ -103,7 +103,6 @@ def test_the_coin_stands_as_what_it_is_unless_it_knows_more_than_a_blind_one_can
     [
         ("killed gradient", {"zero-gradients", "true-gradient", "square-beats-white-box", "reaches-chance"}),
         ("quantised", {"zero-gradients", "true-gradient", "square-beats-white-box"}),
-        ("jpeg", {"zero-gradients", "true-gradient", "square-beats-white-box"}),
     ],
 )
 def test_what_only_looks_robust_never_stands(zoo, audit, name, flags) -> None:

@@ -40,7 +40,7 @@ SUITE = [
     "--set",
     "apgd.steps=2",
 ]
-SUITE += ["--set", "eot.steps=2", "--set", "eot.draws=2", "--set", "apgd.bank=2"]
+SUITE += ["--set", "eot.steps=2", "--set", "eot.draws=2", "--set", "apgd.bank=2", "--set", "square.queries=20"]
 COMMANDS = {
     "train": TRAIN,
     "attack": ["attack", "--models", "mine@2", "--dataset", "mine.npz", *SUITE],

@@ -49,6 +49,28 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 
 @pytest.fixture
+def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cell looks at its gradients, which takes longer than attacks of few steps; tests/evaluation hold it to doing so."""
+    from rush_bench.evaluation import runner
+
+    monkeypatch.setattr(runner, "_gradients", lambda *of: {})
+
+
+@pytest.fixture
+def short_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square asks 200 times and not 5000 in AutoAttack's standard version, whose other parts stay as they are."""
+    from pyautoattack.square import SquareAttack
+
+    perturb = SquareAttack.perturb
+
+    def short(self: SquareAttack, *batch: Tensor, **options: object) -> Tensor:
+        self.n_queries = 200
+        return perturb(self, *batch, **options)
+
+    monkeypatch.setattr(SquareAttack, "perturb", short)
+
+
+@pytest.fixture
 def linear() -> Linear:
     """Five classes on 1x4x4 images; the bias centres the classes on grey images."""
     weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(7))

@@ -197,12 +197,8 @@ def unconstrained_failure(defense: Defense, path: Path) -> Finding:
 def _judge(defense: Defense, points: Tensor, labels: Tensor, stream: Stream, held: int) -> tuple[Tensor, Tensor, Tensor]:
     """By at least `held` draws: whether most predictions are right, margin and CE of the log of the mean probability; (n,)."""
     repeats = 1 if defense.deterministic else -(-held // defense.draws)
-    votes = torch.zeros(len(points), defense.classes, device=points.device)
-    mean = torch.zeros_like(votes)
-    for k in range(repeats):
-        prediction = defense.predict(points, stream.skip(k * max(defense.draws, 1)))
-        votes += F.one_hot(prediction.labels, defense.classes)
-        mean += prediction.probabilities / repeats
+    each = defense.predictions(points, stream, repeats)
+    votes, mean = F.one_hot(each.labels, defense.classes).sum(0), each.probabilities.mean(0)
     scores = mean.clamp_min(1e-30).log()
     right = (votes + 0.5 * mean).argmax(1) == labels
     return right, margin(scores, labels), -scores.gather(1, labels[:, None])[:, 0]

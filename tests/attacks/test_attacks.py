@@ -57,6 +57,7 @@ def test_the_table_has_every_attack():
     assert set(SETTINGS) | elsewhere == set(attacks.entries)
 
 
+@pytest.mark.usefixtures("short_square")
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("name", sorted(SETTINGS.keys() - NO_SEARCH))
 def test_linear_network_falls_exactly_where_its_worst_case_says(parts, worst_margin, name, threat):
@@ -90,6 +91,7 @@ def test_two_class_linear_worst_case_is_reached_exactly(linear, threat):
     assert (before - after).detach() == pytest.approx((threat.eps * dual).detach().expand(10).tolist(), rel=1e-3)
 
 
+@pytest.mark.usefixtures("short_square")
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("threat", [THREATS[1], THREATS[2]], ids=str)
 @pytest.mark.parametrize("randomised", [False, True])

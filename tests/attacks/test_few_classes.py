@@ -54,6 +54,7 @@ def test_a_whole_suite_of_few_classes_has_its_worst(classes):
     assert run.complete and not run.failed and frame["worst"].notna().all()
 
 
+@pytest.mark.usefixtures("short_square")
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", ["aa", "apgd", "aa-rand", "aa-published", "eot-apgd", "eot-apgd-t", "pgd", "square"])
 def test_every_attack_takes_few_classes(classes, name):
@@ -67,6 +68,7 @@ def test_every_attack_takes_few_classes(classes, name):
         assert all(passes >= 0 for passes in attack.passes(defense))
 
 
+@pytest.mark.usefixtures("short_square")
 def test_the_table_says_which_parts_ran():
     suite = parse_suite("linf25.5", only=("clean", "aa"), overrides={"aa.steps": 2})
     notes = rb.attack(defenses(2)[:1], suite, data(2), quiet=True).table()["notes"][0]

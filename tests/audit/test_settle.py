@@ -21,6 +21,8 @@ from rush_bench.noise import Gaussian, Stream, Uniform
 SHAPE = (1, 4, 4)
 EPS = 0.1
 
+pytestmark = pytest.mark.usefixtures("unlooked")
+
 
 @pytest.fixture(scope="module")
 def linear() -> nn.Module:

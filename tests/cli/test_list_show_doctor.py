@@ -100,7 +100,10 @@ def test_show_with_a_wrong_kind_or_name(rush_bench, store: Path, kind: str) -> N
     assert ("did you mean 'models'" if kind == "modle" else "did you mean 'plain-mine'") in result.stderr
 
 
-def test_doctor_finds_what_is_here(rush_bench, store: Path, mine: Path, tmp_path: Path) -> None:
+def test_doctor_finds_what_is_here(
+    rush_bench, store: Path, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "try_import", lambda code: None)  # which starts a process for each package
     (tmp_path / "data").mkdir()
     mine.rename(tmp_path / "data" / "cifar10.npz")
     result = rush_bench("doctor", "--json")
@@ -181,6 +184,11 @@ def test_a_needed_package_that_is_missing_or_broken(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "try_import", lambda code: "RuntimeError: operator torchvision::nms does not exist")
     check = doctor.required("torchvision")
     assert check.state == BROKEN and "nms" in check.finding and "constraints.txt" in check.finding
+
+
+def test_an_import_is_tried() -> None:
+    assert doctor.try_import("import json") is None
+    assert "no_such_package" in (doctor.try_import("import no_such_package") or "")
 
 
 def test_an_import_that_hangs_is_told() -> None:

@@ -56,12 +56,11 @@ class Coin(Defense):
         return Coin(self.truth, self.votes, Stream(seed, "bank", torch.zeros(1, dtype=torch.int64)), self.spread)
 
     def as_module(self, stream):
-        defense = self
+        # the bank's toss is the same for every image; the truth is written in the image's mean
+        right = self._right(stream, 1, self.votes)[0].float().mean()
 
         class Module(torch.nn.Module):
             def forward(self, x):
-                # the bank's toss is the same for every image; the truth is written in the image's mean
-                right = defense._right(stream, 1, defense.votes)[0].float().mean()
                 labels = (x.flatten(1).mean(1) * 5).long().clamp(0, 4)
                 base = torch.nn.functional.one_hot(labels, 5) * (2 * right - 1)
                 return base + 1e-3 * x.flatten(1)[:, :5]
@@ -92,11 +91,12 @@ def test_the_unattackable_coin(coin_images, votes, spread):
         assert found.high - found.low < 0.04
 
 
-@pytest.mark.parametrize("bank_seed", [0, 1, 2])
+@pytest.mark.usefixtures("short_square")
+@pytest.mark.parametrize("bank_seed", [0, 2])  # whose one toss is right, and wrong
 def test_the_coin_under_autoattack(coin_images, bank_seed):
     """Its own driver would call each image broken at the first unlucky pass: about 72 % (A8). On fresh draws it is 0.90."""
     coin = Coin(coin_images.labels, 1)
-    suite = parse_suite("linf8", only=("clean", "aa"), overrides={"aa.bank_seed": bank_seed, "aa.bank": 1})
+    suite = parse_suite("linf8", only=("clean", "aa"), overrides={"aa.bank_seed": bank_seed, "aa.bank": 1, "aa.steps": 20})
     run = attack([coin], suite, coin_images, repeats=20, quiet=True)
     assert run.complete, run.failed
     by_name = {result.labels["attack"]: result.frame for result in run.results}
@@ -214,7 +214,7 @@ def test_worst_case_is_the_lowest_per_image(linear, grey, tmp_path):
 
 
 def test_linear_robust_accuracy_is_the_closed_form(linear, grey, worst_margin, tmp_path):
-    suite = Suite("linf2.5", "linf", 0.025, False, {"clean": {}, "pgd": {}, "aa": {}})
+    suite = Suite("linf2.5", "linf", 0.025, False, {"clean": {}, "pgd": {}, "aa": {"parts": ("apgd-t",), "steps": 50}})
     run = attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True)
     exact = float((worst_margin(linear, grey.floats(), grey.labels, "linf", 0.025) > 0).float().mean())
     assert {r.labels["attack"]: r.frame.correct.mean() for r in run.results}["aa"] == pytest.approx(exact)

@@ -1,4 +1,4 @@
-"""Errors that a user sees. Each says what is wrong and how to mend it, and carries the exit code of the command."""
+"""Errors that a user sees. Each says what is wrong and how to fix it, and carries the exit code of the command."""
 
 import difflib
 from collections.abc import Iterable, Mapping

@@ -143,7 +143,7 @@ def component_passes(name: str, defense: Defense, effort: Effort) -> tuple[float
 def module_of(defense: Defense, stream: Stream) -> nn.Module:
     """The defence as a module for other people's attacks, which call it on any subset of the batch.
 
-    Its noise hangs on the row of a call, not on the image (a third party does not say which image that is); batches draw
+    Its noise depends on the row of a call, not on the image (a third party does not say which image that is); batches draw
     apart by their first image.
     """
     first = 0 if stream.images is None or not len(stream.images) else int(stream.images.flatten()[0])

@@ -15,7 +15,7 @@ from rush_bench.noise import Stream
 class Official(Attack):
     """`extra` says which images the package's bookkeeping counts as robust: `official_correct` of `official_repeats` (1).
 
-    That count belongs to the run, not to x' (it hangs on single noisy passes), so the run notes it for `extra`.
+    That count belongs to the run, not to x' (it depends on single noisy passes), so the run notes it for `extra`.
     """
 
     def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:

@@ -33,7 +33,7 @@ INNER = 0.95  # inner points lie in a ball of this share of eps (the paper's gap
 
 @dataclass(frozen=True)
 class Binarization:
-    """Settings. `inner` points an image, 0: 999 as in the paper, for a randomised defence 200 (a fifth, as each costs draws).
+    """Settings. `inner` points per image, 0: 999 as in the paper, for a randomised defence 200 (a fifth, as each costs draws).
 
     Of a randomised defence `draws` a point serve the fit, `judging` the verdict. `closeness` is how near to the planted point
     the threshold lies on the way from the furthest inner point. `points` are those of the random attack.

@@ -60,7 +60,7 @@ class Budget:
     """How much of each experiment is run. `full` is the protocol to the letter on 1,000 images; the others are parts of it."""
 
     images: int
-    points: int  # T0: random points an image
+    points: int  # T0: random points per image
     sweep: tuple[int, ...]  # T1: draws of a gradient
     steps: int  # PGD steps of T1, T2, T9, T13
     draws: int  # of a gradient in T3, T4, T10

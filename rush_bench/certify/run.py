@@ -1,6 +1,6 @@
 """Certifying a smoothed defence: chunk by chunk, resumable, one cell a (network, noise, norm, settings, images, seed).
 
-A cell is a cell of the records (`rush_bench.evaluation.records`) under `<results>/certificates`: a row an image, `counts`
+A cell is a cell of the records (`rush_bench.evaluation.records`) under `<results>/certificates`: a row per image, `counts`
 of its estimation draws, `repeats` how many there were, `correct` how many of them got the label; besides, `predict` (-1:
 abstained), `bound` and `radius` in full precision. When a cell is whole, `certificate.tsv` (all columns) and `cohen.tsv`
 (the six columns of Cohen's code) lie beside its chunks.

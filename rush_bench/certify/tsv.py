@@ -88,7 +88,7 @@ def read_tsv(path: Path) -> pd.DataFrame:
     ):
         at = np.flatnonzero(wrong)
         if len(at):
-            raise BadInput(f"{path}, line {at[0] + 2}: {what}; mend the file or make it again")
+            raise BadInput(f"{path}, line {at[0] + 2}: {what}; fix the file or make it again")
     whole = numbers.astype({"idx": int, "label": int, "predict": int, "correct": int})
     return frame.assign(**{name: whole[name] for name in whole})
 

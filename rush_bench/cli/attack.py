@@ -31,7 +31,7 @@ DEFAULT_N = 1000
 )
 @click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
 @click.option("--n", "count", default=None, help=f"Images: a fixed stratified subset, or `all`.  [default: {DEFAULT_N}]")
-@click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K an image.  [default: by votes]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K per image.  [default: by votes]")
 @click.option(
     "--chunk", type=click.IntRange(min=1), default=100, show_default=True, help="Images worked on at once, kept as one file."
 )

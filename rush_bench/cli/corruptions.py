@@ -19,7 +19,7 @@ DEFAULT_N = 1000
 @click.option("--set15/--all19", "usual", default=True, help="The 15 usual corruptions, or all 19.  [default: set15]")
 @click.option("--reference", metavar="MODEL", help="Model that mCE is relative to; without it mCE is a dash.")
 @click.option("--n", "count", help=f"Images of each corruption and severity, or `all`.  [default: {DEFAULT_N}]")
-@click.option("--repeats", type=click.IntRange(min=1), help="Predictions K an image and cell.  [default: by votes]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Predictions K per image and cell.  [default: by votes]")
 @click.option("--chunk", type=click.IntRange(min=1), default=500, show_default=True, help="Images kept as one file.")
 @common.shard
 @common.folder_option("--out", "results", "Results folder; records and table go to corruptions/ in it.")

@@ -26,7 +26,7 @@ OPTIONS = (
     click.option("--eps", default="8/255", show_default=True, help="Radius of the threat, in pixel units."),
     click.option("--only", metavar="T1,T10", help="These experiments alone.  [default: all]"),
     click.option("--n", "count", default=None, help="Images: a fixed stratified subset, or `all`.  [default: by budget]"),
-    click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K an image.  [default: by votes]"),
+    click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K per image.  [default: by votes]"),
     click.option("--chunk", type=click.IntRange(min=1), default=100, show_default=True, help="Images kept as one file."),
     common.shard,
     common.folder_option("--out", "results", "Results folder; records go to settle/ in it."),
@@ -143,5 +143,5 @@ def announce(planned: "list[Planned]", plan_only: bool) -> bool:
             rows = f"{cost.forwards:.3g} rows forward, {cost.backwards:.3g} back"
             click.echo(f"  {name:>3} {what}: {cost.jobs} cells, {rows}, about {cost.seconds:.0f} s", err=True)
         for norm, sampling in one.certificates:
-            click.echo(f"  T12 certificates in {norm}: {sampling.draws} draws an image at most", err=True)
+            click.echo(f"  T12 certificates in {norm}: {sampling.draws} draws per image at most", err=True)
     return not plan_only

@@ -119,7 +119,7 @@ def _read_labels(path: Path, dataset: str) -> np.ndarray:
     labels = _load(path, dataset)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or len(labels) % len(SEVERITIES):
         raise BadInput(
-            f"{path} holds {labels.dtype} of shape {labels.shape}; the official file has one integer an image, five times "
+            f"{path} holds {labels.dtype} of shape {labels.shape}; the official file has one integer per image, five times "
             f"as many as the test set; {_fix(dataset)}"
         )
     blocks = np.asarray(labels).reshape(len(SEVERITIES), -1)

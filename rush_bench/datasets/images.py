@@ -121,7 +121,7 @@ def check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], origi
     """Labels as int64 (N,), one an image and each a class; anything else is a BadInput that names the image."""
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise BadInput(
-            f"{origin}: labels are {labels.dtype} of shape {labels.shape}; give one integer an image, shape ({count},)"
+            f"{origin}: labels are {labels.dtype} of shape {labels.shape}; give one integer per image, shape ({count},)"
         )
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):

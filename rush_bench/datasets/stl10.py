@@ -1,6 +1,6 @@
 """STL-10 in its official binary format: `<data folder>/stl10_binary/*.bin`, else torchvision's download (2.6 GB).
 
-`*_X.bin` holds 3 x 96 x 96 bytes an image, each channel column by column; `*_y.bin` one byte an image, 1 to 10.
+`*_X.bin` holds 3 x 96 x 96 bytes per image, each channel column by column; `*_y.bin` one byte per image, 1 to 10.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From the draws of a randomised defence to one row of scores an image: the three ways an attack may average (protocol 5, T4).
+"""From the draws of a randomised defence to one row of scores per image: the three ways an attack may average (protocol 5, T4).
 
 All start from per-draw log-probabilities (B, k, K) and end in scores (B, K) that are log-probabilities again:
 

@@ -83,7 +83,7 @@ class Defense:
         return self.draws == 0
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
-        """One prediction an image, from draws 0..m-1 of the stream."""
+        """One prediction per image, from draws 0..m-1 of the stream."""
         raise NotImplementedError
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:

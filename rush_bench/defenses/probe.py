@@ -1,4 +1,4 @@
-"""What is asked of a network when it comes through the door: logits, one row an image, of that image alone.
+"""What is asked of a network when it comes through the door: logits, one row per image, of that image alone.
 
 Every refusal is a BadInput that names the way out. The images asked with differ in brightness and grain, so that a mean
 over the batch shows; they stay inside (0,1), since a network that is not finite at an edge is told so where it is used.
@@ -57,7 +57,7 @@ def check_outputs(body: Body, rows: Tensor, shape: tuple[int, ...]) -> None:
         )
     if out.ndim == 1 or (out.ndim == 2 and out.shape[1] == 1):
         raise BadInput(
-            "the network returns one number an image where logits (B, classes) are meant; for two classes let its forward "
+            "the network returns one number per image where logits (B, classes) are meant; for two classes let its forward "
             "return torch.cat([torch.zeros_like(z), z], 1), z (B, 1)"
         )
     if out.ndim > 2 and out.shape[2:].numel() == 1 and len(out) == len(rows):

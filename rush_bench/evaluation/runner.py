@@ -119,7 +119,7 @@ def attack(
 
 
 def default_repeats(votes: int, quick: bool) -> int:
-    """K fresh predictions an image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 1); quick: a fifth."""
+    """K fresh predictions per image: 1 if deterministic, 100 at one vote, 16 at 64 votes (protocol 1); quick: a fifth."""
     if votes == 0:
         return 1
     full = min(100, max(16, 1024 // votes))

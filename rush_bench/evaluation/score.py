@@ -35,7 +35,7 @@ def check(attacked: Tensor, images: Tensor, index: Tensor, threat: Threat) -> Te
 def score(
     defense: Defense, attacked: Tensor, labels: Tensor, index: Tensor, stream: Stream, repeats: int
 ) -> dict[str, np.ndarray]:
-    """`repeats` independent predictions an image: how often right (`correct` of `repeats`), class counts, mean margin.
+    """`repeats` independent predictions per image: how often right (`correct` of `repeats`), class counts, mean margin.
 
     `margin` is the mean probability of the label minus the best other one, over all draws. Exact with repeats=1 for a
     deterministic defence. Raises RushBenchError where a prediction is not finite.

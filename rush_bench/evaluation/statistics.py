@@ -97,7 +97,7 @@ def _counts(correct: ArrayLike, repeats: ArrayLike) -> tuple[NDArray[np.int64], 
     right = np.asarray(correct)
     of = np.broadcast_to(np.asarray(repeats), right.shape)
     if right.ndim != 1 or len(right) == 0:
-        raise BadInput(f"counts must be one row an image, at least one image; got shape {right.shape}")
+        raise BadInput(f"counts must be one row per image, at least one image; got shape {right.shape}")
     if right.dtype.kind not in "iub" or of.dtype.kind not in "iu":
         raise BadInput(f"counts must be whole numbers, not {right.dtype} of {of.dtype}")
     right, of = right.astype(np.int64), of.astype(np.int64)

@@ -126,7 +126,7 @@ class DiffusionStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """`explained`: the share of the noise's variance that the averaged network predicts, at one time an image."""
+        """`explained`: the share of the noise's variance that the averaged network predicts, at one time per image."""
         val = self.splits["val"]
         stream, shape = Stream(self.seed, "validation", val.index), val.shape
         noise = stream.noise(Gaussian(1.0), len(val), 1, shape, val.labels.device)[:, 0]

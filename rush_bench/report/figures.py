@@ -62,7 +62,7 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
 
 
 def image_pairs(clean: ArrayLike, attacked: ArrayLike, titles: Sequence[tuple[str, str]], path: Path, eps: float) -> Path:
-    """A column an image: clean, attacked, and their difference amplified so that +-eps fills the range from black to white.
+    """A column per image: clean, attacked, and their difference amplified so that +-eps fills the range from black to white.
 
     Images (B, C, H, W) in [0, 1] with C 1 or 3 (arrays or CPU tensors); `titles` holds for each image what stands over the
     clean and over the attacked one (the predicted labels). Returns the path of the PNG.

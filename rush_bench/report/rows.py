@@ -174,7 +174,7 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
 
 
 def _any(cell: CellResult) -> Estimate:
-    """Accuracy when one wrong prediction of ten loses. One such trial an image would be Bernoulli; its Clopper-Pearson
+    """Accuracy when one wrong prediction of ten loses. One such trial per image would be Bernoulli; its Clopper-Pearson
     interval is wide enough for the mean of chances, which spreads less."""
     frame = cell.frame
     right = 1 - any_of_k(frame["correct"].to_numpy(), frame["repeats"].to_numpy(), ANY_OF)

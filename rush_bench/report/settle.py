@@ -73,7 +73,7 @@ def title(book: Book) -> str:
 
 
 def frame(book: Book) -> pd.DataFrame:
-    """A row a trial: accuracies as fractions with `low` and `high` (NaN: unfinished), passes an image, seconds in all.
+    """A row a trial: accuracies as fractions with `low` and `high` (NaN: unfinished), passes per image, seconds in all.
 
     `bank`, `unseen`, `official`, `any10` and `any100` are accuracies by other counts of the same record.
     """
@@ -114,7 +114,7 @@ def lay_out(book: Book) -> tuple[list[str], list[list[str]]]:
 def notes(book: Book) -> list[str]:
     """What a reader must know beside the numbers."""
     said = [
-        "Accuracy in percent; x' are scored by K predictions an image with noise of their own. Forward, back: rows through the "
+        "Accuracy in percent; x' are scored by K predictions per image with noise of their own. Forward, back: rows through the "
         f"network an image; seconds in all. {INTERVALS}",
     ]
     if book.of("T15", complete=False):

@@ -288,7 +288,7 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     notes = [
         (
             "",
-            f"Accuracy in percent; K predictions an image on n images. {INTERVALS}",
+            f"Accuracy in percent; K predictions per image on n images. {INTERVALS}",
         )
     ]
     if paper:

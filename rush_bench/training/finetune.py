@@ -139,7 +139,7 @@ class Finetune(Stage):
         return trades(logits(x), logits(attacked), y, 6.0)
 
     def validate(self) -> dict[str, float]:
-        """`clean` accuracy of the validation split; with a noise law, `noisy`: one fixed draw an image; `robust`."""
+        """`clean` accuracy of the validation split; with a noise law, `noisy`: one fixed draw per image; `robust`."""
         self.eval()
         val, network = self.splits["val"], self.network
         with self.autocast():

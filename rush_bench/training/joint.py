@@ -43,7 +43,7 @@ class JointSettings(SelfieSettings):
 
 
 def log_det(gradients: Tensor, ridge: float = 1e-5) -> Tensor:
-    """How diverse K directions an image are: log det(G^T G + ridge I), G's columns of unit length; batch mean, a scalar.
+    """How diverse K directions per image are: log det(G^T G + ridge I), G's columns of unit length; batch mean, a scalar.
 
     gradients: (K, B, ...), whose lengths do not matter. At most K log(1 + ridge), reached when they are orthogonal.
     """

@@ -77,7 +77,7 @@ class SupervisedStage(Stage):
         return (epoch + 1) % self.own.select_every == 0 or epoch + 1 == epochs
 
     def validate(self) -> dict[str, float]:
-        """`clean` accuracy; with a noise law, `noisy` (one fixed draw an image); with an attack, `robust`."""
+        """`clean` accuracy; with a noise law, `noisy` (one fixed draw per image); with an attack, `robust`."""
         self.eval()
         val, network = self.splits["val"], self.judged()
         with self.autocast():

@@ -17,7 +17,7 @@ CHUNK = 512  # images a forward pass: the same whatever the training batch, so t
 
 @torch.no_grad()
 def outputs(network: Callable[[Tensor], Tensor], images: Images, noise: Noise | None = None, seed: int = 0) -> Tensor:
-    """A network's outputs (N, ...) in float32, chunk by chunk; with one draw of noise an image if a law is given."""
+    """A network's outputs (N, ...) in float32, chunk by chunk; with one draw of noise per image if a law is given."""
     chunks = []
     for start in range(0, len(images), CHUNK):
         rows = slice(start, start + CHUNK)

@@ -29,7 +29,7 @@ STREAM = Stream(0, "test")
 
 @dataclasses.dataclass(frozen=True)
 class Fade:
-    """Each copy darker or brighter by its own factor, one number an image and draw."""
+    """Each copy darker or brighter by its own factor, one number per image and draw."""
 
     least: float = 0.5
 

@@ -114,8 +114,8 @@ def lay_out(book: Book) -> tuple[list[str], list[list[str]]]:
 def notes(book: Book) -> list[str]:
     """What a reader must know beside the numbers."""
     said = [
-        "Accuracy in percent; x' are scored by K predictions per image with noise of their own. Forward, back: rows through the "
-        f"network an image; seconds in all. {INTERVALS}",
+        "Accuracy in percent; x' are scored by K predictions per image with noise of their own. Forward, back: rows through "
+        f"the network per image; seconds in all. {INTERVALS}",
     ]
     if book.of("T15", complete=False):
         said.append("What stands in T15 as published, or as torchattacks' own, explains a number and measures no robustness.")

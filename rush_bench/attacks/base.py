@@ -72,9 +72,7 @@ class Attack(Settings):
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         raise NotImplementedError
 
-    def go_on(
-        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, found: Tensor | None
-    ) -> Tensor:
+    def go_on(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, found: Tensor) -> Tensor:
         """As `run`, with the best x' of other attacks (B, C, H, W) as a further start; ignored by an attack that takes none."""
         return self.run(defense, images, labels, threat, stream)
 

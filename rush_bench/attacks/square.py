@@ -48,9 +48,12 @@ class Square(Attack):
     whole: bool = True
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        return self.go_on(defense, images, labels, threat, stream, None)
+        return self._search(defense, images, labels, threat, stream, None)
 
-    def go_on(
+    def go_on(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, found: Tensor) -> Tensor:
+        return self._search(defense, images, labels, threat, stream, found)
+
+    def _search(
         self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, found: Tensor | None
     ) -> Tensor:
         """From stripes or from what other attacks `found`, whichever has the higher loss, image by image."""

@@ -60,8 +60,8 @@ class Job(work.Job):
             stream = Stream(seed, f"attack/{self.cell.labels['attack']}", part.index)
             rows = standing.nonzero()[:, 0]
             own = stream.at(part.index[rows.cpu()])
-            start = attacked[rows] if self.of else None
-            found = self.attack.go_on(defense, images[rows], labels[rows], threat, own, start)
+            asked = defense, images[rows], labels[rows], threat, own
+            found = self.attack.go_on(*asked, attacked[rows]) if self.of else self.attack.run(*asked)
             attacked = found if standing.all() else attacked.index_copy(0, rows, found)
         distance = check(attacked, images, part.index, threat)
         if self.attack is not None and not self.of:

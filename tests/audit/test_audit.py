@@ -152,7 +152,7 @@ def test_a_smoothed_network_whose_replay_is_far_above_its_worst_case(noisy, audi
 def test_the_curve_of_m_falls_and_flattens(noisy) -> None:
     """As in Cohen's own records (0.554 at m=1 to 0.452 at m=128): EOT's first draws matter, the last ones do not."""
     data = load_dataset("digits", "test", 150)
-    defense = Smoothed(noisy, noise=Gaussian(1.0), votes=16, shape=(1, 16, 16), name="noisy@16")
+    defense = Smoothed(noisy, noise=Gaussian(0.5), votes=16, shape=(1, 16, 16), name="noisy@16")
     images, labels, counts = data.floats(), data.labels, {}
     for m in (1, 16, 64):
         attack = EOT(steps=3, step=2.5 / 3, draws=m, select_draws=16)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rush_bench.bench.equal import Budget, budget_of, stretched
-from rush_bench.bench.file import KINDS, Benchmark, Entry, context, parameters, words
+from rush_bench.bench.file import KINDS, Benchmark, Entry, context, parameters, setting, words
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.loading import find_source
 from rush_bench.errors import BadInput, unknown_name
@@ -198,10 +198,11 @@ class _Unavailable(Exception):
 def about(entry: Entry, recipe: str, options: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe's card says (protocol, votes), whatever the data; BadInput, with the table, for a wrong setting."""
     short = {"noise": options.get("noise"), "finetune.protocol": options.get("protocol")}
-    layers = [{**entry.sets, **sets}, {key: value for key, value in short.items() if value is not None}]
+    given = {**entry.sets, **sets, **{key: value for key, value in short.items() if value is not None}}
     system = recipes.load(recipe)
     try:
-        return system.card(resolve_settings(system, str(options.get("preset", "short")), None, layers))
+        layer = {key: setting(value) for key, value in given.items()}  # as words, which is how they will be read
+        return system.card(resolve_settings(system, str(options.get("preset", "short")), None, [layer]))
     except BadInput as error:
         raise BadInput(f"{entry.place}: {error}") from error
 

@@ -126,9 +126,9 @@ def prepare(
     data_dir: str | Path | None = None,
     seed: int = 0,
     n_train: int | None = None,
-    load: Callable[..., Images] = load_dataset,
+    fetch: Callable[..., Images] | None = None,
 ) -> Prepared:
-    """What `train` would run on the same arguments; nothing is trained. `load` stands for `load_dataset`.
+    """What `train` would run on the same arguments; nothing is trained. `fetch` stands for `load_dataset`.
 
     BadInput as `train`'s, but for a folder that holds another run.
     """
@@ -143,7 +143,7 @@ def prepare(
     layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
     wanted = resolve_settings(system, preset, None, layers)
     strict = any("n_train" in layer for layer in layers)
-    splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, strict, load)
+    splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, strict, fetch)
     settings, usual = (resolve_settings(system, preset, splits["train"].shape, part, dataset) for part in (layers, []))
     if start is not None:
         check_start(start, settings, splits["train"])
@@ -242,7 +242,7 @@ def load_splits(
     pretrain_on: str,
     data_dir: str | Path | None,
     strict: bool,
-    load_dataset: Callable[..., Images] = load_dataset,
+    fetch: Callable[..., Images] | None = None,
 ) -> dict[str, Images]:
     """The splits that the recipe's stages see, `train` and `val` of the target data set always among them.
 
@@ -251,10 +251,11 @@ def load_splits(
     """
 
     def load(source: str, split: str, size: int | Sequence[int] | None = settings.size) -> Images:
-        images = load_dataset(source, split, data_dir=data_dir, size=size)
+        get = fetch or load_dataset
+        images = get(source, split, data_dir=data_dir, size=size)
         if split == "val" or settings.n_train is None or settings.n_train >= len(images):
             return images
-        return load_dataset(source, split, settings.n_train, data_dir=data_dir, size=size)
+        return get(source, split, settings.n_train, data_dir=data_dir, size=size)
 
     splits = {split: load(dataset, split) for split in ("train", "val")}
     if bool((splits["train"].labels < 0).any()):

@@ -1,17 +1,17 @@
 """Read a benchmark file. A table is a command, its keys are the command's options; no torch is imported.
 
-    title = "SimCLR and RUSH on digits"
-    out = "results/demo"             # records, tables and figures; default results/<name of the file>
-    store = "results/demo/models"    # default models
+title = "SimCLR and RUSH on digits"
+out = "results/demo"             # records, tables and figures; default results/<name of the file>
+store = "results/demo/models"    # default models
 
-    [[train]]
-    recipe = ["simclr", "rush"]      # a list of recipes, seeds, models or suites is a job each
-    dataset = "digits"
-    set.pretrain.epochs = 5          # as --set pretrain.epochs=5
+[[train]]
+recipe = ["simclr", "rush"]      # a list of recipes, seeds, models or suites is a job each
+dataset = "digits"
+set.pretrain.epochs = 5          # as --set pretrain.epochs=5
 
-    [[attack]]                       # models: those of this file, unless it names some
-    suite = ["linf8-quick", "linf25.5-quick"]
-    n = 200
+[[attack]]                       # models: those of this file, unless it names some
+suite = ["linf8-quick", "linf25.5-quick"]
+n = 200
 """
 
 import tomllib

@@ -282,16 +282,16 @@ def choose(patterns: list[str], made: Mapping[str, Model], known: Mapping[str, M
         if at or entry.kind == "certify":
             hits = {name: model for name, model in hits.items() if model.random is not False}
             if not hits:
-                raise BadInput(f"{entry.place}: {pattern!r} chooses deterministic models alone; they have neither votes nor noise")
+                raise BadInput(
+                    f"{entry.place}: {pattern!r} chooses deterministic models alone; they have neither votes nor noise"
+                )
         chosen += [f"{name}{colon}{which}{at}{votes}" for name in hits]
     return list(dict.fromkeys(chosen))
 
 
 def _hits(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]:
     return {
-        name: model
-        for name, model in pool.items()
-        if wanted == "all" or fnmatch(name, wanted) or fnmatch(model.recipe, wanted)
+        name: model for name, model in pool.items() if wanted == "all" or fnmatch(name, wanted) or fnmatch(model.recipe, wanted)
     }
 
 

@@ -1,5 +1,6 @@
 """What a benchmark file asks for against what is there: every job's state, and the cost of what it lacks."""
 
+import copy
 import json
 import math
 import time
@@ -35,13 +36,14 @@ from rush_bench.networks.specs import image_shape
 from rush_bench.noise import noise_from
 from rush_bench.report.settle import stem
 from rush_bench.settings import parse_number
-from rush_bench.store import ENCODERS, model_names, read_card
+from rush_bench.store import ENCODERS, model_names
 from rush_bench.training.checkpoint import CheckpointFile, identity
 from rush_bench.training.encoders import shared
 from rush_bench.training.run import Prepared, overruns, prepare
 
 State = Literal["done", "in progress", "missing", "anew", "impossible"]  # anew: tables and figures, each time
 BATCH = 64  # images of the step whose time predicts a training's
+ROWS = 256  # rows whose time predicts an attack's, as far as a defence has draws
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ class Planned:
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         numbers = {key: None if math.isnan(value) else value for key, value in self._cost().items()}
-        return {"name": self.job.name, "kind": self.job.kind, "command": self.job.line, "state": self.state} | (
-            {"why": self.why} if self.why else {}
-        ) | numbers
+        return (
+            {"name": self.job.name, "kind": self.job.kind, "command": self.job.line, "state": self.state}
+            | ({"why": self.why} if self.why else {})
+            | numbers
+        )
 
     def _cost(self) -> dict[str, float]:
         return {"passes": self.passes, "seconds": self.seconds}
@@ -129,7 +133,9 @@ class Planner:
             there = job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS))
             if not there and not Path(job.context().params["file"]).is_file():
                 raise BadInput(f"there is no file {job.context().params['file']}")
-            return Planned(job, "done" if there else "missing", passes=0 if there else math.nan, seconds=0 if there else math.nan)
+            return Planned(
+                job, "done" if there else "missing", passes=0 if there else math.nan, seconds=0 if there else math.nan
+            )
         if job.kind in MEASURES:
             return self.measurement(job)
         return Planned(job, "anew")
@@ -292,11 +298,9 @@ class Planner:
         spec = getattr(getattr(body, "network", None), "spec", None)
         key = f"{json.dumps(spec, sort_keys=True)} {defense.precision}" if spec else str(id(body or defense))
         if key not in self.speed:
-            try:
-                base = defense.base()
-            except BadInput:
-                base = defense
-            self.speed[key] = rates(base, data, rows=32)
+            few = copy.copy(defense)  # the same network and counters; its votes would only take longer
+            few.draws = min(few.draws, ROWS // 32)
+            self.speed[key] = rates(few, data, rows=ROWS)
         return self.speed[key]
 
 

@@ -129,7 +129,9 @@ def work(found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable
 
 def _unmade(found: BenchmarkRun) -> dict[str, str]:
     """The models that will not be there, with the reason."""
-    return {one.job.makes: found.failed[one.job.name] for one in found.planned if one.job.makes and one.job.name in found.failed}
+    return {
+        one.job.makes: found.failed[one.job.name] for one in found.planned if one.job.makes and one.job.name in found.failed
+    }
 
 
 def _waits(job: Job, left: Sequence[Job], done: set[str], failed: dict[str, str]) -> bool:

@@ -16,7 +16,9 @@ SHOWN = 6  # images in a picture
 
 
 @click.command()
-@click.option("--kind", "kinds", default="accuracy", show_default=True, help="accuracy (against eps), images, or both by commas.")
+@click.option(
+    "--kind", "kinds", default="accuracy", show_default=True, help="accuracy (against eps), images, or both by commas."
+)
 @common.results
 @common.folder_option("--out", None, "Folder for robust_accuracy.png and images.png.  [default: that of --results]")
 @click.option("--defense", metavar="NAME", help="Whose attacked images to show.  [default: a deterministic one]")

@@ -345,7 +345,9 @@ def summary(history: list[dict[str, Any]]) -> str:
     return f"validation {', '.join(percentages)}" if percentages else f"loss {history[-1]['loss']:.4f}"
 
 
-def _fit_batches(system: Recipe, settings: RunSettings, splits: Mapping[str, Images], note: Callable[[str], None]) -> RunSettings:
+def _fit_batches(
+    system: Recipe, settings: RunSettings, splits: Mapping[str, Images], note: Callable[[str], None]
+) -> RunSettings:
     """Batches no larger than the data; the card then states what ran."""
     for plan in system.plans(settings):
         count, batch = len(splits[plan.split]), plan.settings.batch_size

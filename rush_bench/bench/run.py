@@ -196,13 +196,3 @@ def minutes_text(seconds: float) -> str:
     if seconds != seconds:
         return "–"
     return duration(seconds) if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
-
-
-def passes_text(passes: float) -> str:
-    """`950`, `12.3 k`, `4.6 M`, `1.2 G`, or a dash where nobody can say."""
-    if passes != passes:
-        return "–"
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if passes >= size:
-            return f"{passes / size:.3g} {letter}"
-    return f"{passes:.0f}"

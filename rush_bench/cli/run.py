@@ -96,12 +96,13 @@ def command(
 
 def show(planned: "list[Planned]", err: bool) -> None:
     """The plan as a table, why what is impossible is so, and the sum."""
-    from rush_bench.bench.run import minutes_text, passes_text
+    from rush_bench.bench.run import minutes_text
+    from rush_bench.progress import amount
 
     left = [one for one in planned if one.state in ("in progress", "missing")]
     rows = []
     for one in planned:
-        cost = [passes_text(one.passes), minutes_text(one.seconds)] if one in left else ["", ""]
+        cost = [amount(one.passes), minutes_text(one.seconds)] if one in left else ["", ""]
         rows.append([one.job.name, one.state, *cost])
     common.print_rows("plan", ["job", "state", "passes", "time here"], rows, err=err)
     for one in planned:
@@ -109,5 +110,5 @@ def show(planned: "list[Planned]", err: bool) -> None:
             click.echo(f"impossible: {one.job.name}: {one.why}", err=True)
     known = [one for one in left if one.seconds == one.seconds]
     more = f", and {len(left) - len(known)} that cannot be told yet" if len(known) < len(left) else ""
-    total = passes_text(sum(one.passes for one in known)), minutes_text(sum(one.seconds for one in known))
+    total = amount(sum(one.passes for one in known)), minutes_text(sum(one.seconds for one in known))
     click.echo(f"{len(left)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)

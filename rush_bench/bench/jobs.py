@@ -168,17 +168,20 @@ def _training(
     entry: Entry, options: dict[str, Any], place: Place, budget: Budget | None, load: Callable[..., Images]
 ) -> tuple[Job, Model]:
     recipe, seed, share = str(options["recipe"]), options.get("seed", 0), options.pop("cost", None)
-    dataset = find_source(str(options["dataset"])).name if "dataset" in options else ""
-    if "name" in options:
-        base = str(options["name"]).replace("{recipe}", recipe)
-    elif "from" in options:
+    if not isinstance(share, int | float | None) or isinstance(share, bool) or (share is not None and share <= 0):
+        raise BadInput(f"{entry.place}: cost = {share!r} is to be a share of the budget, such as 1 or 0.25")
+    if "dataset" not in options:
+        raise BadInput(f"{entry.place}: dataset is missing: what is the classifier trained for?")
+    if "from" in options and "name" not in options:
         raise BadInput(f"{entry.place}: a training that starts from another needs a name; write name = ...")
-    else:
-        base = usual_name(recipe, dataset, find_source(str(options.get("pretrain-on", options.get("dataset", "")))).name)
+    try:
+        dataset, before = (find_source(str(options.get(key, options["dataset"]))).name for key in ("dataset", "pretrain-on"))
+    except BadInput as error:
+        raise BadInput(f"{entry.place}: {error}") from error
+    base = str(options["name"]).replace("{recipe}", recipe) if "name" in options else usual_name(recipe, dataset, before)
     name = base + ("" if share in (None, 1) else f"-x{share:g}") + (f"-s{seed}" if seed else "")
     sets, trouble = dict[str, Any](), None
     if share is not None:
-        assert budget is not None
         try:
             sets = _stretched(entry, recipe, options, budget, share, load)
         except _Unavailable as error:
@@ -233,8 +236,6 @@ def _settings(entry: Entry, recipe: str, options: Mapping[str, Any], load: Calla
 def _stretched(
     entry: Entry, recipe: str, options: Mapping[str, Any], budget: Budget | None, share: float, load: Callable[..., Images]
 ) -> dict[str, Any]:
-    if not isinstance(share, int | float) or share <= 0:
-        raise BadInput(f"{entry.place}: cost = {share!r} is to be a share of the budget, such as 1 or 0.25")
     system, settings = _settings(entry, recipe, options, load)
     if budget is None:
         raise _Unavailable(BadInput("the images of [equal_cost] are not here"))

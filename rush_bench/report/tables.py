@@ -41,9 +41,7 @@ WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
 
-def table(
-    results: Iterable[CellResult], style: str = "plain", trainings: Mapping[str, Training] | None = None
-) -> pd.DataFrame:
+def table(results: Iterable[CellResult], style: str = "plain", trainings: Mapping[str, Training] | None = None) -> pd.DataFrame:
     """All that was measured, a row per (defence, data set, threat, suite, n); or Table 1 with it beside the published.
 
     Cells that are not finished are NaN and a note. Rows that differ in n or any setting are never merged. With `trainings` (by

@@ -101,7 +101,9 @@ CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen o
 INTERVALS = (
     "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."
 )
-SPREAD = "± is the standard deviation over trainings (seeds); in brackets the 95 % interval of their mean over images and draws."
+SPREAD = (
+    "± is the standard deviation over trainings (seeds); in brackets the 95 % interval of their mean over images and draws."
+)
 PASSES = "Training cost: passes of an image through the network; forward 1, with its gradient 2, with that of the weights 3."
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 

@@ -37,7 +37,9 @@ def test_the_mean_is_a_row_and_every_seed_is_kept(lab, style, tmp_path):
     expected = interval(right, np.full(20, 48), deterministic=False)
     assert [mean[f"{prefix}pgd{end}"] for end in ("", "_low", "_high")] == pytest.approx([100 * x for x in expected])
     rates = [100 * one.mean() / 16 for one in SEEDS.values()]
-    assert mean[f"{prefix}pgd"] == pytest.approx(np.mean(rates)) and mean[f"{prefix}pgd_sd"] == pytest.approx(np.std(rates, ddof=1))
+    assert mean[f"{prefix}pgd"] == pytest.approx(np.mean(rates)) and mean[f"{prefix}pgd_sd"] == pytest.approx(
+        np.std(rates, ddof=1)
+    )
     assert mean["training_seeds"] == "0,1,2" and mean["training_passes"] == 4.6e6 and mean["training_seconds"] == 61
     assert sorted(each[f"{prefix}pgd"]) == pytest.approx(sorted(rates)) and set(each["training_seeds"]) == {"0", "1", "2"}
     if style == "plain":

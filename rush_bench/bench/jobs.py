@@ -18,6 +18,7 @@ from rush_bench.registry import match, recipes
 from rush_bench.store import ENCODERS, model_names, read_cards
 from rush_bench.training.run import resolve_settings, usual_name
 
+LAST = ("table", "figure")
 MEASURES = ("attack", "certify", "corruptions", "settle", "audit")
 
 
@@ -77,6 +78,13 @@ class Job:
     def name(self) -> str:
         """What people call it: `attack rush-digits linf8`."""
         return f"{self.kind} {self.about}".strip()
+
+    def waits_for(self, other: "Job") -> bool:
+        """Whether it comes after another job, whether or not that succeeds: tables after what is measured, audits after what
+        is trained, for every other model is a source of transfer to them."""
+        if self.kind in LAST:
+            return other.kind not in LAST
+        return self.kind in ("settle", "audit") and other.makes != ""
 
     @property
     def line(self) -> str:
@@ -256,13 +264,13 @@ def _measurements(entry: Entry, place: Place, made: Mapping[str, Model], known: 
     chosen = choose([str(part) for part in (patterns if isinstance(patterns, list) else [patterns])], made, known, entry)
     if not chosen:
         raise BadInput(f"{entry.place}: there is no model to {entry.kind}: train one in this file, or name models")
-    if not KINDS[entry.kind].each:
-        chosen = [",".join(chosen)]
-    for options in Entry(entry.kind, entry.place, {**entry.options, "models": list(chosen)}).each():
+    together = "models" not in KINDS[entry.kind].each
+    for options in Entry(
+        entry.kind, entry.place, {**entry.options, "models": ",".join(chosen) if together else [*chosen]}
+    ).each():
         which = str(options["models"])
-        # an audit takes every other model as a source of transfer, so that it waits for all of them
         of = [part.split("@")[0].split(":")[0] for part in which.split(",")]
-        needs = made if entry.kind in ("settle", "audit") else [name for name in of if name in made]
+        needs = [name for name in of if name in made]
         about = f"{which} {options.get('suite', '')}" + (f" seed {options['seed']}" if options.get("seed") else "")
         yield Job(entry.kind, about.strip(), tuple(_line(entry, options, place)), entry.place, needs=tuple(needs))
 

@@ -102,6 +102,7 @@ class Planner:
         self.place, self.load, self.priced = place, load, priced
         self.cards: dict[str, dict[str, Any]] = {}
         self.impossible: dict[str, str] = {}
+        self.coming = False  # whether there are models still to be made
         self.speed: dict[str, tuple[float, float]] = {}
         self.counted: set[str] = set()
         self.device = choose_device(place.device)
@@ -122,6 +123,7 @@ class Planner:
                     made = Planned(job, "impossible", Failure(str(error), error))
             if made.state == "impossible" and job.makes:
                 self.impossible[job.makes] = made.why
+            self.coming |= bool(job.makes) and made.state in ("missing", "in progress")
             found.append(made)
         return found
 
@@ -133,9 +135,7 @@ class Planner:
             there = job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS))
             if not there and not Path(job.context().params["file"]).is_file():
                 raise BadInput(f"there is no file {job.context().params['file']}")
-            return Planned(
-                job, "done" if there else "missing", passes=0 if there else math.nan, seconds=0 if there else math.nan
-            )
+            return Planned(job, "done") if there else Planned(job, "missing", passes=math.nan, seconds=math.nan)
         if job.kind in MEASURES:
             return self.measurement(job)
         return Planned(job, "anew")
@@ -276,7 +276,7 @@ class Planner:
             heard.extend(planned)
             return False
 
-        if unfinished(job, self.place.store):
+        if self.coming:  # every model of the store is a source of transfer
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         pairs, place = asked_for(asked)
         run = settle_all(pairs, place, asked, before)

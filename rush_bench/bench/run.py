@@ -65,9 +65,9 @@ def run(
     """Run a benchmark file, or one that is shipped by its name. The same call again, from any number of processes, goes on.
 
     `out` and `store` stand for those of the file; `before` hears the plan, with costs where `priced`, and may call it off by
-    answering False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this file, and their logs lie in `out`.
-    BadInput for a file that is wrong, before anything runs. A job that fails is in `failed` and stops none but those that need
-    it.
+    answering False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
+    file, and their logs lie in `out`. BadInput for a file that is wrong, before anything runs. A job that fails is in `failed`
+    and stops none but those that need it.
     """
     path = files.find(name)
     bench = files.read(path)
@@ -101,7 +101,7 @@ def work(found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable
             lacking = unfinished(job, found.place.store)
             if bad := next((name for name in lacking if name in _unmade(found)), None):
                 _fail(found, job, Failure(f"needs {bad}, which failed", _unmade(found)[bad]), say)
-            elif lacking or _waits(job, left, done, found.failed):
+            elif lacking or any(job.waits_for(other) for other in left if other.name not in (*done, *found.failed)):
                 waiting.append(job)
             elif deadline is not None and time.monotonic() > deadline:
                 found.left = [job.name for job in left if job.name not in (*done, *found.failed)]
@@ -132,13 +132,6 @@ def _unmade(found: BenchmarkRun) -> dict[str, str]:
     return {
         one.job.makes: found.failed[one.job.name] for one in found.planned if one.job.makes and one.job.name in found.failed
     }
-
-
-def _waits(job: Job, left: Sequence[Job], done: set[str], failed: dict[str, str]) -> bool:
-    """Whether a table or figure has to wait for measurements that are still to come."""
-    if job.kind not in ("table", "figure"):
-        return False
-    return any(other.kind not in ("table", "figure") and other.name not in (*done, *failed) for other in left)
 
 
 def _fail(found: BenchmarkRun, job: Job, why: str, say: Callable[[str], None]) -> None:

@@ -45,8 +45,8 @@ def table(results: Iterable[CellResult], style: str = "plain", trainings: Mappin
     """All that was measured, a row per (defence, data set, threat, suite, n); or Table 1 with it beside the published.
 
     Cells that are not finished are NaN and a note. Rows that differ in n or any setting are never merged. With `trainings` (by
-    the SHA-256 of a model's weights) there are columns of what training cost, and trainings that differ in their seed alone have
-    a row for their mean, with `<column>_sd`, beside one each, which is `in_mean` then.
+    the SHA-256 of a model's weights) there are columns of what training cost, and trainings that differ in their seed alone
+    have a row for their mean, with `<column>_sd`, beside one each, which is `in_mean` then.
     """
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)

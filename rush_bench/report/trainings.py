@@ -1,4 +1,4 @@
-"""Trainings of one system that differ in their seed alone: their mean is a row, beside a row each. Pure functions of records."""
+"""Trainings of one system that differ in their seed alone: their mean is a row beside one each. Pure functions of records."""
 
 import dataclasses
 from collections import defaultdict

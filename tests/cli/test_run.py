@@ -125,9 +125,8 @@ def test_a_cell_that_fails_fails_its_job_alone(tiny, monkeypatch: pytest.MonkeyP
 
 
 def test_a_training_that_fails_takes_its_attacks_with_it(tiny) -> None:
-    worse = FILE.replace(
-        "[[attack]]", '[[train]]\nrecipe = "noise_sup"\ndataset = "mine.npz"\nset.train.lr = 1e30\n\n[[attack]]\n'
-    ).replace('["simclr", "rush@1"]', '["simclr", "rush@1", "noise_sup@1"]')
+    other = '[[train]]\nrecipe = "noise_sup"\ndataset = "mine.npz"\nset.train.lr = 1e30\n\n[[attack]]\n'
+    worse = FILE.replace("[[attack]]\n", other).replace('["simclr", "rush@1"]', '["simclr", "rush@1", "noise_sup@1"]')
     result = tiny("--json", text=worse)
     assert result.exit_code == 1, result.output
     failed = json.loads(result.stdout)["failed"]

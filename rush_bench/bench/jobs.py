@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def expand(bench: Benchmark, place: Place, load: Callable[..., Images]) -> list[
             if job.makes in made:
                 raise BadInput(f"{job.place}: another job makes {job.makes!r} too; give this one a name")
             made[job.makes] = model
-        jobs[line] = job
+        same = sum(job.name in (other.name, other.name.partition(" #")[0]) for other in jobs.values())
+        jobs[line] = replace(job, about=f"{job.about} #{same + 1}") if same else job
 
     for entry in bench.entries:
         if entry.kind == "train":
@@ -142,11 +143,8 @@ def _after(job: Job, made: Mapping[str, Model], known: Mapping[str, Model]) -> J
     return Job(job.kind, job.about, job.words, job.place, job.makes, (name,) if name in made else ())
 
 
-def _line(
-    entry: Entry, options: Mapping[str, Any], place: Place, sets: Mapping[str, Any] | None = None, what: str | None = None
-) -> list[str]:
+def _line(entry: Entry, options: Mapping[str, Any], place: Place, sets: Mapping[str, Any] | None = None) -> list[str]:
     """The words of a job: its options, settings, and where it reads and writes."""
-    options = dict(options) if what is None else {**options, "models": what}
     line = words(entry.kind, options, {**entry.sets, **(sets or {})}, entry.place)
     taken = parameters(entry.kind)
     if "results" in taken:
@@ -257,13 +255,15 @@ def _measurements(entry: Entry, place: Place, made: Mapping[str, Model], known: 
     """A job a model (but for corruptions, whose mCE is relative to one of them), suite and seed."""
     if "model" in entry.options:  # a network of the user's own
         for options in entry.each():
-            about = f"{options.get('name', options['model'])} {options.get('suite', '')}"
-            yield Job(entry.kind, about.strip(), tuple(_line(entry, options, place)), entry.place)
+            yield Job(
+                entry.kind,
+                _about(str(options.get("name", options["model"])), options),
+                tuple(_line(entry, options, place)),
+                entry.place,
+            )
         return
     patterns = entry.options.get("models", "all")
     chosen = choose([str(part) for part in (patterns if isinstance(patterns, list) else [patterns])], made, known, entry)
-    if not chosen:
-        raise BadInput(f"{entry.place}: there is no model to {entry.kind}: train one in this file, or name models")
     together = "models" not in KINDS[entry.kind].each
     for options in Entry(
         entry.kind, entry.place, {**entry.options, "models": ",".join(chosen) if together else [*chosen]}
@@ -271,8 +271,12 @@ def _measurements(entry: Entry, place: Place, made: Mapping[str, Model], known: 
         which = str(options["models"])
         of = [part.split("@")[0].split(":")[0] for part in which.split(",")]
         needs = [name for name in of if name in made]
-        about = f"{which} {options.get('suite', '')}" + (f" seed {options['seed']}" if options.get("seed") else "")
-        yield Job(entry.kind, about.strip(), tuple(_line(entry, options, place)), entry.place, needs=tuple(needs))
+        yield Job(entry.kind, _about(which, options), tuple(_line(entry, options, place)), entry.place, needs=tuple(needs))
+
+
+def _about(which: str, options: Mapping[str, Any]) -> str:
+    parts = [which, options.get("suite"), options.get("eps"), f"seed {options['seed']}" if options.get("seed") else None]
+    return " ".join(str(part) for part in parts if part)
 
 
 def choose(patterns: list[str], made: Mapping[str, Model], known: Mapping[str, Model], entry: Entry) -> list[str]:
@@ -280,6 +284,8 @@ def choose(patterns: list[str], made: Mapping[str, Model], known: Mapping[str, M
 
     What a pattern chooses besides deterministic models leaves them out where it asks for votes, or for a certificate.
     """
+    if not known:
+        raise BadInput(f"{entry.place}: there is no model to {entry.kind}; train one in this file")
     chosen: list[str] = []
     for pattern in patterns:
         wanted, at, votes = pattern.partition("@")

@@ -74,7 +74,7 @@ def test_table1_stretches_every_schedule_to_the_budget(tmp_path):
     acl = {"network.width": "16", "pretrain.epochs": "2", "pretrain.warmup_epochs": "0.02", "aff.epochs": "2"}
     assert sets_of(jobs["train acl-c10-w16"]) == acl | {"aff.milestones": "[0.78,1.18]"}
     assert {f"train {name}-c10-w16-x{share}" for name in ("rush", "noise_sup") for share in ("0.25", "4")} <= jobs.keys()
-    audit = jobs["audit rush-c10-w16@64"]
+    audit = jobs["audit rush-c10-w16@64 8/255"]
     assert audit.needs == ("rush-c10-w16",) and audit.waits_for(jobs["train acl-c10-w16"])
 
 

@@ -105,6 +105,7 @@ class Planner:
         self.coming = False  # whether there are models still to be made
         self.speed: dict[str, tuple[float, float]] = {}
         self.counted: set[str] = set()
+        self.loaders: dict[Any, Loader] = {}
         self.device = choose_device(place.device)
 
     def plan(self, jobs: Sequence[Job]) -> list[Planned]:
@@ -177,7 +178,7 @@ class Planner:
     def training_rate(self, ready: Prepared) -> float:
         """Seconds of a pass of an image: forward and back through the network, in training, by the count of 3."""
         settings, spec = ready.settings, ready.card["network"]
-        key = f"train {json.dumps(spec, sort_keys=True)} {settings.precision} {settings.channels_last}"
+        key = f"train {_shape(spec)} {settings.precision} {settings.channels_last}"
         if key not in self.speed:
             network = build(spec)
             if settings.channels_last and not overruns(network):
@@ -216,7 +217,8 @@ class Planner:
 
     def pairs(self, job: Job, asked: dict[str, Any], default: int | None = None) -> list[tuple[list[Defense], Images]]:
         """Defences and their images; untrained networks stand for those of models that are not there yet."""
-        images = Loader(asked["data_dir"], asked["count"], asked["size"], *([] if default is None else [default]))
+        wanted = (asked["data_dir"], asked["count"], asked["size"], *([] if default is None else [default]))
+        images = self.loaders.setdefault(wanted, Loader(*wanted))
         options = {"device": self.device, "memory": int(asked["memory"] * 2**30)}
         if asked.get("precision"):
             options["precision"] = "float32" if asked["precision"] == "auto" else asked["precision"]
@@ -296,12 +298,17 @@ class Planner:
         """Seconds of a row forward and of its way back, once a network."""
         body = getattr(defense, "body", None)
         spec = getattr(getattr(body, "network", None), "spec", None)
-        key = f"{json.dumps(spec, sort_keys=True)} {defense.precision}" if spec else str(id(body or defense))
+        key = f"{_shape(spec)} {defense.precision}" if spec else str(id(body or defense))
         if key not in self.speed:
             few = copy.copy(defense)  # the same network and counters; its votes would only take longer
             few.draws = min(few.draws, ROWS // 32)
             self.speed[key] = rates(few, data, rows=ROWS)
         return self.speed[key]
+
+
+def _shape(spec: dict[str, Any]) -> str:
+    """What the time of a pass depends on."""
+    return json.dumps({key: value for key, value in spec.items() if key not in ("mean", "std", "classes")}, sort_keys=True)
 
 
 def _rows(one: CellJob) -> tuple[float, float]:

@@ -129,12 +129,22 @@ def read(path: Path) -> Benchmark:
     return Benchmark(path.stem, found.get("title", path.stem), Path(out), Path(store), tuple(entries), reference)
 
 
+def group() -> click.Context:
+    """What a command's context stands in when it is called from the shell."""
+    return click.Context(main, info_name="rush-bench", **main.context_settings)
+
+
+def command(kind: str) -> click.Command:
+    """A command of rush-bench."""
+    found = main.get_command(group(), kind)
+    assert found is not None
+    return found
+
+
 def parameters(kind: str) -> dict[str, click.Parameter]:
     """What a command takes, by the key that a file has for it."""
-    command = main.get_command(click.Context(main), kind)
-    assert command is not None
     known: dict[str, click.Parameter] = {}
-    for parameter in command.params:
+    for parameter in command(kind).params:
         if isinstance(parameter, click.Option):
             names = [*parameter.opts, *parameter.secondary_opts]
             known |= {name.removeprefix("--"): parameter for name in names if name.startswith("--")}
@@ -190,10 +200,8 @@ def words(kind: str, options: Mapping[str, Value | list[Value]], sets: Mapping[s
 
 def context(kind: str, line: list[str], place: str = "") -> click.Context:
     """The command's own reading of its words."""
-    command = main.get_command(click.Context(main), kind)
-    assert command is not None
     try:
-        return command.make_context(kind, list(line))
+        return command(kind).make_context(kind, list(line), parent=group())
     except click.UsageError as error:
         raise BadInput(f"{place}: {error.format_message()}") from error
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ import click
 from rush_bench.bench import file as files
 from rush_bench.bench.jobs import Job, Loaded, Place, expand, unfinished
 from rush_bench.bench.plan import Planned, check, plan
-from rush_bench.cli.group import main
 from rush_bench.errors import Busy, Failure, RushBenchError, WorkLeft, failed_code
 from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.progress import duration
@@ -119,6 +119,9 @@ def work(found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable
                     found.left.append(job.name)
                 except RushBenchError as error:
                     _fail(found, job, Failure(str(error), error), say)
+                except Exception as error:  # a recipe or a network is anybody's code: the other jobs go on
+                    traceback.print_exc()
+                    _fail(found, job, f"{type(error).__name__}: {error}", say)
         if found.left:
             found.left = [job.name for job in waiting]
             return
@@ -144,10 +147,11 @@ def execute(job: Job, minutes: float | None, quiet: bool) -> None:
     words = list(job.words)
     if minutes is not None and "max-minutes" in files.parameters(job.kind):
         words += ["--max-minutes", f"{minutes:.6f}"]
-    command = main.get_command(click.Context(main), job.kind)
-    assert command is not None
     with _silence() if quiet or job.kind not in SHOWN else contextlib.nullcontext():
-        code = command.main(words, prog_name=f"rush-bench {job.kind}", standalone_mode=False)
+        try:
+            code = files.command(job.kind).main(words, prog_name=job.kind, standalone_mode=False, parent=files.group())
+        except click.Abort as stopped:  # click's word for Ctrl-C
+            raise KeyboardInterrupt from stopped
     if code == WorkLeft.exit_code:
         raise WorkLeft(f"{job.name} has work left")
     if code:

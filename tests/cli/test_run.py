@@ -135,6 +135,20 @@ def test_a_training_that_fails_takes_its_attacks_with_it(tiny) -> None:
     assert set(pd.read_csv(TABLE)["defense"]) == {"simclr-mine", "rush-mine@1"}
 
 
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (ZeroDivisionError("theirs"), 1)])
+def test_ctrl_c_stops_it_and_a_defect_fails_its_job(tiny, monkeypatch: pytest.MonkeyPatch, error, code: int) -> None:
+    def train(name: str, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rush_bench.training.train", train)
+    result = tiny("--json")
+    assert result.exit_code == code, result.output
+    if code == 130:
+        assert result.stderr.endswith("stopped; the same command continues\n")
+    else:
+        assert json.loads(result.stdout)["failed"]["train rush-mine"] == "ZeroDivisionError: theirs"
+
+
 def test_what_cannot_run_here_is_told_and_the_rest_runs(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket.connect", _no_network)
     more = '\n[[train]]\nrecipe = "pgd_at"\ndataset = "cifar10"\n'
@@ -220,7 +234,7 @@ def test_the_shipped_ones_are_listed(rush_bench) -> None:
         ("pretrain.epochs = 1", "pretrain.epochs = 0", "setting pretrain.epochs=0 must be a whole number, at least 1"),
         ('"linf16-quick"', '"linf16-quik"', "[[attack]] 1: no suite named 'linf16-quik'"),
         ('"pgd"]', '"pgt"]', "[[attack]] 1: no attack named 'pgt'"),
-        ("steps = 1", "stepz = 1", "[[attack]] 1: no setting named 'pgd.stepz'; did you mean 'pgd.steps'?"),
+        ("steps = 1", "stpes = 1", "[[attack]] 1: no setting named 'pgd.stpes'; did you mean 'pgd.step"),
         ("n = 6", 'n = "ten"', "[[attack]] 1: --n takes a number"),
         ("repeats = 2", "repeats = 0", "[[attack]] 1: Invalid value for '--repeats'"),
         ('models = ["simclr", "rush@1"]', 'models = "acl"', "no model of tiny.toml: [[attack]] 1 named 'acl'"),
@@ -235,6 +249,8 @@ def test_the_shipped_ones_are_listed(rush_bench) -> None:
             '[[train]]\nrecipe = "finetune"\nfrom = "simclr-mine"\ndataset = "mine.npz"\n[[attack]]',
             "needs a name",
         ),
+        ('dataset = "mine.npz"\npreset', "preset", "dataset is missing"),
+        ('dataset = "mine.npz"\npreset', 'dataset = "mien"\npreset', "[[train]] 1: no dataset named 'mien'"),
         ("title =", "title", "tiny.toml cannot be read"),
     ],
 )

@@ -7,14 +7,14 @@ READY = $(VENV)/.ready
 .PHONY: demo test lint format clean benchmark-digits verdict-digits
 
 demo: $(READY)
-	$(BIN)/rush-bench demo
+	$(BIN)/rush-bench run demo
 
 # one thread: networks this small gain nothing from a second one, and beside other programs two wait for each other
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 benchmark-digits: $(READY)
-	$(BIN)/python benchmarks/digits.py
+	$(BIN)/rush-bench run digits --workers 2
 
 # REFERENCE: a folder of SmoothAdv's prediction logs to draw beside the sweep of draws
 verdict-digits: $(READY)

@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from rush_bench.bench.passes import PASSES
 from rush_bench.datasets import as_images
 from rush_bench.networks import build, resolve
 from rush_bench.registry import match, recipes
@@ -30,110 +31,11 @@ from rush_bench.training.optimisers import make_optimiser
 from rush_bench.training.stage import Batch, Context, Plan, Stage
 
 TARGET = 1.3
-LOOK, ATTACK, LEARN = 1, 2, 3  # forward; and back to the image, whose gradient alone is wanted; and the weights' gradients
-SECOND = 4  # a gradient in the image that is itself differentiated in it: forward and back, twice
 SMALLER = {  # Selfie's transformer has ten times the weights of a ResNet-18; clusters need images
     **{f"{stage}.{key}": value for stage in ("selfie", "joint") for key, value in (("dim", 128), ("layers", 2), ("heads", 4))},
     **{f"{stage}.feedforward": 256 for stage in ("selfie", "joint")},
     "pretrain.clusters": (2, 5),
     "probe.clusters": 5,
-}
-
-
-def acl(s: Any) -> float:
-    attacked = {"S2S": 0, "A2A": 2, "A2S": 1, "DS": 2}[s.pretrain.variant]  # views
-    learn = {"S2S": 2, "A2A": 2, "A2S": 2, "DS": 4}[s.pretrain.variant]  # DS: both views, clean and attacked
-    key = LOOK if s.pretrain.variant == "A2S" else 0  # the clean view, for the attack
-    return attacked * s.attack.steps * ATTACK + key + learn * LEARN
-
-
-def dynacl(s: Any) -> float:
-    return 2 * s.attack.steps * ATTACK + 2 * (LEARN + LOOK)  # both views are attacked; queries learn, keys pass
-
-
-def advcl(s: Any) -> float:
-    return 3 * LEARN + 2 * s.attack.steps * ATTACK + 2 * LEARN  # a, b, q; one image attacked for each of two terms
-
-
-def rocl(s: Any) -> float:
-    return LOOK + s.attack.steps * ATTACK + 2 * LEARN + 3 * LEARN  # t' as the attack's target; t attacked; the pair; the three
-
-
-def byorl(s: Any) -> float:
-    one_way = LOOK + s.attack.steps * ATTACK + LEARN  # the target network; the online view
-    return (2 if s.pretrain.symmetric else 1) * one_way
-
-
-def deacl(s: Any) -> float:
-    return LOOK + s.attack.steps * ATTACK + 2 * LEARN  # teacher; student attacked; clean and attacked
-
-
-def trades(attack: Any) -> float:
-    return LOOK + attack.steps * ATTACK + 2 * LEARN  # p(x) for the attack; clean and attacked
-
-
-def dataaug(s: Any) -> float:
-    return trades(s.attack) - (LOOK if s.train.mixes else 0)  # mixed labels take the place of p(x)
-
-
-def pgd_at(s: Any) -> float:
-    return s.attack.steps * ATTACK + LEARN
-
-
-def smoothadv(s: Any) -> float:
-    # Each image is there m times, in m parts of the mini-batch in turn: m steps of as many rows as a mini-batch has images.
-    return s.attack.draws * (s.attack.steps * ATTACK + LEARN)
-
-
-def random_probe(s: Any) -> float:
-    return LOOK if s.finetune.bn_adapt in ("none", "stats") else ATTACK  # back to BatchNorm's biases, no convolution's weights
-
-
-def task(s: Any) -> float:
-    return s.attack.steps * ATTACK + 2 * LEARN  # clean and attacked
-
-
-def joint(s: Any) -> float:
-    diverse = s.joint.diversity != 0
-    # Where the weights minimise log det too, the backward pass goes twice through the gradient's graph and the image's.
-    worst = LOOK + 1 + 2 + 2 if diverse and s.joint.penalise else LEARN
-    return s.attack.steps * (SECOND if diverse else ATTACK) + LEARN + worst
-
-
-# "recipe stage": passes an image. A row counts with its weight below, where it is no row of the encoder.
-PASSES: dict[str, Callable[[Any], float]] = {
-    "acl pretrain": acl,
-    "advcl simclr": lambda s: 2 * LEARN,
-    "advcl pretrain": advcl,
-    "byorl_reimpl pretrain": byorl,
-    "cohen train": lambda s: LEARN,
-    "dataaug train": dataaug,
-    "deacl pretrain": lambda s: 2 * LEARN,
-    "deacl distil": deacl,
-    "dynacl pretrain": dynacl,
-    "dynacl_pp pretrain": dynacl,
-    "dynacl_pp probe": lambda s: LOOK,
-    "dynacl_pp trades": lambda s: trades(s.trades.attack),
-    "free train": lambda s: s.train.replays * LEARN,  # the image's gradient comes with the weights'
-    "noise_sup train": lambda s: LEARN,
-    "pgd_at train": pgd_at,
-    "purify diffusion": lambda s: LEARN,
-    "purify_simclr diffusion": lambda s: LEARN,
-    "purify_simclr pretrain": lambda s: 2 * LEARN,
-    "random_probe finetune": random_probe,
-    "random_probe_frozen finetune": random_probe,
-    "rocl pretrain": rocl,
-    "rush pretrain": lambda s: 2 * LEARN,
-    "simclr pretrain": lambda s: 2 * LEARN,
-    "smoothadv train": smoothadv,
-    "ssp rotation": task,
-    "ssp jigsaw": task,
-    "ssp selfie": task,
-    "ssp_joint joint": joint,
-    "ssp_jigsaw jigsaw": task,
-    "ssp_rotation rotation": task,
-    "ssp_selfie selfie": task,
-    "trades train": lambda s: trades(s.attack) + LOOK,  # and clean once more
 }
 
 

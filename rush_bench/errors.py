@@ -16,6 +16,10 @@ class BadInput(RushBenchError):
     exit_code = 2
 
 
+class Busy(BadInput):
+    """Another process is at the very work that was asked for. Exit code 2."""
+
+
 class WorkLeft(RushBenchError):
     """Stopped on request with work left; the same command continues. Exit code 3."""
 

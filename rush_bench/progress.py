@@ -79,3 +79,13 @@ class Bar:
 def duration(seconds: float) -> str:
     """Seconds up to two minutes, then minutes."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def amount(number: float) -> str:
+    """A large number in three digits: `950`, `12.3 k`, `4.6 M`, `1.2 G`; a dash for NaN."""
+    if number != number:
+        return "–"
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.0f}"

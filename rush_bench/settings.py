@@ -155,7 +155,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a flat mapping of dotted keys."""
     try:
-        return _flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise BadInput(f"settings file {path} cannot be read: {error}") from error
 
@@ -164,7 +164,7 @@ def override(settings: S, *layers: Mapping[str, Any], name: str = "") -> S:
     """A copy of a settings dataclass with the layers applied, later ones last; `name` is whose they are, for errors."""
     changes: dict[str, Any] = {}
     for layer in layers:
-        changes |= _flatten(layer)
+        changes |= flatten(layer)
     return _changed(settings, f"{name}." if name else "", changes)
 
 
@@ -173,11 +173,11 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
-def _flatten(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in layer.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

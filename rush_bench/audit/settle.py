@@ -323,7 +323,7 @@ def _priced(
         fresh = job.cell.key not in seconds
         seconds[job.cell.key] = forwards * speed[at][0] + backwards * speed[at][1]
         before = costs.get(trial.experiment, Cost(0, 0, 0, 0))
-        left = _images_left(cells, job.cell)
+        left = images_left(cells, job.cell)
         if fresh and left:  # a cell of two experiments is paid once
             costs[trial.experiment] = Cost(
                 before.jobs + 1,
@@ -334,7 +334,8 @@ def _priced(
     return Planned(defense, tuple(job for _, job in jobs), seconds, costs, certificates)
 
 
-def _images_left(cells: CellStore, cell: Cell) -> int:
+def images_left(cells: CellStore, cell: Cell) -> int:
+    """Images of the chunks that are missing."""
     return sum(len(cell.rows(c)) for c in range(cell.chunks) if not cells.has(cell, c))
 
 

@@ -107,13 +107,9 @@ def certify(
     """
     settings = settings or Sampling()
     defenses, data = check_asked(defenses, data, shard, seed, "certify")
-    jobs: dict[str, _Job] = {}
-    for defense in defenses:
-        job = _plan(defense, data, settings, norm, seed, chunk)
-        jobs.setdefault(job.cell.key, job)
+    cells, until = plan(defenses, data, settings, norm, seed, chunk), deadline_in(max_minutes)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder / FOLDER)
-    cells, until = list(jobs.values()), deadline_in(max_minutes)
     failed, done = work(store, cells, folder, title="certify", shard=shard, deadline=until, quiet=quiet)
     results = [store.result(job.cell) for job in cells]
     for result in results:
@@ -122,7 +118,18 @@ def certify(
     return Run(results, failed, folder, done)
 
 
-def _plan(defense: Defense, data: Images, settings: Sampling, norm: str | None, seed: int, chunk: int) -> _Job:
+def plan(
+    defenses: Sequence[Defense], data: Images, settings: Sampling, norm: str | None = None, seed: int = 0, chunk: int = 10
+) -> list[_Job]:
+    """The cells of certificates, one a network and law whatever the votes."""
+    jobs: dict[str, _Job] = {}
+    for defense in defenses:
+        job = _job(defense, data, settings, norm, seed, chunk)
+        jobs.setdefault(job.cell.key, job)
+    return list(jobs.values())
+
+
+def _job(defense: Defense, data: Images, settings: Sampling, norm: str | None, seed: int, chunk: int) -> _Job:
     if not isinstance(defense, Smoothed):
         raise BadInput(
             f"{defense.name} is {'deterministic' if defense.deterministic else 'randomised, but by no known noise law'}: "

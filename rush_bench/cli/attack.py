@@ -11,6 +11,7 @@ from rush_bench.cli import common
 from rush_bench.errors import BadInput
 
 if TYPE_CHECKING:
+    from rush_bench.attacks.suites import Suite
     from rush_bench.datasets import Images
     from rush_bench.defenses import Defense
     from rush_bench.evaluation.work import Run
@@ -20,6 +21,7 @@ DEFAULT_N = 1000
 
 @click.command()
 @click.option("--suite", default="linf8", show_default=True, help="linf8, l2-0.5, linf8-quick, ... (`rush-bench list suites`).")
+@click.option("--columns", metavar="NAMES", help="Attacks of the suite to run: clean,pgd,eot.  [default: all]")
 @click.option("--models", metavar="PATTERNS", help="Models of the store: all, or rush@64,'acl*' (model or recipe names).")
 @click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own: package.module:function.")
 @click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25.")
@@ -48,6 +50,7 @@ DEFAULT_N = 1000
 @common.as_json
 def command(
     suite: str,
+    columns: str | None,
     models: str | None,
     target: str | None,
     noise: str | None,
@@ -79,10 +82,7 @@ def command(
     if (models is None) == (target is None):
         raise BadInput("say what to attack: --models all, or --model package.module:function")
     check_own(target, dataset, noise=noise, votes=votes, name=name, label=about)
-    from rush_bench.attacks.suites import parse_suite
-    from rush_bench.settings import parse_assignments
-
-    parsed = parse_suite(suite, overrides=parse_assignments(sets))
+    parsed = asked_suite(suite, columns, sets)
     images = Loader(data_dir, count, size)
     with common.quiet_stdout():
         from rush_bench.devices import choose_device
@@ -118,6 +118,15 @@ def command(
     else:
         common.print_rich(tables.to_rich(frame))
     common.finish(run, shard)
+
+
+def asked_suite(suite: str, columns: str | None, sets: tuple[str, ...]) -> "Suite":
+    """The suite with the columns and settings that were asked for."""
+    from rush_bench.attacks.suites import parse_suite
+    from rush_bench.settings import parse_assignments
+
+    only = tuple(part.strip() for part in (columns or "").split(",") if part.strip())
+    return parse_suite(suite, only, parse_assignments(sets))
 
 
 class Loader:

@@ -54,17 +54,18 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
 
 
-def print_rich(*renderables: Any) -> None:
-    """Text or rich tables on stdout, with all strings as they are; off a terminal nothing is cut to 80 columns."""
+def print_rich(*renderables: Any, err: bool = False) -> None:
+    """Text or rich tables on stdout or stderr, all strings as they are; off a terminal nothing is cut to 80 columns."""
     from rich.console import Console
 
     # Names are the user's and findings hold `rush-bench[torchattacks]`: in no string is [v2] a style or :x: a picture.
-    console = Console(width=None if sys.stdout.isatty() else 240, markup=False, emoji=False)
+    stream = sys.stderr if err else sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else 240, markup=False, emoji=False)
     for renderable in renderables:
         console.print(renderable, highlight=False)
 
 
-def print_rows(title: str, header: list[str], rows: list[list[str]]) -> None:
+def print_rows(title: str, header: list[str], rows: list[list[str]], err: bool = False) -> None:
     """A small table with a title."""
     from rich import box
     from rich.table import Table
@@ -74,7 +75,7 @@ def print_rows(title: str, header: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, no_wrap=k == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    print_rich(table)
+    print_rich(table, err=err)
 
 
 def finish(run: "Run | SettleRun", shard: str, waits: str = "table waits") -> None:

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rush_bench.cli import common
 from rush_bench.cli.attack import check_count
 from rush_bench.errors import BadInput
+
+if TYPE_CHECKING:
+    from rush_bench.datasets.corruptions import CorruptedImages
+    from rush_bench.defenses import Defense
 
 DEFAULT_N = 1000
 
@@ -30,24 +34,7 @@ DEFAULT_N = 1000
 @click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB a pass may use.")
 @common.max_minutes
 @common.as_json
-def command(
-    patterns: str,
-    dataset: str,
-    usual: bool,
-    reference: str | None,
-    count: str | None,
-    repeats: int | None,
-    chunk: int,
-    shard: str,
-    out: Path,
-    store: Path,
-    data_dir: Path | None,
-    seed: int,
-    device: str,
-    memory: float,
-    max_minutes: float | None,
-    as_json: bool,
-) -> None:
+def command(shard: str, out: Path, max_minutes: float | None, as_json: bool, **asked: Any) -> None:
     """Score models of the store (MODELS: all, or rush@64,'acl*') under common corruptions, at five severities each.
 
     \b
@@ -56,37 +43,20 @@ def command(
     The files of CIFAR-10-C and CIFAR-100-C are not downloaded; the message of a missing one says where they are.
     Running the same command again, from any number of processes, finishes the work.
     """
-    check_count(count)
+    check_count(asked["count"])
     with common.quiet_stdout():
-        from rush_bench.datasets.corruptions import ALL, USUAL, load_corrupted
-        from rush_bench.defenses import load_defense
-        from rush_bench.defenses.load import resolve
-        from rush_bench.devices import choose_device
         from rush_bench.evaluation import corruptions
         from rush_bench.evaluation.work import parse_shard
         from rush_bench.report import corruptions as report
 
         part = parse_shard(shard)
-        chosen = USUAL if usual else ALL
-        data = load_corrupted(dataset, chosen, seed=seed, data_dir=data_dir)
-        if count != "all":
-            wanted = int(count) if count else min(DEFAULT_N, len(data))
-            data = load_corrupted(dataset, chosen, wanted, seed=seed, data_dir=data_dir)
-        names = resolve([p.strip() for p in patterns.split(",") if p.strip()], store, dataset)
-        if reference is not None:
-            found = resolve([reference], store, dataset)
-            if len(found) > 1:
-                raise BadInput(f"--reference {reference} is more than one model: {', '.join(found)}; name one of them")
-            reference = found[0]
-            names = list(dict.fromkeys([*names, reference]))
-        options: dict[str, Any] = {"device": choose_device(device), "memory": int(memory * 2**30)}
-        defenses = [load_defense(name, store=store, **options) for name in names]
-        run = corruptions.evaluate(
-            defenses, data, out=out, seed=seed, repeats=repeats, chunk=chunk, shard=part, max_minutes=max_minutes
-        )
+        defenses, data, reference = asked_for(asked)
+        how: dict[str, Any] = {key: asked[key] for key in ("seed", "repeats", "chunk")}
+        run = corruptions.evaluate(defenses, data, out=out, shard=part, max_minutes=max_minutes, **how)
         frame = report.table(run.results, reference)
         if any(result.complete for result in run.results):
-            for path in report.write(frame, out / corruptions.FOLDER / f"{dataset}-{'set15' if usual else 'all19'}"):
+            name = f"{asked['dataset']}-{'set15' if asked['usual'] else 'all19'}"
+            for path in report.write(frame, out / corruptions.FOLDER / name):
                 click.echo(f"wrote {path}", err=True)
     if as_json:
         rows = json.loads(frame.to_json(orient="records"))
@@ -94,3 +64,28 @@ def command(
     else:
         common.print_rows(report.caption(frame), *report.lay_out(frame))
     common.finish(run, shard)
+
+
+def asked_for(asked: dict[str, Any]) -> tuple["list[Defense]", "CorruptedImages", str | None]:
+    """The defences, the corrupted images, and the name of the model that mCE is relative to, if any."""
+    from rush_bench.datasets.corruptions import ALL, USUAL, load_corrupted
+    from rush_bench.defenses import load_defense
+    from rush_bench.defenses.load import resolve
+    from rush_bench.devices import choose_device
+
+    dataset, reference, store = asked["dataset"], asked["reference"], asked["store"]
+    which: dict[str, Any] = {"seed": asked["seed"], "data_dir": asked["data_dir"]}
+    chosen = USUAL if asked["usual"] else ALL
+    data = load_corrupted(dataset, chosen, **which)
+    if asked["count"] != "all":
+        wanted = int(asked["count"]) if asked["count"] else min(DEFAULT_N, len(data))
+        data = load_corrupted(dataset, chosen, wanted, **which)
+    names = resolve([p.strip() for p in asked["patterns"].split(",") if p.strip()], store, dataset)
+    if reference is not None:
+        found = resolve([reference], store, dataset)
+        if len(found) > 1:
+            raise BadInput(f"--reference {reference} is more than one model: {', '.join(found)}; name one of them")
+        reference = found[0]
+        names = list(dict.fromkeys([*names, reference]))
+    options: dict[str, Any] = {"device": choose_device(asked["device"]), "memory": int(asked["memory"] * 2**30)}
+    return [load_defense(name, store=store, **options) for name in names], data, reference

@@ -18,7 +18,7 @@ from rush_bench import __version__
 from rush_bench.errors import RushBenchError, unknown_name
 
 COMMANDS = {
-    "demo": "Train SimCLR and RUSH on the built-in digits, attack both, print the table (minutes on a CPU).",
+    "run": "Run a benchmark file, or one that is shipped by its name: train, attack, write the tables.",
     "train": "Train a defence; the same command again continues where it stopped.",
     "import": "Bring published weights into the store: ACL, AdvCL, TRADES, SmoothAdv, Rebuffi 2021, ...",
     "ensemble": "Make one model of several: the mean of their probabilities, attacked and shown as any other.",
@@ -28,6 +28,7 @@ COMMANDS = {
     "audit": "Settle a claim, check the attack's strength, and give the verdict.",
     "corruptions": "Accuracy under common corruptions (CIFAR-10-C, CIFAR-100-C), and mCE.",
     "table": "Write and print the table of everything measured.",
+    "figure": "Draw accuracy against eps, and attacked images.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
     "doctor": "What is installed, usable and writable here.",

@@ -10,6 +10,8 @@ from rush_bench.errors import BadInput
 
 if TYPE_CHECKING:
     from rush_bench.audit.settle import Planned, SettleRun
+    from rush_bench.datasets import Images
+    from rush_bench.defenses import Defense
 
 F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = (
@@ -82,11 +84,14 @@ def command(as_json: bool, **asked: Any) -> None:
 
 def settled(asked: dict[str, Any]) -> "SettleRun":
     """Load what was asked for and settle it; the books of all data sets together."""
+    return settle_all(*asked_for(asked), asked, lambda planned: announce(planned, asked["plan_only"]))
+
+
+def asked_for(asked: dict[str, Any]) -> tuple["list[tuple[list[Defense], Images]]", dict[str, Any]]:
+    """The defences with their images, and how they are to be worked with (device, precision, memory)."""
     from rush_bench.audit import settle as rooms
     from rush_bench.cli.attack import Loader, check_own, own, stored
     from rush_bench.devices import choose_device
-    from rush_bench.evaluation.work import deadline_in, minutes_to, parse_shard
-    from rush_bench.settings import parse_number
 
     patterns, target, dataset = asked["patterns"], asked["target"], asked["dataset"]
     if (patterns is None) == (target is None):
@@ -103,6 +108,20 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
         pairs = [(defenses[-1:], data)]  # the smoothed one at its votes, not the single draw beside it
     else:
         pairs = stored(patterns.split(","), asked["store"], dataset, images, place)
+    return pairs, place
+
+
+def settle_all(
+    pairs: "list[tuple[list[Defense], Images]]",
+    place: dict[str, Any],
+    asked: dict[str, Any],
+    before: "Callable[[list[Planned]], bool]",
+) -> "SettleRun":
+    """Settle these defences as the options say; `before` hears each plan with its cost, and may call it off."""
+    from rush_bench.audit import settle as rooms
+    from rush_bench.evaluation.work import deadline_in, minutes_to, parse_shard
+    from rush_bench.settings import parse_number
+
     deadline = deadline_in(asked["max_minutes"])
     whole = rooms.SettleRun([], {}, asked["out"] / rooms.FOLDER)
     for defenses, data in pairs:
@@ -120,7 +139,7 @@ def settled(asked: dict[str, Any]) -> "SettleRun":
             chunk=asked["chunk"],
             shard=parse_shard(asked["shard"]),
             max_minutes=minutes_to(deadline),
-            before=lambda planned: announce(planned, asked["plan_only"]),
+            before=before,
             **place,
         )
         whole.books += run.books

@@ -18,7 +18,7 @@ from rush_bench.defenses.purify import purifier_from
 from rush_bench.defenses.randomised import Average, Keyed, Randomised, transform_from
 from rush_bench.defenses.smoothed import Deterministic, Smoothed, _Network
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
-from rush_bench.networks import build
+from rush_bench.networks import Classifier, build
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Noise, noise_from
 from rush_bench.registry import match
@@ -114,23 +114,29 @@ def load_defense(
         network.load_state_dict(read_weights(Path(store), model, which or "model"))
     except RuntimeError as error:
         raise RushBenchError(f"the weights of {model!r} do not fit the network of its card: {error}") from error
-    spec, start = card["network"], card.get("from")
+    start, law = card.get("from"), noise or (noise_from(card["noise"]) if votes else None)
     about = {key: card.get(key) for key in ("recipe", "dataset", "pretrain_dataset", "protocol", "extra_data", "preset")}
     about |= {
         "model": full,
-        "architecture": architecture(spec),
+        "architecture": architecture(card["network"]),
         "budget": budget(card),
         "sha256": card["sha256"][which or "model"],
     }
     if start is not None:
         about["protocol"] = f"{card['protocol']} from {start['name']}"
-    common = {"name": names[0], "shape": image_shape(spec), "device": device, "about": about, **options}
-    law = noise or (noise_from(card["noise"]) if votes else None)
-    network.eval()
+    common = {"name": names[0], "device": device, "about": about, **options}
     if votes and law is None and card.get("transform"):
         transform, average = stored_transform(model, store=store, device=device)
-        return Randomised(network, transform=transform, votes=int(votes), average=average, **common)
-    return Smoothed(network, noise=law, votes=int(votes), **common) if law else Deterministic(network, **common)
+        shape = image_shape(card["network"])
+        return Randomised(network.eval(), transform=transform, votes=int(votes), average=average, shape=shape, **common)
+    return of_network(network, law, int(votes or 0), **common)
+
+
+def of_network(network: Classifier, law: Noise | None, votes: int, **options: Any) -> Smoothed | Deterministic:
+    """One of our networks as a defence: smoothed where there is a law."""
+    options["shape"] = image_shape(network.spec)
+    network.eval()
+    return Smoothed(network, noise=law, votes=votes, **options) if law else Deterministic(network, **options)
 
 
 def stored_transform(model: str, *, store: Path | str = "models", device: torch.device | str = "cpu") -> tuple[Keyed, Average]:

@@ -74,6 +74,23 @@ def evaluate(
     temporary one); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks. An error fails its cell (see
     `rush_bench.evaluation.work`); bad input raises BadInput before anything runs.
     """
+    jobs = plan(defenses, data, shard, seed=seed, repeats=repeats, chunk=chunk)
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
+    store = CellStore(folder / FOLDER)
+    failed, done = work(store, jobs, folder, title=FOLDER, shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
+    return Run([store.result(job.cell) for job in jobs], failed, folder, done)
+
+
+def plan(
+    defenses: Sequence[Defense],
+    data: CorruptedImages,
+    shard: tuple[int, int] = (1, 1),
+    *,
+    seed: int = 0,
+    repeats: int | None = None,
+    chunk: int = 500,
+) -> list[_Job]:
+    """The cells of defences on each corruption and severity."""
     load = lru_cache(maxsize=1)(data.images)  # jobs of one corruption and severity follow each other
     defenses, _ = check_asked(defenses, load(data.corruptions[0], SEVERITIES[0]), shard, seed)
     jobs = []
@@ -84,10 +101,7 @@ def evaluate(
             for defense in defenses:
                 cell = _cell(defense, images, corruption, severity, seed, repeats, chunk)
                 jobs.append(_Job(cell, defense, sample, load))
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
-    store = CellStore(folder / FOLDER)
-    failed, done = work(store, jobs, folder, title=FOLDER, shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
-    return Run([store.result(job.cell) for job in jobs], failed, folder, done)
+    return jobs
 
 
 def _cell(defense: Defense, images: Images, corruption: str, severity: int, seed: int, repeats: int | None, chunk: int) -> Cell:

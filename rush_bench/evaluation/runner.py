@@ -109,7 +109,7 @@ def attack(
     defenses, data = check_asked(defenses, data, shard, seed)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
-    jobs = [job for defense in defenses for job in _plan(defense, suite, data, seed, repeats, chunk)]
+    jobs = [job for defense in defenses for job in plan(defense, suite, data, seed, repeats, chunk)]
     failed, done = work.work(store, jobs, folder, title="attack", shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
     results = [store.result(job.cell) for job in jobs]
     # certificates stand above this room, which no name at import time may know: the one place that looks up
@@ -170,7 +170,8 @@ def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = N
     return Job(Cell(identity, {**last.cell.labels, **labels, "attack": "worst"}), last.defense, last.data, None, of=tuple(of))
 
 
-def _plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:
+def plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:
+    """The cells of a suite on a defence, in the order in which they need each other."""
     labels = {"suite": suite.shown, "quick": suite.quick}
     repeats = repeats or default_repeats(defense.draws, suite.quick)
     threat = Threat(suite.norm, suite.eps)  # type: ignore[arg-type]  # parse_suite knows no other norm

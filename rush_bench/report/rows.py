@@ -4,8 +4,8 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rush_bench.attacks.suites import is_quick
@@ -13,6 +13,7 @@ from rush_bench.evaluation.records import CellResult
 from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
 from rush_bench.report.evidence import doubt, unusual
+from rush_bench.report.trainings import Training, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
 ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol 5)
@@ -24,7 +25,9 @@ class Row:
 
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
     `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
-    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients.
+    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients. `training`: how the model
+    came about, where its card is at hand. A mean over trainings has their `training_seeds` and in `spread` the standard
+    deviation over them of each column; `in_mean`: there is such a row of this one and others.
     """
 
     labels: dict[str, Any]
@@ -35,6 +38,11 @@ class Row:
     estimates: dict[str, Estimate]
     notes: tuple[str, ...]
     bounds: tuple[str, ...] = ()
+    cells: tuple[CellResult, ...] = field(default=(), compare=False, repr=False)
+    training: Training | None = None
+    training_seeds: tuple[int, ...] = ()
+    spread: Mapping[str, float] = field(default_factory=dict)
+    in_mean: bool = False
 
     @property
     def quick(self) -> bool:
@@ -56,10 +64,11 @@ def threat_text(norm: str, eps: float) -> str:
     return f"{norm} {round(eps * 255, 3):g}/255" if norm == "linf" else f"{norm} {eps:g}"
 
 
-def rows(results: Iterable[CellResult]) -> list[Row]:
+def rows(results: Iterable[CellResult], trainings: Mapping[str, Training] | None = None) -> list[Row]:
     """Rows in the order of defence, data set, threat, suite, n. Cells that differ in any setting never share one.
 
-    The clean accuracy has no threat and joins every row of its defence, images, seed and K.
+    The clean accuracy has no threat and joins every row of its defence, images, seed and K. `trainings`, by the SHA-256 of a
+    model's weights, add the mean over those that differ in their seed alone.
     """
     groups: dict[str, list[CellResult]] = defaultdict(list)
     clean: dict[str, list[CellResult]] = defaultdict(list)
@@ -75,7 +84,10 @@ def rows(results: Iterable[CellResult]) -> list[Row]:
         said = _differences(cells)
         found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
-    return sorted(_told_apart(found), key=_order)
+    found = _told_apart(found)
+    if trainings:
+        found = [dataclasses.replace(row, training=trainings.get(str(row.labels.get("sha256")))) for row in found]
+    return sorted(with_means(found), key=_order)
 
 
 def _told_apart(found: Sequence[Row]) -> list[Row]:
@@ -170,6 +182,7 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
         estimates,
         tuple(notes),
         tuple(bounds),
+        tuple(cells),
     )
 
 
@@ -193,6 +206,7 @@ def _order(row: Row) -> tuple[Any, ...]:
         -labels["n"],
         labels.get("model") or labels["defense"],
         labels.get("votes") or 0,
+        not row.training_seeds,
         row.seed,
         row.repeats,
         row.weights,

@@ -4,6 +4,7 @@ Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 %
 The writers are in `writers.py` and re-exported here.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from rush_bench.errors import unknown_name
 from rush_bench.evaluation.records import CellResult
 from rush_bench.report.published import BLOCKS, PublishedRow, published
 from rush_bench.report.rows import Row, rows
+from rush_bench.report.trainings import Training
 from rush_bench.report.writers import to_csv as to_csv
 from rush_bench.report.writers import to_latex as to_latex
 from rush_bench.report.writers import to_markdown as to_markdown
@@ -22,6 +24,7 @@ STYLES = ("plain", "paper")
 PLAIN = ("clean", "pgd", "eot", "apgd", "aa", "square", "worst", "worst_any10", "apgd_bank", "aa_bank")
 PUBLISHED = ("standard", "pgd", "aa")
 FACTS = ("protocol", "extra_data", "architecture")
+TRAINING = ("training_seeds", "training_passes", "training_images", "training_seconds")
 # measured column -> the estimate it shows; measured_aa and measured_aa_fresh are one number for a randomised defence
 MEASURED = {
     "measured_standard": "clean",
@@ -38,28 +41,33 @@ WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
 
-def table(results: Iterable[CellResult], style: str = "plain") -> pd.DataFrame:
+def table(results: Iterable[CellResult], style: str = "plain", trainings: Mapping[str, Training] | None = None) -> pd.DataFrame:
     """All that was measured, a row per (defence, data set, threat, suite, n); or Table 1 with it beside the published.
 
-    Cells that are not finished are NaN and a note. Rows that differ in n or any setting are never merged.
+    Cells that are not finished are NaN and a note. Rows that differ in n or any setting are never merged. With `trainings` (by
+    the SHA-256 of a model's weights) there are columns of what training cost, and trainings that differ in their seed alone
+    have a row for their mean, with `<column>_sd`, beside one each, which is `in_mean` then.
     """
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)
-    found = rows(results)
-    return _plain(found) if style == "plain" else _paper(found)
+    found = rows(results, trainings)
+    frame = _plain(found) if style == "plain" else _paper(found)
+    several = bool(frame["in_mean"].eq(True).any())
+    left_out = [] if several else [name for name in frame if name == "in_mean" or name.endswith("_sd")]
+    return frame.drop(columns=[*left_out, *(() if trainings else TRAINING)])
 
 
 def _plain(found: list[Row]) -> pd.DataFrame:
     columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
     columns += [part for name in PLAIN for part in _parts(name)]
-    columns += ["K", "n", *FACTS, "budget", "seed", "upper_bounds", "notes"]
+    columns += ["K", "n", *FACTS, "budget", *TRAINING, "in_mean", "seed", "upper_bounds", "notes"]
     made = [_about(row) | _numbers(row, {name: name for name in PLAIN}) for row in found]
     return pd.DataFrame(made, columns=columns).astype(WHOLE)
 
 
 def _paper(found: list[Row]) -> pd.DataFrame:
     """Blocks and rows as in the paper; what is measured stands beside its row, other systems follow in their block."""
-    eligible = [row for row in found if row.is_linf8() or not row.threat]
+    eligible = [row for row in found if (row.is_linf8() or not row.threat) and not row.in_mean]
     best: dict[tuple[str, ...], Row] = {}
     for row in eligible:  # one row a defence: l-inf 8/255 with its widest evaluation
         who = (block_of(row.labels), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
@@ -78,22 +86,27 @@ def _paper(found: list[Row]) -> pd.DataFrame:
         if id(row) not in used:
             name = {"block": block_of(row.labels), "method": row.labels["defense"]}
             lines.setdefault(block_of(row.labels), []).append(name | _measured(row))
+    for row in found:  # each training that a mean above holds: for the CSV alone
+        if row.in_mean and row.is_linf8():
+            name = {"block": block_of(row.labels), "method": row.labels["defense"]}
+            lines.setdefault(block_of(row.labels), []).append(name | _measured(row))
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
     columns += ["measured_as", *(part for name in MEASURED for part in _parts(name)), "n", "K", *FACTS, "budget"]
-    columns += ["suite", "seed", "upper_bounds", "notes"]
+    columns += [*TRAINING, "in_mean", "suite", "seed", "upper_bounds", "notes"]
     return pd.DataFrame([line for block in lines.values() for line in block], columns=columns).astype(WHOLE)
 
 
 def _parts(name: str) -> list[str]:
-    return [name, f"{name}_low", f"{name}_high"]
+    return [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
 
 
 def _numbers(row: Row, wanted: dict[str, str]) -> dict[str, float]:
     made: dict[str, float] = {}
     for column, name in wanted.items():
         if name in row.estimates:
-            made |= dict(zip(_parts(column), (100 * part for part in row.estimates[name]), strict=True))
+            numbers = [*row.estimates[name], row.spread.get(name, math.nan)]
+            made |= dict(zip(_parts(column), (100 * part for part in numbers), strict=True))
     return made
 
 
@@ -109,7 +122,17 @@ def _about(row: Row) -> dict[str, Any]:
         "budget": labels.get("budget") or labels.get("preset"),
         "upper_bounds": ",".join(row.bounds),
         "notes": "; ".join(row.notes),
+        "in_mean": row.in_mean,
+        **_training(row),
     }
+
+
+def _training(row: Row) -> dict[str, Any]:
+    if row.training is None:
+        return {}
+    seeds = row.training_seeds or (row.training.seed,)
+    costs = {f"training_{name}": getattr(row.training, name) for name in ("passes", "images", "seconds")}
+    return {"training_seeds": ",".join(map(str, seeds)), **costs}
 
 
 def _measured(row: Row) -> dict[str, Any]:
@@ -117,7 +140,8 @@ def _measured(row: Row) -> dict[str, Any]:
     if row.labels["deterministic"]:  # no bank, hence nothing but one number
         del wanted["measured_aa_fresh"]
     about = _about(row)
-    return {name: about[name] for name in ("n", "K", *FACTS, "budget", "suite", "seed", "notes", "upper_bounds")} | {
+    kept = ("n", "K", *FACTS, "budget", *TRAINING, "in_mean", "suite", "seed", "notes", "upper_bounds")
+    return {name: about[name] for name in kept if name in about} | {
         "measured_as": about["defense"],
         **_numbers(row, wanted),
     }

@@ -1,5 +1,6 @@
 """Frames of `tables.py` for people: CSV, Markdown, LaTeX (booktabs) and rich. The kind of table is read off its columns."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pandas as pd
 
 from rush_bench.attacks.suites import is_quick
 from rush_bench.files import write_text
+from rush_bench.progress import amount
 from rush_bench.report.published import published
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ HEADERS = {
     "extra_data": "Extra data",
     "architecture": "Architecture",
     "budget": "Training",
+    "training_passes": "Training cost (passes)",
     "setting": "Protocol, network, extra data",
 }
 TEXT = ("protocol", "extra_data", "architecture", "budget")
@@ -68,10 +71,10 @@ PLAIN: tuple[str, ...] = (
     "worst",
     "worst_any10",
 )
-PLAIN += ("apgd_bank", "aa_bank", "K", "n", *TEXT[:3])
+PLAIN += ("apgd_bank", "aa_bank", "K", "n", *TEXT[:3], "training_passes")
 PAPER: tuple[str, ...] = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
 PAPER += ("measured_standard", "measured_pgd", "measured_aa", "measured_apgd", "measured_aa_bank", "measured_aa_fresh")
-PAPER += ("measured_eot", "measured_square", "measured_worst", "n", "K", *TEXT)
+PAPER += ("measured_eot", "measured_square", "measured_worst", "n", "K", *TEXT, "training_passes")
 OPTIONAL = (
     "apgd",
     "aa",
@@ -82,6 +85,7 @@ OPTIONAL = (
     "worst_any10",
     "measured_apgd",
     "measured_square",
+    "training_passes",
 )  # left out where all are empty
 # Left out on a terminal: the suite's name tells the threat, and one column, `setting`, has the facts.
 NARROW = ("threat", "published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)
@@ -97,6 +101,10 @@ CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen o
 INTERVALS = (
     "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."
 )
+SPREAD = (
+    "± is the standard deviation over trainings (seeds); in brackets the 95 % interval of their mean over images and draws."
+)
+PASSES = "Training cost: passes of an image through the network; forward 1, with its gradient 2, with that of the weights 3."
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 
 
@@ -179,7 +187,7 @@ def to_rich(frame: pd.DataFrame) -> "Table":
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for row in layout.cells if "method" in layout.columns else []:  # narrower: no citations, intervals on a line below
         row[0] = re.sub(r" \([^()]*, \d{4}\)", "", row[0])
-        row[:] = [re.sub(r"^(\S+) \[", r"\1\n[", text) for text in row]
+        row[:] = [re.sub(r"^([^\[]+) \[", r"\1\n[", text) for text in row]
     for name in layout.columns:
         head = re.sub(r"(.*) \(published\)", r"Published\n\1", HEADERS.get(name, name))
         whole = name in ("defense", "dataset", "suite")  # a folded name reads badly; intervals fold well
@@ -202,13 +210,15 @@ def to_rich(frame: pd.DataFrame) -> "Table":
 def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
     """Choose and fill the columns of a frame made by `table`, find the best, gather footnotes; `narrow` for a terminal."""
     paper = "block" in frame
+    if "in_mean" in frame:  # each training has its line in the CSV
+        frame = frame[frame["in_mean"].ne(True)].reset_index(drop=True)
     if paper:
         frame = frame.assign(published_setting=_setting(frame, "published_"))
     columns = list(PAPER if paper else PLAIN)
     if narrow:
         frame = frame.assign(setting=_setting(frame))
         columns = [*(name for name in columns if name not in NARROW), "setting"]
-    columns = [name for name in columns if name not in OPTIONAL or frame[name].notna().any()]
+    columns = [name for name in columns if name not in OPTIONAL or (name in frame and frame[name].notna().any())]
     frame = frame.reset_index(drop=True)
     cells = [[_text(frame, i, name) for name in columns] for i in range(len(frame))]
     blocks = _blocks(frame) if paper else [("", range(len(frame)))]
@@ -265,9 +275,13 @@ def _text(frame: pd.DataFrame, i: int, name: str) -> str:
     if pd.isna(value) or value == "":
         return DASH
     if f"{name}_low" in frame:
-        return f"{value:.1f} [{frame.at[i, f'{name}_low']:.1f}, {frame.at[i, f'{name}_high']:.1f}]"
+        sd = frame.at[i, f"{name}_sd"] if f"{name}_sd" in frame else math.nan
+        spread = "" if math.isnan(sd) else f" ± {sd:.1f}"
+        return f"{value:.1f}{spread} [{frame.at[i, f'{name}_low']:.1f}, {frame.at[i, f'{name}_high']:.1f}]"
     if name.startswith("published") and isinstance(value, float):
         return f"{value:.1f}"
+    if name == "training_passes":
+        return amount(value)
     return str(int(value)) if name in ("n", "K") else str(value)
 
 
@@ -309,6 +323,10 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
         notes.append(("", CHOSEN))
     if any(isinstance(said, str) and said for said in frame["upper_bounds"]):
         notes.append((BOUND, "an upper bound, not a measure of robustness: run audit."))
+    if any(name.endswith("_sd") for name in frame):
+        notes.append(("", SPREAD))
+    if "training_passes" in frame and frame["training_passes"].notna().any():
+        notes.append(("", PASSES))
     names = frame["measured_as"] if paper else frame["defense"]
     for name, suite, said in zip(names, frame["suite"], frame["notes"], strict=True):
         if isinstance(said, str) and said:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, Busy
 from rush_bench.files import flock, write_atomic
 
 FORMAT = 1
@@ -81,7 +81,7 @@ class CheckpointFile:
         try:
             with flock(self.folder / "lock", wait=False) as held:
                 if held is False:
-                    raise BadInput(
+                    raise Busy(
                         f"another process is training in {self.model_folder}; wait for it, or give this run another --name"
                     )
                 yield

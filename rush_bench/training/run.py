@@ -1,7 +1,8 @@
 """`train`: from a recipe's name to a finished model in the store."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,73 @@ def train(
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
     """
+    keep_freed_memory()
+    where, progress = choose_device(device), report or Progress()
+    given: dict[str, Any] = {"from_": from_, "protocol": protocol, "noise": noise, "pretrain_on": pretrain_on}
+    given |= {"preset": preset, "config": config, "sets": sets, "name": name, "store": store, "seed": seed}
+    asked = prepare(recipe, dataset=dataset, data_dir=data_dir, n_train=n_train, **given)
+    for note in asked.notes:
+        progress.note(note)
+    card, splits = asked.card, asked.splits
+    folder = Path(store) / card["name"]
+    file = CheckpointFile(folder, identity(card))
+    if asked.finished(Path(store)):
+        file.remove()
+        progress.note(f"{folder} is finished; nothing to do")
+        return folder
+    with file.lock(), progress:
+        loop = Loop(file, seed, where, progress, max_minutes)
+        data = {key: images.to(where) for key, images in splits.items()}
+        run_stages(asked.system, asked.settings, card, data, loop, folder, asked.start)
+        file.remove()
+        progress.note(f"{folder} is finished: {summary(loop.where.history)}")
+    return folder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training before its first step: what decides it, the card so far, and what the user should know."""
+
+    system: Recipe
+    settings: RunSettings
+    usual: RunSettings  # where nobody asks for others
+    splits: dict[str, Images]
+    start: Start | None
+    card: dict[str, Any]
+    notes: list[str]
+
+    def finished(self, store: Path) -> bool:
+        """Whether the store has this very model. BadInput where its folder holds another run."""
+        folder = store / self.card["name"]
+        if not (folder / "card.json").exists():
+            return False
+        there = identity(read_card(store, self.card["name"]))
+        refuse_other(there, identity(self.card), folder, to_dict(self.usual))
+        return True
+
+
+def prepare(
+    recipe: str | Recipe,
+    *,
+    dataset: str,
+    from_: str | Path | None = None,
+    protocol: str | None = None,
+    noise: str | None = None,
+    pretrain_on: str | None = None,
+    preset: str = "short",
+    config: str | Path | None = None,
+    sets: Iterable[str] = (),
+    name: str | None = None,
+    store: str | Path = "models",
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    n_train: int | None = None,
+    fetch: Callable[..., Images] | None = None,
+) -> Prepared:
+    """What `train` would run on the same arguments; nothing is trained. `fetch` stands for `load_dataset`.
+
+    BadInput as `train`'s, but for a folder that holds another run.
+    """
     check_seed(seed)
     if name is not None:
         check_name(name)
@@ -71,33 +139,17 @@ def train(
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
     short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
     layers.append({key: value for key, value in short.items() if value is not None})
-    keep_freed_memory()
-    where, progress = choose_device(device), report or Progress()
     start, notes = find_start(from_, Path(store), dataset) if from_ is not None else (None, [])
     layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
     wanted = resolve_settings(system, preset, None, layers)
-    splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, any("n_train" in x for x in layers))
-    settings = resolve_settings(system, preset, splits["train"].shape, layers, dataset)
+    strict = any("n_train" in layer for layer in layers)
+    splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, strict, fetch)
+    settings, usual = (resolve_settings(system, preset, splits["train"].shape, part, dataset) for part in (layers, []))
     if start is not None:
         check_start(start, settings, splits["train"])
-    for note in notes:
-        progress.note(note)
-    settings = _fit_batches(system, settings, splits, progress)
+    settings = _fit_batches(system, settings, splits, notes.append)
     card = make_card(system, settings, splits, preset, seed, name, start)
-    folder = Path(store) / card["name"]
-    file = CheckpointFile(folder, identity(card))
-    if (folder / "card.json").exists():
-        usual = to_dict(resolve_settings(system, preset, splits["train"].shape, [], dataset))
-        refuse_other(identity(read_card(Path(store), card["name"])), file.run, folder, usual)
-        file.remove()
-        progress.note(f"{folder} is finished; nothing to do")
-        return folder
-    with file.lock(), progress:
-        loop = Loop(file, seed, where, progress, max_minutes)
-        run_stages(system, settings, card, {key: images.to(where) for key, images in splits.items()}, loop, folder, start)
-        file.remove()
-        progress.note(f"{folder} is finished: {summary(loop.where.history)}")
-    return folder
+    return Prepared(system, settings, usual, splits, start, card, notes)
 
 
 def run_stages(
@@ -184,7 +236,13 @@ def resolve_settings(
 
 
 def load_splits(
-    system: Recipe, settings: RunSettings, dataset: str, pretrain_on: str, data_dir: str | Path | None, strict: bool
+    system: Recipe,
+    settings: RunSettings,
+    dataset: str,
+    pretrain_on: str,
+    data_dir: str | Path | None,
+    strict: bool,
+    fetch: Callable[..., Images] | None = None,
 ) -> dict[str, Images]:
     """The splits that the recipe's stages see, `train` and `val` of the target data set always among them.
 
@@ -193,10 +251,11 @@ def load_splits(
     """
 
     def load(source: str, split: str, size: int | Sequence[int] | None = settings.size) -> Images:
-        images = load_dataset(source, split, data_dir=data_dir, size=size)
+        get = fetch or load_dataset
+        images = get(source, split, data_dir=data_dir, size=size)
         if split == "val" or settings.n_train is None or settings.n_train >= len(images):
             return images
-        return load_dataset(source, split, settings.n_train, data_dir=data_dir, size=size)
+        return get(source, split, settings.n_train, data_dir=data_dir, size=size)
 
     splits = {split: load(dataset, split) for split in ("train", "val")}
     if bool((splits["train"].labels < 0).any()):
@@ -241,12 +300,11 @@ def make_card(
 ) -> dict[str, Any]:
     """What is known of the model before training it."""
     train_on, before = splits["train"], splits.get("pretrain", splits["train"])
-    transfer = f"{before.name}-to-{train_on.name}" if before.name != train_on.name else train_on.name
     options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
     law, files, about = noise_from(settings.noise), file_digests(settings), system.card(settings)
     network = resolve(options | {"classes": len(train_on.classes), "channels": train_on.shape[0], "size": train_on.size})
     origin: dict[str, Any] = {}
-    usual = f"{system.name}-{transfer}"
+    usual = usual_name(system.name, train_on.name, before.name)
     if start is not None:
         network = started_network(start, len(train_on.classes), train_on.size)
         kept = about["protocol"] == "supervised" and start.fits(network, train_on.name)
@@ -276,19 +334,26 @@ def make_card(
     }
 
 
+def usual_name(recipe: str, dataset: str, pretrained_on: str) -> str:
+    """`rush-cifar10`, or `rush-cifar10-to-stl10` for a transfer."""
+    return f"{recipe}-{dataset}" if pretrained_on == dataset else f"{recipe}-{pretrained_on}-to-{dataset}"
+
+
 def summary(history: list[dict[str, Any]]) -> str:
     """The last epoch's numbers in a line."""
     percentages = [f"{key} {100 * value:.1f} %" for key, value in history[-1].items() if key in ("clean", "noisy", "knn")]
     return f"validation {', '.join(percentages)}" if percentages else f"loss {history[-1]['loss']:.4f}"
 
 
-def _fit_batches(system: Recipe, settings: RunSettings, splits: Mapping[str, Images], progress: Progress) -> RunSettings:
+def _fit_batches(
+    system: Recipe, settings: RunSettings, splits: Mapping[str, Images], note: Callable[[str], None]
+) -> RunSettings:
     """Batches no larger than the data; the card then states what ran."""
     for plan in system.plans(settings):
         count, batch = len(splits[plan.split]), plan.settings.batch_size
         if count < 2:
             raise BadInput(f"stage {plan.name!r} needs at least 2 images, {splits[plan.split].name} has {count}")
         if batch > count:
-            progress.note(f"{plan.name}.batch_size is {count}: there are no more images")
+            note(f"{plan.name}.batch_size is {count}: there are no more images")
             settings = override(settings, {f"{plan.name}.batch_size": count})
     return settings

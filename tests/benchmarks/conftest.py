@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def script() -> Callable[[str], ModuleType]:
-    """`script("digits")` is benchmarks/digits.py, run anew."""
+    """`script("strength")` is benchmarks/strength.py, run anew."""
 
     def load(name: str) -> ModuleType:
         path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"

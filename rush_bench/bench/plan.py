@@ -1,0 +1,327 @@
+"""What a benchmark file asks for against what is there: every job's state, and the cost of what it lacks."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rush_bench.attacks.cost import prediction_rows
+from rush_bench.audit.settle import FOLDER as SETTLED
+from rush_bench.audit.settle import budget_named, images_left, rates
+from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, unfinished
+from rush_bench.bench.passes import of_stages
+from rush_bench.certify import run as certificates
+from rush_bench.certify.sampling import Sampling
+from rush_bench.cli.attack import Loader, asked_suite, check_count, own, stored
+from rush_bench.cli.certify import DEFAULT_N as CERTIFIED
+from rush_bench.cli.corruptions import asked_for as corrupted_images
+from rush_bench.cli.settle import asked_for, settle_all
+from rush_bench.datasets import Images
+from rush_bench.defenses import Defense
+from rush_bench.defenses.load import of_network
+from rush_bench.devices import choose_device
+from rush_bench.errors import BadInput, Failure, RushBenchError
+from rush_bench.evaluation import corruptions, runner
+from rush_bench.evaluation.records import CellStore
+from rush_bench.evaluation.work import Job as CellJob
+from rush_bench.files import read_json
+from rush_bench.networks import build
+from rush_bench.networks.specs import image_shape
+from rush_bench.noise import noise_from
+from rush_bench.report.settle import stem
+from rush_bench.settings import parse_number
+from rush_bench.store import ENCODERS, model_names
+from rush_bench.training.checkpoint import CheckpointFile, identity
+from rush_bench.training.encoders import shared
+from rush_bench.training.run import Prepared, overruns, prepare
+
+State = Literal["done", "in progress", "missing", "anew", "impossible"]  # anew: tables and figures, each time
+BATCH = 64  # images of the step whose time predicts a training's
+ROWS = 256  # rows whose time predicts an attack's, as far as a defence has draws
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job, how far it is, and what its rest is expected to cost: forward equivalents (see `bench.passes`) and seconds here.
+
+    NaN where nobody can say. `why` an impossible job is impossible.
+    """
+
+    job: Job
+    state: State
+    why: str = ""
+    passes: float = 0.0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        numbers = {key: None if math.isnan(value) else value for key, value in self._cost().items()}
+        return (
+            {"name": self.job.name, "kind": self.job.kind, "command": self.job.line, "state": self.state}
+            | ({"why": self.why} if self.why else {})
+            | numbers
+        )
+
+    def _cost(self) -> dict[str, float]:
+        return {"passes": self.passes, "seconds": self.seconds}
+
+
+def check(jobs: Iterable[Job]) -> None:
+    """BadInput, with the table of the file, for what no command would take on any machine: suites, settings, numbers."""
+    for job in jobs:
+        asked = job.context().params
+        try:
+            if "count" in asked:
+                check_count(asked["count"])
+            if job.kind == "attack":
+                asked_suite(asked["suite"], asked["columns"], asked["sets"])
+            elif job.kind == "certify":
+                _sampling(asked)
+            elif job.kind in ("settle", "audit"):
+                budget_named(asked["budget"])
+                parse_number(asked["eps"])
+        except BadInput as error:
+            raise BadInput(f"{job.place}: {error}") from error
+
+
+def plan(jobs: Sequence[Job], place: Place, load: Loaded, priced: bool = True) -> list[Planned]:
+    """Each job's state; with `priced` also what its rest costs, seconds by rates measured a moment ago."""
+    return Planner(place, load, priced).plan(jobs)
+
+
+class Planner:
+    """What is learned from job to job: cards of models that are not there yet, rates of networks, cells already counted."""
+
+    def __init__(self, place: Place, load: Loaded, priced: bool) -> None:
+        self.place, self.load, self.priced = place, load, priced
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.impossible: dict[str, str] = {}
+        self.coming = False  # whether there are models still to be made
+        self.speed: dict[str, tuple[float, float]] = {}
+        self.counted: set[str] = set()
+        self.loaders: dict[Any, Loader] = {}
+        self.device = choose_device(place.device)
+
+    def plan(self, jobs: Sequence[Job]) -> list[Planned]:
+        """In the order of the jobs."""
+        found = []
+        for job in jobs:
+            lacking = next((name for name in job.needs if name in self.impossible), None)
+            if job.trouble is not None:
+                made = Planned(job, "impossible", Failure(str(job.trouble), job.trouble))
+            elif lacking is not None and lacking in unfinished(job, self.place.store):
+                made = Planned(job, "impossible", Failure(f"needs {lacking}, which cannot be had", self.impossible[lacking]))
+            else:
+                try:
+                    made = self.one(job)
+                except RushBenchError as error:  # data or a package that is not here: the others go on
+                    made = Planned(job, "impossible", Failure(str(error), error))
+            if made.state == "impossible" and job.makes:
+                self.impossible[job.makes] = made.why
+            self.coming |= bool(job.makes) and made.state in ("missing", "in progress")
+            found.append(made)
+        return found
+
+    def one(self, job: Job) -> Planned:
+        """The state of one job."""
+        if job.kind == "train":
+            return self.training(job)
+        if job.kind == "import":
+            there = job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS))
+            if not there and not Path(job.context().params["file"]).is_file():
+                raise BadInput(f"there is no file {job.context().params['file']}")
+            return Planned(job, "done") if there else Planned(job, "missing", passes=math.nan, seconds=math.nan)
+        if job.kind in MEASURES:
+            return self.measurement(job)
+        return Planned(job, "anew")
+
+    def training(self, job: Job) -> Planned:
+        """A training: its stages that are left."""
+        asked = dict(job.context().params)
+        recipe, asked["name"] = asked.pop("name"), asked.pop("model")
+        for key in ("device", "max_minutes", "as_json"):
+            asked.pop(key)
+        if unfinished(job, self.place.store):  # what it starts from is not there yet
+            return Planned(job, "missing", passes=math.nan, seconds=math.nan)
+        if asked["from_"] and Path(str(asked["from_"])).is_file():
+            return Planned(job, "missing", passes=math.nan, seconds=math.nan)
+        ready = prepare(recipe, fetch=self.load, **asked)
+        self.cards[job.makes] = ready.card
+        if ready.finished(self.place.store):
+            return Planned(job, "done")
+        file = CheckpointFile(self.place.store / ready.card["name"], identity(ready.card))
+        state: State = "in progress" if file.path.exists() else "missing"
+        if not self.priced:
+            return Planned(job, state)
+        where = file.load(torch.device("cpu")) if state == "in progress" else None
+        left = self.stages_left(ready, None if where is None else where["where"])
+        return Planned(job, state, passes=left, seconds=left * self.training_rate(ready))
+
+    def stages_left(self, ready: Prepared, where: dict[str, Any] | None) -> float:
+        """Passes through the encoder that a training still takes."""
+        costs = list(of_stages(ready.system, ready.settings, ready.card["data"]).values())
+        plans = ready.system.plans(ready.settings)
+        first, done = 0, 0.0
+        if where is not None:
+            first, epochs = where["stage"], plans[where["stage"]].settings.epochs
+            done = where["epoch"] / epochs
+        elif (before := shared(ready.system, plans, ready.settings, ready.card, self.place.store)) is not None:
+            first = before.stages if before.name in model_names(self.place.store / ENCODERS) else 0
+        return sum(cost.passes * (1 - done if number == first else 1) for number, cost in enumerate(costs) if number >= first)
+
+    def training_rate(self, ready: Prepared) -> float:
+        """Seconds of a pass of an image: forward and back through the network, in training, by the count of 3."""
+        settings, spec = ready.settings, ready.card["network"]
+        key = f"train {_shape(spec)} {settings.precision} {settings.channels_last}"
+        if key not in self.speed:
+            network = build(spec)
+            if settings.channels_last and not overruns(network):
+                network = network.to(memory_format=torch.channels_last)
+            network = network.to(self.device).train()
+            images = torch.zeros(BATCH, *image_shape(spec), device=self.device)
+            taken = []
+            for _ in range(2):  # the first pays for warming up
+                begun = time.perf_counter()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                    loss = network(images).float().square().mean()
+                loss.backward()
+                loss.item()
+                taken.append(time.perf_counter() - begun)
+            self.speed[key] = (min(taken) / (3 * BATCH), 0.0)
+        return self.speed[key][0]
+
+    def measurement(self, job: Job) -> Planned:
+        """Attacks, certificates, corruptions, audits: the chunks of their cells that are left."""
+        asked, waits = job.context().params, bool(unfinished(job, self.place.store))
+        if waits and job.kind == "corruptions":
+            return Planned(job, "missing", passes=math.nan, seconds=math.nan)
+        if job.kind in ("settle", "audit"):
+            return self.audit(job, asked)
+        if job.kind == "corruptions":
+            return self.cells(job, CellStore(self.place.out / corruptions.FOLDER), self.corrupted(asked))
+        pairs = self.pairs(job, asked, CERTIFIED if job.kind == "certify" else None)
+        if job.kind == "certify":
+            how, norm, seed = _sampling(asked), asked["norm"], asked["seed"]
+            cells: list[CellJob] = [one for group, data in pairs for one in certificates.plan(group, data, how, norm, seed)]
+            return self.cells(job, CellStore(self.place.out / certificates.FOLDER), cells)
+        suite = asked_suite(asked["suite"], asked["columns"], asked["sets"])
+        keyed = (asked["seed"], asked["repeats"], asked["chunk"])
+        cells = [one for group, data in pairs for defense in group for one in runner.plan(defense, suite, data, *keyed)]
+        return self.cells(job, CellStore(self.place.out), cells)
+
+    def pairs(self, job: Job, asked: dict[str, Any], default: int | None = None) -> list[tuple[list[Defense], Images]]:
+        """Defences and their images; untrained networks stand for those of models that are not there yet."""
+        wanted = (asked["data_dir"], asked["count"], asked["size"], *([] if default is None else [default]))
+        images = self.loaders.setdefault(wanted, Loader(*wanted))
+        options = {"device": self.device, "memory": int(asked["memory"] * 2**30)}
+        if asked.get("precision"):
+            options["precision"] = "float32" if asked["precision"] == "auto" else asked["precision"]
+        if asked.get("target"):
+            votes = asked.get("votes", 1 if asked["noise"] else None)
+            data = images.load(asked["dataset"], None)
+            return [own(asked["target"], data, asked["noise"], votes, options, asked["name"], asked["about"])]
+        patterns = (asked.get("models") or asked["patterns"]).split(",")
+        if not unfinished(job, self.place.store):
+            return stored(patterns, self.place.store, asked["dataset"], images, options)
+        return [pair for name in patterns for pair in self.untrained(name, asked["dataset"], images, options)]
+
+    def untrained(
+        self, name: str, dataset: str | None, images: Loader, options: dict[str, Any]
+    ) -> list[tuple[list[Defense], Images]]:
+        """The defences that a training will leave, with the weights that it begins with."""
+        model, _, votes = name.partition("@")
+        card = self.cards.get(model.partition(":")[0])
+        if card is None or card.get("transform"):
+            return []
+        made: list[Defense] = []
+        for m in [int(votes)] if votes else card["votes"]:
+            law = noise_from(card["noise"]) if m else None
+            label = {"name": f"{model}@{m}" if m else model, "about": {"dataset": card["dataset"], "model": model}}
+            made.append(of_network(build(card["network"]), law, m, **label, **options))
+        return [(made, images.load(dataset or card["dataset"], made[0].shape[1:]))]
+
+    def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:
+        """The cells of common corruptions."""
+        defenses, data, _ = corrupted_images(asked)
+        return [*corruptions.plan(defenses, data, seed=asked["seed"], repeats=asked["repeats"], chunk=asked["chunk"])]
+
+    def cells(self, job: Job, store: CellStore, cells: Sequence[CellJob]) -> Planned:
+        """From the cells of a job to its state and cost; a cell that an earlier job of the file makes is not paid twice."""
+        if not cells:
+            return Planned(job, "missing", passes=math.nan, seconds=math.nan)
+        forwards = backwards = seconds = 0.0
+        left, there = 0, 0
+        for one in cells:
+            images = images_left(store, one.cell)
+            left, there = left + (images > 0), there + (images < one.cell.labels["n"])
+            if not images or not self.priced or one.cell.key in self.counted:
+                continue
+            self.counted.add(one.cell.key)
+            ahead, back = _rows(one)
+            speed = self.rate(one.defense, one.data)
+            forwards, backwards = forwards + images * ahead, backwards + images * back
+            seconds += images * (ahead * speed[0] + back * speed[1])
+        state: State = "done" if not left else "in progress" if there else "missing"
+        return Planned(job, state, passes=forwards + backwards, seconds=seconds)
+
+    def audit(self, job: Job, asked: dict[str, Any]) -> Planned:
+        """The experiments of an audit, whose probes are counted as nothing."""
+        heard: list[Any] = []
+
+        def before(planned: list[Any]) -> bool:
+            heard.extend(planned)
+            return False
+
+        if self.coming:  # every model of the store is a source of transfer
+            return Planned(job, "missing", passes=math.nan, seconds=math.nan)
+        pairs, place = asked_for(asked)
+        run = settle_all(pairs, place, asked, before)
+        whole = all(book.complete for book in run.books)
+        if job.kind == "audit":
+            files = [self.place.out / "audit" / f"{stem(book)}.json" for book in run.books]
+            whole = whole and all(file.is_file() and read_json(file)["verdict"] for file in files)
+        started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
+        costs = [cost for one in heard for cost in one.costs.values()]
+        passes = sum(cost.forwards + cost.backwards for cost in costs)
+        for one in heard:
+            passes += sum((how.selection + how.draws) * len(pairs[0][1]) for _, how in one.certificates) if not whole else 0
+        state: State = "done" if whole else "in progress" if started else "missing"
+        return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
+
+    def rate(self, defense: Defense, data: Images) -> tuple[float, float]:
+        """Seconds of a row forward and of its way back, once a network."""
+        body = getattr(defense, "body", None)
+        spec = getattr(getattr(body, "network", None), "spec", None)
+        key = f"{_shape(spec)} {defense.precision}" if spec else str(id(body or defense))
+        if key not in self.speed:
+            few = copy.copy(defense)  # the same network and counters; its votes would only take longer
+            few.draws = min(few.draws, ROWS // 32)
+            self.speed[key] = rates(few, data, rows=ROWS)
+        return self.speed[key]
+
+
+def _shape(spec: dict[str, Any]) -> str:
+    """What the time of a pass depends on."""
+    return json.dumps({key: value for key, value in spec.items() if key not in ("mean", "std", "classes")}, sort_keys=True)
+
+
+def _rows(one: CellJob) -> tuple[float, float]:
+    """Rows forward and back of one image of a cell, its scoring included: an estimate from above."""
+    identity_ = one.cell.identity
+    if identity_["attack"]["name"] == "certify":
+        return identity_["attack"]["selection"] + identity_["repeats"], 0.0
+    attack = getattr(one, "attack", None)
+    ahead, back = attack.passes(one.defense) if attack is not None else (0.0, 0.0)
+    return ahead + identity_["repeats"] * prediction_rows(one.defense), back
+
+
+def _sampling(asked: dict[str, Any]) -> Sampling:
+    radii = tuple(parse_number(radius) for radius in asked["radii"])
+    how = (asked["mode"], asked["selection"], asked["draws"], parse_number(asked["alpha"]), radii, parse_number(asked["hope"]))
+    return Sampling(*how)

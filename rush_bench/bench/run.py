@@ -1,0 +1,195 @@
+"""`run`: a benchmark file from its plan to its tables. Any number of processes may run the same file at once."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rush_bench.bench import file as files
+from rush_bench.bench.jobs import Job, Loaded, Place, expand, unfinished
+from rush_bench.bench.plan import Planned, check, plan
+from rush_bench.errors import Busy, Failure, RushBenchError, WorkLeft, failed_code
+from rush_bench.evaluation.work import deadline_in, minutes_to
+from rush_bench.progress import duration
+
+WAIT = 1.0  # seconds before looking again at what another process is at
+SHOWN = ("table",)  # commands whose answer is that of the whole file
+
+
+@dataclass
+class BenchmarkRun:
+    """What a run leaves: the plan that it began with, what failed by job, with the reason, and what is left, by name."""
+
+    benchmark: files.Benchmark
+    place: Place
+    planned: list[Planned]
+    failed: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a job failed (4: each for want of a package), 3 where work is left, else 0."""
+        if self.failed:
+            return failed_code(self.failed)
+        return WorkLeft.exit_code if self.left else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, JSON-able."""
+        place = {"out": str(self.place.out), "store": str(self.place.store)}
+        said = {"benchmark": self.benchmark.name, "title": self.benchmark.title, **place}
+        return {**said, "jobs": [one.to_dict() for one in self.planned], "failed": self.failed, "left": self.left}
+
+
+def run(
+    name: str,
+    *,
+    out: Path | str | None = None,
+    store: Path | str | None = None,
+    data_dir: Path | str | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    max_minutes: float | None = None,
+    priced: bool = True,
+    quiet: bool = False,
+    before: Callable[[list[Planned]], bool] = lambda planned: True,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> BenchmarkRun:
+    """Run a benchmark file, or one that is shipped by its name. The same call again, from any number of processes, goes on.
+
+    `out` and `store` stand for those of the file; `before` hears the plan, with costs where `priced`, and may call it off by
+    answering False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
+    file, and their logs lie in `out`. BadInput for a file that is wrong, before anything runs. A job that fails is in `failed`
+    and stops none but those that need it.
+    """
+    path = files.find(name)
+    bench = files.read(path)
+    deadline = deadline_in(max_minutes)
+    place = Place(Path(out or bench.out), Path(store or bench.store), Path(data_dir) if data_dir else None, device)
+    load = Loaded()
+    jobs = expand(bench, place, load)
+    check(jobs)
+    found = BenchmarkRun(bench, place, plan(jobs, place, load, priced))
+    del load  # its images are not needed any more
+    if not before(found.planned):
+        return found
+    line = [str(path), "--out", str(place.out), "--store", str(place.store), "--device", device]
+    line += ["--data-dir", str(data_dir)] if data_dir else []
+    with others(workers - 1, line, place.out, deadline):
+        work(found, deadline, quiet, say)
+    return found
+
+
+def work(found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable[[str], None]) -> None:
+    """Run what is missing: each job once what it needs is there, those that another process is at when it is done."""
+    done = {one.job.name for one in found.planned if one.state == "done"}
+    for one in found.planned:
+        if one.state == "impossible":
+            _fail(found, one.job, one.why, say)
+    left = [one.job for one in found.planned if one.state in ("missing", "in progress", "anew")]
+    total, begun = len(left), 0
+    while left:
+        waiting: list[Job] = []
+        for job in left:
+            lacking = unfinished(job, found.place.store)
+            if bad := next((name for name in lacking if name in _unmade(found)), None):
+                _fail(found, job, Failure(f"needs {bad}, which failed", _unmade(found)[bad]), say)
+            elif lacking or any(job.waits_for(other) for other in left if other.name not in (*done, *found.failed)):
+                waiting.append(job)
+            elif deadline is not None and time.monotonic() > deadline:
+                found.left = [job.name for job in left if job.name not in (*done, *found.failed)]
+                return
+            else:
+                say(f"[{begun + 1}/{total}] {job.line}")
+                try:
+                    execute(job, minutes_to(deadline), quiet)
+                    done.add(job.name)
+                    begun += 1
+                except Busy:
+                    waiting.append(job)
+                except WorkLeft:
+                    waiting.append(job)
+                    found.left.append(job.name)
+                except RushBenchError as error:
+                    _fail(found, job, Failure(str(error), error), say)
+                except Exception as error:  # a recipe or a network is anybody's code: the other jobs go on
+                    traceback.print_exc()
+                    _fail(found, job, f"{type(error).__name__}: {error}", say)
+        if found.left:
+            found.left = [job.name for job in waiting]
+            return
+        if len(waiting) == len(left):
+            time.sleep(WAIT)
+        left = waiting
+
+
+def _unmade(found: BenchmarkRun) -> dict[str, str]:
+    """The models that will not be there, with the reason."""
+    return {
+        one.job.makes: found.failed[one.job.name] for one in found.planned if one.job.makes and one.job.name in found.failed
+    }
+
+
+def _fail(found: BenchmarkRun, job: Job, why: str, say: Callable[[str], None]) -> None:
+    found.failed[job.name] = why
+    say(f"failed: {job.name}: {why}")
+
+
+def execute(job: Job, minutes: float | None, quiet: bool) -> None:
+    """Run a command in this process, its answer left out unless it is the file's; what its exit code says is raised."""
+    words = list(job.words)
+    if minutes is not None and "max-minutes" in files.parameters(job.kind):
+        words += ["--max-minutes", f"{minutes:.6f}"]
+    with _silence() if quiet or job.kind not in SHOWN else contextlib.nullcontext():
+        try:
+            code = files.command(job.kind).main(words, prog_name=job.kind, standalone_mode=False, parent=files.group())
+        except click.Abort as stopped:  # click's word for Ctrl-C
+            raise KeyboardInterrupt from stopped
+    if code == WorkLeft.exit_code:
+        raise WorkLeft(f"{job.name} has work left")
+    if code:
+        error = RushBenchError("some of its cells failed; the lines above say which and why")
+        error.exit_code = code
+        raise error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
+        yield
+
+
+@contextlib.contextmanager
+def others(count: int, line: Sequence[str], out: Path, deadline: float | None) -> Iterator[None]:
+    """That many further processes on the same file while the block runs; at its end they finish what they are at."""
+    started = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        for k in range(count):
+            out.mkdir(parents=True, exist_ok=True)
+            minutes = [] if deadline is None else ["--max-minutes", f"{minutes_to(deadline):.6f}"]
+            words = [sys.executable, "-m", "rush_bench", "run", *line, "--worker", *minutes]
+            with (out / f"worker-{k + 2}.log").open("a") as log:
+                started.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, env=environment))
+        yield
+        for process in started:
+            process.wait()
+    finally:
+        for process in started:  # an error or Ctrl-C here: they stop as if it were theirs
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def minutes_text(seconds: float) -> str:
+    """`12 s`, `34 min`, `2.5 h`, or a dash where nobody can say."""
+    if seconds != seconds:
+        return "–"
+    return duration(seconds) if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,23 @@
+"""From a model's card to how it came about: its system, its seed, what its training cost."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rush_bench.bench.passes import of_card
+from rush_bench.files import digest
+from rush_bench.report.trainings import Training
+from rush_bench.training.checkpoint import identity
+
+
+def training_of(card: Mapping[str, Any]) -> Training:
+    """Trainings of one system differ in the seed alone, their own or that of the weights which they start from."""
+    if not card.get("settings"):  # published weights: each is a system of its own
+        return Training(digest(card["sha256"]), int(card.get("seed") or 0))
+    decides = identity(card)
+    seed = decides.pop("seed")
+    decides["data"].pop("from", None)
+    start = {key: value for key, value in card.get("from", {}).items() if key not in ("name", "sha256", "seed")}
+    cost, system = of_card(card), digest([decides, start])
+    made = Training(system, seed, seconds=card.get("seconds"))
+    return made if cost is None else replace(made, passes=cost.passes, images=cost.images)

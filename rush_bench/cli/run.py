@@ -1,0 +1,114 @@
+"""`rush-bench run FILE`: one call of `rush_bench.bench.run.run`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rush_bench.cli import common
+from rush_bench.errors import BadInput
+
+if TYPE_CHECKING:
+    from rush_bench.bench.plan import Planned
+
+
+@click.command()
+@click.argument("file", required=False)
+@click.option("--list", "list_shipped", is_flag=True, help="Name the benchmarks that are shipped.")
+@click.option("--plan", "plan_only", is_flag=True, help="Say what there is, what is missing and what it would cost, and stop.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, each of one thread.")
+@common.folder_option("--out", None, "Folder for records, tables and figures.  [default: what the file says]")
+@common.folder_option("--store", None, "Folder of the models.  [default: what the file says, else models]")
+@common.data_dir
+@common.device
+@common.max_minutes
+@click.option("--worker", is_flag=True, hidden=True)
+@common.as_json
+def command(
+    file: str | None,
+    list_shipped: bool,
+    plan_only: bool,
+    workers: int,
+    out: Path | None,
+    store: Path | None,
+    data_dir: Path | None,
+    device: str,
+    max_minutes: float | None,
+    worker: bool,
+    as_json: bool,
+) -> None:
+    """Run a benchmark FILE (TOML), or one that is shipped by its name: train, attack, write the tables (docs/run.md).
+
+    \b
+    rush-bench run demo
+    rush-bench run table1.toml --plan
+    rush-bench run table1.toml --workers 2
+
+    It plans first: what is done, what is missing and what that costs. Running the same command again, from any number of
+    processes, finishes the work. Each job is a command of rush-bench, and is found again by it.
+    """
+    if list_shipped or file is None:
+        if file is not None:
+            raise BadInput("--list names what is shipped; leave the file out")
+        from rush_bench.bench.file import read, shipped
+
+        rows = [{"name": name, "title": read(path).title} for name, path in shipped().items()]
+        if as_json:
+            common.print_json(rows)
+        else:
+            common.print_rows("benchmarks", ["name", "what it is"], [[row["name"], row["title"]] for row in rows])
+        return
+    if workers > 1 and "torch" not in sys.modules:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    from rush_bench.bench.run import run
+
+    def hear(planned: "list[Planned]") -> bool:
+        if not worker:
+            show(planned, err=as_json or not plan_only)
+        return not plan_only
+
+    found = run(
+        file,
+        out=out,
+        store=store,
+        data_dir=data_dir,
+        device=device,
+        workers=workers,
+        max_minutes=max_minutes,
+        priced=not worker,
+        quiet=as_json,
+        before=hear,
+    )
+    if as_json:
+        common.print_json(found.to_dict())
+    if plan_only:
+        return
+    for name, why in found.failed.items():
+        click.echo(f"failed: {name}: {why}", err=True)
+    if found.left:
+        click.echo(f"stopped with {len(found.left)} jobs left; the same command continues", err=True)
+    if found.exit_code:
+        raise click.exceptions.Exit(found.exit_code)
+    click.echo(f"done: {found.place.out}", err=True)
+
+
+def show(planned: "list[Planned]", err: bool) -> None:
+    """The plan as a table, why what is impossible is so, and the sum."""
+    from rush_bench.bench.run import minutes_text
+    from rush_bench.progress import amount
+
+    left = [one for one in planned if one.state in ("in progress", "missing")]
+    rows = []
+    for one in planned:
+        cost = [amount(one.passes), minutes_text(one.seconds)] if one in left else ["", ""]
+        rows.append([one.job.name, one.state, *cost])
+    common.print_rows("plan", ["job", "state", "passes", "time here"], rows, err=err)
+    for one in planned:
+        if one.why:
+            click.echo(f"impossible: {one.job.name}: {one.why}", err=True)
+    known = [one for one in left if one.seconds == one.seconds]
+    more = f", and {len(left) - len(known)} that cannot be told yet" if len(known) < len(left) else ""
+    total = amount(sum(one.passes for one in known)), minutes_text(sum(one.seconds for one in known))
+    click.echo(f"{len(left)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)

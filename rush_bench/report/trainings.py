@@ -1,0 +1,105 @@
+"""Trainings of one system that differ in their seed alone: their mean is a row beside one each. Pure functions of records."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rush_bench.evaluation.records import CellResult
+from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
+from rush_bench.files import digest
+
+if TYPE_CHECKING:
+    from rush_bench.report.rows import Row
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model came about: its system, the digest of all that decides the weights but the seed; the seed; and the cost.
+
+    `passes` are forward equivalents (`rush_bench.bench.passes`), `images` counts one as often as it was shown, `seconds` are
+    those of the device that trained. None where the card does not tell.
+    """
+
+    system: str
+    seed: int
+    passes: float | None = None
+    images: float | None = None
+    seconds: float | None = None
+
+
+def with_means(found: Iterable["Row"]) -> list["Row"]:
+    """The rows, and one for the mean over each set of two or more that differ in the training's seed alone."""
+    rows = list(found)
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.training is not None:
+            groups[_terms(row)].append(row)
+    made, members = [], set()
+    for group in groups.values():
+        seeds = [row.training.seed for row in group if row.training is not None]
+        if len(set(seeds)) == len(group) > 1 and (mean := _mean(group)) is not None:
+            made.append(mean)
+            members |= {id(row) for row in group}
+    return [dataclasses.replace(row, in_mean=id(row) in members) for row in rows] + made
+
+
+def _terms(row: "Row") -> str:
+    """What trainings of a system must agree in besides: defence, images, threat, suite, K, seed, settings of the attacks."""
+    assert row.training is not None
+    identity = row.cells[-1].identity
+    same = {key: identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
+    how = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.cells)
+    who = {key: value for key, value in identity["defense"].items() if key != "weights"}
+    return digest([row.training.system, same, who, how, row.labels["suite"], row.labels["n"]])
+
+
+def _settings(cell: CellResult) -> dict[str, Any]:
+    return {key: value for key, value in cell.identity["attack"].items() if key != "of"}  # the keys of cells name the weights
+
+
+def _mean(group: Sequence["Row"]) -> "Row | None":
+    """The mean over trainings, its interval over images and draws, and the standard deviation over trainings, as fractions."""
+    ranked = sorted(group, key=lambda row: row.training.seed if row.training else 0)
+    first = ranked[0]
+    columns = [name for name in first.estimates if all(name in row.estimates for row in ranked)]
+    if not columns:
+        return None
+    cells = [{cell.labels["attack"]: cell for cell in row.cells} for row in ranked]
+    estimates = {name: _pooled(name, cells) for name in columns}
+    spread = {name: float(np.std([row.estimates[name].value for row in ranked], ddof=1)) for name in columns}
+    trainings = [row.training for row in ranked if row.training is not None]
+    costs: dict[str, Any] = {key: _average([getattr(one, key) for one in trainings]) for key in ("passes", "images", "seconds")}
+    notes = dict.fromkeys(note for row in ranked for note in row.notes)
+    bounds = dict.fromkeys(name for row in ranked for name in row.bounds if name in columns)
+    return dataclasses.replace(
+        first,
+        weights="",
+        estimates=estimates,
+        spread=spread,
+        notes=tuple(notes),
+        bounds=tuple(bounds),
+        training=dataclasses.replace(trainings[0], **costs),
+        training_seeds=tuple(one.seed for one in trainings),
+    )
+
+
+def _average(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if len(known) == len(numbers) else None
+
+
+def _pooled(name: str, cells: Sequence[dict[str, CellResult]]) -> Estimate:
+    """Over the trainings' mean rate of each image, as over the rates of a randomised defence (protocol 1, 2)."""
+    attack, _, kind = name.partition("_")
+    frames = [by_attack[attack].frame for by_attack in cells]
+    if kind.startswith("any"):
+        k = int(kind.removeprefix("any"))
+        right = 1 - np.mean([any_of_k(f["correct"].to_numpy(), f["repeats"].to_numpy(), k) for f in frames], axis=0)
+        return Estimate(float(right.mean()), *clopper_pearson(float(right.sum()), len(right)))
+    prefix = "bank_" if kind == "bank" else ""
+    correct, repeats = (np.sum([f[prefix + part].to_numpy() for f in frames], axis=0) for part in ("correct", "repeats"))
+    return interval(correct, repeats, deterministic=False)

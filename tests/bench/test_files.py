@@ -1,0 +1,120 @@
+"""The files that are shipped: what they ask for, and the equal-cost rule that one of them names."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from rush_bench.attacks.suites import parse_suite
+from rush_bench.bench import file as files
+from rush_bench.bench.equal import budget_of, stretched
+from rush_bench.bench.jobs import Place, expand
+from rush_bench.bench.plan import check
+from rush_bench.datasets import as_images
+from rush_bench.errors import BadInput
+from rush_bench.registry import recipes
+from rush_bench.training.run import resolve_settings
+
+SHAPE = (3, 32, 32)
+
+
+def no_images(*args, **options):
+    raise BadInput("no images here")
+
+
+def coloured(*args, **options):
+    import torch
+
+    return as_images(torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.arange(4), classes=list("abcd"), name="cifar10")
+
+
+def jobs_of(name: str, tmp_path: Path, load=coloured):
+    bench = files.read(files.find(name))
+    found = expand(bench, Place(tmp_path / "out", tmp_path / "store"), load)
+    check(found)
+    return {job.name: job for job in found}
+
+
+@pytest.mark.parametrize("name", files.shipped())
+def test_every_shipped_file_is_right_and_says_what_it_is(name, tmp_path):
+    bench = files.read(files.find(name))
+    assert bench.title != name and jobs_of(name, tmp_path)
+
+
+def test_the_example_is_right(tmp_path):
+    jobs = jobs_of(str(Path(__file__).parents[2] / "examples/own_network.toml"), tmp_path)
+    assert sum(job.makes != "" for job in jobs.values()) == 3 and "attack mine linf8-quick" in jobs
+
+
+def test_the_demo_is_two_systems_and_two_suites(tmp_path):
+    jobs = jobs_of("demo", tmp_path, no_images)
+    kinds = [job.kind for job in jobs.values()]
+    assert kinds == ["train"] * 2 + ["attack"] * 4 + ["table", "figure"]
+    attack = jobs["attack rush-digits linf25.5-quick"].context().params
+    suite = parse_suite(attack["suite"], tuple(attack["columns"].split(",")))
+    assert suite.shown == "linf25.5-quick without apgd" and attack["sets"] == ("square.queries=200",)
+
+
+def test_digits_has_every_recipe_that_starts_from_nothing(tmp_path):
+    trained = {name.removeprefix("train ") for name in jobs_of("digits", tmp_path, no_images) if name.startswith("train ")}
+    own = {name for name, entry in recipes.entries.items() if entry.entry_point is None}
+    assert {f"{name}-digits" for name in own - {"finetune"}} <= trained and "finetune-digits" not in trained
+
+
+def sets_of(job) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in job.context().params["sets"])
+
+
+def test_table1_stretches_every_schedule_to_the_budget(tmp_path):
+    jobs = jobs_of("table1-cpu", tmp_path)
+    assert sets_of(jobs["train rush-c10-w16"]) == {"network.width": "16", "pretrain.epochs": "16", "finetune.epochs": "3"}
+    whole = sets_of(jobs["train noise_sup-c10-w16"])
+    assert whole == {"network.width": "16", "train.epochs": "34", "train.milestones": "[17.0,25.5]"}
+    assert sets_of(jobs["train noise_sup-c10-w16-s2"]) == whole and "--seed 2" in jobs["train noise_sup-c10-w16-s2"].line
+    acl = {"network.width": "16", "pretrain.epochs": "2", "pretrain.warmup_epochs": "0.02", "aff.epochs": "2"}
+    assert sets_of(jobs["train acl-c10-w16"]) == acl | {"aff.milestones": "[0.78,1.18]"}
+    assert {f"train {name}-c10-w16-x{share}" for name in ("rush", "noise_sup") for share in ("0.25", "4")} <= jobs.keys()
+    audit = jobs["audit rush-c10-w16@64 8/255"]
+    assert audit.needs == ("rush-c10-w16",) and audit.waits_for(jobs["train acl-c10-w16"])
+
+
+def test_without_images_the_rule_waits_for_them(tmp_path):
+    jobs = jobs_of("table1-cpu", tmp_path, no_images)
+    assert "no images here" in str(jobs["train rush-c10-w16"].trouble)
+
+
+def paper(name: str):
+    system = recipes.load(name)
+    return system, resolve_settings(system, "paper", SHAPE, [{"network.width": 16}], "cifar10")
+
+
+@pytest.fixture(scope="module")
+def budget():
+    system = recipes.load("rush")
+    return budget_of(system, resolve_settings(system, "paper", SHAPE, [{"pretrain.epochs": 16, "finetune.epochs": 3}]))
+
+
+def test_rush_sets_the_budget(budget):
+    assert (budget.passes, budget.head) == (16 * 2 * 3 + 3 * 2, 3)
+    assert stretched(*paper("rush"), budget, 1).passes == budget.passes
+
+
+ORDER = tomllib.loads(files.shipped()["table1-cpu"].read_text())["train"][0]["recipe"]
+
+
+@pytest.mark.parametrize("name", sorted({*ORDER} - {"random_probe"}))  # whose encoder is not trained
+def test_every_system_is_near_the_budget(budget, name):
+    assert stretched(*paper(name), budget, 1).passes == pytest.approx(budget.passes, rel=0.2)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0, 4.0])
+def test_decays_keep_their_place(budget, share):
+    sets = stretched(*paper("noise_sup"), budget, share).sets
+    assert [m / sets["train.epochs"] for m in sets["train.milestones"]] == pytest.approx([0.5, 0.75], abs=0.01)
+
+
+def test_a_recipe_whose_passes_nobody_counted_is_refused(budget):
+    with pytest.raises(BadInput, match=r"nobody has counted the passes of ssp_selfie"):
+        stretched(*paper("ssp_selfie"), budget, 1)
+    with pytest.raises(BadInput, match=r"no linear head"):
+        budget_of(*paper("pgd_at"))

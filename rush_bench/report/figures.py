@@ -1,4 +1,4 @@
-"""Figures as PNG files: accuracy against eps, and clean beside attacked images. matplotlib's objects, no global state."""
+"""Figures as PNG, SVG or PDF: accuracy against eps, clean beside attacked images. matplotlib's objects, no global state."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.records import CellResult
+from rush_bench.evaluation.statistics import Estimate
 from rush_bench.files import write_atomic
 from rush_bench.report.rows import Row, rows
 
@@ -20,6 +21,8 @@ DPI = 150
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*"
+TIPS = "tips"  # begins the gid of an artist with words for who points at it
+METADATA = {".png": ("Software",), ".svg": ("Date", "Creator"), ".pdf": ("CreationDate", "Creator", "Producer")}  # left out
 PANELS = {
     "pgd": "PGD",
     "eot": "EOT-PGD",
@@ -90,7 +93,7 @@ def image_pairs(clean: ArrayLike, attacked: ArrayLike, titles: Sequence[tuple[st
 
 
 def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], styles: dict[str, int]) -> None:
-    lines: dict[str, list[tuple[float, Any]]] = defaultdict(list)
+    lines: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
     chances = set()
     for row in sheet:
         if attack not in row.estimates:
@@ -108,7 +111,7 @@ def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], st
         at = np.array([eps for eps, _ in points])
         value, low, high = 100 * np.array([list(found) for _, found in points]).T
         k = styles[name]
-        panel.errorbar(
+        bars = panel.errorbar(
             at,
             value,
             yerr=np.maximum([value - low, high - value], 0),
@@ -121,6 +124,7 @@ def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], st
             capsize=2.5,
             elinewidth=0.9,
         )
+        bars.lines[0].set_gid(tips(percent(f"{name} at {eps:.4g}", found) for eps, found in points))
     for chance in chances:
         chance_line(panel, chance)
     accuracy_axis(panel)
@@ -180,9 +184,22 @@ def _about(key: tuple[str, str], sheet: list[Row]) -> str:
     return ", ".join(words) + (" (quick suite)" if all(row.quick for row in sheet) else "")
 
 
+def tips(texts: Iterable[str]) -> str:
+    """The `gid` of an artist that says these texts when a reader points at it: one a marker, or one in all."""
+    return "\n".join([TIPS, *texts])
+
+
+def percent(name: str, found: Estimate) -> str:
+    """What a reader who points at a number is told: all of it that is known."""
+    return f"{name}: {100 * found.value:.6g} % [{100 * found.low:.6g}, {100 * found.high:.6g}]"
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG, the same bytes for the same figure (no software or date in it)."""
+    """Write a PNG, SVG or PDF, by the path's suffix; the same bytes for the same figure (no software or date in it)."""
     path = Path(path)
-    canvas = FigureCanvasAgg(figure)
-    write_atomic(path, lambda temporary: canvas.print_png(str(temporary), metadata={"Software": None}))
+    nothing = METADATA.get(path.suffix)
+    if nothing is None:
+        raise BadInput(f"{path}: a figure is written as {', '.join(METADATA)}")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rush-bench"}):  # letters stay letters
+        write_atomic(path, lambda temporary: figure.savefig(temporary, metadata=dict.fromkeys(nothing)))
     return path

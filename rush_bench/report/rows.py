@@ -4,8 +4,8 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rush_bench.attacks.suites import is_quick
@@ -24,7 +24,8 @@ class Row:
 
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
     `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
-    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients.
+    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients. `cells` has the record
+    behind each estimate.
     """
 
     labels: dict[str, Any]
@@ -35,6 +36,7 @@ class Row:
     estimates: dict[str, Estimate]
     notes: tuple[str, ...]
     bounds: tuple[str, ...] = ()
+    cells: Mapping[str, CellResult] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def quick(self) -> bool:
@@ -141,7 +143,7 @@ def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
 
 
 def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
-    estimates, notes, doubts = {}, [], dict[str, list[str]]()
+    estimates, behind, notes, doubts = dict[str, Estimate](), dict[str, CellResult](), [], dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
         if words := said.get(digest(cell.identity)) or unusual(cell):
@@ -149,13 +151,15 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")
             continue
-        estimates[name] = estimate(cell)
+        made = {name: estimate(cell)}
         if (why := doubt(cell)) != "":
             doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
         if "bank_correct" in cell.frame:
-            estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
+            made[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
         if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
-            estimates[f"worst_any{ANY_OF}"] = _any(cell)
+            made[f"worst_any{ANY_OF}"] = _any(cell)
+        estimates |= made
+        behind |= dict.fromkeys(made, cell)
     notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
     wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
     bounds = [name for name in estimates if name.split("_")[0] in (wrong | {"worst"} if wrong else wrong)]
@@ -170,6 +174,7 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
         estimates,
         tuple(notes),
         tuple(bounds),
+        behind,
     )
 
 

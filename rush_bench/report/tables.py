@@ -4,7 +4,7 @@ Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 %
 The writers are in `writers.py` and re-exported here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -35,6 +35,7 @@ MEASURED = {
     "measured_worst": "worst",
 }
 WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may be missing
+Line = tuple[PublishedRow | None, Row | None]  # of the paper style: what is published, what was measured; one at least
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
 
@@ -46,10 +47,11 @@ def table(results: Iterable[CellResult], style: str = "plain") -> pd.DataFrame:
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)
     found = rows(results)
-    return _plain(found) if style == "plain" else _paper(found)
+    return plain(found) if style == "plain" else paper(paper_lines(found))
 
 
-def _plain(found: list[Row]) -> pd.DataFrame:
+def plain(found: Sequence[Row]) -> pd.DataFrame:
+    """The plain style: a line a row, in their order."""
     columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
     columns += [part for name in PLAIN for part in _parts(name)]
     columns += ["K", "n", *FACTS, "budget", "seed", "upper_bounds", "notes"]
@@ -57,7 +59,7 @@ def _plain(found: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(made, columns=columns).astype(WHOLE)
 
 
-def _paper(found: list[Row]) -> pd.DataFrame:
+def paper_lines(found: Sequence[Row]) -> list[Line]:
     """Blocks and rows as in the paper; what is measured stands beside its row, other systems follow in their block."""
     eligible = [row for row in found if row.is_linf8() or not row.threat]
     best: dict[tuple[str, ...], Row] = {}
@@ -67,22 +69,32 @@ def _paper(found: list[Row]) -> pd.DataFrame:
             best[who] = row
     measured = list(best.values())
     used: set[int] = set()
-    lines: dict[str, list[dict[str, Any]]] = {block: [] for block in BLOCKS}
+    lines: dict[str, list[Line]] = {block: [] for block in BLOCKS}
     for entry in published().table1:
         beside = sorted(
             (r for r in measured if id(r) not in used and belongs_beside(entry, r.labels)), key=_width, reverse=True
         )[:1]
         used |= {id(row) for row in beside}
-        lines[entry.block].append(_published(entry) | (_measured(beside[0]) if beside else {}))
+        lines[entry.block].append((entry, beside[0] if beside else None))
     for row in measured:
         if id(row) not in used:
-            name = {"block": block_of(row.labels), "method": row.labels["defense"]}
-            lines.setdefault(block_of(row.labels), []).append(name | _measured(row))
+            lines.setdefault(block_of(row.labels), []).append((None, row))
+    return [line for block in lines.values() for line in block]
+
+
+def paper(lines: Sequence[Line]) -> pd.DataFrame:
+    """The paper style: a row a line, in their order."""
+    made = []
+    for entry, row in lines:
+        about = _published(entry) if entry else {}
+        if row and not entry:
+            about = {"block": block_of(row.labels), "method": row.labels["defense"]}
+        made.append(about | (_measured(row) if row else {}))
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
     columns += ["measured_as", *(part for name in MEASURED for part in _parts(name)), "n", "K", *FACTS, "budget"]
     columns += ["suite", "seed", "upper_bounds", "notes"]
-    return pd.DataFrame([line for block in lines.values() for line in block], columns=columns).astype(WHOLE)
+    return pd.DataFrame(made, columns=columns).astype(WHOLE)
 
 
 def _parts(name: str) -> list[str]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "audit": "Settle a claim, check the attack's strength, and give the verdict.",
     "corruptions": "Accuracy under common corruptions (CIFAR-10-C, CIFAR-100-C), and mCE.",
     "table": "Write and print the table of everything measured.",
+    "report": "Write one HTML page of everything measured: tables, figures, images, verdicts.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
     "doctor": "What is installed, usable and writable here.",

@@ -21,7 +21,7 @@ DPI = 150
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*"
-TIPS = "tips"  # begins the gid of an artist with words for who points at it
+TIPS = "\u241e"  # stands before each text of an artist's gid: what a reader who points at a marker is told
 METADATA = {".png": ("Software",), ".svg": ("Date", "Creator"), ".pdf": ("CreationDate", "Creator", "Producer")}  # left out
 PANELS = {
     "pgd": "PGD",
@@ -30,6 +30,7 @@ PANELS = {
     "aa": "AutoAttack",
     "worst": "Worst case of the suite",
 }
+COLUMNS = {"clean": "clean", **PANELS, "square": "Square on the rest"}
 
 
 def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
@@ -61,6 +62,42 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
     )
+    return save(figure, path)
+
+
+def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
+    """A line a row, the most robust on top: clean accuracy and each attack's as a marker with its 95 % bar.
+
+    The rows must share data set, threat and suite: they stand on one axis.
+    """
+    order = sorted(sheet, key=lambda row: min(found.value for found in row.estimates.values()))
+    columns = [name for name in COLUMNS if any(name in row.estimates for row in order)]
+    figure = Figure(figsize=(5.6, 0.3 * len(order) + 1.3), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for k, name in enumerate(columns):
+        there = [(at, row) for at, row in enumerate(order) if name in row.estimates]
+        found = [row.estimates[name] for _, row in there]
+        bars = axes.errorbar(
+            [100 * one.value for one in found],
+            [at + 0.1 * ((len(columns) - 1) / 2 - k) for at, _ in there],
+            xerr=[[100 * max(one.value - one.low, 0) for one in found], [100 * max(one.high - one.value, 0) for one in found]],
+            label=COLUMNS[name],
+            color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k % len(MARKERS)],
+            markersize=4.5,
+            linestyle="",
+            elinewidth=0.8,
+        )
+        words = (f"{row.labels['defense']}, {COLUMNS[name]}" for _, row in there)
+        bars.lines[0].set_gid(tips(percent(word, one) for word, one in zip(words, found, strict=True)))
+    axes.set_yticks(range(len(order)), [row.labels["defense"] for row in order], fontsize=8)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlim(-2, 102)
+    axes.grid(axis="x", color="#E6E6E6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel("accuracy (%)", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return save(figure, path)
 
 
@@ -186,7 +223,7 @@ def _about(key: tuple[str, str], sheet: list[Row]) -> str:
 
 def tips(texts: Iterable[str]) -> str:
     """The `gid` of an artist that says these texts when a reader points at it: one a marker, or one in all."""
-    return "\n".join([TIPS, *texts])
+    return "".join(f"{TIPS}{text}" for text in texts)
 
 
 def percent(name: str, found: Estimate) -> str:

@@ -13,7 +13,9 @@ from rush_bench.cli import common
 @common.data_dir
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write.  [default: report.html in RESULTS]")
 @click.option("--title", help="What stands at its top.  [default: the folder's name]")
-@click.option("--reference", metavar="MODEL", help="Model that mCE under corruptions is relative to; without it there is no mCE.")
+@click.option(
+    "--reference", metavar="MODEL", help="Model that mCE under corruptions is relative to; without it there is no mCE."
+)
 def command(
     results: Path, store: Path, data_dir: Path | None, out: Path | None, title: str | None, reference: str | None
 ) -> None:

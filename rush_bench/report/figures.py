@@ -72,7 +72,7 @@ def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
     """
     order = sorted(sheet, key=lambda row: min(found.value for found in row.estimates.values()))
     columns = [name for name in COLUMNS if any(name in row.estimates for row in order)]
-    figure = Figure(figsize=(5.6, 0.3 * len(order) + 1.3), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(5.2, 0.3 * len(order) + 1.3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(columns):
         there = [(at, row) for at, row in enumerate(order) if name in row.estimates]

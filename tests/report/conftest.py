@@ -42,6 +42,8 @@ class Lab:
             "quick": suite.endswith("-quick"),
             "deterministic": votes == 0,
             "n": len(right),
+            "norm": norm,
+            "eps": eps,
             "classes": 4,
             "protocol": "NSLF",
             "extra_data": None,

@@ -146,10 +146,7 @@ class _Page:
             if row.threat and row.estimates.keys() & figures.PANELS.keys():
                 sheets[row.labels["dataset"], row.threat_text, row.labels["suite"], f"n={row.labels['n']}"].append(row)
                 radii[row.labels["dataset"], row.threat["norm"], row.labels["defense"]].add(row.threat["eps"])
-        made = [
-            (", ".join(title), self.figure(partial(figures.accuracy_by_defence, sheet)))
-            for title, sheet in sheets.items()
-        ]
+        made = [(", ".join(title), self.figure(partial(figures.accuracy_by_defence, sheet))) for title, sheet in sheets.items()]
         if any(len(found) > 1 for found in radii.values()):
             kept = [r for r in results if len(radii[r.labels["dataset"], r.labels.get("norm", ""), r.labels["defense"]]) > 1]
             made.append(("Accuracy against eps", self.figure(partial(figures.accuracy_against_eps, kept))))

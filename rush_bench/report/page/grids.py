@@ -194,7 +194,10 @@ def certified(name: str, whole: Mapping[str, CellResult], sets: Mapping[str, pd.
             estimate = Estimate(at["accuracy"], at["low"], at["high"])
             cells.append(_accuracy(str(text), f"at radius {at['radius']:.6g}", estimate, result, records))
         lines.append(cells)
-    columns = [Column(str(column), "number" if k else "words") for k, column in enumerate(frame.columns)]
+    columns = [
+        Column(str(column), "number" if k else "words", any(line[k].text for line in lines))
+        for k, column in enumerate(frame.columns)
+    ]
     note = "Share of images with the right class and a radius of at least r, in percent; 95 % intervals over images on hover. "
     note += "≥: a lower bound, as the mode stopped early. Each certificate is wrong with a chance of at most its alpha."
     return Grid(name, columns, [("", lines)], [note])
@@ -215,4 +218,9 @@ def corrupted(name: str, frame: pd.DataFrame) -> Grid:
             tip = f"{value:.6g} [{low:.6g}, {high:.6g}]" + (f" · severities {severities}" if key == "accuracy" else "")
             cells.append(Cell(text) if math.isnan(value) else Cell(text, value, (low, high), tip))
         lines.append(cells)
-    return Grid(name, [Column(column, "number" if k else "words") for k, column in enumerate(header)], [("", lines)], [corruptions.caption(frame)])
+    return Grid(
+        name,
+        [Column(column, "number" if k else "words") for k, column in enumerate(header)],
+        [("", lines)],
+        [corruptions.caption(frame)],
+    )

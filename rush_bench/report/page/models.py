@@ -15,7 +15,17 @@ from rush_bench.report.rows import Row
 from rush_bench.store import read_cards
 
 Card = dict[str, Any]
-ABOUT = ("recipe", "dataset", "pretrain_dataset", "preset", "protocol_in_words", "seed", "epochs_done", "seconds", "environment")
+ABOUT = (
+    "recipe",
+    "dataset",
+    "pretrain_dataset",
+    "preset",
+    "protocol_in_words",
+    "seed",
+    "epochs_done",
+    "seconds",
+    "environment",
+)
 
 
 def cards_of(results: Sequence[CellResult], store: Path | None) -> tuple[dict[str, Card], list[str]]:
@@ -100,7 +110,9 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
             words = f"{seconds:,.4g} s of training on {device}, {row.labels.get('budget') or 'budget not noted'}"
             bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
             beside = {"va": "bottom", "xytext": (5, 3)} if k % 2 else {"va": "top", "xytext": (5, -3)}
-            panel.annotate(row.labels["defense"], (seconds, 100 * found.value), textcoords="offset points", fontsize=7, **beside)
+            panel.annotate(
+                row.labels["defense"], (seconds, 100 * found.value), textcoords="offset points", fontsize=7, **beside
+            )
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))

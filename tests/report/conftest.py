@@ -74,6 +74,12 @@ def lab(tmp_path):
     return Lab(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory):
+    """A lab of a module's, for what takes long to make once."""
+    return Lab(tmp_path_factory.mktemp("lab"))
+
+
 @pytest.fixture
 def book(lab):
     """Makes a Book of `settle`: a trial is (experiment, name, attack, right predictions of each image, more).

@@ -99,6 +99,7 @@ def write_page(
         version=rush_bench.__version__,
         clashes=[str(one) for one in check.contradictions(certified, attacks)],
         left_out=left_out,
+        count=len(page.records.anchors),
         unfinished=sum(not result.complete for result in {result.folder: result for result in found}.values()),
         records=page.records.entries(),
         page=page.parts,

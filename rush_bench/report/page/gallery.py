@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.image import imsave
 from numpy.typing import NDArray
+from PIL import Image
 
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.places import data_folder, on_disk
@@ -48,13 +48,11 @@ def galleries(rows: Sequence[Row], data_dir: Path | None, most: int) -> tuple[li
     """A gallery a row that has x' on disk, at most so many, and how many rows have none on disk."""
     made, missing, known = list[Gallery](), 0, dict[tuple[str, str, int], Images | str]()
     for row in rows:
-        attacked = next((row.cells[name] for name in ATTACKS if name in row.cells), None)
-        if attacked is None:
-            continue
-        if not (attacked.folder / "adversarial-0000.npy").exists():
-            missing += 1
-        elif len(made) < most:
-            made.append(_gallery(row, attacked, data_dir, known))
+        attacked = [row.cells[name] for name in ATTACKS if name in row.cells]
+        stored = [cell for cell in attacked if (cell.folder / "adversarial-0000.npy").exists()]
+        missing += bool(attacked and not stored)
+        if stored and len(made) < most:
+            made.append(_gallery(row, stored[0], data_dir, known))
     return made, missing
 
 
@@ -109,6 +107,6 @@ def _images(result: CellResult, size: tuple[int, ...], data_dir: Path | None) ->
 def _png(image: NDArray[np.floating]) -> str:
     """An image (C, H, W) in [0, 1] as the address of a PNG."""
     file = io.BytesIO()
-    pixels = np.repeat(image, 3, axis=0) if len(image) == 1 else image
-    imsave(file, np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="png", metadata={"Software": None})
+    pixels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

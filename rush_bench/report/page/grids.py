@@ -21,6 +21,8 @@ from rush_bench.report.figures import percent
 from rush_bench.report.rows import Row
 from rush_bench.report.writers import BOUND, DASH, HEADERS, NARROW, is_text, lay_out, measured_name
 
+NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "suite", "dataset")  # labels in a record's name
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -74,9 +76,9 @@ class Records:
         """The id of its entry, empty for none."""
         return "" if result is None else self.anchors[result.folder]
 
-    def entries(self) -> list[dict[str, Any]]:
-        """One entry a cell: what it is, where it lies, what it cost, and all that is written down of it."""
-        made = []
+    def entries(self) -> dict[str, list[dict[str, Any]]]:
+        """By place, one entry a cell: what it is, what it cost, and all that is written down of it; sorted by name."""
+        made: dict[str, list[dict[str, Any]]] = {}
         for path, same in self.by_folder.items():
             first = same[0]
             about = {"chunks": f"{first.chunks_done} of {first.chunks}", "folder": str(path.relative_to(self.folder))}
@@ -85,9 +87,10 @@ class Records:
                 about |= {kind: f"{frame[kind].mean():,.6g} an image" for kind in ("forwards", "backwards")}
                 about |= {"seconds": f"{frame['seconds'].sum():,.4g}", "largest distance": f"{frame['distance'].max():.6g}"}
             text = json.dumps({"identity": first.identity, "labels": [one.labels for one in same]}, indent=1)
-            name = " · ".join(str(first.labels[key]) for key in ("defense", "attack", "suite", "dataset"))
-            made.append({"id": self.anchors[path], "name": name, "about": about, "text": text, "complete": first.complete})
-        return made
+            name = " · ".join(str(first.labels[key]) for key in NAMED if first.labels.get(key) not in (None, ""))
+            entry = {"id": self.anchors[path], "name": name, "about": about, "text": text, "complete": first.complete}
+            made.setdefault(str(path.parent.relative_to(self.folder)), []).append(entry)
+        return {place: sorted(found, key=lambda entry: entry["name"]) for place, found in made.items()}
 
 
 def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], records: Records) -> Grid:

@@ -69,8 +69,9 @@ document.addEventListener("focusout", () => { tip.hidden = true; });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 const open = () => {
   const target = location.hash && document.getElementById(location.hash.slice(1));
-  const around = target && target.closest("details");
-  if (around) { around.open = true; target.scrollIntoView(); }
+  if (!target) return;
+  for (let around = target.closest("details"); around; around = around.parentElement.closest("details")) around.open = true;
+  target.scrollIntoView();
 };
 addEventListener("hashchange", open);
 open();

@@ -7,22 +7,31 @@ from typing import Any
 from rush_bench.audit.book import Book, entries_of
 from rush_bench.evaluation.records import CellResult
 
-ABOUT = ("suite", "threat_norm", "threat_eps", "dataset", "n")  # what trials of one book share, beside the subject
+SHARED = ("subject", "suite", "threat_norm", "threat_eps", "dataset", "n")  # labels that the trials of one book share
+TRIAL = ("experiment", "trial", "on")
 
 
 def books(results: Iterable[CellResult], certificates: Sequence[CellResult] = ()) -> list[Book]:
-    """A book a defence, threat, budget and data set, sorted; trials that were never opened are not known to be missing."""
+    """A book a defence, threat, budget and images, sorted; trials that were never opened are not known to be missing.
+
+    Where a trial is there under several settings, as after a change of its attack, it is the last written that is finished.
+    """
     groups: dict[tuple[Any, ...], list[CellResult]] = defaultdict(list)
     for result in results:
-        if "experiment" in result.labels:
-            shared = tuple(result.labels[key] for key in ABOUT)
-            groups[result.labels["subject"], *shared, result.identity["seed"]].append(result)
+        if {*SHARED, *TRIAL} <= result.labels.keys():
+            shared = tuple(result.labels[key] for key in SHARED)
+            groups[*shared, result.identity["images"], result.identity["seed"]].append(result)
     return [_book(groups[key], certificates) for key in sorted(groups, key=str)]
 
 
+def _written(result: CellResult) -> tuple[bool, float, str]:
+    return result.complete, (result.folder / "cell.json").stat().st_mtime, result.folder.name
+
+
 def _book(results: Sequence[CellResult], certificates: Sequence[CellResult]) -> Book:
-    own = [result for result in results if not result.labels["on"]] or list(results)
-    first = own[0]
+    last = {tuple(result.labels[key] for key in TRIAL): result for result in sorted(results, key=_written)}
+    results = list(last.values())
+    first = next((result for result in results if not result.labels["on"]), results[0])
     labels = first.labels | {
         "norm": first.labels["threat_norm"],
         "eps": first.labels["threat_eps"],

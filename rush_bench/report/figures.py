@@ -42,6 +42,11 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
     found = [row for row in rows(results) if row.threat and set(row.estimates) & set(PANELS)]
     if not found:
         raise BadInput("there is no finished attack to draw; run `rush-bench attack` first")
+    return against_eps(found, path)
+
+
+def against_eps(found: Sequence[Row], path: Path) -> Path:
+    """The same of rows, each of which has a threat and an attack of PANELS."""
     sheets: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in found:
         assert row.threat is not None
@@ -66,11 +71,11 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
 
 
 def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
-    """A line a row, the most robust on top: clean accuracy and each attack's as a marker with its 95 % bar.
+    """A line a row, the least broken on top: clean accuracy and each attack's as a marker with its 95 % bar.
 
     The rows must share data set, threat and suite: they stand on one axis.
     """
-    order = sorted(sheet, key=lambda row: min(found.value for found in row.estimates.values()))
+    order = sorted(sheet, key=lambda row: min(row.estimates[name].value for name in COLUMNS if name in row.estimates))
     columns = [name for name in COLUMNS if any(name in row.estimates for row in order)]
     figure = Figure(figsize=(5.2, 0.3 * len(order) + 1.3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -189,7 +194,7 @@ def accuracy_axis(panel: Axes) -> None:
     panel.tick_params(labelsize=8)
 
 
-def _line_names(found: list[Row]) -> dict[int, str]:
+def _line_names(found: Sequence[Row]) -> dict[int, str]:
     """What each row's line is called: the defence, and whatever sets it apart from another line of the same defence."""
     apart: dict[tuple[str, str], set[tuple[Any, ...]]] = defaultdict(set)
 

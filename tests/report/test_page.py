@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -327,6 +328,21 @@ def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab) -> None:
     assert audit.verdict and audit.verdict.word in page.text and sentence(audit) in page.text
     assert len(page.cells["findings-0"]) == 7 * (1 + len(audit.findings))
     assert "by the records and this version" not in page.text
+
+
+def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undrawn, lab) -> None:
+    book = claimed(lab)
+    old = book.of("T15")[0].result
+    labels = {
+        key: old.labels[key] for key in ("subject", "threat_norm", "threat_eps", "on", "scale", "experiment", "trial", "order")
+    }
+    room, more = type(lab)(lab.folder / "settle"), {**labels, "suite": "settle-quick", "repeats": 4, "votes": 64}
+    new = room.cell("rush@64", "pgd", 4 * ones(3), settings={"steps": 99}, **more)
+    room.cell("rush@64", "pgd", 4 * ones(2), settings={"steps": 100}, chunks_done=1, **more)
+    os.utime(old.folder / "cell.json", (1, 1))
+    (again,) = books(room.results())
+    assert again.of("T15")[0].result.folder == room.store.folder(new) and len(again.entries) == 4
+    assert "2 records are of trials that are there under several settings" in read(write_page(lab.folder)).text
 
 
 def test_a_verdict_on_other_records_says_so(undrawn, lab) -> None:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 import rush_bench
 from rush_bench.audit import run as audits
 from rush_bench.audit.book import Book
+from rush_bench.audit.settle import FOLDER as SETTLE
 from rush_bench.certify import check
 from rush_bench.certify import report as certificates
 from rush_bench.certify.tsv import frame_of
@@ -35,7 +36,6 @@ from rush_bench.report.published import BLOCKS
 from rush_bench.report.rows import Row, rows
 
 HERE = Path(__file__).parent
-SETTLE = "settle"  # of a results folder, as `rush_bench.audit.settle.FOLDER`
 GALLERIES = 24  # of 8 images: two megabytes at 32 x 32 pixels
 PARTS = {
     "measured": "Measured",
@@ -84,11 +84,11 @@ def write_page(
     measured = rows(kinds[""])
     cards, changed = models.cards_of(found, store)
     page.tables(measured)
-    page.overview(kinds[""], measured, cards)
+    page.overview(measured, cards)
     page.images(measured, data_dir)
     page.certificates(certified)
     page.corruptions(kinds[corrupting.FOLDER], reference)
-    page.claims(books(kinds[SETTLE], certified), verdicts)
+    page.claims(kinds[SETTLE], certified, verdicts)
     page.models(cards, changed)
     attacks = {result.folder: result for result in [*kinds[""], *kinds[SETTLE]]}.values()
     environment = Environment(
@@ -139,18 +139,20 @@ class _Page:
             grid = grids.measured("published", tables.paper(lines), [row for _, row in lines], self.records)
             self.add("published", grid)
 
-    def overview(self, results: Sequence[CellResult], measured: Sequence[Row], cards: dict[str, models.Card]) -> None:
+    def overview(self, measured: Sequence[Row], cards: dict[str, models.Card]) -> None:
         """Figures of the table: every defence side by side, accuracy against eps, cost against the worst case."""
         sheets: dict[tuple[str, ...], list[Row]] = defaultdict(list)
         radii: dict[tuple[str, ...], set[float]] = defaultdict(set)
+        attacked: list[Row] = []
         for row in measured:
             if row.threat and row.estimates.keys() & figures.PANELS.keys():
+                attacked.append(row)
                 sheets[row.labels["dataset"], row.threat_text, row.labels["suite"], f"n={row.labels['n']}"].append(row)
                 radii[row.labels["dataset"], row.threat["norm"], row.labels["defense"]].add(row.threat["eps"])
         made = [(", ".join(title), self.figure(partial(figures.accuracy_by_defence, sheet))) for title, sheet in sheets.items()]
-        if any(len(found) > 1 for found in radii.values()):
-            kept = [r for r in results if len(radii[r.labels["dataset"], r.labels.get("norm", ""), r.labels["defense"]]) > 1]
-            made.append(("Accuracy against eps", self.figure(partial(figures.accuracy_against_eps, kept))))
+        lines = [r for r in attacked if r.threat and len(radii[r.labels["dataset"], r.threat["norm"], r.labels["defense"]]) > 1]
+        if lines:
+            made.append(("Accuracy against eps", self.figure(partial(figures.against_eps, lines))))
         cost = self.figure(partial(models.cost, measured, cards))
         made += [("Training cost against worst-case accuracy", cost)] if cost else []
         self.add("figures", made)
@@ -185,8 +187,11 @@ class _Page:
             raise BadInput(f"the reference {reference!r} was not measured under corruptions; name a defence of that table")
         self.add("corruptions", parts)
 
-    def claims(self, found: Sequence[Book], verdicts: Sequence[audits.Audit]) -> None:
+    def claims(self, results: Sequence[CellResult], certified: Sequence[CellResult], verdicts: Sequence[audits.Audit]) -> None:
         """A part a defence under audit: verdict, checks, experiments, figures; then the figures that they share."""
+        found = books(results, certified)
+        shown = {entry.result.folder for book in found for entry in book.entries}
+        older = len({result.folder for result in results if "experiment" in result.labels} - shown)
         books_by = {audited.key(book): book for book in found}
         audits_by = {audited.key(audit.book): audit for audit in verdicts}
         parts = []
@@ -215,7 +220,8 @@ class _Page:
             shared.append(("What more effort changes", self.figure(partial(settle_figures.sweep, together))))
             shared.append(("The way down to chance", self.figure(partial(settle_figures.eps, together))))
         if parts:
-            self.add("claims", {"parts": parts, "shared": [(words, svg) for words, svg in shared if svg]})
+            drawn_together = [(words, svg) for words, svg in shared if svg]
+            self.add("claims", {"parts": parts, "shared": drawn_together, "older": older})
 
     def models(self, cards: dict[str, models.Card], changed: list[str]) -> None:
         """Cards with their learning curves."""

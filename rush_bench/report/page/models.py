@@ -109,7 +109,8 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
             device = (card.get("environment") or {}).get("device", "a device not noted")
             words = f"{seconds:,.4g} s of training on {device}, {row.labels.get('budget') or 'budget not noted'}"
             bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
-            beside = {"va": "bottom", "xytext": (5, 3)} if k % 2 else {"va": "top", "xytext": (5, -3)}
+            under = any(at == seconds and other.estimates["worst"] > found for at, other, _ in points)
+            beside = {"va": "top", "xytext": (5, -3)} if under else {"va": "bottom", "xytext": (5, 3)}
             panel.annotate(
                 row.labels["defense"], (seconds, 100 * found.value), textcoords="offset points", fontsize=7, **beside
             )

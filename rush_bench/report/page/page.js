@@ -75,4 +75,4 @@ const open = () => {
 };
 addEventListener("hashchange", open);
 open();
-addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("article details")) details.open = true; });
+addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("details:has(table, .notes)")) details.open = true; });

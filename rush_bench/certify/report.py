@@ -6,15 +6,19 @@ All functions take frames with the columns `predict`, `radius`, `correct` (see `
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from rush_bench.errors import BadInput
+from rush_bench.evaluation.records import CellResult
 from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_RADII = tuple(0.25 * k for k in range(10))
 
@@ -123,8 +127,14 @@ def compare(sets: Mapping[str, pd.DataFrame], reference: Path) -> pd.DataFrame:
 
 
 def figure(sets: Mapping[str, pd.DataFrame], path: Path, norm: str = "radius") -> Path:
-    """The curve of certified accuracy against the radius, a line a set, as a PNG. Returns its path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """The curve of certified accuracy against the radius as a PNG. Returns its path."""
+    sheet = curve(sets, norm)
+    write_atomic(path, lambda temporary: sheet.savefig(temporary))
+    return path
+
+
+def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
+    """The curve of certified accuracy against the radius, a line a set."""
     from matplotlib.figure import Figure
 
     sheet = Figure(figsize=(6.2, 3.8), dpi=150, layout="constrained")
@@ -147,8 +157,27 @@ def figure(sets: Mapping[str, pd.DataFrame], path: Path, norm: str = "radius") -
     axes.grid(alpha=0.3)
     if sets:
         axes.legend(frameon=False, fontsize=8)
-    write_atomic(path, lambda temporary: FigureCanvasAgg(sheet).print_png(str(temporary)))
-    return path
+    return sheet
+
+
+def name_of(result: CellResult) -> str:
+    """What tables and legends call a certificate's cell."""
+    labels = result.labels
+    name = f"{labels['defense']} {labels['law']}:{labels['scale']:g} {labels['norm']} on {labels['dataset']}, {labels['suite']}"
+    return f"{name} [{result.folder.name[:6]}]"
+
+
+def shared_radii(results: Sequence[CellResult]) -> tuple[float, ...]:
+    """What to report where nothing was asked for: what staged cells settled, else thirds of the largest radius."""
+    from rush_bench.certify.check import theorem_of  # these import torch
+    from rush_bench.certify.sampling import THIRDS
+
+    radii: set[float] = set()
+    for result in results:
+        how = result.identity["attack"]
+        largest = theorem_of(result).largest(how["draws"], how["alpha"])
+        radii |= set(how["radii"]) or {share * largest for share in THIRDS}
+    return tuple(sorted(radii))
 
 
 def _last_number(name: str) -> float | None:

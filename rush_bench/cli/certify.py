@@ -1,6 +1,5 @@
 """`rush-bench certify`: certify smoothed models, or read certificates back and compare them with a table."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,8 +134,8 @@ def show_results(asked: "list[CellResult]", radii: tuple[float, ...], out: Path,
     from rush_bench.evaluation.records import load_results
 
     whole = [result for result in asked if result.complete]
-    sets = {name_of(result): frame_of(result) for result in whole}
-    at = radii or shared_radii(whole)
+    sets = {report.name_of(result): frame_of(result) for result in whole}
+    at = radii or report.shared_radii(whole)
     if whole:
         norms = {str(result.labels["norm"]) for result in whole}
         report.figure(sets, out / FOLDER / "curve.png", norms.pop() if len(norms) == 1 else "radius")
@@ -180,23 +179,3 @@ def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ..
 def print_frame(title: str, frame: "pd.DataFrame") -> None:
     """A frame as a small table on stdout."""
     common.print_rows(title, [str(name) for name in frame.columns], [[str(v) for v in row] for row in frame.to_numpy()])
-
-
-def name_of(result: "CellResult") -> str:
-    """What tables and legends call a cell."""
-    labels = result.labels
-    name = f"{labels['defense']} {labels['law']}:{labels['scale']:g} {labels['norm']} on {labels['dataset']}, {labels['suite']}"
-    return f"{name} [{result.folder.name[:6]}]"
-
-
-def shared_radii(results: "Sequence[CellResult]") -> tuple[float, ...]:
-    """What to report where nothing was asked for: what staged cells settled, else thirds of the largest radius."""
-    from rush_bench.certify.check import theorem_of
-    from rush_bench.certify.sampling import THIRDS
-
-    radii: set[float] = set()
-    for result in results:
-        how = result.identity["attack"]
-        largest = theorem_of(result).largest(how["draws"], how["alpha"])
-        radii |= set(how["radii"]) or {share * largest for share in THIRDS}
-    return tuple(sorted(radii))

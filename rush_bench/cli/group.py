@@ -29,6 +29,7 @@ COMMANDS = {
     "corruptions": "Accuracy under common corruptions (CIFAR-10-C, CIFAR-100-C), and mCE.",
     "table": "Write and print the table of everything measured.",
     "figure": "Draw accuracy against eps, and attacked images.",
+    "report": "Write one HTML page of everything measured: tables, figures, images, verdicts.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
     "doctor": "What is installed, usable and writable here.",

@@ -1,4 +1,4 @@
-"""Figures as PNG files: accuracy against eps, and clean beside attacked images. matplotlib's objects, no global state."""
+"""Figures as PNG, SVG or PDF: accuracy against eps, clean beside attacked images. matplotlib's objects, no global state."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.records import CellResult
+from rush_bench.evaluation.statistics import Estimate
 from rush_bench.files import write_atomic
 from rush_bench.report.rows import Row, rows
 
@@ -20,6 +21,8 @@ DPI = 150
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*"
+TIPS = "\u241e"  # stands before each text of an artist's gid: what a reader who points at a marker is told
+METADATA = {".png": ("Software",), ".svg": ("Date", "Creator"), ".pdf": ("CreationDate", "Creator", "Producer")}  # left out
 PANELS = {
     "pgd": "PGD",
     "eot": "EOT-PGD",
@@ -27,6 +30,7 @@ PANELS = {
     "aa": "AutoAttack",
     "worst": "Worst case of the suite",
 }
+COLUMNS = {"clean": "clean", **PANELS, "square": "Square on the rest"}
 
 
 def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
@@ -38,6 +42,11 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
     found = [row for row in rows(results) if row.threat and set(row.estimates) & set(PANELS)]
     if not found:
         raise BadInput("there is no finished attack to draw; run `rush-bench attack` first")
+    return against_eps(found, path)
+
+
+def against_eps(found: Sequence[Row], path: Path) -> Path:
+    """The same of rows, each of which has a threat and an attack of PANELS."""
     sheets: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in found:
         assert row.threat is not None
@@ -58,6 +67,42 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
     )
+    return save(figure, path)
+
+
+def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
+    """A line a row, the least broken on top: clean accuracy and each attack's as a marker with its 95 % bar.
+
+    The rows must share data set, threat and suite: they stand on one axis.
+    """
+    order = sorted(sheet, key=lambda row: min(row.estimates[name].value for name in COLUMNS if name in row.estimates))
+    columns = [name for name in COLUMNS if any(name in row.estimates for row in order)]
+    figure = Figure(figsize=(5.2, 0.3 * len(order) + 1.3), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for k, name in enumerate(columns):
+        there = [(at, row) for at, row in enumerate(order) if name in row.estimates]
+        found = [row.estimates[name] for _, row in there]
+        bars = axes.errorbar(
+            [100 * one.value for one in found],
+            [at + 0.1 * ((len(columns) - 1) / 2 - k) for at, _ in there],
+            xerr=[[100 * max(one.value - one.low, 0) for one in found], [100 * max(one.high - one.value, 0) for one in found]],
+            label=COLUMNS[name],
+            color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k % len(MARKERS)],
+            markersize=4.5,
+            linestyle="",
+            elinewidth=0.8,
+        )
+        words = (f"{row.labels['defense']}, {COLUMNS[name]}" for _, row in there)
+        bars.lines[0].set_gid(tips(percent(word, one) for word, one in zip(words, found, strict=True)))
+    axes.set_yticks(range(len(order)), [row.labels["defense"] for row in order], fontsize=8)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlim(-2, 102)
+    axes.grid(axis="x", color="#E6E6E6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel("accuracy (%)", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return save(figure, path)
 
 
@@ -90,7 +135,7 @@ def image_pairs(clean: ArrayLike, attacked: ArrayLike, titles: Sequence[tuple[st
 
 
 def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], styles: dict[str, int]) -> None:
-    lines: dict[str, list[tuple[float, Any]]] = defaultdict(list)
+    lines: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
     chances = set()
     for row in sheet:
         if attack not in row.estimates:
@@ -108,7 +153,7 @@ def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], st
         at = np.array([eps for eps, _ in points])
         value, low, high = 100 * np.array([list(found) for _, found in points]).T
         k = styles[name]
-        panel.errorbar(
+        bars = panel.errorbar(
             at,
             value,
             yerr=np.maximum([value - low, high - value], 0),
@@ -121,6 +166,7 @@ def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], st
             capsize=2.5,
             elinewidth=0.9,
         )
+        bars.lines[0].set_gid(tips(percent(f"{name} at {eps:.4g}", found) for eps, found in points))
     for chance in chances:
         chance_line(panel, chance)
     accuracy_axis(panel)
@@ -148,7 +194,7 @@ def accuracy_axis(panel: Axes) -> None:
     panel.tick_params(labelsize=8)
 
 
-def _line_names(found: list[Row]) -> dict[int, str]:
+def _line_names(found: Sequence[Row]) -> dict[int, str]:
     """What each row's line is called: the defence, and whatever sets it apart from another line of the same defence."""
     apart: dict[tuple[str, str], set[tuple[Any, ...]]] = defaultdict(set)
 
@@ -180,9 +226,22 @@ def _about(key: tuple[str, str], sheet: list[Row]) -> str:
     return ", ".join(words) + (" (quick suite)" if all(row.quick for row in sheet) else "")
 
 
+def tips(texts: Iterable[str]) -> str:
+    """The `gid` of an artist that says these texts when a reader points at it: one a marker, or one in all."""
+    return "".join(f"{TIPS}{text}" for text in texts)
+
+
+def percent(name: str, found: Estimate) -> str:
+    """What a reader who points at a number is told: all of it that is known."""
+    return f"{name}: {100 * found.value:.6g} % [{100 * found.low:.6g}, {100 * found.high:.6g}]"
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG, the same bytes for the same figure (no software or date in it)."""
+    """Write a PNG, SVG or PDF, by the path's suffix; the same bytes for the same figure (no software or date in it)."""
     path = Path(path)
-    canvas = FigureCanvasAgg(figure)
-    write_atomic(path, lambda temporary: canvas.print_png(str(temporary), metadata={"Software": None}))
+    nothing = METADATA.get(path.suffix)
+    if nothing is None:
+        raise BadInput(f"{path}: a figure is written as {', '.join(METADATA)}")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rush-bench"}):  # letters stay letters
+        write_atomic(path, lambda temporary: figure.savefig(temporary, metadata=dict.fromkeys(nothing)))
     return path

@@ -25,9 +25,10 @@ class Row:
 
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
     `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
-    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients. `training`: how the model
-    came about, where its card is at hand. A mean over trainings has their `training_seeds` and in `spread` the standard
-    deviation over them of each column; `in_mean`: there is such a row of this one and others.
+    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients. `cells` has the record
+    behind each estimate. `training`: how the model came about, where its card is at hand. A mean over trainings has their
+    `training_seeds` and in `spread` the standard deviation over them of each column; `in_mean`: there is such a row of this one
+    and others.
     """
 
     labels: dict[str, Any]
@@ -38,7 +39,7 @@ class Row:
     estimates: dict[str, Estimate]
     notes: tuple[str, ...]
     bounds: tuple[str, ...] = ()
-    cells: tuple[CellResult, ...] = field(default=(), compare=False, repr=False)
+    cells: Mapping[str, CellResult] = field(default_factory=dict, compare=False, repr=False)
     training: Training | None = None
     training_seeds: tuple[int, ...] = ()
     spread: Mapping[str, float] = field(default_factory=dict)
@@ -153,7 +154,7 @@ def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
 
 
 def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
-    estimates, notes, doubts = {}, [], dict[str, list[str]]()
+    estimates, behind, notes, doubts = dict[str, Estimate](), dict[str, CellResult](), [], dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
         if words := said.get(digest(cell.identity)) or unusual(cell):
@@ -161,13 +162,15 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")
             continue
-        estimates[name] = estimate(cell)
+        made = {name: estimate(cell)}
         if (why := doubt(cell)) != "":
             doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
         if "bank_correct" in cell.frame:
-            estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
+            made[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
         if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
-            estimates[f"worst_any{ANY_OF}"] = _any(cell)
+            made[f"worst_any{ANY_OF}"] = _any(cell)
+        estimates |= made
+        behind |= dict.fromkeys(made, cell)
     notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
     wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
     bounds = [name for name in estimates if name.split("_")[0] in (wrong | {"worst"} if wrong else wrong)]
@@ -182,7 +185,7 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
         estimates,
         tuple(notes),
         tuple(bounds),
-        tuple(cells),
+        behind,
     )
 
 

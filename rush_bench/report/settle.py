@@ -104,9 +104,9 @@ def besides(entry: Entry) -> str:
 def lay_out(book: Book) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text, for a terminal: a line an experiment with how it is to be read, then its trials."""
     lines = []
-    for name, entries in _sections(book):
+    for name, entries in sections(book):
         lines.append([f"{name} {EXPERIMENTS[name].title}", "", EXPERIMENTS[name].reading, *[""] * (len(COLUMNS) - 3)])
-        lines += [[f"  {first}", *rest] for first, *rest in map(_line, entries)]
+        lines += [[f"  {first}", *rest] for first, *rest in map(texts, entries)]
     kept = [k for k, column in enumerate(COLUMNS) if column not in WIDE]
     return [COLUMNS[k] for k in kept], [[line[k] for k in kept] for line in lines]
 
@@ -142,11 +142,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def document(book: Book) -> str:
     """The book as Markdown: a section an experiment, with how it is to be read, and the waterfall with its differences."""
     parts = [f"# {title(book)}\n"]
-    for name, entries in _sections(book):
+    for name, entries in sections(book):
         experiment = EXPERIMENTS[name]
         parts.append(f"## {name} {experiment.title}\n\nReading: {experiment.reading}.\n")
         steps = {bar.entry.trial: bar.step for bar in bars(book)} if name == "T15" else {}
-        columns, lines = list(COLUMNS), [_line(entry) for entry in entries]
+        columns, lines = list(COLUMNS), [texts(entry) for entry in entries]
         if steps:
             columns.insert(2, "Change")
             for entry, line in zip(entries, lines, strict=True):
@@ -195,13 +195,14 @@ def write(books: Sequence[Book], folder: Path) -> list[Path]:
     return paths
 
 
-def _sections(book: Book) -> list[tuple[str, list[Entry]]]:
+def sections(book: Book) -> list[tuple[str, list[Entry]]]:
     """Experiments that have trials, in order, with all of them."""
     found = [(name, book.of(name, complete=False)) for name in EXPERIMENTS]
     return [(name, entries) for name, entries in found if entries]
 
 
-def _line(entry: Entry) -> list[str]:
+def texts(entry: Entry) -> list[str]:
+    """A trial as text, by COLUMNS."""
     if not entry.complete:
         return [entry.trial, f"{entry.result.chunks_done} of {entry.result.chunks} chunks", "", "", "", "", ""]
     table = entry.result.frame

@@ -70,13 +70,14 @@ def waterfall(book: Book, path: Path) -> Path | None:
         last = k == len(found) - 1
         colour = GREY if bar.as_published else RED if last else BLUE
         label = "as published: no measure of robustness" if bar.as_published else "worst case" if last else "corrected"
-        _bar(axes, k, bar.entry.estimate, colour, label)
+        _bar(axes, k, bar.entry.trial, bar.entry.estimate, colour, label)
         for (kind, marker), shift in zip(BESIDE.items(), (-0.25, -0.12, 0.12), strict=True):
             other = bar.entry.other(kind)
             if other is not None:
                 text = f"same x', {tables.OTHER[kind]}"
                 (mark,) = axes.plot(k + shift, 100 * other.value, marker, color="white", markersize=5, label=text)
                 mark.set_markeredgecolor(BLACK)
+                mark.set_gid(figures.tips([figures.percent(f"{bar.entry.trial}, {text}", other)]))
     _levels(axes, book)
     axes.set_xticks(range(len(found)), ticks)
     axes.set_xlim(-0.6, len(found) + 0.1)  # room for a word at the right end
@@ -248,7 +249,7 @@ def _line(figure: Figure, panel: Axes, name: str, points: Sequence[Point], k: in
         if not part:
             continue
         colour = COLOURS[k % len(COLOURS)]
-        panel.errorbar(
+        bars = panel.errorbar(
             [point.at for point in part],
             [100 * point.value.value for point in part],
             yerr=_error([point.value for point in part]),
@@ -263,6 +264,7 @@ def _line(figure: Figure, panel: Axes, name: str, points: Sequence[Point], k: in
             elinewidth=0.9,
             transform=panel.transData + beside,
         )
+        bars.lines[0].set_gid(figures.tips(figures.percent(f"{name} at {point.at:.4g}", point.value) for point in part))
 
 
 def _levels(axes: Axes, book: Book) -> None:
@@ -279,15 +281,16 @@ def _levels(axes: Axes, book: Book) -> None:
             axes.axhline(number, color=BLACK, linewidth=1.0, linestyle=(0, dashes), label=label, zorder=0)
 
 
-def _bar(axes: Axes, at: float, estimate: Estimate, colour: str, label: str) -> None:
-    axes.bar(at, 100 * estimate.value, width=0.72, color=colour, label=label, zorder=1)
+def _bar(axes: Axes, at: float, name: str, estimate: Estimate, colour: str, label: str) -> None:
+    (made,) = axes.bar(at, 100 * estimate.value, width=0.72, color=colour, label=label, zorder=1)
+    made.set_gid(figures.tips([figures.percent(name, estimate)]))
     axes.errorbar(at, 100 * estimate.value, yerr=_error([estimate]), color=BLACK, capsize=3, elinewidth=1.0, zorder=3)
     axes.text(at, 100 * estimate.high + 1.5, f"{100 * estimate.value:.1f}", ha="center", va="bottom", fontsize=9, bbox=CLEAR)
 
 
 def _dot(axes: Axes, at: float, entry: Entry, colour: str) -> None:
     value = entry.estimate
-    axes.errorbar(
+    bars = axes.errorbar(
         100 * value.value,
         at,
         xerr=_error([value]),
@@ -298,6 +301,7 @@ def _dot(axes: Axes, at: float, entry: Entry, colour: str) -> None:
         capsize=2,
         elinewidth=0.9,
     )
+    bars.lines[0].set_gid(figures.tips([figures.percent(entry.trial, value)]))
 
 
 def _error(estimates: Sequence[Estimate]) -> list[list[float]]:

@@ -5,7 +5,7 @@ The writers are in `writers.py` and re-exported here.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,6 +38,7 @@ MEASURED = {
     "measured_worst": "worst",
 }
 WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may be missing
+Line = tuple[PublishedRow | None, Row | None]  # of the paper style: what is published, what was measured; one at least
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
 
@@ -51,21 +52,19 @@ def table(results: Iterable[CellResult], style: str = "plain", trainings: Mappin
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)
     found = rows(results, trainings)
-    frame = _plain(found) if style == "plain" else _paper(found)
-    several = bool(frame["in_mean"].eq(True).any())
-    left_out = [] if several else [name for name in frame if name == "in_mean" or name.endswith("_sd")]
-    return frame.drop(columns=[*left_out, *(() if trainings else TRAINING)])
+    return plain(found) if style == "plain" else paper(paper_lines(found))
 
 
-def _plain(found: list[Row]) -> pd.DataFrame:
+def plain(found: Sequence[Row]) -> pd.DataFrame:
+    """The plain style: a line a row, in their order."""
     columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
     columns += [part for name in PLAIN for part in _parts(name)]
     columns += ["K", "n", *FACTS, "budget", *TRAINING, "in_mean", "seed", "upper_bounds", "notes"]
     made = [_about(row) | _numbers(row, {name: name for name in PLAIN}) for row in found]
-    return pd.DataFrame(made, columns=columns).astype(WHOLE)
+    return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
 
 
-def _paper(found: list[Row]) -> pd.DataFrame:
+def paper_lines(found: Sequence[Row]) -> list[Line]:
     """Blocks and rows as in the paper; what is measured stands beside its row, other systems follow in their block."""
     eligible = [row for row in found if (row.is_linf8() or not row.threat) and not row.in_mean]
     best: dict[tuple[str, ...], Row] = {}
@@ -75,26 +74,41 @@ def _paper(found: list[Row]) -> pd.DataFrame:
             best[who] = row
     measured = list(best.values())
     used: set[int] = set()
-    lines: dict[str, list[dict[str, Any]]] = {block: [] for block in BLOCKS}
+    lines: dict[str, list[Line]] = {block: [] for block in BLOCKS}
     for entry in published().table1:
         beside = sorted(
             (r for r in measured if id(r) not in used and belongs_beside(entry, r.labels)), key=_width, reverse=True
         )[:1]
         used |= {id(row) for row in beside}
-        lines[entry.block].append(_published(entry) | (_measured(beside[0]) if beside else {}))
+        lines[entry.block].append((entry, beside[0] if beside else None))
     for row in measured:
         if id(row) not in used:
-            name = {"block": block_of(row.labels), "method": row.labels["defense"]}
-            lines.setdefault(block_of(row.labels), []).append(name | _measured(row))
+            lines.setdefault(block_of(row.labels), []).append((None, row))
     for row in found:  # each training that a mean above holds: for the CSV alone
         if row.in_mean and row.is_linf8():
-            name = {"block": block_of(row.labels), "method": row.labels["defense"]}
-            lines.setdefault(block_of(row.labels), []).append(name | _measured(row))
+            lines.setdefault(block_of(row.labels), []).append((None, row))
+    return [line for block in lines.values() for line in block]
+
+
+def paper(lines: Sequence[Line]) -> pd.DataFrame:
+    """The paper style: a row a line, in their order."""
+    made = []
+    for entry, row in lines:
+        about = _published(entry) if entry else {}
+        if row and not entry:
+            about = {"block": block_of(row.labels), "method": row.labels["defense"]}
+        made.append(about | (_measured(row) if row else {}))
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
     columns += ["measured_as", *(part for name in MEASURED for part in _parts(name)), "n", "K", *FACTS, "budget"]
     columns += [*TRAINING, "in_mean", "suite", "seed", "upper_bounds", "notes"]
-    return pd.DataFrame([line for block in lines.values() for line in block], columns=columns).astype(WHOLE)
+    return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
+
+
+def _needed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns of trainings where no card was at hand, and of means where there are none."""
+    left_out = [] if frame["in_mean"].eq(True).any() else [name for name in frame if name == "in_mean" or name.endswith("_sd")]
+    return frame.drop(columns=[*left_out, *(TRAINING if frame["training_seeds"].isna().all() else ())])
 
 
 def _parts(name: str) -> list[str]:

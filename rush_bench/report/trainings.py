@@ -36,7 +36,7 @@ def with_means(found: Iterable["Row"]) -> list["Row"]:
     rows = list(found)
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.training is not None:
+        if row.training is not None and row.cells:
             groups[_terms(row)].append(row)
     made, members = [], set()
     for group in groups.values():
@@ -50,9 +50,10 @@ def with_means(found: Iterable["Row"]) -> list["Row"]:
 def _terms(row: "Row") -> str:
     """What trainings of a system must agree in besides: defence, images, threat, suite, K, seed, settings of the attacks."""
     assert row.training is not None
-    identity = row.cells[-1].identity
+    cells = list({id(cell): cell for cell in row.cells.values()}.values())
+    identity = cells[-1].identity
     same = {key: identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
-    how = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.cells)
+    how = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in cells)
     who = {key: value for key, value in identity["defense"].items() if key != "weights"}
     return digest([row.training.system, same, who, how, row.labels["suite"], row.labels["n"]])
 
@@ -68,7 +69,7 @@ def _mean(group: Sequence["Row"]) -> "Row | None":
     columns = [name for name in first.estimates if all(name in row.estimates for row in ranked)]
     if not columns:
         return None
-    cells = [{cell.labels["attack"]: cell for cell in row.cells} for row in ranked]
+    cells = [{cell.labels["attack"]: cell for cell in row.cells.values()} for row in ranked]
     estimates = {name: _pooled(name, cells) for name in columns}
     spread = {name: float(np.std([row.estimates[name].value for row in ranked], ddof=1)) for name in columns}
     trainings = [row.training for row in ranked if row.training is not None]
@@ -78,6 +79,7 @@ def _mean(group: Sequence["Row"]) -> "Row | None":
     return dataclasses.replace(
         first,
         weights="",
+        cells={},
         estimates=estimates,
         spread=spread,
         notes=tuple(notes),

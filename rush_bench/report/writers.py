@@ -126,7 +126,7 @@ def measured_name(column: str) -> str:
     return "clean" if name == "standard" else name
 
 
-def _is_text(column: str) -> bool:
+def is_text(column: str) -> bool:
     """Whether a column is set flush left: names and facts, not numbers."""
     return column in ("method", "defense", "dataset", "threat", "suite", "measured_as", "setting", *TEXT)
 
@@ -140,7 +140,7 @@ def to_markdown(frame: pd.DataFrame, path: Path | None = None) -> str:
     """GitHub Markdown, a table a block; written to `path` if there is one."""
     layout = lay_out(frame)
     head = "| " + " | ".join(_markdown(HEADERS.get(name, name)) for name in layout.columns) + " |"
-    rule = "|" + "|".join("---" if _is_text(name) else "---:" for name in layout.columns) + "|"
+    rule = "|" + "|".join("---" if is_text(name) else "---:" for name in layout.columns) + "|"
     lines = []
     for title, span in layout.blocks:
         marked = "STL-10<sup>3</sup> -> STL-10" if title == UNLABELLED else _markdown(title)
@@ -159,7 +159,7 @@ def to_latex(frame: pd.DataFrame, path: Path | None = None) -> str:
     """A LaTeX table; needs the packages booktabs and graphicx. Written to `path` if there is one."""
     layout = lay_out(frame)
     count = len(layout.columns)
-    sides = "".join("l" if _is_text(name) else "r" for name in layout.columns)
+    sides = "".join("l" if is_text(name) else "r" for name in layout.columns)
     lines = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "\\centering"]
     lines += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{{sides}}}", "\\toprule"]
     lines += [" & ".join(_latex(HEADERS.get(name, name)) for name in layout.columns) + " \\\\"]
@@ -191,7 +191,7 @@ def to_rich(frame: pd.DataFrame) -> "Table":
     for name in layout.columns:
         head = re.sub(r"(.*) \(published\)", r"Published\n\1", HEADERS.get(name, name))
         whole = name in ("defense", "dataset", "suite")  # a folded name reads badly; intervals fold well
-        made.add_column(Text(head), justify="left" if _is_text(name) else "right", overflow="fold", no_wrap=whole)
+        made.add_column(Text(head), justify="left" if is_text(name) else "right", overflow="fold", no_wrap=whole)
     for title, span in layout.blocks:
         if title:
             made.add_section()

@@ -42,6 +42,8 @@ class Lab:
             "quick": suite.endswith("-quick"),
             "deterministic": votes == 0,
             "n": len(right),
+            "norm": norm,
+            "eps": eps,
             "classes": 4,
             "protocol": "NSLF",
             "extra_data": None,
@@ -70,6 +72,12 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path):
     return Lab(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory):
+    """A lab of a module's, for what takes long to make once."""
+    return Lab(tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture

@@ -1,0 +1,262 @@
+"""One self-contained HTML file of all that a results folder holds: tables, figures, images, verdicts, and where each is from.
+
+Everything is computed from records as the other tables are; the template lays out values and computes nothing. The file
+asks for nothing: style, script, figures (SVG) and images (PNG) are in it.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import rush_bench
+from rush_bench.audit import run as audits
+from rush_bench.audit.book import Book
+from rush_bench.audit.settle import FOLDER as SETTLE
+from rush_bench.certify import check
+from rush_bench.certify import report as certificates
+from rush_bench.certify.tsv import frame_of
+from rush_bench.errors import BadInput
+from rush_bench.evaluation import corruptions as corrupting
+from rush_bench.evaluation.records import CellResult, load_results
+from rush_bench.files import digest, write_text
+from rush_bench.report import corruptions, figures, settle, settle_figures, tables
+from rush_bench.report.books import books
+from rush_bench.report.page import audited, gallery, grids, models
+from rush_bench.report.page.svg import inline
+from rush_bench.report.published import BLOCKS
+from rush_bench.report.rows import Row, rows
+
+HERE = Path(__file__).parent
+GALLERIES = 24  # of 8 images: two megabytes at 32 x 32 pixels
+PARTS = {
+    "measured": "Measured",
+    "published": "Beside the published",
+    "figures": "Figures",
+    "galleries": "Images",
+    "certificates": "Certificates",
+    "corruptions": "Corruptions",
+    "claims": "Claims",
+    "models": "Models",
+}
+CLAIM = ("word", "sentence", "stale", "findings", "trials")  # of a part of `claims`; None where it has none
+POINTS = 25  # radii of a certificate's curve that say their value
+
+
+def write_page(
+    results: Path,
+    out: Path | None = None,
+    *,
+    store: Path | None = None,
+    title: str | None = None,
+    reference: str | None = None,
+    data_dir: Path | None = None,
+) -> Path:
+    """Write the page of a results folder to `out` (`<results>/report.html`) and return its path.
+
+    `store` has the cards of the models; `reference` is the defence that mCE is relative to; `data_dir` the data sets of the
+    galleries. What is half done is said to be so: the same call again shows what has come since.
+    Errors: BadInput where the folder holds no record of ours, or a damaged one.
+    """
+    results, left_out = Path(results), list[str]()
+
+    def warn(text: str) -> None:
+        left_out.append(text.replace(f"{results}/", ""))
+        print(text, file=sys.stderr)
+
+    kinds = {name: load_results(results / name, warn=warn) for name in ("", SETTLE, corrupting.FOLDER)}
+    certified = [one for part in ("", SETTLE) for one in load_results(results / part / check.FOLDER, warn=warn)]
+    found = [*(result for part in kinds.values() for result in part), *certified]
+    verdicts = audited.read(results / audits.FOLDER, warn)
+    if not found and not verdicts:
+        raise BadInput(
+            f"no record under {results}; run `rush-bench attack` first, or name the folder that was its --out (it holds runs/)"
+        )
+    page = _Page(grids.Records(found, results))
+    measured = rows(kinds[""])
+    cards, changed = models.cards_of(found, store)
+    page.tables(measured)
+    page.overview(measured, cards)
+    page.images(measured, data_dir)
+    page.certificates(certified)
+    page.corruptions(kinds[corrupting.FOLDER], reference)
+    page.claims(kinds[SETTLE], certified, verdicts)
+    page.models(cards, changed)
+    attacks = {result.folder: result for result in [*kinds[""], *kinds[SETTLE]]}.values()
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    text = environment.get_template("page.html.j2").render(
+        title=title or f"rush-bench: {results.resolve().name}",
+        version=rush_bench.__version__,
+        clashes=[str(one) for one in check.contradictions(certified, attacks)],
+        left_out=left_out,
+        count=len(page.records.anchors),
+        unfinished=sum(not result.complete for result in {result.folder: result for result in found}.values()),
+        records=page.records.entries(),
+        page=page.parts,
+        titles=PARTS,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+    )
+    path = Path(out) if out is not None else results / "report.html"
+    write_text(path, text)
+    return path
+
+
+class _Page:
+    """Gathers the parts, each absent where there is nothing to show."""
+
+    def __init__(self, records: grids.Records) -> None:
+        self.records = records
+        self.parts: dict[str, Any] = dict.fromkeys(PARTS)
+        self.figures = 0
+
+    def figure(self, draw: Callable[[Path], Path | None]) -> Markup | None:
+        """An SVG whose ids no other figure has."""
+        self.figures += 1
+        return inline(draw, f"f{self.figures}")
+
+    def add(self, name: str, part: Any) -> None:
+        """A part, unless it is empty."""
+        if part:
+            self.parts[name] = part
+
+    def tables(self, measured: Sequence[Row]) -> None:
+        """All that was measured, and Table 1 where something of its data sets was."""
+        if measured:
+            self.add("measured", grids.measured("measured", tables.plain(measured), measured, self.records))
+        lines = tables.paper_lines(measured)
+        if any(row is not None and tables.block_of(row.labels) in BLOCKS for _, row in lines):
+            grid = grids.measured("published", tables.paper(lines), [row for _, row in lines], self.records)
+            self.add("published", grid)
+
+    def overview(self, measured: Sequence[Row], cards: dict[str, models.Card]) -> None:
+        """Figures of the table: every defence side by side, accuracy against eps, cost against the worst case."""
+        sheets: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+        radii: dict[tuple[str, ...], set[float]] = defaultdict(set)
+        attacked: list[Row] = []
+        for row in measured:
+            if row.threat and row.estimates.keys() & figures.PANELS.keys():
+                attacked.append(row)
+                sheets[row.labels["dataset"], row.threat_text, row.labels["suite"], f"n={row.labels['n']}"].append(row)
+                radii[row.labels["dataset"], row.threat["norm"], row.labels["defense"]].add(row.threat["eps"])
+        made = [(", ".join(title), self.figure(partial(figures.accuracy_by_defence, sheet))) for title, sheet in sheets.items()]
+        lines = [r for r in attacked if r.threat and len(radii[r.labels["dataset"], r.threat["norm"], r.labels["defense"]]) > 1]
+        if lines:
+            made.append(("Accuracy against eps", self.figure(partial(figures.against_eps, lines))))
+        cost = self.figure(partial(models.cost, measured, cards))
+        made += [("Training cost against worst-case accuracy", cost)] if cost else []
+        self.add("figures", made)
+
+    def images(self, measured: Sequence[Row], data_dir: Path | None) -> None:
+        """Galleries, and how many rows have no x' on disk."""
+        made, missing = gallery.galleries(measured, data_dir, GALLERIES)
+        if made or missing:
+            anchors = [self.records.anchor(one.result) for one in made]
+            self.add("galleries", {"made": list(zip(made, anchors, strict=True)), "missing": missing, "most": GALLERIES})
+
+    def certificates(self, certified: Sequence[CellResult]) -> None:
+        """A curve and a table a norm."""
+        by: dict[str, dict[str, CellResult]] = defaultdict(dict)
+        for result in certified:
+            if result.complete:
+                by[str(result.labels["norm"])][certificates.name_of(result)] = result
+        parts = []
+        for norm, whole in by.items():
+            sets = {name: frame_of(result) for name, result in whole.items()}
+            grid = grids.certified(f"certified-{norm}", whole, sets, self.records)
+            parts.append((norm, self.figure(partial(_curve, sets, norm)), grid))
+        self.add("certificates", parts)
+
+    def corruptions(self, results: Sequence[CellResult], reference: str | None) -> None:
+        """A table a data set and set of corruptions."""
+        parts = []
+        for k, part in enumerate(_like(results)):
+            known = reference if reference in {result.labels["defense"] for result in part} else None
+            parts.append(grids.corrupted(f"corrupted-{k}", corruptions.table(part, known)))
+        if reference is not None and not any(result.labels["defense"] == reference for result in results):
+            raise BadInput(f"the reference {reference!r} was not measured under corruptions; name a defence of that table")
+        self.add("corruptions", parts)
+
+    def claims(self, results: Sequence[CellResult], certified: Sequence[CellResult], verdicts: Sequence[audits.Audit]) -> None:
+        """A part a defence under audit: verdict, checks, experiments, figures; then the figures that they share."""
+        found = books(results, certified)
+        shown = {entry.result.folder for book in found for entry in book.entries}
+        older = len({result.folder for result in results if "experiment" in result.labels} - shown)
+        books_by = {audited.key(book): book for book in found}
+        audits_by = {audited.key(audit.book): audit for audit in verdicts}
+        parts = []
+        for k, name in enumerate(sorted(books_by.keys() | audits_by.keys(), key=str)):
+            book, audit = books_by.get(name), audits_by.get(name)
+            part: dict[str, Any] = {**dict.fromkeys(CLAIM), "figures": []}
+            if audit:
+                part["title"] = settle.title(audit.book)
+                part |= {"sentence": audits.sentence(audit), "word": audit.verdict.word if audit.verdict else "no verdict"}
+                part |= {"stale": audited.stale(audit, book), "findings": grids.findings(f"findings-{k}", audit)}
+            if book:
+                part["title"] = settle.title(book)
+                part["trials"] = grids.trials(f"trials-{k}", book, self.records)
+                drawn = (
+                    ("The published evaluation, corrected step by step", settle_figures.waterfall),
+                    ("Every attack beside the worst case", settle_figures.attacks),
+                )
+                made = [(words, self.figure(partial(draw, book))) for words, draw in drawn]
+                part["figures"] = [(words, svg) for words, svg in made if svg]
+            parts.append(part)
+        shared: list[tuple[str, Markup | None]] = []
+        groups: dict[str, list[Book]] = defaultdict(list)
+        for book in found:
+            groups[settle.group(book)].append(book)
+        for together in groups.values():
+            shared.append(("What more effort changes", self.figure(partial(settle_figures.sweep, together))))
+            shared.append(("The way down to chance", self.figure(partial(settle_figures.eps, together))))
+        if parts:
+            drawn_together = [(words, svg) for words, svg in shared if svg]
+            self.add("claims", {"parts": parts, "shared": drawn_together, "older": older})
+
+    def models(self, cards: dict[str, models.Card], changed: list[str]) -> None:
+        """Cards with their learning curves."""
+        made = []
+        for name, card in cards.items():
+            curve = self.figure(partial(models.learning_curve, card))
+            about = {key: card[key] for key in models.ABOUT if card.get(key) is not None}
+            made.append({"name": name, "about": about, "curve": curve, "text": models.text(card)})
+        if made or changed:
+            self.add("models", {"made": made, "changed": changed})
+
+
+def _curve(sets: dict[str, pd.DataFrame], norm: str, path: Path) -> Path:
+    """The curve with values to point at, evenly spaced up to the largest radius of each set."""
+    figure = certificates.curve(sets, norm)
+    for name, frame in sets.items():
+        radii = np.linspace(0, float(frame["radius"].max()), POINTS)
+        found = 100 * certificates.certified_accuracy(frame, radii)
+        words = figures.tips(f"{name}: {value:.6g} % at radius {r:.4g}" for r, value in zip(radii, found, strict=True))
+        figure.axes[0].plot(radii, found, linestyle="", marker=".", markersize=1, alpha=0, gid=words)
+    return figures.save(figure, path)
+
+
+def _like(results: Iterable[CellResult]) -> list[list[CellResult]]:
+    """Corruption cells that may stand in one table, for they are of the same images; defences of one name told apart."""
+    by: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        who = {key: result.identity[key] for key in ("weights", "defense", "seed", "repeats")}
+        by[digest([result.labels["defense"], result.labels["dataset"], result.labels["n"]])][digest(who)].append(result)
+    found: dict[str, list[CellResult]] = defaultdict(list)
+    for variants in by.values():
+        for cells in variants.values():
+            name, identity = cells[0].labels["defense"], cells[0].identity
+            if len(variants) > 1:
+                name += f" ({identity['weights'][:6]}, K={identity['repeats']}, seed {identity['seed']})"
+            images = sorted([cell.labels["corruption"], cell.labels["severity"], cell.identity["images"]] for cell in cells)
+            found[digest(images)] += [replace(cell, labels={**cell.labels, "defense": name}) for cell in cells]
+    return list(found.values())

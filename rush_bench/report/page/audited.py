@@ -1,0 +1,53 @@
+"""Audits as `rush-bench audit` left them, and whether the records still say the same."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rush_bench.audit.book import Book
+from rush_bench.audit.finding import Finding
+from rush_bench.audit.run import Audit
+from rush_bench.audit.verdict import Claim, Verdict
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.statistics import Estimate
+from rush_bench.files import read_json
+from rush_bench.report.settle import percent
+
+
+def read(folder: Path, warn: Callable[[str], None]) -> list[Audit]:
+    """Every audit of a folder, sorted by file; one that cannot be read is left out, and `warn` gets a line that says so."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(_audit(read_json(path)))
+        except (BadInput, LookupError, TypeError) as error:
+            warn(f"left out {path}: {error}")
+    return found
+
+
+def _audit(kept: dict[str, Any]) -> Audit:
+    verdict = kept["verdict"]
+    if verdict is not None:
+        parts = {"claim": Claim(**verdict["claim"]), "worst": Estimate(**verdict["worst"])}
+        verdict = Verdict(**{**verdict, **parts, "decided_by": tuple(verdict["decided_by"])})
+    findings = tuple(Finding(**finding) for finding in kept["findings"])
+    return Audit(Book(kept["defense"], kept["labels"], ()), findings, verdict)
+
+
+def key(book: Book) -> tuple[Any, ...]:
+    """What an audit and the book that it judged agree in."""
+    return (book.subject, *(book.labels[name] for name in ("dataset", "norm", "eps", "budget_name", "n")))
+
+
+def stale(audit: Audit, book: Book | None) -> str:
+    """What the records say now, where it is not what the verdict was given on; empty where it is."""
+    if audit.verdict is None or book is None or book.worst is None:
+        return ""
+    now = book.worst.estimate
+    if all(math.isclose(a, b, abs_tol=1e-12) for a, b in zip(now, audit.verdict.worst, strict=True)):
+        return ""
+    return (
+        f"This verdict was given on a worst case of {percent(audit.verdict.worst)} %; by the records and this version it is "
+        f"{percent(now)} %. Run the audit again."
+    )

@@ -1,0 +1,229 @@
+"""Tables of the page: the values of the other tables with what a reader can sort, point at and follow to its record."""
+
+import json
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rush_bench.audit import run as audits
+from rush_bench.audit.book import Book
+from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.certify import report as certificates
+from rush_bench.evaluation.records import CellResult
+from rush_bench.evaluation.statistics import Estimate
+from rush_bench.report import corruptions, settle
+from rush_bench.report.figures import percent
+from rush_bench.report.rows import Row
+from rush_bench.report.writers import BOUND, DASH, HEADERS, NARROW, is_text, lay_out, measured_name
+
+NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "suite", "dataset")  # labels in a record's name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`text` as other tables print it; `value` is all of the number, by which a column is sorted, `interval` its ends.
+
+    `tip` is what a reader who points at it is told, `record` the anchor of what it was computed from; `mark` a footnote's
+    mark and `why` its meaning; `kind` a class of the style.
+    """
+
+    text: str
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    tip: str = ""
+    record: str = ""
+    best: bool = False
+    mark: str = ""
+    why: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`shown`: at first; the reader may choose others. `kind`: `words` are set flush left, `long` ones folded."""
+
+    header: str
+    kind: str = "number"
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: blocks are (title, lines); each is sorted by itself."""
+
+    name: str
+    columns: list[Column]
+    blocks: list[tuple[str, list[list[Cell]]]]
+    notes: Sequence[str] = ()
+
+
+class Records:
+    """The cells that the page rests on, each with its anchor; `folder` is the results folder."""
+
+    def __init__(self, results: Sequence[CellResult], folder: Path) -> None:
+        self.by_folder: dict[Path, list[CellResult]] = {}
+        for result in sorted(results, key=lambda one: one.folder):
+            self.by_folder.setdefault(result.folder, []).append(result)
+        self.anchors = {path: f"r{k}" for k, path in enumerate(self.by_folder)}
+        self.folder = folder
+
+    def anchor(self, result: CellResult | None) -> str:
+        """The id of its entry, empty for none."""
+        return "" if result is None else self.anchors[result.folder]
+
+    def entries(self) -> dict[str, list[dict[str, Any]]]:
+        """By place, one entry a cell: what it is, what it cost, and all that is written down of it; sorted by name."""
+        made: dict[str, list[dict[str, Any]]] = {}
+        for path, same in self.by_folder.items():
+            first = same[0]
+            about = {"chunks": f"{first.chunks_done} of {first.chunks}", "folder": str(path.relative_to(self.folder))}
+            if first.chunks_done:
+                frame = first.frame
+                about |= {kind: f"{frame[kind].mean():,.6g} an image" for kind in ("forwards", "backwards")}
+                about |= {"seconds": f"{frame['seconds'].sum():,.4g}", "largest distance": f"{frame['distance'].max():.6g}"}
+            text = json.dumps({"identity": first.identity, "labels": [one.labels for one in same]}, indent=1)
+            name = " · ".join(str(first.labels[key]) for key in NAMED if first.labels.get(key) not in (None, ""))
+            entry = {"id": self.anchors[path], "name": name, "about": about, "text": text, "complete": first.complete}
+            made.setdefault(str(path.parent.relative_to(self.folder)), []).append(entry)
+        return {place: sorted(found, key=lambda entry: entry["name"]) for place, found in made.items()}
+
+
+def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], records: Records) -> Grid:
+    """A frame of `tables.plain` or `tables.paper`, with the row behind each of its lines."""
+    frame = frame.reset_index(drop=True)
+    layout = lay_out(frame)
+    meanings = {mark: text for mark, text in layout.notes if mark}
+
+    def cell(i: int, k: int) -> Cell:
+        column, row = layout.columns[k], lines[i]
+        value = frame.at[i, column] if column in frame else None
+        number = float(value) if isinstance(value, numbers.Real) and not math.isnan(value) else None
+        found = row.estimates.get(measured_name(column)) if row else None
+        result = row.cells.get(measured_name(column)) if row else None
+        if column.startswith("measured_") and number is None:  # a deterministic defence has no fresh draws
+            found = result = None
+        marks = layout.marks.get((i, k), "")
+        why = [f"{mark}: {meanings[mark]}" for mark in marks.split(",") if mark]
+        why += [str(frame.at[i, "notes"])] if BOUND in marks and row and row.notes else []
+        tip = ""
+        if found is not None and result is not None:
+            tip = f"{percent(HEADERS.get(column, column), found)} · {settings_text(result)}"
+        elif number is not None and column.startswith("published_"):
+            tip = f"published: {frame.at[i, 'published_source']}"
+        interval = (100 * found.low, 100 * found.high) if found else None
+        best = (i, k) in layout.bold
+        return Cell(layout.cells[i][k], number, interval, tip, records.anchor(result), best, marks, " ".join(why))
+
+    columns = [
+        Column(
+            HEADERS.get(column, column),
+            "words" if is_text(column) else "number",
+            (column == "threat" or column not in NARROW) and any(line[k] != DASH for line in layout.cells),
+        )
+        for k, column in enumerate(layout.columns)
+    ]
+    blocks = [(title, [[cell(i, k) for k in range(len(columns))] for i in span]) for title, span in layout.blocks]
+    return Grid(name, columns, blocks, [f"{mark} {text}".strip() for mark, text in layout.notes])
+
+
+def settings_text(result: CellResult) -> str:
+    """The attack of a cell in a line: its name, its settings, K, n and the seed."""
+    attack = dict(result.identity["attack"])
+    words = [str(attack.pop("name"))]
+    words += [f"over {len(attack.pop('of'))} cells"] if "of" in attack else []
+    words += [f"{key}={value}" for key, value in attack.items()]
+    return ", ".join([*words, f"K={result.identity['repeats']}", f"n={result.labels['n']}", f"seed={result.identity['seed']}"])
+
+
+def trials(name: str, book: Book, records: Records) -> Grid:
+    """The trials of a book, a block an experiment; with the waterfall's differences where there are any."""
+    values = {id(entry): line for entry, line in zip(book.entries, settle.frame(book).to_dict("records"), strict=True)}
+    keys = {"Accuracy": "accuracy", "K": "k", "Forward": "forwards", "Back": "backwards", "Seconds": "seconds"}
+    steps = {bar.entry.trial: bar.step for bar in settle.bars(book) if bar.step is not None}
+    blocks = []
+    for experiment, entries in settle.sections(book):
+        lines = []
+        for entry in entries:
+            known, line = values[id(entry)], []
+            for column, text in zip(settle.COLUMNS, settle.texts(entry), strict=True):
+                number = known.get(keys.get(column, ""))
+                made = Cell(text, None if number is None or math.isnan(number) else number)
+                if column == "Accuracy" and entry.complete:
+                    made = _accuracy(text, entry.trial, entry.estimate, entry.result, records)
+                line.append(made)
+            if steps:
+                step = steps.get(entry.trial) if experiment == "T15" else None
+                line.insert(2, Cell("") if step is None else Cell(settle.percent(step, signed=True), 100 * step.value))
+            lines.append(line)
+        blocks.append((f"{experiment} {EXPERIMENTS[experiment].title}. Reading: {EXPERIMENTS[experiment].reading}.", lines))
+    columns = [Column(column, {"Trial": "words", "Besides": "long"}.get(column, "number")) for column in settle.COLUMNS]
+    if steps:
+        columns.insert(2, Column("Change, paired"))
+    return Grid(name, columns, blocks, settle.notes(book))
+
+
+def _accuracy(text: str, name: str, found: Estimate, result: CellResult, records: Records) -> Cell:
+    tip = f"{percent(name, found)} · {settings_text(result)}"
+    return Cell(text, 100 * found.value, (100 * found.low, 100 * found.high), tip, records.anchor(result))
+
+
+def findings(name: str, audit: audits.Audit) -> Grid:
+    """The checks of an audit."""
+    header, lines = audits.lay_out(audit)
+    columns = {"Figure": "number", "Passes if": "number", "What": "long", "Source and notes": "long"}
+    made = []
+    for finding, line in zip(audit.findings, lines, strict=True):
+        kinds = {"Outcome": finding.status.replace(" ", "-")}
+        values = {"Figure": finding.figure, "Passes if": finding.threshold}
+        made.append([Cell(t, values.get(c), kind=kinds.get(c, "")) for c, t in zip(header, line, strict=True)])
+    return Grid(name, [Column(column, columns.get(column, "words")) for column in header], [("", made)])
+
+
+def certified(name: str, whole: Mapping[str, CellResult], sets: Mapping[str, pd.DataFrame], records: Records) -> Grid:
+    """Certified accuracies at the radii that the cells share."""
+    radii = certificates.shared_radii(list(whole.values()))
+    frame = certificates.table(sets, radii)
+    lines = []
+    for (title, result), texts in zip(whole.items(), frame.itertuples(index=False), strict=True):
+        found = certificates.summary(sets[title], radii)
+        cells = [Cell(str(t), float(t) if isinstance(t, int | float) else None) for t in texts[: len(texts) - len(radii)]]
+        cells[0] = Cell(title, record=records.anchor(result))
+        for text, at in zip(texts[len(cells) :], found["certified"], strict=True):
+            estimate = Estimate(at["accuracy"], at["low"], at["high"])
+            cells.append(_accuracy(str(text), f"at radius {at['radius']:.6g}", estimate, result, records))
+        lines.append(cells)
+    columns = [
+        Column(str(column), "number" if k else "words", any(line[k].text for line in lines))
+        for k, column in enumerate(frame.columns)
+    ]
+    note = "Share of images with the right class and a radius of at least r, in percent; 95 % intervals over images on hover. "
+    note += "≥: a lower bound, as the mode stopped early. Each certificate is wrong with a chance of at most its alpha."
+    return Grid(name, columns, [("", lines)], [note])
+
+
+def corrupted(name: str, frame: pd.DataFrame) -> Grid:
+    """The table of common corruptions, mCE where there is a reference."""
+    header, body = corruptions.lay_out(frame)
+    known = {(line["corruption"], line["defense"]): line for line in frame.to_dict("records")}
+    lines = []
+    for first, *texts in body[: None if frame["reference"].notna().any() else -1]:
+        cells = [Cell(first)]
+        for defense, text in zip(header[1:], texts, strict=True):
+            key = "accuracy" if (first, defense) in known else "ce"
+            line = known[first if key == "accuracy" else corruptions.MEAN, defense]
+            value, low, high = (line[part] for part in (key, f"{key}_low", f"{key}_high"))
+            severities = ", ".join(f"{s}: {line[f'severity_{s}']:.6g}" for s in corruptions.SEVERITIES)
+            tip = f"{value:.6g} [{low:.6g}, {high:.6g}]" + (f" · severities {severities}" if key == "accuracy" else "")
+            cells.append(Cell(text) if math.isnan(value) else Cell(text, value, (low, high), tip))
+        lines.append(cells)
+    return Grid(
+        name,
+        [Column(column, "number" if k else "words") for k, column in enumerate(header)],
+        [("", lines)],
+        [corruptions.caption(frame)],
+    )

@@ -1,0 +1,397 @@
+"""The page of a results folder: every number of the tables at its full value, nothing from elsewhere, no name read as HTML."""
+
+import base64
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from markupsafe import Markup
+from matplotlib.image import imread
+from torch import nn
+
+from rush_bench.attacks.suites import parse_suite
+from rush_bench.audit.book import Book
+from rush_bench.audit.run import judge, sentence, write
+from rush_bench.audit.verdict import Claim
+from rush_bench.certify import Sampling, certify
+from rush_bench.certify.report import shared_radii, summary
+from rush_bench.certify.tsv import frame_of
+from rush_bench.datasets import Images, load_dataset
+from rush_bench.defenses import Deterministic, Smoothed
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.runner import attack
+from rush_bench.noise import Gaussian
+from rush_bench.report import settle, tables
+from rush_bench.report.books import books
+from rush_bench.report.page import PARTS, write_page
+from rush_bench.report.page.gallery import SHOWN
+from rush_bench.store import save_model
+
+NAMES = ("clean", "pgd", "eot", "worst")
+CARD = {"recipe": "rush", "dataset": "cifar10", "network": {"name": "tiny", "classes": 4, "channels": 3, "size": 32}}
+HISTORY = [{"stage": "pretrain", "epoch": k, "loss": 5.0 / k, "knn": 0.5 + 0.1 * k} for k in (1, 2, 3)]
+
+
+class Reader(HTMLParser):
+    """What a browser would find: cells of tables by the id of their table, sections, and every attribute."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: dict[str, list[dict[str, str]]] = {}
+        self.sections, self.tags, self.attributes = list[str](), list[str](), list[tuple[str, str, str]]()
+        self.ids, self.table, self.words = list[str](), "", list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in known.items()]
+        self.ids += [known["id"]] if "id" in known else []
+        if tag == "table":
+            self.table = known["id"].removeprefix("table-")
+        elif tag == "section":
+            self.sections.append(known.get("id", ""))
+        elif tag in ("td", "th"):
+            self.cells.setdefault(self.table, []).append(known)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def read(path: Path) -> Reader:
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figure is drawn: where the test is about something else they would take most of its time."""
+    monkeypatch.setattr("rush_bench.report.page.inline", lambda draw, prefix: Markup())
+
+
+def ones(k: int, n: int = 20) -> np.ndarray:
+    return (np.arange(n) < k).astype(int)
+
+
+def fill(lab) -> None:
+    """Two defences at two radii, one of them Table 1's."""
+    rng = np.random.default_rng(0)
+    for eps, suite in ((8 / 255, "linf8-quick"), (0.1, "linf25.5-quick")):
+        for name in NAMES:
+            right = rng.integers(0, 5, 20)
+            lab.cell("rush@64", name, right, repeats=4, votes=64, eps=eps, suite=suite, sha256="s")
+            if name != "eot":
+                lab.cell("net<script>alert(1)</script>", name, ones(len(name)), eps=eps, suite=suite)
+
+
+@pytest.fixture(scope="module")
+def whole(shared_lab) -> Path:
+    """A page with its figures, made once: drawing takes most of the time."""
+    fill(shared_lab)
+    return write_page(shared_lab.folder, store=store(shared_lab.folder / "models"), title="<i>mine</i> & ours")
+
+
+@pytest.mark.parametrize("style", tables.STYLES)
+def test_every_number_of_the_table_is_there_in_full_with_its_interval(undrawn, lab, style: str) -> None:
+    fill(lab)
+    found = read(write_page(lab.folder)).cells["measured" if style == "plain" else "published"]
+    shown = {tuple(float(cell[key]) for key in ("data-v", "data-low", "data-high")) for cell in found if "data-low" in cell}
+    frame = tables.table(lab.results(), style)
+    numbers = [name for name in frame if f"{name}_low" in frame]
+    wanted = {
+        tuple(line[part] for part in (name, f"{name}_low", f"{name}_high"))
+        for line in frame.to_dict("records")
+        for name in numbers
+        if not np.isnan(line[name])
+    }
+    assert len(wanted) > 5 and shown == wanted
+    if style == "paper":
+        published = {float(cell["data-v"]) for cell in found if "data-v" in cell and "data-low" not in cell}
+        assert set(frame["published_pgd"].dropna()) <= published
+
+
+def test_every_number_leads_to_the_record_it_was_computed_from(whole: Path, shared_lab) -> None:
+    text, page = whole.read_text(encoding="utf-8"), read(whole)
+    assert len(page.ids) == len(set(page.ids))
+    targets = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert len(targets) > 20 and set(targets) <= set(page.ids)
+    for result in shared_lab.results():
+        assert json.dumps(result.identity["weights"]) in page.text and f"runs/{result.folder.name}" in page.text
+    (row,) = re.findall(r'<a href="#(r\d+)"[^>]*title="Worst: [^"]* K=4, n=20, seed=0"', text)[:1]
+    record = re.search(rf'<div id="{row}">.*?<pre[^>]*>(.*?)</pre>', text, re.S)
+    assert record and "worst" in record[1]
+
+
+def test_names_are_never_read_as_html(whole: Path) -> None:
+    page = read(whole)
+    assert "alert(1)" in page.text and "<i>mine</i> & ours" in page.text
+    assert [text for text in page.words if "alert(1)" in text and "<script>" not in text] == []
+    assert page.tags.count("script") == 1 and "i" not in page.tags
+
+
+def test_nothing_is_asked_of_elsewhere(whole: Path) -> None:
+    text, page = whole.read_text(encoding="utf-8"), read(whole)
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "srcset", "action", "data", "poster", "clip-path", "xmlns"):
+            assert value.startswith(("#", "data:", "url(#")), (tag, name, value)
+    assert not {"iframe", "object", "embed", "base", "form", "audio", "video"} & set(page.tags)
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest|import\(|://", text)
+    assert "default-src 'none'" in text
+
+
+def test_a_part_is_absent_where_there_is_nothing(undrawn, lab, tmp_path: Path) -> None:
+    lab.cell("mine", "clean", ones(12), dataset="grey")
+    page = read(write_page(lab.folder))
+    assert [part for part in PARTS if part in page.sections] == ["measured"]
+    fill(lab)
+    page = read(write_page(lab.folder, store=store(tmp_path / "models")))
+    assert [part for part in PARTS if part in page.sections] == ["measured", "published", "figures", "galleries", "models"]
+    assert "rows have no attacked images on disk" in page.text
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_folder_without_records_is_refused_with_the_fix(tmp_path: Path, made: bool) -> None:
+    if made:
+        (tmp_path / "runs" / "photos").mkdir(parents=True)
+        (tmp_path / "runs" / "photos" / "cell.json").write_text("{}")
+    with pytest.raises(BadInput, match="rush-bench attack"):
+        write_page(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_is_unfinished_or_left_out_is_said(undrawn, lab) -> None:
+    fill(lab)
+    lab.cell("late", "pgd", ones(9), chunks_done=1)
+    broken = lab.cell("broken", "pgd", ones(9))
+    (lab.store.folder(broken) / "cell.json").write_text("{")
+    page = read(write_page(lab.folder))
+    assert "1 not finished" in page.text and "pgd: 1 of 2 chunks" in page.text
+    assert "Left out" in page.text and f"left out runs/{broken.key[:16]}" in page.text
+
+
+def test_the_same_records_make_the_same_page(whole: Path, tmp_path: Path) -> None:
+    again = write_page(whole.parent, tmp_path / "again.html", store=whole.parent / "models", title="<i>mine</i> & ours")
+    assert again.read_bytes() == whole.read_bytes()
+
+
+def store(folder: Path, sha256: str = "s") -> Path:
+    """A store with the card of `rush`, which trained for 12.5 seconds."""
+    card = CARD | {"name": "rush", "votes": [64], "seconds": 12.5, "validation": {"knn": 0.8, "history": HISTORY}}
+    save_model(folder / "rush", card, {})
+    card = json.loads((folder / "rush" / "card.json").read_text()) | {"sha256": {"model": sha256}}
+    del card["digest"]
+    (folder / "rush" / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_a_model_has_its_card_its_learning_curve_and_its_cost(whole: Path, shared_lab) -> None:
+    text = whole.read_text(encoding="utf-8")
+    for epoch in HISTORY:
+        assert f"<title>loss, pretrain, epoch {epoch['epoch']}: {epoch['loss']:.5g}</title>" in text
+        assert f"<title>knn, epoch {epoch['epoch']}: {100 * epoch['knn']:.5g}</title>" in text
+    (frame,) = [
+        line
+        for line in tables.table(shared_lab.results()).to_dict("records")
+        if line["suite"] == "linf8-quick" and line["K"] == 4
+    ]
+    assert f"rush@64: {frame['worst']:.6g} % [{frame['worst_low']:.6g}, {frame['worst_high']:.6g}]; 12.5 s of training" in text
+
+
+def test_a_card_of_other_weights_is_not_shown(undrawn, lab, tmp_path: Path) -> None:
+    fill(lab)
+    page = read(write_page(lab.folder, store=store(tmp_path / "models", sha256="other")))
+    assert "other weights under this name" in page.text and "12.5" not in page.text
+
+
+@pytest.fixture
+def digits() -> tuple[Images, nn.Linear]:
+    """Twelve digits, and a network of fixed weights."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.randn(10, 256, generator=torch.Generator().manual_seed(0)))
+    return load_dataset("digits", "test", 12), network.eval()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_gallery_has_clean_images_only_where_they_are_those_that_were_attacked(
+    undrawn, digits, tmp_path: Path, known: bool
+) -> None:
+    images, network = digits
+    if not known:
+        images = replace(images, pixels=255 - images.pixels)
+    suite = parse_suite("linf25.5-quick", ("clean", "pgd"), {"pgd.steps": 1, "pgd.select_draws": 1})
+    run = attack(Deterministic(network, name="net", shape=images.shape), suite, images, out=tmp_path, quiet=True)
+    page = read(write_page(tmp_path))
+    (gallery,) = [result for result in run.results if result.labels["attack"] == "worst"]
+    pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert len(pictures) == SHOWN * (3 if known else 1)
+    assert ("not on this machine" in page.text) != known
+    stored = np.load(gallery.folder / "adversarial-0000.npy")
+    drawn = [png(value) for value in pictures[1::3]] if known else [png(value) for value in pictures]
+    assert all(any(np.abs(one - image[0]).max() < 1 / 254 for image in stored) for one in drawn)
+
+
+class Rounded(nn.Module):
+    """A layer without a gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.round(16 * x) / 16
+
+
+def test_a_dagger_says_why(undrawn, digits, tmp_path: Path) -> None:
+    images, network = digits
+    suite = parse_suite("linf25.5-quick", ("clean", "pgd"), {"pgd.steps": 1, "pgd.select_draws": 1})
+    masked = Deterministic(nn.Sequential(Rounded(), network).eval(), name="masked", shape=images.shape)
+    attack(masked, suite, images, out=tmp_path, quiet=True)
+    marks = [value for tag, name, value in read(write_page(tmp_path)).attributes if (tag, name) == ("sup", "title")]
+    assert len(marks) == 2 and all("†: an upper bound" in mark and "no gradient on 100%" in mark for mark in marks)
+
+
+def png(address: str) -> np.ndarray:
+    """A grey PNG in a `data:` address, (H, W) in [0, 1]."""
+    return imread(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))))
+
+
+def test_certificates_say_the_accuracy_at_each_radius(undrawn, digits, tmp_path: Path) -> None:
+    images, network = digits
+    smoothed = Smoothed(network, noise=Gaussian(0.25), votes=4, name="soft@4", shape=images.shape)
+    run = certify([smoothed], images, Sampling("fixed", 10, 200), out=tmp_path, quiet=True)
+    page = read(write_page(tmp_path))
+    assert [part for part in PARTS if part in page.sections] == ["certificates"]
+    found = summary(frame_of(run.results[0]), shared_radii(run.results))
+    shown = [float(cell["data-v"]) for cell in page.cells["certified-l2"] if "data-low" in cell]
+    assert shown == [100 * at["accuracy"] for at in found["certified"]]
+
+
+def test_corruptions_have_mce_where_a_reference_is_named(lab) -> None:
+    room = type(lab)(lab.folder / "corruptions")
+    for name, right in (("mine", 12), ("base", 8)):
+        for severity in range(1, 6):
+            which = {"corruption": "fog", "severity": severity}
+            room.cell(name, "corruption", ones(right + severity), suite="corruptions", settings=which, **which)
+    cells = read(write_page(lab.folder)).cells["corrupted-0"]
+    assert sorted(float(cell["data-v"]) for cell in cells if "data-v" in cell) == pytest.approx([55, 55, 75, 75])  # fog, mean
+    cells = read(write_page(lab.folder, reference="base")).cells["corrupted-0"]
+    assert sorted(float(cell["data-v"]) for cell in cells if "data-v" in cell)[-1] == pytest.approx(100)
+    assert pytest.approx(100 * 25 / 45) in [float(cell["data-v"]) for cell in cells if "data-v" in cell]
+    with pytest.raises(BadInput, match="'none' was not measured"):
+        write_page(lab.folder, reference="none")
+
+
+def claimed(lab) -> Book:
+    """Finished trials of a defence, on disk as `settle` leaves them."""
+    room = type(lab)(lab.folder / "settle")
+    about = {
+        "subject": "rush@64",
+        "suite": "settle-quick",
+        "threat_norm": "linf",
+        "threat_eps": 8 / 255,
+        "on": "",
+        "scale": 1.0,
+    }
+    trials = [("T15", "AA as published", 15), ("T15", "never the clean image back", 11), ("T15", "PGD as published", 14)]
+    for order, (experiment, trial, right) in enumerate([*trials, ("T11", "worst case", 6)]):
+        more = {
+            "experiment": experiment,
+            "trial": trial,
+            "order": order,
+            "settings": {"trial": trial},
+            "repeats": 4,
+            "votes": 64,
+        }
+        room.cell("rush@64", "worst" if experiment == "T11" else "pgd", 4 * ones(right), **more, **about)
+    (book,) = books(room.results())
+    return book
+
+
+def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab) -> None:
+    book = claimed(lab)
+    audit = judge(book, [], Claim(0.7, "stated"))
+    write(audit, lab.folder, settle.stem(book), settle.markdown)
+    page = read(write_page(lab.folder))
+    assert [part for part in PARTS if part in page.sections] == ["claims"]
+    shown = [float(cell["data-v"]) for cell in page.cells["trials-0"] if "data-low" in cell]
+    assert shown == [100 * entry.estimate.value for entry in book.entries]
+    assert audit.verdict and audit.verdict.word in page.text and sentence(audit) in page.text
+    assert len(page.cells["findings-0"]) == 7 * (1 + len(audit.findings))
+    assert "by the records and this version" not in page.text
+
+
+def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undrawn, lab) -> None:
+    book = claimed(lab)
+    old = book.of("T15")[0].result
+    labels = {
+        key: old.labels[key] for key in ("subject", "threat_norm", "threat_eps", "on", "scale", "experiment", "trial", "order")
+    }
+    room, more = type(lab)(lab.folder / "settle"), {**labels, "suite": "settle-quick", "repeats": 4, "votes": 64}
+    new = room.cell("rush@64", "pgd", 4 * ones(3), settings={"steps": 99}, **more)
+    room.cell("rush@64", "pgd", 4 * ones(2), settings={"steps": 100}, chunks_done=1, **more)
+    os.utime(old.folder / "cell.json", (1, 1))
+    (again,) = books(room.results())
+    assert again.of("T15")[0].result.folder == room.store.folder(new) and len(again.entries) == 4
+    assert "2 records are of trials that are there under several settings" in read(write_page(lab.folder)).text
+
+
+def test_a_verdict_on_other_records_says_so(undrawn, lab) -> None:
+    book = claimed(lab)
+    audit = judge(book, [], Claim(0.7, "stated"))
+    write(audit, lab.folder, settle.stem(book), settle.markdown)
+    path = lab.folder / "audit" / f"{settle.stem(book)}.json"
+    kept = json.loads(path.read_text())
+    kept["verdict"]["worst"]["high"] += 0.01
+    path.write_text(json.dumps(kept))
+    assert "by the records and this version" in read(write_page(lab.folder)).text
+
+
+ASKED = """
+const table = document.getElementById("table-measured"), buttons = [...table.querySelectorAll("thead button")], said = {};
+const rows = () => [...table.tBodies[0].rows], k = buttons.findIndex((button) => button.textContent === "Worst");
+const shown = () => rows().map((row) => Number(row.cells[k].dataset.v));
+buttons[k].click();
+said.down = shown();
+buttons[k].click();
+said.up = shown();
+const filter = document.querySelector("[data-filter]");
+filter.value = "RUSH 25.5";
+filter.dispatchEvent(new Event("input"));
+said.kept = rows().filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+document.querySelector(`[data-column="${k}"]`).click();
+said.off = rows().every((row) => getComputedStyle(row.cells[k]).display === "none");
+const link = rows().find((row) => !row.hidden).querySelector("td a");
+link.focus();
+said.tip = document.getElementById("tip").textContent;
+link.click();
+setTimeout(() => {
+  const target = document.querySelector(":target");
+  said.opened = target.checkVisibility() && target.id === link.hash.slice(1);
+  document.body.append(Object.assign(document.createElement("pre"), { id: "said", textContent: JSON.stringify(said) }));
+}, 200);
+"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_in_a_browser(whole: Path, shared_lab, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.html"
+    asked.write_text(whole.read_text(encoding="utf-8").replace("</body>", f"<script>{ASKED}</script></body>"), encoding="utf-8")
+    line = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=2000"]
+    done = subprocess.run([*line, "--dump-dom", f"file://{asked}"], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr  # no error, and nothing was asked for: the page's policy would complain of it
+    (answer,) = re.findall(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)
+    said = json.loads(html.unescape(answer))
+    worst = sorted(tables.table(shared_lab.results())["worst"])
+    assert said["up"] == worst and said["down"] == worst[::-1]
+    assert said["kept"] == ["rush@64"] and said["off"] and said["opened"]
+    assert said["tip"].startswith("Clean: ") and "seed=0" in said["tip"]

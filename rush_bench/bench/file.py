@@ -53,6 +53,7 @@ KINDS = {
     "audit": Kind("models", ("models",)),
     "table": Kind(),
     "figure": Kind(),
+    "report": Kind("results"),
 }
 
 
@@ -172,7 +173,7 @@ def _entry(kind: str, place: str, given: Any) -> Entry:
             raise BadInput(f"{place}: {key} = {value!r} is to be text, a number, true or false, or a list of them")
         options[key] = value
     needed = KINDS[kind].argument
-    if needed and needed != "models" and needed not in options:
+    if needed and needed not in ("models", *OURS, *options):
         raise BadInput(f"{place}: {needed} is missing")
     return Entry(kind, place, options, flatten(given.get("set", {})))
 

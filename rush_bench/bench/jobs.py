@@ -18,7 +18,7 @@ from rush_bench.registry import match, recipes
 from rush_bench.store import ENCODERS, model_names, read_cards
 from rush_bench.training.run import resolve_settings, usual_name
 
-LAST = ("table", "figure")
+LAST = ("table", "figure", "report")
 MEASURES = ("attack", "certify", "corruptions", "settle", "audit")
 
 
@@ -147,7 +147,9 @@ def _line(entry: Entry, options: Mapping[str, Any], place: Place, sets: Mapping[
     """The words of a job: its options, settings, and where it reads and writes."""
     line = words(entry.kind, options, {**entry.sets, **(sets or {})}, entry.place)
     taken = parameters(entry.kind)
-    if "results" in taken:
+    if isinstance(taken.get("results"), click.Argument):
+        line.insert(0, str(place.out))
+    elif "results" in taken:
         line += ["--results", str(place.out)]
     elif "out" in taken:
         line += ["--out", str(place.out)]

@@ -21,7 +21,7 @@ from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.progress import duration
 
 WAIT = 1.0  # seconds before looking again at what another process is at
-SHOWN = ("table",)  # commands whose answer is that of the whole file
+SHOWN = ("table", "report")  # commands whose answer is that of the whole file
 
 
 @dataclass

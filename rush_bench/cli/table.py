@@ -29,7 +29,8 @@ FORMATS = ("csv", "md", "tex")
 def command(style: str, results: tuple[Path, ...], out: Path | None, formats: str, as_json: bool) -> None:
     """Write and print the table of everything measured, from the records alone.
 
-    `--style paper` lays out Table 1 of the RUSH paper: published numbers beside what was measured here.
+    `--style paper` lays out Table 1 of the RUSH paper: published numbers beside what was measured here. What was made of a
+    record is kept in runs/.index.json until its files or the code change; without that file all are read again.
     """
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)

@@ -1,8 +1,10 @@
-"""Which device a name means, and how this process keeps its memory."""
+"""Which device a name means, what float32 means on it, and how this process keeps its memory."""
 
 import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -21,6 +23,33 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device {name!r} cannot be used here; --device auto takes what there is") from error
     return device
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, float32 is computed in float32: cuDNN's convolutions take TF32 by default, which moves logits by 0.01; matmuls
+    take it, on some processors bfloat16, where the user set so. Outside everything is as it was."""
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.get_float32_matmul_precision()
+    kinds = [cudnn.conv, cudnn.rnn]
+    before = [kind.fp32_precision for kind in kinds]
+    try:  # the older of torch's two ways to say it must agree with the newer, or reading it raises
+        older = cudnn.allow_tf32
+    except RuntimeError:  # the user has said both
+        older = None
+    try:
+        if older:
+            cudnn.allow_tf32 = False
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        if older:
+            cudnn.allow_tf32 = True
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
 
 
 @functools.cache

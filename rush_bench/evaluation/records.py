@@ -39,7 +39,8 @@ FORMAT = 1
 IDENTITY = ("format", "weights", "defense", "attack", "threat", "images", "seed", "repeats", "chunk")
 SCALARS = ("index", "label", "correct", "repeats", "margin", "distance", "forwards", "backwards", "seconds")
 BANK = ("bank_correct", "bank_repeats")
-ABOUT = ("cell", "adversarial_crc")  # of a chunk's file, not per image; chunks before 2026-11-25 have no `cell`
+# of a chunk's file, not per image; chunks before 2026-11-25 have no `cell`, and none says what it was `made_on`
+ABOUT = ("cell", "adversarial_crc", "made_on")
 UNATTACKED = ("clean", "corruption", "certify")  # kinds of cells without x'
 MOST = 10**9  # images, draws: more is no record
 TOLERANCE = 1e-6  # what the scorer grants an x' beyond eps

@@ -25,6 +25,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself: a CPU that only pretends to is slower than in float32."""
+    if device.type == "cpu":
+        return any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Inside, float32 is computed in float32: cuDNN's convolutions take TF32 by default, which moves logits by 0.01; matmuls

@@ -24,6 +24,7 @@ from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.records import Arrays, CellStore
+from rush_bench.evaluation.score import made_on
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
 from rush_bench.noise import Stream
 
@@ -79,6 +80,7 @@ class _Job(Job):
             "backwards": np.zeros(len(part)),
             "seconds": seconds * passes / passes.sum(),
             "selected": selected,
+            "made_on": made_on(self.defense),
             "predict": np.where(certified, selected, -1),
             "bound": found.bound,
             "radius": np.where(certified, self.theorem.radius(np.maximum(found.bound, 0.5)), 0.0),

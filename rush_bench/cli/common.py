@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rush_bench.errors import WorkLeft, failed_code, unknown_name
+from rush_bench.errors import BadInput, WorkLeft, failed_code, unknown_name
 
 if TYPE_CHECKING:
     from rush_bench.audit.settle import SettleRun
@@ -100,13 +100,24 @@ def refuse_contradictions(found: Sequence[Any]) -> None:
         raise click.exceptions.Exit(1)
 
 
-def choose_precision(name: str, device: Any) -> str:
-    """`auto` is bfloat16 where a CUDA device has it; a CPU searches in float32, which repeats bit for bit."""
-    import torch
+def choose_precision(name: str, device: Any, out: Path) -> str:
+    """`auto` is bfloat16 where the device computes in it, and stays what it was when the results folder `out` was begun:
+    another precision is another search with records of its own, so that unlike machines would not share their cells.
+    """
+    from rush_bench.devices import has_bfloat16
+    from rush_bench.files import flock, read_json, write_json
 
     if name not in ("auto", "float32", "bfloat16"):
         raise unknown_name("precision", name, ("auto", "float32", "bfloat16"))
     if name != "auto":
         return name
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bfloat16" if capable else "float32"
+    path = out / "precision.json"
+    with flock(path.with_suffix(".lock"), wait=True):
+        if not path.exists():
+            # records from before this choice was kept: a CPU searched in float32
+            begun = device.type == "cpu" and any((out / folder).exists() for folder in ("runs", "settle"))
+            write_json(path, {"auto": "bfloat16" if has_bfloat16(device) and not begun else "float32"})
+        kept = read_json(path)
+    if not isinstance(kept, dict) or kept.get("auto") not in ("float32", "bfloat16"):
+        raise BadInput(f"{path} is damaged; delete it, or give --precision float32 or bfloat16")
+    return str(kept["auto"])

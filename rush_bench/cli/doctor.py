@@ -123,11 +123,13 @@ def devices() -> list[Check]:
     """The processor and each accelerator, with bfloat16."""
     import torch
 
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    checks = [Check("cpu", WORKS, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, bfloat16 {_yes(fast)}")]
+    from rush_bench.devices import has_bfloat16
+
+    fast = _yes(has_bfloat16(torch.device("cpu")))
+    checks = [Check("cpu", WORKS, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, bfloat16 {fast}")]
     for k in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(k).total_memory / 2**30
-        bf16 = _yes(torch.cuda.get_device_capability(k) >= (8, 0))
+        bf16 = _yes(has_bfloat16(torch.device("cuda", k)))
         checks.append(Check(f"cuda:{k}", WORKS, f"{torch.cuda.get_device_name(k)}, {memory:.0f} GiB, bfloat16 {bf16}"))
     if torch.backends.mps.is_available():
         checks.append(Check("mps", WORKS, "Apple GPU"))

@@ -36,7 +36,12 @@ OPTIONS = (
     common.data_dir,
     common.seed,
     common.device,
-    click.option("--precision", default="auto", show_default=True, help="Of the search: float32, bfloat16, auto (by device)."),
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        help="Of the search: float32, bfloat16, auto (by device).",
+    ),
     click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB a step may use."),
     common.max_minutes,
     click.option("--plan", "plan_only", is_flag=True, help="Say what it would cost, and stop."),
@@ -101,7 +106,7 @@ def asked_for(asked: dict[str, Any]) -> tuple["list[tuple[list[Defense], Images]
     budget = rooms.budget_named(asked["budget"])
     images = Loader(asked["data_dir"], asked["count"], asked["size"], budget.images)
     where = choose_device(asked["device"])
-    precision = common.choose_precision(asked["precision"], where)
+    precision = common.choose_precision(asked["precision"], where, asked["out"])
     place: dict[str, Any] = {"device": where, "precision": precision, "memory": int(asked["memory"] * 2**30)}
     if target is not None:
         defenses, data = own(target, images.load(dataset, None), asked["noise"], asked["votes"], place, **named)

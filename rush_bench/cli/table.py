@@ -36,7 +36,8 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
     Cards of the models in --store add what training cost; trainings that differ in their seed alone are one row, their mean,
     and a line each in the CSV.
 
-    `--style paper` lays out Table 1 of the RUSH paper: published numbers beside what was measured here.
+    `--style paper` lays out Table 1 of the RUSH paper: published numbers beside what was measured here. What was made of a
+    record is kept in runs/.index.json until its files or the code change; without that file all are read again.
     """
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)

@@ -19,7 +19,7 @@ from rush_bench.defenses.owner import (
     undisturbed,
     weights_digest,
 )
-from rush_bench.devices import keep_freed_memory, wide
+from rush_bench.devices import full_precision, keep_freed_memory, wide
 from rush_bench.errors import BadInput
 
 Precision = Literal["float32", "bfloat16"]
@@ -36,11 +36,12 @@ FEWEST = 16  # rows of such a block: with fewer, a ResNet-18 waits for its weigh
 class Body:
     """Runs a network on rows of noisy images, returns log-probabilities (R, K) in float32 and counts the passes.
 
-    `network` is a copy of the owner's, on the device, weights frozen, and judges. `search` is BatchNorm-folded where the
-    network offers `folded()` and channels_last, each where it answers as `network` does, and bfloat16 if asked. Every call
-    gets rows of its own, so a network may write on them. `before` is what a defence does to images in front of the network;
-    a network that draws at random must be `random`, and searches as it judges: another layout draws in another order.
-    `gain` multiplies the logits of a network that returns them, without another prediction for it (see `audit.scale`).
+    `network` is a copy of the owner's, on the device, weights frozen, and judges, in full precision. `search` is
+    BatchNorm-folded where the network offers `folded()` and channels_last, each where it answers as `network` does, and
+    bfloat16 if asked. Every call gets rows of its own, so a network may write on them. `before` is what a defence does to
+    images in front of the network; a network that draws at random must be `random`, and searches as it judges: another layout
+    draws in another order. `gain` multiplies the logits of a network that returns them, without another prediction for it (see
+    `audit.scale`).
     """
 
     classes: int
@@ -74,7 +75,7 @@ class Body:
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
         self.search, self.layout = self.network, torch.contiguous_format
         self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
-        with undisturbed(device):  # a network may draw from the global generators, or seed them
+        with undisturbed(device), full_precision():  # a network may draw from the global generators, or seed them
             rows = probe.rows_for(shape, device, self.before)
             states = own_states(device)
             probe.check_outputs(self, rows, shape)
@@ -103,7 +104,8 @@ class Body:
         """What the network says of rows (R, C, H, W), in float32: its logits (R, K), or the logarithms of its probabilities."""
         self.passes.forwards += len(rows)
         low = not exact and self.precision == "bfloat16"
-        with self.guard(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+        precisely = full_precision() if exact else nullcontext()
+        with self.guard(), precisely, torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
         return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else self.gain * out
 

@@ -18,7 +18,7 @@ from rush_bench.defenses import Defense
 from rush_bench.evaluation.behaviour import IMAGES
 from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.runner import default_repeats
-from rush_bench.evaluation.score import Meter, score
+from rush_bench.evaluation.score import Meter, made_on, score
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
 from rush_bench.noise import Stream
 
@@ -52,6 +52,7 @@ class _Job(Job):
             **scored,
             "distance": np.zeros(len(part)),  # from the image that was given, which is the corrupted one
             **meter.cost(len(part)),
+            "made_on": made_on(self.defense),
         }, None
 
 

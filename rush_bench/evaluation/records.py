@@ -13,10 +13,13 @@ chunk at work. Records that were published without their x' are whole: the count
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import math
+import os
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,13 +32,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rush_bench.errors import BadInput
+from rush_bench.evaluation.index import Index
 from rush_bench.files import digest, flock, read_json, release, write_atomic, write_json
 
 FORMAT = 1
 IDENTITY = ("format", "weights", "defense", "attack", "threat", "images", "seed", "repeats", "chunk")
 SCALARS = ("index", "label", "correct", "repeats", "margin", "distance", "forwards", "backwards", "seconds")
 BANK = ("bank_correct", "bank_repeats")
-ABOUT = ("cell", "adversarial_crc")  # of a chunk's file, not per image; chunks before 2026-11-25 have no `cell`
+# of a chunk's file, not per image; chunks before 2026-11-25 have no `cell`, and none says what it was `made_on`
+ABOUT = ("cell", "adversarial_crc", "made_on")
 UNATTACKED = ("clean", "corruption", "certify")  # kinds of cells without x'
 MOST = 10**9  # images, draws: more is no record
 TOLERANCE = 1e-6  # what the scorer grants an x' beyond eps
@@ -101,6 +106,9 @@ class CellResult:
     chunks_done: int
     # images, by digest and number, of the results read together: index and label of each row, -1 where no cell has told yet
     rows: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
+    # the same of whole cells, as a digest: those that were read, or that an index remembers
+    told: dict[tuple[str, int], str] = field(default_factory=dict, repr=False, compare=False)
+    index: Index | None = field(default=None, repr=False, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -108,23 +116,51 @@ class CellResult:
         return self.chunks_done == self.chunks
 
     @cached_property
-    def frame(self) -> pd.DataFrame:
-        """A row per image of the chunks done: the arrays, counts as `count_<class>`.
+    def arrays(self) -> Arrays:
+        """The arrays (n,) of the chunks done, and `counts` (n, classes); NaN where a chunk does not have what others do.
 
         BadInput on a chunk that is damaged or another cell's, or that is of other images than the cells read with it.
         """
         cell = Cell(self.identity, self.labels)
         parts = []
         for c in _done(cell, self.folder):
-            arrays = _read_chunk(cell, _chunk_path(self.folder, c), c)
-            self._agree(cell, c, arrays)
-            parts.append(_frame(arrays))
+            parts.append(_read_chunk(cell, _chunk_path(self.folder, c), c))
+            self._agree(cell, c, parts[-1])
         if not parts:
-            return pd.DataFrame({name: pd.Series(dtype=float) for name in SCALARS})
-        frame = pd.concat(parts, ignore_index=True)
-        if frame["index"].duplicated().any():
+            return {name: np.zeros(0) for name in SCALARS} | {"counts": np.zeros((0, 0), np.int64)}
+        if len({part["counts"].shape[1] for part in parts}) > 1:
+            raise BadInput(f"{self.folder} has chunks of other classes than the rest; delete it and run the same command again")
+        names = dict.fromkeys(name for part in parts for name in part if name not in ABOUT)
+        found = {
+            name: np.concatenate([part.get(name, np.full(len(part["index"]), np.nan)) for part in parts]) for name in names
+        }
+        if len(np.unique(found["index"])) < len(found["index"]):
             raise BadInput(f"{self.folder} holds an image twice; delete the folder and run the same command again")
-        return frame
+        return found
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """A row per image of the chunks done: the arrays, counts as `count_<class>`; errors as of `arrays`."""
+        columns = {name: array for name, array in self.arrays.items() if name != "counts"}
+        return pd.DataFrame(columns | {f"count_{k}": column for k, column in enumerate(self.arrays["counts"].T)})
+
+    def remembered(self, make: Callable[["CellResult"], Any]) -> Any:
+        """`make(self)`, JSON-able; or what it gave before, where an index knows that nothing has changed."""
+        name = f"{make.__module__}.{make.__qualname__} {self._labelled}"
+        made = self.index.now.get(self.folder.name, {}).get("made", {}) if self.index else {}
+        if name not in made:
+            found = json.loads(json.dumps(make(self)))
+            made[name] = [found, _rows_digest(self.arrays) if self.complete else None]
+            if self.index:
+                self.index.changed = True
+        found, rows = made[name]
+        if rows and self.told.setdefault((self.identity["images"], self.labels["n"]), rows) != rows:
+            raise self._of_others(self.folder)
+        return found
+
+    @cached_property
+    def _labelled(self) -> str:
+        return digest(self.labels)
 
     def _agree(self, cell: Cell, chunk: int, arrays: Arrays) -> None:
         """Cells of the same images have the same image, of the same label, in a row."""
@@ -132,11 +168,14 @@ class CellResult:
         known = self.rows.setdefault((self.identity["images"], n), np.full((n, 2), -1))
         mine = np.stack([arrays["index"], arrays["label"]], axis=1)
         if not np.all((known[rows] == mine) | (known[rows] < 0)):
-            raise BadInput(
-                f"{_chunk_path(self.folder, chunk)} is of other images or labels than cells of the same data set beside it: it "
-                "was copied or changed; delete it and run the same command again"
-            )
+            raise self._of_others(_chunk_path(self.folder, chunk))
         known[rows] = mine
+
+    def _of_others(self, path: Path) -> BadInput:
+        return BadInput(
+            f"{path} is of other images or labels than cells of the same data set beside it: it was copied or changed; "
+            "delete it and run the same command again"
+        )
 
 
 class CellStore:
@@ -220,24 +259,32 @@ def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> l
     says so (default: to stderr). A cell that is in several folders is taken once, where it has the most chunks.
     """
     warn = warn or (lambda text: print(text, file=sys.stderr))
-    found: dict[str, CellResult] = {}
-    rows: dict[tuple[str, int], NDArray[np.int64]] = {}
-    for folder in [path for each in results for path in sorted(Path(each).glob("runs/*/"))]:
-        try:
-            identity, labels = _read_cell(folder / "cell.json")
-            cells = [Cell(identity, each) for each in labels]
-            if cells[0].key[:16] != folder.name:
-                raise BadInput("its name does not match its identity: renamed or changed")
-            done = len(_done(cells[0], folder))
-        except (BadInput, ValueError, TypeError, KeyError, OSError) as error:
-            warn(f"left out {folder}: {error}")
-            continue
-        for cell in cells:
-            mine = CellResult(cell.identity, cell.labels, folder, cell.chunks, done, rows)
-            before = found.setdefault(digest([cell.key, cell.labels]), mine)
-            if mine.chunks_done > before.chunks_done:
-                found[digest([cell.key, cell.labels])] = mine
+    found: dict[tuple[str, str], CellResult] = {}
+    shared: dict[str, Any] = {"rows": {}, "told": {}}
+    for runs in [Path(each) / "runs" for each in results]:
+        index = Index(runs)
+        for folder in sorted(runs.glob("*/")):
+            try:
+                entry = index.entry(folder, _look)
+                cells = [Cell(entry["identity"], each) for each in entry["labels"]]
+            except (BadInput, ValueError, TypeError, KeyError, OSError) as error:
+                warn(f"left out {folder}: {error}")
+                continue
+            for cell in cells:
+                mine = CellResult(cell.identity, cell.labels, folder, cell.chunks, entry["done"], **shared, index=index)
+                name = folder.name, mine._labelled
+                if mine.chunks_done > found.setdefault(name, mine).chunks_done:
+                    found[name] = mine
     return list(found.values())
+
+
+def _look(folder: Path) -> dict[str, Any]:
+    """What a cell's folder holds; BadInput, ValueError, ... where it is none of ours."""
+    identity, labels = _read_cell(folder / "cell.json")
+    cell = next(Cell(identity, each) for each in labels)
+    if cell.key[:16] != folder.name:
+        raise BadInput("its name does not match its identity: renamed or changed")
+    return {"identity": identity, "labels": labels, "done": len(_done(cell, folder))}
 
 
 def _description(cell: Cell, labels: list[dict[str, Any]]) -> dict[str, Any]:
@@ -286,7 +333,8 @@ def _adversarial_path(folder: Path, chunk: int) -> Path:
 
 def _done(cell: Cell, folder: Path) -> list[int]:
     """The chunks that are done, in order."""
-    numbers = [path.stem.removeprefix("chunk-") for path in folder.glob("chunk-*.npz")]
+    with os.scandir(folder) if folder.is_dir() else contextlib.nullcontext(()) as files:
+        numbers = [file.name[6:-4] for file in files if file.name.startswith("chunk-") and file.name.endswith(".npz")]
     there = sorted(int(number) for number in numbers if number.isdecimal() and number == f"{int(number):04d}")
     return [c for c in there if c < cell.chunks and _is_done(folder, c)]
 
@@ -312,8 +360,8 @@ def _crc_within(path: Path, stamp: tuple[int, int, int]) -> int | None:
     """The checksum of its x' that a chunk holds; None where it holds none, or is damaged, as who reads it will be told."""
     content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return int(file["adversarial_crc"])
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            return int(_array(file.read("adversarial_crc.npy")))
     except Exception:
         return None
 
@@ -325,13 +373,34 @@ def _crc_of(path: Path, stamp: tuple[int, int, int]) -> int:
 
 def _read_chunk(cell: Cell, path: Path, chunk: int) -> Arrays:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}  # reading a member to its end checks its CRC
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as file:  # reading a member to its end checks its CRC
+            arrays = {name.removesuffix(".npy"): _array(file.read(name)) for name in file.namelist()}
         _check(cell, chunk, arrays)
         _check_whose(cell, chunk, arrays)
     except Exception as error:  # damaged bytes make zipfile, zlib and numpy's header parser raise whatever they like
         raise BadInput(f"{path} is damaged ({error}); delete it and run the same command again") from error
     return arrays
+
+
+def _rows_digest(arrays: Arrays) -> str:
+    """Of the images and labels, row by row."""
+    return hashlib.sha256(np.stack([arrays["index"], arrays["label"]]).astype("<i8").tobytes()).hexdigest()
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """A member of an npz, as np.load reads it, which takes most of its time to parse the same headers again and again."""
+    if content[6:8] != b"\x01\x00":
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    start = 10 + int.from_bytes(content[8:10], "little")
+    shape, fortran, dtype = _header(content[:start])
+    return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C").copy()
+
+
+@cache
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    file = io.BytesIO(content)
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def _check(cell: Cell, chunk: int, arrays: Arrays) -> None:
@@ -378,8 +447,3 @@ def _check_whose(cell: Cell, chunk: int, arrays: Arrays) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-
-
-def _frame(arrays: Arrays) -> pd.DataFrame:
-    columns = {name: array for name, array in arrays.items() if name not in ("counts", *ABOUT)}
-    return pd.DataFrame(columns | {f"count_{k}": column for k, column in enumerate(arrays["counts"].T)})

@@ -18,7 +18,7 @@ from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import work
 from rush_bench.evaluation.records import Arrays, Cell, CellStore
-from rush_bench.evaluation.score import Meter, check, score
+from rush_bench.evaluation.score import Meter, check, made_on, score
 from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in
 from rush_bench.noise import Stream
 from rush_bench.registry import attacks as registry
@@ -79,6 +79,7 @@ class Job(work.Job):
             **cost,
             **score(defense, attacked, labels, part.index, Stream(seed, purpose), repeats),
             **extra,
+            "made_on": made_on(defense),
         }
         return arrays, None if self.cell.identity["attack"]["name"] == "clean" else attacked.cpu().numpy()
 

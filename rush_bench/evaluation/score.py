@@ -54,6 +54,12 @@ def score(
     }
 
 
+def made_on(defense: Defense) -> np.ndarray:
+    """What a chunk was made on, for its file: device, torch, and the precision of the search; float32 judges."""
+    device = torch.cuda.get_device_name(defense.device) if defense.device.type == "cuda" else defense.device.type
+    return np.asarray(f"{device}, torch {torch.__version__}, search in {defense.precision}")
+
+
 class Meter:
     """Counts what a defence does from here on: rows forward and backward, and seconds."""
 

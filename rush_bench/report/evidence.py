@@ -5,6 +5,9 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rush_bench.attacks.suites import FULL, QUICK
 from rush_bench.errors import RushBenchError
 from rush_bench.evaluation.records import CellResult
@@ -20,19 +23,27 @@ def doubt(cell: CellResult) -> str | None:
 
     Records of attacks that ask for gradients and were made before these were looked at are unknown.
     """
-    frame = cell.frame
-    if "gradient_zero" not in frame:
-        return None if frame["backwards"].gt(0).any() and "of" not in cell.identity["attack"] else ""
+    arrays = cell.arrays
+    if "gradient_zero" not in arrays:
+        return None if (arrays["backwards"] > 0).any() and "of" not in cell.identity["attack"] else ""
     from rush_bench.attacks.health import FEW, UNTRUE  # imports torch, so only where there is something to judge
 
-    looked, frozen = frame["gradient_error"].dropna(), frame["gradient_frozen"].dropna()
-    untrue = float((looked > UNTRUE).mean()) if len(looked) else 0.0
+    zero, looked, frozen = (_known(arrays[f"gradient_{part}"]) for part in ("zero", "error", "frozen"))
     said = {
-        "no gradient on {:.0%} of images": (float(frame["gradient_zero"].mean()), MANY),
-        "no true gradient on {:.0%} of the images looked at": (untrue, FEW),
-        "{:.0%} of pixels frozen at 0 or 1": (float(frozen.mean()) if len(frozen) else 0.0, MANY),
+        "no gradient on {:.0%} of images": (_share(zero), MANY),
+        "no true gradient on {:.0%} of the images looked at": (_share(looked > UNTRUE), FEW),
+        "{:.0%} of pixels frozen at 0 or 1": (_share(frozen), MANY),
     }
     return ", ".join(text.format(share) for text, (share, most) in said.items() if share > most)
+
+
+def _known(values: NDArray[Any]) -> NDArray[np.float64]:
+    values = values.astype(np.float64)
+    return values[~np.isnan(values)]
+
+
+def _share(values: NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else 0.0
 
 
 def unusual(cell: CellResult) -> str:

@@ -71,6 +71,7 @@ def rows(results: Iterable[CellResult], trainings: Mapping[str, Training] | None
     The clean accuracy has no threat and joins every row of its defence, images, seed and K. `trainings`, by the SHA-256 of a
     model's weights, add the mean over those that differ in their seed alone.
     """
+    results = list(results)
     groups: dict[str, list[CellResult]] = defaultdict(list)
     clean: dict[str, list[CellResult]] = defaultdict(list)
     for result in results:
@@ -85,6 +86,9 @@ def rows(results: Iterable[CellResult], trainings: Mapping[str, Training] | None
         said = _differences(cells)
         found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
+    for index in {result.index for result in results}:
+        if index is not None:
+            index.save()
     found = _told_apart(found)
     if trainings:
         found = [dataclasses.replace(row, training=trainings.get(str(row.labels.get("sha256")))) for row in found]
@@ -108,8 +112,7 @@ def estimate(result: CellResult, correct: str = "correct", repeats: str = "repea
     """Accuracy of a finished cell with its interval (protocol 1, 2), as fractions."""
     if not result.complete:
         raise ValueError(f"{result.folder} is not finished")
-    frame = result.frame
-    right, of = frame[correct].to_numpy(), frame[repeats].to_numpy()
+    right, of = result.arrays[correct], result.arrays[repeats]
     one_bank = correct.startswith("bank") and bool((of == 1).all())
     return interval(right, of, result.labels["deterministic"] or one_bank)
 
@@ -154,23 +157,20 @@ def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
 
 
 def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
-    estimates, behind, notes, doubts = dict[str, Estimate](), dict[str, CellResult](), [], dict[str, list[str]]()
+    estimates, behind = dict[str, Estimate](), dict[str, CellResult]()
+    notes, doubts = list[str](), dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
-        if words := said.get(digest(cell.identity)) or unusual(cell):
+        if words := said.get(digest(cell.identity)) or cell.remembered(unusual):
             notes.append(f"{name} with {words}")
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")
             continue
-        made = {name: estimate(cell)}
-        if (why := doubt(cell)) != "":
+        found = cell.remembered(summary)
+        estimates |= {part: Estimate(*numbers) for part, numbers in found["estimates"].items()}
+        behind |= dict.fromkeys(found["estimates"], cell)
+        if (why := found["doubt"]) != "":
             doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
-        if "bank_correct" in cell.frame:
-            made[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
-        if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
-            made[f"worst_any{ANY_OF}"] = _any(cell)
-        estimates |= made
-        behind |= dict.fromkeys(made, cell)
     notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
     wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
     bounds = [name for name in estimates if name.split("_")[0] in (wrong | {"worst"} if wrong else wrong)]
@@ -189,11 +189,21 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
     )
 
 
+def summary(cell: CellResult) -> dict[str, Any]:
+    """What a row takes from the arrays of a finished cell: `estimates` by column, and `doubt` (see `doubt`)."""
+    name = cell.labels["attack"]
+    estimates = {name: estimate(cell)}
+    if "bank_correct" in cell.arrays:
+        estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
+    if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
+        estimates[f"worst_any{ANY_OF}"] = _any(cell)
+    return {"estimates": estimates, "doubt": doubt(cell)}
+
+
 def _any(cell: CellResult) -> Estimate:
     """Accuracy when one wrong prediction of ten loses. One such trial per image would be Bernoulli; its Clopper-Pearson
     interval is wide enough for the mean of chances, which spreads less."""
-    frame = cell.frame
-    right = 1 - any_of_k(frame["correct"].to_numpy(), frame["repeats"].to_numpy(), ANY_OF)
+    right = 1 - any_of_k(cell.arrays["correct"], cell.arrays["repeats"], ANY_OF)
     return Estimate(float(right.mean()), *clopper_pearson(float(right.sum()), len(right)))
 
 

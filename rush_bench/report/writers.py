@@ -220,7 +220,7 @@ def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
         columns = [*(name for name in columns if name not in NARROW), "setting"]
     columns = [name for name in columns if name not in OPTIONAL or (name in frame and frame[name].notna().any())]
     frame = frame.reset_index(drop=True)
-    cells = [[_text(frame, i, name) for name in columns] for i in range(len(frame))]
+    cells = [list(row) for row in zip(*(_texts(frame, name) for name in columns), strict=True)]
     blocks = _blocks(frame) if paper else [("", range(len(frame)))]
     quick = [is_quick(str(suite)) for suite in frame["suite"]]
     marks = {}
@@ -270,19 +270,21 @@ def _tops(column: pd.Series) -> set[tuple[int, str]]:
     return {(i, str(column.name)) for i in shown.index[shown == shown.max()]} if len(shown) > 1 else set()
 
 
-def _text(frame: pd.DataFrame, i: int, name: str) -> str:
-    value = frame.at[i, name]
-    if pd.isna(value) or value == "":
-        return DASH
+def _texts(frame: pd.DataFrame, name: str) -> list[str]:
+    """The cells of a column."""
     if f"{name}_low" in frame:
-        sd = frame.at[i, f"{name}_sd"] if f"{name}_sd" in frame else math.nan
-        spread = "" if math.isnan(sd) else f" ± {sd:.1f}"
-        return f"{value:.1f}{spread} [{frame.at[i, f'{name}_low']:.1f}, {frame.at[i, f'{name}_high']:.1f}]"
-    if name.startswith("published") and isinstance(value, float):
-        return f"{value:.1f}"
+        parts = [frame[part].tolist() for part in (name, f"{name}_low", f"{name}_high")]
+        spreads = frame[f"{name}_sd"].tolist() if f"{name}_sd" in frame else [math.nan] * len(frame)
+        return [
+            DASH if pd.isna(value) else f"{value:.1f}{'' if math.isnan(sd) else f' ± {sd:.1f}'} [{low:.1f}, {high:.1f}]"
+            for value, low, high, sd in zip(*parts, spreads, strict=True)
+        ]
+    values: list[Any] = [DASH if pd.isna(value) or value == "" else value for value in frame[name].tolist()]
+    if name.startswith("published"):
+        return [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
     if name == "training_passes":
-        return amount(value)
-    return str(int(value)) if name in ("n", "K") else str(value)
+        return [value if value == DASH else amount(value) for value in values]
+    return [str(int(value)) if name in ("n", "K") and value != DASH else str(value) for value in values]
 
 
 def _setting(frame: pd.DataFrame, prefix: str = "") -> list[str]:

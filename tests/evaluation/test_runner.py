@@ -325,3 +325,10 @@ def test_shard_text():
     for text in ("0/2", "3/2", "2", "a/b"):
         with pytest.raises(BadInput, match="k/n"):
             parse_shard(text)
+
+
+def test_a_chunk_says_what_it_was_made_on(linear, grey, tmp_path):
+    run = attack([Deterministic(linear, shape=SHAPE)], parse_suite("linf8", only=("clean",)), grey, out=tmp_path, quiet=True)
+    with np.load(run.results[0].folder / "chunk-0000.npz") as file:
+        assert str(file["made_on"]) == f"cpu, torch {torch.__version__}, search in float32"
+    assert "made_on" not in run.results[0].frame

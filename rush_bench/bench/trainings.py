@@ -7,12 +7,12 @@ from typing import Any
 from rush_bench.bench.passes import of_card
 from rush_bench.files import digest
 from rush_bench.report.trainings import Training
-from rush_bench.training.checkpoint import identity
+from rush_bench.training.checkpoint import IDENTITY, identity
 
 
 def training_of(card: Mapping[str, Any]) -> Training:
     """Trainings of one system differ in the seed alone, their own or that of the weights which they start from."""
-    if not card.get("settings"):  # published weights: each is a system of its own
+    if not card.get("settings") or any(key not in card for key in IDENTITY):  # published weights: each is a system of its own
         return Training(digest(card["sha256"]), int(card.get("seed") or 0))
     decides = identity(card)
     seed = decides.pop("seed")

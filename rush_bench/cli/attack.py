@@ -96,17 +96,15 @@ def command(
 
         part, deadline = parse_shard(shard), deadline_in(max_minutes)
         where = choose_device(device)
-        options = {
-            "device": where,
-            "precision": common.choose_precision(precision, where, out),
-            "memory": int(memory * 2**30),
-        }
+        chosen = common.choose_precision(precision, where, out)
+        options = {"device": where, "precision": chosen, "memory": int(memory * 2**30)}
         if target is not None:
             assert dataset
             pairs = [own(target, images.load(dataset, None), noise, votes, options, name, about)]
         else:
             assert models
             pairs = stored(models.split(","), store, dataset, images, options)
+        common.keep_precision(precision, chosen, out)
         run = Run([], folder=out)
         for defenses, data in pairs:
             left = minutes_to(deadline)

@@ -89,7 +89,15 @@ def command(as_json: bool, **asked: Any) -> None:
 
 def settled(asked: dict[str, Any]) -> "SettleRun":
     """Load what was asked for and settle it; the books of all data sets together."""
-    return settle_all(*asked_for(asked), asked, lambda planned: announce(planned, asked["plan_only"]))
+    pairs, place = asked_for(asked)
+
+    def before(planned: "list[Planned]") -> bool:
+        if not announce(planned, asked["plan_only"]):
+            return False
+        common.keep_precision(asked["precision"], place["precision"], asked["out"])
+        return True
+
+    return settle_all(pairs, place, asked, before)
 
 
 def asked_for(asked: dict[str, Any]) -> tuple["list[tuple[list[Defense], Images]]", dict[str, Any]]:

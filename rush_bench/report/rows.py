@@ -26,9 +26,9 @@ class Row:
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
     `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
     such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients. `cells` has the record
-    behind each estimate. `training`: how the model came about, where its card is at hand. A mean over trainings has their
-    `training_seeds` and in `spread` the standard deviation over them of each column; `in_mean`: there is such a row of this one
-    and others.
+    behind each estimate, `parts` all records of the row, unfinished ones too. `training`: how the model came about, where its
+    card is at hand. A mean over trainings has their `training_seeds` and in `spread` the standard deviation over them of each
+    column; `in_mean`: there is such a row of this one and others.
     """
 
     labels: dict[str, Any]
@@ -40,6 +40,7 @@ class Row:
     notes: tuple[str, ...]
     bounds: tuple[str, ...] = ()
     cells: Mapping[str, CellResult] = field(default_factory=dict, compare=False, repr=False)
+    parts: tuple[CellResult, ...] = field(default=(), compare=False, repr=False)
     training: Training | None = None
     training_seeds: tuple[int, ...] = ()
     spread: Mapping[str, float] = field(default_factory=dict)
@@ -186,6 +187,7 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
         tuple(notes),
         tuple(bounds),
         behind,
+        tuple(cells),
     )
 
 

@@ -36,7 +36,7 @@ def with_means(found: Iterable["Row"]) -> list["Row"]:
     rows = list(found)
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.training is not None and row.cells:
+        if row.training is not None:
             groups[_terms(row)].append(row)
     made, members = [], set()
     for group in groups.values():
@@ -50,10 +50,9 @@ def with_means(found: Iterable["Row"]) -> list["Row"]:
 def _terms(row: "Row") -> str:
     """What trainings of a system must agree in besides: defence, images, threat, suite, K, seed, settings of the attacks."""
     assert row.training is not None
-    cells = list({id(cell): cell for cell in row.cells.values()}.values())
-    identity = cells[-1].identity
+    identity = row.parts[-1].identity
     same = {key: identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
-    how = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in cells)
+    how = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.parts)
     who = {key: value for key, value in identity["defense"].items() if key != "weights"}
     return digest([row.training.system, same, who, how, row.labels["suite"], row.labels["n"]])
 
@@ -80,6 +79,7 @@ def _mean(group: Sequence["Row"]) -> "Row | None":
         first,
         weights="",
         cells={},
+        parts=(),
         estimates=estimates,
         spread=spread,
         notes=tuple(notes),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rush_bench.cli.common import choose_precision
+from rush_bench.cli.common import choose_precision, keep_precision
 from rush_bench.devices import has_bfloat16
 from rush_bench.errors import BadInput
 
@@ -27,14 +27,19 @@ def test_the_choice_is_made_once_for_a_folder(tmp_path, native, first):
     native(first)
     assert has_bfloat16(CPU) == first
     assert choose_precision("auto", CPU, tmp_path / "out") == wanted
+    assert not (tmp_path / "out").exists()
+    keep_precision("auto", wanted, tmp_path / "out")
     native(not first)  # another node with a shard of the same work
     assert choose_precision("auto", CPU, tmp_path / "out") == wanted
     assert choose_precision("auto", CPU, tmp_path / "another") != wanted
+    with pytest.raises(BadInput, match=f"has begun .* in {wanted}; the same command again"):  # both began at once
+        keep_precision("auto", "float32" if first else "bfloat16", tmp_path / "out")
 
 
 def test_what_is_asked_for_is_done_and_leaves_nothing(tmp_path, native):
     native(True)
     assert choose_precision("float32", CPU, tmp_path / "out") == "float32"
+    keep_precision("float32", "float32", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

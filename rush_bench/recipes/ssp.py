@@ -188,6 +188,8 @@ def make(name: str) -> Recipe:
         for preset in ("short", "smoke"):  # few steps: faster ones
             layers[preset]["joint.lr"] = 0.05
         return Recipe(name, settings, joint_plans, card, layers, lambda p, shape: adapt(p, shape, ("joint",)), tuning=TUNING)
+    for preset in ("short", "smoke"):  # few steps, and no time to warm up: the sum of four terms at the rate of one
+        layers[preset]["selfie.lr"] = 0.025
     return Recipe(
         name, settings, lambda s: plans(s, own), card, layers, lambda p, shape: adapt(p, shape, tuple(STAGES)), tuning=TUNING
     )

@@ -192,9 +192,10 @@ def test_killed_and_shared_it_gives_the_same_bits(tiny, process, mine: Path, tmp
     first.kill()
     first.communicate()
     (shutil.rmtree(other / "kept/rush-mine"), [shutil.rmtree(path) for path in other.glob("results/tiny/runs/*/")])
-    both = [process(line, other, **how) for _ in range(2)]
-    said = [running.communicate(timeout=300)[1] for running in both]
-    assert [running.returncode for running in both] == [0, 0], said
+    shared = process([*line, "--workers", "2"], other, **{**how, "stdout": subprocess.PIPE})
+    stdout, stderr = shared.communicate(timeout=300)
+    assert shared.returncode == 0, stderr
+    assert "rush-mine@1" in stdout and "rush-bench" in (other / "results/tiny/worker-2.log").read_text()
     mine_, theirs = arrays(tmp_path), arrays(other)
     assert mine_.keys() == theirs.keys() and len(mine_) == 2 * (2 + 2 * 4)
     for place, made in mine_.items():
@@ -206,15 +207,6 @@ def test_killed_and_shared_it_gives_the_same_bits(tiny, process, mine: Path, tmp
         )
     here, there = (pd.read_csv(folder / TABLE).drop(columns="training_seconds") for folder in (tmp_path, other))
     assert here.equals(there)
-
-
-def test_workers_leave_a_log_and_share_the_work(process, mine: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(FILE)
-    running = process(["run", "tiny.toml", "--workers", "2"], tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    stdout, stderr = running.communicate(timeout=300)
-    assert running.returncode == 0, stderr
-    assert "rush-mine@1" in stdout
-    assert "rush-bench" in (tmp_path / "results/tiny/worker-2.log").read_text()
 
 
 def test_the_shipped_ones_are_listed(rush_bench) -> None:

@@ -16,7 +16,7 @@ def test_every_direct_dependency_has_a_tested_version() -> None:
     wanted = names(project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra])
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert wanted <= names(lines)
-    assert all(line == "" or re.fullmatch(r"#.*|[a-z-]+==[\d.]+", line) for line in lines)
+    assert all(line == "" or re.fullmatch(r"#.*|[a-z0-9-]+==[\d.]+", line) for line in lines)
 
 
 def test_torch_and_torchvision_match() -> None:

@@ -50,7 +50,7 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 @pytest.fixture
 def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cell looks at its gradients, which takes longer than attacks of few steps; tests/evaluation hold it to doing so."""
+    """No cell looks at its gradients, which takes longer than attacks of few steps; tests/report/test_evidence.py holds cells to it."""
     from rush_bench.evaluation import runner
 
     monkeypatch.setattr(runner, "_gradients", lambda *of: {})

@@ -43,12 +43,7 @@ DEFAULT_N = 1000
 @common.data_dir
 @common.seed
 @common.device
-@click.option(
-    "--precision",
-    default="auto",
-    show_default=True,
-    help="Of the search: float32, bfloat16, auto (by device).",
-)
+@click.option("--precision", default="auto", show_default=True, help="Of the search: float32, bfloat16, auto (by device).")
 @click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB an attack step may use.")
 @common.max_minutes
 @common.assignments

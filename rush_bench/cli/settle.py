@@ -36,12 +36,7 @@ OPTIONS = (
     common.data_dir,
     common.seed,
     common.device,
-    click.option(
-        "--precision",
-        default="auto",
-        show_default=True,
-        help="Of the search: float32, bfloat16, auto (by device).",
-    ),
+    click.option("--precision", default="auto", show_default=True, help="Of the search: float32, bfloat16, auto (by device)."),
     click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB a step may use."),
     common.max_minutes,
     click.option("--plan", "plan_only", is_flag=True, help="Say what it would cost, and stop."),

@@ -50,7 +50,7 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 @pytest.fixture
 def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cell looks at its gradients, which takes longer than attacks of few steps; tests/report/test_evidence.py holds cells to it."""
+    """No cell looks at its gradients, which takes longer than attacks of few steps; test_evidence holds cells to looking."""
     from rush_bench.evaluation import runner
 
     monkeypatch.setattr(runner, "_gradients", lambda *of: {})

@@ -20,6 +20,7 @@ from rush_bench.certify import run as certificates
 from rush_bench.certify.sampling import Sampling
 from rush_bench.cli.attack import Loader, asked_suite, check_count, own, stored
 from rush_bench.cli.certify import DEFAULT_N as CERTIFIED
+from rush_bench.cli.common import choose_precision
 from rush_bench.cli.corruptions import asked_for as corrupted_images
 from rush_bench.cli.settle import asked_for, settle_all
 from rush_bench.datasets import Images
@@ -221,7 +222,7 @@ class Planner:
         images = self.loaders.setdefault(wanted, Loader(*wanted))
         options = {"device": self.device, "memory": int(asked["memory"] * 2**30)}
         if asked.get("precision"):
-            options["precision"] = "float32" if asked["precision"] == "auto" else asked["precision"]
+            options["precision"] = choose_precision(asked["precision"], self.device, self.place.out)
         if asked.get("target"):
             votes = asked.get("votes", 1 if asked["noise"] else None)
             data = images.load(asked["dataset"], None)

@@ -57,6 +57,16 @@ def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network is asked whether it is a function of the image, nor for its fastest form, which take forty passes of a
+    ResNet-18: test_door and test_precision hold all networks to both."""
+    from rush_bench.defenses import probe
+
+    monkeypatch.setattr(probe, "check_function", lambda body, rows: None)
+    monkeypatch.setattr(probe, "fastest", lambda body, rows: (body.network, torch.contiguous_format))
+
+
+@pytest.fixture
 def short_square(monkeypatch: pytest.MonkeyPatch) -> None:
     """Square asks 200 times and not 5000 in AutoAttack's standard version, whose other parts stay as they are."""
     from pyautoattack.square import SquareAttack

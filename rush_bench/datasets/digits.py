@@ -1,5 +1,6 @@
 """scikit-learn's digits, built in: 1,797 scans, 8x8, of UCI's "Optical Recognition of Handwritten Digits"."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,18 @@ def make(name: str) -> Source:
 def _read(part: str, folder: Path) -> Part | None:
     if part == "unlabelled":
         return None
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the scans count 0 to 16 dots a cell
-    labels = digits.target.astype(np.int64)
+    pixels, labels = _scans()
     # scikit-learn has no split of its own. This one is stratified and fixed.
     order = ranked(labels, len(labels), seed=0)
     rows = np.sort(order[:TEST_IMAGES] if part == "test" else order[TEST_IMAGES:])
     return Part(pixels[rows], labels[rows], tuple("0123456789"), "scikit-learn's digits")
+
+
+@cache  # scikit-learn parses text, a third of a second each time
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (1797, 8, 8) uint8 and labels (1797,) int64; to be copied, not changed."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the scans count 0 to 16 dots a cell
+    return pixels, digits.target.astype(np.int64)

@@ -200,7 +200,7 @@ class Plain(Defense):
 
 @pytest.mark.parametrize("draws", [0, 2])
 def test_a_plug_in_has_the_trials_that_it_can_take(linear, run, draws) -> None:
-    found = run(Plain(linear, draws))
+    found = run(Plain(linear, draws), images_of(5, 8, linear))
     assert found.complete, found.failed
     used = {entry.result.labels["attack"] for entry in found.books[0].entries}
     assert not used & {"aa", "aa-rand", "aa-published", "transfer"} and {"square", "eot-apgd", "worst", "clean"} <= used

@@ -22,7 +22,7 @@ def honest(trial):
 
 
 # Fewer images for the masked: only an honest one has to show what its claim needs.
-@pytest.mark.parametrize(("mask", "images"), [(None, 60), ("rounded, logits x 1e-7", 30)])
+@pytest.mark.parametrize(("mask", "images"), [(None, 60), ("rounded, logits x 1e-7", 16)])
 def test_an_honest_network_stands_and_a_masked_one_does_not(trial, honest, tmp_path, mask, images):
     network = honest if mask is None else trial.MASKS[mask](honest)
     budget = dataclasses.replace(BUDGETS["quick"], **SMALL)

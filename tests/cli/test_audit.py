@@ -30,7 +30,7 @@ def audit(rush_bench, store: Path, mine: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(room, kind, lambda *arguments, found=found: [found])
 
     def run(*args: object, models: str = "plain"):
-        return rush_bench("audit", models, "--budget", "quick", "--n", "10", "--dataset", mine, *args)
+        return rush_bench("audit", models, "--budget", "quick", "--n", "6", "--dataset", mine, *args)
 
     return run
 
@@ -68,9 +68,9 @@ def test_stopped_is_3_and_the_same_command_finishes(audit) -> None:
 
 
 def test_a_shard_that_is_done_is_0_and_leaves_the_verdict_to_the_last(audit) -> None:
-    second = audit("--shard", "2/2", "--chunk", "5")
+    second = audit("--shard", "2/2", "--chunk", "3")
     assert second.exit_code == 0 and "wait for the others" in second.stderr and "no verdict yet" in second.stdout
-    first = audit("--shard", "1/2", "--chunk", "5")
+    first = audit("--shard", "1/2", "--chunk", "3")
     assert first.exit_code == 0 and "no verdict yet" not in first.stdout
 
 

@@ -44,7 +44,7 @@ def test_wide_images_are_taken_as_they_are(tmp_path):
     defense = load_defense("noise_sup-wide@4", store=tmp_path / "models")
     assert defense.shape == (1, 8, 16)
     out = ["--out", str(tmp_path / "results"), "--json", *place]
-    few = [word for setting in ("pgd.steps=2", "eot.steps=2", "apgd.steps=2") for word in ("--set", setting)]
+    few = [word for what in ("pgd.steps", "eot.steps", "apgd.steps", "square.queries") for word in ("--set", f"{what}=2")]
     (row,) = run("attack", "--models", "noise_sup@4", "--dataset", data, "--suite", "linf2-quick", *few, *out)["table"]
     assert row["clean"] > 60
     done = CliRunner().invoke(main, ["certify", "noise_sup", "--dataset", data, "--draws", "200", "--n0", "10", *out])

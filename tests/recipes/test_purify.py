@@ -72,7 +72,8 @@ def test_the_store_gives_the_purified_network(store, name, votes):
 def test_attack_takes_it_by_name(store, tmp_path):
     line = ["attack", "--models", "run@2", "--suite", "linf25.5-quick", "--store", str(store), "--out", str(tmp_path)]
     line += ["--n", "4", "--repeats", "2", "--set", "pgd.steps=2", "--set", "eot.steps=2", "--set", "eot.draws=2"]
-    done = CliRunner().invoke(main, [*line, "--set", "eot.select_draws=2", "--set", "apgd.steps=2", "--json"])
+    few = ["--set", "square.queries=4"]
+    done = CliRunner().invoke(main, [*line, "--set", "eot.select_draws=2", "--set", "apgd.steps=2", *few, "--json"])
     assert done.exit_code == 0, done.output
     table = json.loads(done.stdout)["table"]
     assert [(row["defense"], row["protocol"]) for row in table] == [("run@2", "supervised, purified")] * len(table)

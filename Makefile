@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 .PHONY: demo test lint format clean benchmark-digits verdict-digits
 
 demo: $(READY)
-	$(BIN)/rush-bench run demo
+	$(BIN)/rush-bench run demo --workers 2
 
 # one thread: networks this small gain nothing from a second one, and beside other programs two wait for each other
 test: $(READY)

@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "finetune.epochs": 2,
         "finetune.batch_size": 64,
     },
-    "demo": {"pretrain.epochs": 40, "finetune.epochs": 10, "pretrain.knn_every": 10},
+    "demo": {"pretrain.epochs": 15, "finetune.epochs": 10, "pretrain.knn_every": 5},
 }
 
 

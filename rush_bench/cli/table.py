@@ -45,7 +45,7 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
     for part in wanted:
         if part not in FORMATS:
             raise unknown_name("table format", part, FORMATS)
-    from rush_bench.evaluation.records import load_results
+    from rush_bench.records import load_results
     from rush_bench.report import tables
 
     found = load_results(*results)

@@ -22,7 +22,7 @@ ORDER = (
     ("training",),
     ("defenses",),
     ("certify",),
-    ("features",),
+    ("features", "threats"),
     ("records", "noise", "store", "datasets", "networks"),
     ("devices", "files", "packages", "progress", "protocols", "registry", "settings", "version"),
     ("errors",),

@@ -30,7 +30,7 @@ ORDER = (
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # Arrows that are not bent for a reason: (from, to) -> why.
 EXCEPTIONS = {
-    ("cli", "bench"): "running a benchmark file is a command",
+    ("cli.run", "bench"): "running a benchmark file is a command",
     ("bench", "cli"): "a benchmark file is a list of commands, and its keys are their options",
     ("evaluation.work", "report.tables"): "Run.table() is the front door's: what rb.attack gives prints itself",
 }

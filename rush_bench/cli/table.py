@@ -71,6 +71,6 @@ def trainings_of(store: Path, measured: set[str]) -> "dict[str, Training]":
     cards = [card for card in read_cards(store).values() if measured & set(card["sha256"].values())]
     if not cards:
         return {}
-    from rush_bench.bench.trainings import training_of
+    from rush_bench.report.cards import training_of
 
     return {digest: training_of(card) for card in cards for digest in card["sha256"].values()}

@@ -19,7 +19,8 @@ from rush_bench.threats import Threat
 from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, Mode, attack_mode, begin, untracked
 from rush_bench.training.options import NetworkSettings, RunSettings, file_setting
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.protocols import trades_passes
+from rush_bench.training.stage import LOOK, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -207,7 +208,9 @@ class DataAugStage(SupervisedStage):
 
 def plans(settings: DataAugSettings) -> list[Plan]:
     """One stage."""
-    return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True)]
+    # mixed labels take the place of p(x) for the attack
+    passes = trades_passes(settings.attack) - (LOOK if settings.train.mixes else 0)
+    return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True, passes=passes)]
 
 
 def card(settings: DataAugSettings) -> dict[str, Any]:

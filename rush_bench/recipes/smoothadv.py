@@ -15,7 +15,7 @@ from rush_bench.settings import Count, Level, Positive, Settings, Whole
 from rush_bench.threats import Threat
 from rush_bench.training.inner import attack_mode, pgd
 from rush_bench.training.options import NetworkSettings, RunSettings
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -163,7 +163,9 @@ def plans(settings: SmoothAdvSettings) -> list[Plan]:
     if settings.attack.draws > settings.train.batch_size:
         raise BadInput("attack.draws must be 1 to train.batch_size, which is split into so many parts")
     make = lambda context: SmoothAdvStage(context, settings.train, settings.attack)  # noqa: E731
-    return [Plan("train", "train", settings.train, make, labelled=True)]
+    # each image is there m times, in m parts of the mini-batch in turn
+    passes = settings.attack.draws * (settings.attack.steps * ATTACK + LEARN)
+    return [Plan("train", "train", settings.train, make, labelled=True, passes=passes)]
 
 
 def card(settings: SmoothAdvSettings) -> dict[str, Any]:

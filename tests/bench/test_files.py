@@ -52,7 +52,7 @@ def test_the_demo_is_two_systems_and_two_suites(tmp_path):
     assert kinds == ["train"] * 2 + ["attack"] * 4 + ["table", "figure", "report"]
     attack = jobs["attack rush-digits linf25.5-quick"].context().params
     suite = parse_suite(attack["suite"], tuple(attack["columns"].split(",")))
-    assert suite.shown == "linf25.5-quick without apgd" and attack["sets"] == ("square.queries=200",)
+    assert suite.shown == "linf25.5-quick without apgd" and attack["sets"] == ("square.queries=100",)
 
 
 def test_digits_has_every_recipe_that_starts_from_nothing(tmp_path):

@@ -32,6 +32,7 @@ ROWS: dict[str, dict] = {
     "trades": sgd(76, 128, (74,), 2e-4)  # S2.16: decay at epoch 75, counted from 1
     | {"train.beta": 6.0, "attack.eps": 0.031, "attack.step": 0.007, "attack.steps": 10, "attack.start": "gaussian"}
     | {"attack.mode": "eval", "network.mean": ()},
+    "standard": sgd(200, 128, (100, 150), 5e-4) | {"network.name": "resnet18"},  # S2.16, without its attack
     "noise_sup": sgd(200, 128, (100, 150), 5e-4) | {"noise": "uniform:0.3", "network.name": "resnet18"},  # S2.17
     "random_probe": {  # RUSH's second stage, S2.1
         "noise": "uniform:0.3",

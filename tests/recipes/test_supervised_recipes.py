@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from rush_bench.datasets import as_images
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
-from rush_bench.recipes import dataaug, free, noise_sup, pgd_at, smoothadv, ssp, trades
+from rush_bench.recipes import dataaug, free, noise_sup, pgd_at, smoothadv, ssp, standard, trades
 from rush_bench.settings import override
 from rush_bench.threats import Threat
 from rush_bench.training.inner import InnerSettings, attack_mode
@@ -68,6 +68,7 @@ PASSES = {
     "pgd_at in train mode": (pgd_at, STEPS | {"attack.mode": "train"}, 3 + 1, 4),
     "trades": (trades, STEPS, 1 + 3 + 3, 3),
     "trades in train mode": (trades, STEPS | {"attack.mode": "train"}, 1 + 3 + 3, 7),
+    "standard": (standard, {}, 1, 1),
     "noise_sup": (noise_sup, {}, 1, 1),
     "free": (free, {}, 1, 1),
     "smoothadv": (smoothadv, {"network.mean": (), "network.std": (), "attack.steps": 3}, 3 + 1, 1),

@@ -16,7 +16,7 @@ from rush_bench.audit.settle import form, rates, settle
 from rush_bench.datasets import as_images
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Randomised, Smoothed
 from rush_bench.errors import BadInput
-from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.noise import Gaussian, Laplace, Stream, Uniform
 
 SHAPE = (1, 4, 4)
 EPS = 0.1
@@ -335,8 +335,12 @@ def test_other_code_around_the_same_weights_is_not_taken_for_the_same_defence(li
             run(made(other), only=["T0"])
 
 
-def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypatch) -> None:
-    """Scores that say nothing is right where a certificate holds: the run itself finds it, in whichever room it lies."""
+@pytest.mark.parametrize("law", [Gaussian(0.1), Laplace(0.05)], ids=lambda v: str(v))
+def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypatch, law) -> None:
+    """Scores that say nothing is right where a certificate holds: the run itself finds it, in whichever room it lies.
+
+    An l1 certificate meets attacks in the largest l2 ball that it holds.
+    """
     from rush_bench.evaluation import runner
 
     original = runner.score
@@ -349,8 +353,9 @@ def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypat
         return scored | {"correct": np.zeros_like(scored["correct"])}
 
     monkeypatch.setattr(runner, "score", lying)
-    defense = Smoothed(_sure(linear), noise=Gaussian(0.1), votes=4, shape=SHAPE, name="sure@4")
+    defense = Smoothed(_sure(linear), noise=law, votes=4, shape=SHAPE, name="sure@4")
     found = run(defense, only=["T10", "T12"])
+    assert {entry.result.labels["norm"] for entry in found.books[0].of("T12")} == {"l2"}
     assert found.contradictions and all(one.contradiction for one in found.contradictions)
     monkeypatch.undo()
     assert not run(defense, only=["T10", "T12"], seed=1, out=room.Path(found.folder).parent / "other").contradictions

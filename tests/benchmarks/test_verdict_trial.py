@@ -1,4 +1,4 @@
-"""The trial of the audit in small: an honest network stands where it should, a masked one never does."""
+"""The trial of the audit in small: what it says of a masked network. That honest ones stand is in tests of the audit."""
 
 import dataclasses
 
@@ -16,15 +16,8 @@ def trial(script):
     return script("verdict_trial")
 
 
-@pytest.fixture(scope="module")
-def honest(trial):
-    return trial.trained("plain", 0.0, 0)
-
-
-# Fewer images for the masked: only an honest one has to show what its claim needs.
-@pytest.mark.parametrize(("mask", "images"), [(None, 60), ("rounded, logits x 1e-7", 16)])
-def test_an_honest_network_stands_and_a_masked_one_does_not(trial, honest, tmp_path, mask, images):
-    network = honest if mask is None else trial.MASKS[mask](honest)
+def test_a_masked_network_is_refused_and_never_honest(trial, tmp_path):
+    network = trial.MASKS["rounded, logits x 1e-7"](trial.trained("plain", 0.0, 0))
     budget = dataclasses.replace(BUDGETS["quick"], **SMALL)
-    found = trial.tried(network, "one", 0.05, load_dataset("digits", "test", images), budget, tmp_path)
-    assert (found.honest(), found.refused()) == (mask is None, mask is not None), (found.worst, found.flags())
+    found = trial.tried(network, "one", 0.05, load_dataset("digits", "test", 16), budget, tmp_path)
+    assert found.refused() and not found.honest(), (found.worst, found.flags())

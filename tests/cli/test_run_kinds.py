@@ -12,6 +12,8 @@ from rush_bench.audit.experiments import BUDGETS
 from rush_bench.audit.finding import Finding
 from tests.cli.test_audit import SMALL
 
+pytestmark = pytest.mark.usefixtures("unlooked")
+
 MEASURED = """
 out = "results"
 

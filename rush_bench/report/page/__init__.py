@@ -26,7 +26,7 @@ from rush_bench.certify.tsv import frame_of
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as corrupting
 from rush_bench.files import digest, write_text
-from rush_bench.records import CellResult, load_results
+from rush_bench.records import CellResult, load_results, save_indexes
 from rush_bench.records.published import BLOCKS
 from rush_bench.report import audits, certificates, corruptions, figures, settle, settle_figures, tables
 from rush_bench.report.books import books
@@ -82,6 +82,7 @@ def write_page(
         )
     page = _Page(grids.Records(found, results))
     measured = rows(kinds[""])
+    save_indexes(found)
     cards, changed = models.cards_of(found, store)
     page.tables(measured)
     page.overview(measured, cards)

@@ -30,6 +30,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "ssp_joint": FEW_STEPS,  # and second derivatives
 }
 
+# Their stages, and how these resume, are those of `ssp` and of `purify`.
+SAME_STAGES = {"ssp_rotation", "ssp_jigsaw", "ssp_selfie", "purify_simclr"}
+
 
 class Clock:
     """Time that passes one second a training step and not otherwise."""
@@ -65,14 +68,15 @@ def test_smoke(name, tmp_path, monkeypatch):
     assert all(len(losses) == 2 for losses in stages.values())
     assert all(losses[1] < losses[0] for losses in stages.values()), stages
 
-    stops = 0
-    for steps in (2, total // 2 - 2, total - total // 2 - 2, None):  # inside the first epoch, in the middle, near the end
-        try:
-            parts = smoke(name, tmp_path / "parts", steps)
-        except WorkLeft:
-            stops += 1
-    assert stops == 3
-    assert what_stays(parts) == what_stays(whole)
+    if name not in SAME_STAGES:
+        stops = 0
+        for steps in (2, total // 2 - 2, total - total // 2 - 2, None):  # in the first epoch, in the middle, near the end
+            try:
+                parts = smoke(name, tmp_path / "parts", steps)
+            except WorkLeft:
+                stops += 1
+        assert stops == 3
+        assert what_stays(parts) == what_stays(whole)
 
     votes = f"@{whole['votes'][0]}" if whole["votes"][0] else ""
     defense = load_defense(f"run{votes}", store=tmp_path / "whole")

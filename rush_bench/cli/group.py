@@ -1,7 +1,8 @@
 """The `rush-bench` command: one thin module a subcommand, imported when it is called; torch only in their bodies.
 
 Exit codes: 0 all asked for is complete, 1 a cell failed, 2 usage, 3 stopped with work left, 4 an optional package is
-missing, 130 interrupted. Errors meant for the user are one line on stderr; anything else keeps its traceback.
+missing, 5 an audited claim does not stand, 130 interrupted. Errors meant for the user are one line on stderr; anything else
+keeps its traceback.
 """
 
 import contextlib
@@ -96,5 +97,5 @@ def main() -> None:
     rush-bench table --style paper
 
     Running the same command again finishes the work. Exit codes: 0 complete, 1 a cell failed, 2 usage,
-    3 stopped with work left, 4 an optional package is missing.
+    3 stopped with work left, 4 an optional package is missing, 5 an audited claim does not stand.
     """

@@ -1,4 +1,4 @@
-"""`import_model`: a published checkpoint into the model store, with every key accounted for (sources S4.2)."""
+"""`import_checkpoint`: a published checkpoint into the model store, with every key accounted for (sources S4.2)."""
 
 import math
 import re
@@ -38,7 +38,7 @@ class Imported:
     notes: tuple[str, ...]
 
 
-def import_model(
+def import_checkpoint(
     file: str | Path,
     name: str,
     *,

@@ -18,8 +18,8 @@ from rush_bench.evaluation.records import CellResult
 from rush_bench.evaluation.statistics import Estimate
 from rush_bench.report import corruptions, settle
 from rush_bench.report.figures import percent
+from rush_bench.report.layout import BOUND, DASH, HEADERS, NARROW, is_text, lay_out, measured_name
 from rush_bench.report.rows import Row
-from rush_bench.report.writers import BOUND, DASH, HEADERS, NARROW, is_text, lay_out, measured_name
 
 NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "suite", "dataset")  # labels in a record's name
 

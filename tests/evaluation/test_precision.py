@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rush_bench.cli.common import choose_precision, keep_precision
 from rush_bench.devices import has_bfloat16
 from rush_bench.errors import BadInput
+from rush_bench.evaluation.precision import choose_precision, keep_precision
 
 CPU = torch.device("cpu")
 

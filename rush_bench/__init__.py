@@ -14,6 +14,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rush_bench.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from rush_bench.api.attack import attack as attack
     from rush_bench.api.audit import audit as audit
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from rush_bench.noise import Gaussian as Gaussian
     from rush_bench.noise import Uniform as Uniform
     from rush_bench.training import train as train
-
-__version__ = "0.1.0"
 
 if "torch" not in sys.modules:  # OpenMP reads it once: threads that spin for each other starve on a machine with other work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rush_bench import records
 from rush_bench.errors import BadInput
-from rush_bench.evaluation import records
-from rush_bench.evaluation.records import CellResult
+from rush_bench.records import CellResult
 from rush_bench.report.table import Table, measured
 from rush_bench.report.tables import check_style
 from rush_bench.store import read_cards

@@ -23,8 +23,8 @@ from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body, blocks
 from rush_bench.defenses.smoothed import _Network
 from rush_bench.errors import BadInput, RushBenchError
-from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.noise import Stream
+from rush_bench.records.statistics import clopper_pearson
 
 PAPER = "Zimmermann et al. 2022, section 4"
 FEATURES = 2048  # at most, since a layer of each image's own is fitted to them

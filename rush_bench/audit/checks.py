@@ -16,7 +16,7 @@ from rush_bench.audit.experiments import THEIRS
 from rush_bench.audit.finding import Finding, judged, not_run, noted, within_chance
 from rush_bench.audit.flags import square_beats_white_box
 from rush_bench.certify.check import comparisons
-from rush_bench.evaluation.statistics import Estimate
+from rush_bench.records.statistics import Estimate
 
 POINT = 0.01
 # What a required check needs to have been able to fail: images, queries of Square, random points, draws of the last gradient.

@@ -25,8 +25,8 @@ from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body
 from rush_bench.defenses.smoothed import _Network
 from rush_bench.errors import BadInput, RushBenchError
-from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.noise import Stream
+from rush_bench.records.statistics import clopper_pearson
 
 AUTOATTACK = "Croce and Hein 2020, flags of AutoAttack's reference implementation"
 # Mean and deviation a channel that training scripts subtract and divide by; of one channel, or of three.

@@ -86,17 +86,17 @@ def sampling(asked: dict[str, Any]) -> dict[str, Any]:
 
 def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ...], as_json: bool) -> None:
     """Certificates read back: their table, and line by line a reference table; exit code 1 where a line differs."""
-    from rush_bench.certify import report
     from rush_bench.certify.tsv import read_folder
+    from rush_bench.report import certificates
 
     sets = read_folder(places)
-    at = radii or report.DEFAULT_RADII
-    compared = report.compare(sets, reference) if reference else None
+    at = radii or certificates.DEFAULT_RADII
+    compared = certificates.compare(sets, reference) if reference else None
     if as_json:
         lines = None if compared is None else compared.to_dict(orient="records")
-        common.print_json({"certificates": {k: report.summary(v, at) for k, v in sets.items()}, "table": lines})
+        common.print_json({"certificates": {k: certificates.summary(v, at) for k, v in sets.items()}, "table": lines})
     else:
-        common.print_frame("certified accuracy (%)", report.table(sets, at))
+        common.print_frame("certified accuracy (%)", certificates.table(sets, at))
         if compared is not None:
             common.print_frame("best certified accuracy, beside the reference table", compared)
     if compared is not None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+CARRIED = "routes"  # where later stages of a training find the encoder with all its routes
+
 
 class RoutedBatchNorm(nn.Module):
     """`sets[k]` are BatchNorms of one width; a forward pass goes through the one that `current` names."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
+from rush_bench.features import outputs
 from rush_bench.networks import build
 from rush_bench.recipes.simclr import SimCLRStage
 from rush_bench.settings import Count, NonNegative, Positive, Whole
@@ -24,7 +25,6 @@ from rush_bench.training.protocols import LinearSettings, PretrainedSettings
 from rush_bench.training.routed import RoutedStage
 from rush_bench.training.seeds import derive, seeded
 from rush_bench.training.stage import Batch, Context, Plan, Recipe
-from rush_bench.training.validation import outputs
 
 NAMES = {"advcl": "AdvCL: adversarial contrastive learning with high frequencies and pseudo-labels (Fan et al. 2021)"}
 NORMAL, PGD, PGD_CE = 0, 1, 2  # BatchNorm routes

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import Interpolation, SimCLRViews, pad_crop
 from rush_bench.errors import BadInput
+from rush_bench.features import outputs
 from rush_bench.networks import route, routed
+from rush_bench.networks.routes import CARRIED
 from rush_bench.recipes.acl import ATTACKED, CLEAN, ACLPretrainSettings, ACLStage
 from rush_bench.settings import Count, NonNegative, Share, Whole
 from rush_bench.training import protocols
@@ -21,10 +23,8 @@ from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import NetworkSettings, Optimisation
 from rush_bench.training.protocols import IMAGENET, LINEAR_RATES, LinearSettings, PretrainedSettings
-from rush_bench.training.routed import CARRIED
 from rush_bench.training.seeds import seeded
 from rush_bench.training.stage import Batch, Context, Plan, Recipe, Stage
-from rush_bench.training.validation import outputs
 
 NAMES = {
     "dynacl": "DynACL: ACL with annealed augmentations and a momentum encoder (Luo et al. 2023)",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ import pandas as pd
 from rush_bench.attacks.suites import is_quick
 from rush_bench.errors import unknown_name
 from rush_bench.progress import amount
-from rush_bench.report.published import published
+from rush_bench.records.published import published
 
 DASH = "–"
+NUMERIC = re.compile(rf"(≥ )?[-+]?\d|{DASH}$")
 HEADERS = {
     "defense": "Defence",
     "dataset": "Data set",
@@ -112,8 +114,17 @@ def measured_name(column: str) -> str:
 
 
 def is_text(column: str) -> bool:
-    """Whether a column is set flush left: names and facts, not numbers."""
+    """Whether a column of measured tables is set flush left: names and facts, not numbers."""
     return column in ("method", "defense", "dataset", "threat", "suite", "measured_as", "setting", *TEXT)
+
+
+def flush_left(layout: Layout) -> list[bool]:
+    """Of each column, whether it is set flush left: it holds more than numbers, by its name or by what stands in it."""
+    columns = zip(*layout.cells, strict=True) if layout.cells else [()] * len(layout.columns)
+    return [
+        is_text(name) or (name not in HEADERS and any(text and not NUMERIC.match(text) for text in texts))
+        for name, texts in zip(layout.columns, columns, strict=True)
+    ]
 
 
 def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderResult
 
-from rush_bench.evaluation.records import CellResult
 from rush_bench.files import write_text
+from rush_bench.records import CellResult
 from rush_bench.report import tables, writers
 from rush_bench.report.layout import TEXT, Layout, choose, lay_out, measured_blocks, without
 from rush_bench.report.terminal import Shown
@@ -102,7 +102,11 @@ class Table:
 
 def measured(results: Iterable[CellResult], style: str = "plain", trainings: Mapping[str, Training] | None = None) -> Table:
     """The table of cells of attacks: see `rush_bench.report.tables.table` for its rows and columns."""
-    frame = tables.table(results, style, trainings)
+    return of_frame(tables.table(results, style, trainings))
+
+
+def of_frame(frame: pd.DataFrame) -> Table:
+    """The table of a frame that `rush_bench.report.tables.table` made."""
     whole = lay_out(frame)
     return Table(frame, whole, narrow=lay_out(frame, narrow=True), printed=without(whole, FACTS))
 

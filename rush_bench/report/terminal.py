@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from rush_bench.report.layout import HEADERS, Layout, is_text, lift, measured_blocks, without
+from rush_bench.report.layout import HEADERS, Layout, flush_left, lift, measured_blocks, without
 from rush_bench.report.writers import cells_of
 
 # left out in this order; what a row is and its worst case stay to the last
@@ -70,9 +70,9 @@ def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -
 def grid(layout: Layout, stacked: bool = False) -> Table:
     """A column a column. All is `Text`: no name is read as markup, whatever is in it."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in layout.columns:
+    for name, left in zip(layout.columns, flush_left(layout), strict=True):
         head = _folded(HEADERS.get(name, name), 12 if stacked else 16)
-        made.add_column(Text(head), justify="left" if is_text(name) else "right", no_wrap=True)
+        made.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
     for heading, span in layout.blocks:
         if heading:
             made.add_section()
@@ -118,7 +118,10 @@ def _row(layout: Layout, i: int, stacked: bool) -> list[str]:
 def _stacked(text: str) -> str:
     """A number above its interval; words folded between words."""
     number = re.fullmatch(r"([^\[\]]*\d[^\[\]]*) \[([-+\d.]+), ([-+\d.]+)\](.*)", text)
-    return f"{number[1]}{number[4]}\n{number[2]}–{number[3]}" if number else _folded(text, 16)
+    if number is None:
+        return _folded(text, 16)
+    ends = f"[{number[2]}, {number[3]}]" if number[3][0] in "+-" else f"{number[2]}–{number[3]}"
+    return f"{number[1]}{number[4]}\n{ends}"
 
 
 def _folded(text: str, width: int) -> str:

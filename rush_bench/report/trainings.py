@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
 
 if TYPE_CHECKING:
     from rush_bench.report.rows import Row

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from rush_bench.files import write_text
-from rush_bench.report.layout import BOUND, DASH, HEADERS, UNLABELLED, Layout, is_text, lift
+from rush_bench.report.layout import BOUND, DASH, HEADERS, UNLABELLED, Layout, flush_left, lift
 
 WIDE = 7  # columns; so many stand across both columns of a page
 # a number above its interval, which a narrow column has room for; a paper may define it otherwise before
@@ -24,7 +24,7 @@ def to_csv(frame: pd.DataFrame, path: Path) -> None:
 def markdown(layout: Layout) -> str:
     """GitHub Markdown, a table a block."""
     head = "| " + " | ".join(_markdown(HEADERS.get(name, name)) for name in layout.columns) + " |"
-    rule = "|" + "|".join("---" if is_text(name) else "---:" for name in layout.columns) + "|"
+    rule = "|" + "|".join("---" if left else "---:" for left in flush_left(layout)) + "|"
     lines = []
     for title, span in layout.blocks:
         marked = "STL-10<sup>3</sup> -> STL-10" if title == UNLABELLED else _markdown(title)
@@ -44,7 +44,7 @@ def latex(layout: Layout, caption: str | None = None, label: str | None = None) 
     """
     layout, shared = lift(layout)
     count, floating = len(layout.columns), "table*" if len(layout.columns) >= WIDE else "table"
-    sides = "".join("l" if is_text(name) else "r" for name in layout.columns)
+    sides = "".join("l" if left else "r" for left in flush_left(layout))
     said = caption or _latex("Accuracy in percent" + (f": {shared}." if shared else "."))
     lines = ["% needs \\usepackage{booktabs}", INTERVAL, f"\\begin{{{floating}}}", "\\centering"]
     lines += [f"\\caption{{{said}}}", f"\\label{{{label or 'tab:rush-bench'}}}"]

@@ -21,9 +21,9 @@ from rush_bench.defenses import Defense, Deterministic, Passes, Prediction, Smoo
 from rush_bench.errors import BadInput, MissingPackage
 from rush_bench.evaluation import attack as run_suite
 from rush_bench.evaluation.score import score
-from rush_bench.evaluation.statistics import paired_difference
 from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.records.statistics import paired_difference
 
 SMALL, DIGIT = (1, 4, 4), (1, 8, 8)
 STREAM = Stream(0, "attack")

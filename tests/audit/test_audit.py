@@ -20,8 +20,8 @@ from rush_bench.datasets import as_images, load_dataset
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import score
-from rush_bench.evaluation.statistics import paired_difference
 from rush_bench.noise import Gaussian, Stream
+from rush_bench.records.statistics import paired_difference
 from rush_bench.report.settle import markdown
 
 EPS = 0.1

@@ -13,9 +13,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.files import write_atomic
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import clopper_pearson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,9 +137,11 @@ def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
     """The curve of certified accuracy against the radius, a line a set."""
     from matplotlib.figure import Figure
 
+    from rush_bench.report.figures import COLOURS  # loads matplotlib, which a table does not need
+
     sheet = Figure(figsize=(6.2, 3.8), dpi=150, layout="constrained")
     axes = sheet.subplots()
-    for name, frame in sets.items():
+    for k, (name, frame) in enumerate(sets.items()):
         radii = np.sort(frame["radius"][frame["correct"] == 1].to_numpy())
         # each image counts up to and including its own radius
         steps, share = np.concatenate([[0.0], radii]), (len(radii) - np.arange(len(radii) + 1)) / len(frame)
@@ -149,6 +151,8 @@ def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
             where="pre",
             label=f"{name} (n={len(frame)}{'' if settles_every_radius(frame) else ', lower bound'})",
             linewidth=1.3,
+            color=COLOURS[k % len(COLOURS)],
+            linestyle=("-", "--", ":")[k // len(COLOURS) % 3],
         )
     axes.set_xlabel(f"{norm} radius (pixel units)" if norm != "radius" else "radius (pixel units)")
     axes.set_ylabel("certified accuracy (%)")

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rush_bench.audit.book import Book
-from rush_bench.audit.settle import settle
+from rush_bench.audits.book import Book
+from rush_bench.audits.settle import settle
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import load_defenses
 from rush_bench.files import write_text

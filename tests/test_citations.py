@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audits.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("rush_bench", "tests", "docs", "benchmarks", "examples")

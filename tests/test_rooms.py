@@ -17,12 +17,12 @@ ORDER = (
     ("__init__",),  # the front door
     ("api",),
     ("report",),
-    ("audit",),
+    ("audits",),
     ("evaluation",),
     ("attacks", "recipes"),
     ("training",),
     ("defenses",),
-    ("certify",),
+    ("certificates",),
     ("features",),
     ("records", "noise", "store", "datasets", "networks"),
     ("devices", "files", "packages", "progress", "protocols", "registry", "settings", "version"),
@@ -93,7 +93,7 @@ def test_every_exception_is_needed() -> None:
     ("module", "source", "found"),
     [
         ("records.cells", "from rush_bench.evaluation.work import Run", ["evaluation.work.Run"]),
-        ("certify.bounds", "def f():\n    from rush_bench.report import certificates", ["report.certificates"]),
+        ("certificates.bounds", "def f():\n    from rush_bench.report import certificates", ["report.certificates"]),
         ("attacks.pgd", "import rush_bench.recipes.rush", ["recipes.rush"]),
         ("report.tables", "from rush_bench.records import Cell\nfrom rush_bench.report import rows", []),
         ("api.table", "from rush_bench.bench.trainings import training_of", []),

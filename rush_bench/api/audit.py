@@ -10,11 +10,11 @@ import pandas as pd
 from rush_bench.api.named import ByName, Target
 from rush_bench.api.settle import SettleRun, settle
 from rush_bench.attacks.base import Norm, Threat
-from rush_bench.audit import run as audits
-from rush_bench.audit.book import Book
-from rush_bench.audit.run import Audit
-from rush_bench.audit.settle import Planned
-from rush_bench.audit.verdict import Claim
+from rush_bench.audits import run as audits
+from rush_bench.audits.book import Book
+from rush_bench.audits.run import Audit
+from rush_bench.audits.settle import Planned
+from rush_bench.audits.verdict import Claim
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.work import deadline_in

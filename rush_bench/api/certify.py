@@ -7,10 +7,10 @@ from typing import Any, Literal, Unpack
 
 from rush_bench.api.named import ByName, Target, refuse_for_given, subjects
 from rush_bench.api.table import load_results
-from rush_bench.certify import check
-from rush_bench.certify.check import FOLDER
-from rush_bench.certify.sampling import Sampling
-from rush_bench.certify.tsv import frame_of
+from rush_bench.certificates import check
+from rush_bench.certificates.check import FOLDER
+from rush_bench.certificates.sampling import Sampling
+from rush_bench.certificates.tsv import frame_of
 from rush_bench.defenses import Defense
 from rush_bench.evaluation import certificates as runner
 from rush_bench.evaluation.work import Run, deadline_in, minutes_to

@@ -5,9 +5,9 @@ import html
 from pathlib import Path
 
 from rush_bench.api.table import load_results
-from rush_bench.audit.book import Book
-from rush_bench.audit.settle import FOLDER as SETTLED
-from rush_bench.certify.check import FOLDER as CERTIFICATES
+from rush_bench.audits.book import Book
+from rush_bench.audits.settle import FOLDER as SETTLED
+from rush_bench.certificates.check import FOLDER as CERTIFICATES
 from rush_bench.datasets import load_dataset
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.records import Cell, CellResult, CellStore

@@ -8,9 +8,9 @@ from typing import Any, Unpack
 
 from rush_bench.api.named import ByName, Target, subjects
 from rush_bench.attacks.base import Norm
-from rush_bench.audit import settle as runner
-from rush_bench.audit.experiments import EXPERIMENTS
-from rush_bench.audit.settle import Planned
+from rush_bench.audits import settle as runner
+from rush_bench.audits.experiments import EXPERIMENTS
+from rush_bench.audits.settle import Planned
 from rush_bench.defenses import Defense
 from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.report import settle as report

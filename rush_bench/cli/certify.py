@@ -86,7 +86,7 @@ def sampling(asked: dict[str, Any]) -> dict[str, Any]:
 
 def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ...], as_json: bool) -> None:
     """Certificates read back: their table, and line by line a reference table; exit code 1 where a line differs."""
-    from rush_bench.certify.tsv import read_folder
+    from rush_bench.certificates.tsv import read_folder
     from rush_bench.report import certificates
 
     sets = read_folder(places)

@@ -14,7 +14,7 @@ from rush_bench.errors import BadInput, WorkLeft, failed_code
 
 if TYPE_CHECKING:
     from rush_bench.api.named import ByName, Target
-    from rush_bench.audit.settle import SettleRun
+    from rush_bench.audits.settle import SettleRun
     from rush_bench.evaluation.work import Run
 
 F = TypeVar("F", bound=Callable[..., Any])

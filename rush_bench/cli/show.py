@@ -85,7 +85,7 @@ def attack(name: str, store: Path, results: Path) -> dict[str, Any]:
 
 def experiment(name: str, store: Path, results: Path) -> dict[str, Any]:
     """An experiment of `settle`: what it asks, how it is read, and its trials on a vote of 64 by budget."""
-    from rush_bench.audit.experiments import BUDGETS, EXPERIMENTS, Subject
+    from rush_bench.audits.experiments import BUDGETS, EXPERIMENTS, Subject
 
     one, subject = EXPERIMENTS[name], Subject(draws=64, classes=10, norm="linf", eps=8 / 255)
     trials = {

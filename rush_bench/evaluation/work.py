@@ -68,7 +68,7 @@ class Run:
     """What a measurement leaves: its cells' results, what failed, and whether all that was asked for is there.
 
     `done`: whether this call's share (its shard) is there, but for what failed. `contradictions` are attacks that took more
-    than a certificate of the same weights in the same folder leaves (`rush_bench.certify.check.Comparison`): a bug.
+    than a certificate of the same weights in the same folder leaves (`rush_bench.certificates.check.Comparison`): a bug.
     """
 
     results: list[CellResult]

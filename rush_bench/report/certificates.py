@@ -1,6 +1,6 @@
 """What certificates add up to: certified accuracy at radii, average certified radius, a table, a figure. No torch.
 
-All functions take frames with the columns `predict`, `radius`, `correct` (see `rush_bench.certify.tsv`).
+All functions take frames with the columns `predict`, `radius`, `correct` (see `rush_bench.certificates.tsv`).
 """
 
 import re
@@ -173,8 +173,8 @@ def name_of(result: CellResult) -> str:
 
 def shared_radii(results: Sequence[CellResult]) -> tuple[float, ...]:
     """What to report where nothing was asked for: what staged cells settled, else thirds of the largest radius."""
-    from rush_bench.certify.check import theorem_of  # these import torch
-    from rush_bench.certify.sampling import THIRDS
+    from rush_bench.certificates.check import theorem_of  # these import torch
+    from rush_bench.certificates.sampling import THIRDS
 
     radii: set[float] = set()
     for result in results:

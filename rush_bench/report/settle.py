@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import EXPERIMENTS, THEIRS
+from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.experiments import EXPERIMENTS, THEIRS
 from rush_bench.files import write_text
 from rush_bench.records.published import PublishedRow, published
 from rush_bench.records.statistics import Estimate

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.records.statistics import Estimate
 from rush_bench.report import figures
 from rush_bench.report import settle as tables

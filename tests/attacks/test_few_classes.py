@@ -8,7 +8,7 @@ import rush_bench as rb
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.parts import STANDARD, parts_for
 from rush_bench.attacks.suites import parse_suite
-from rush_bench.audit.experiments import BUDGETS, Subject, plan
+from rush_bench.audits.experiments import BUDGETS, Subject, plan
 from rush_bench.datasets import Images
 from rush_bench.defenses.base import dlr, dlr_to, margin, margin_to
 from rush_bench.noise import Stream

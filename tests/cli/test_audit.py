@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rush_bench.api.audit import published_claim
-from rush_bench.audit import run as room
-from rush_bench.audit.book import Book
-from rush_bench.audit.experiments import BUDGETS
-from rush_bench.audit.finding import Finding
+from rush_bench.audits import run as room
+from rush_bench.audits.book import Book
+from rush_bench.audits.experiments import BUDGETS
+from rush_bench.audits.finding import Finding
 
 SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2, 3), "restarts": 2, "losses_steps": 2}
 SMALL |= {"rand": (2,), "rand_steps": 2, "banks": (2,), "part_steps": 2, "queries": (4,), "sweep_steps": 2, "votes": (1, 2)}

@@ -67,7 +67,7 @@ def test_waterfall_has_a_bar_a_correction_in_order(book, tmp_path, drawn):
         drawing.GREY,
         drawing.BLUE,
         drawing.GREY,
-        drawing.BLUE,
+        drawing.GREEN,  # gives back
         drawing.BLUE,
         drawing.RED,
     ]

@@ -17,11 +17,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rush_bench.audit import run as audits
-from rush_bench.audit.book import Book
-from rush_bench.audit.settle import FOLDER as SETTLE
-from rush_bench.certify import check
-from rush_bench.certify.tsv import frame_of
+from rush_bench.audits import run as audits
+from rush_bench.audits.book import Book
+from rush_bench.audits.settle import FOLDER as SETTLE
+from rush_bench.certificates import check
+from rush_bench.certificates.tsv import frame_of
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as corrupting
 from rush_bench.files import digest, write_text

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audit import run as audits
-from rush_bench.audit.book import Book
-from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audits import run as audits
+from rush_bench.audits.book import Book
+from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate
 from rush_bench.report import certificates, corruptions, settle

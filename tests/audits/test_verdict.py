@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rush_bench.audit.finding import Finding, judged, not_run
-from rush_bench.audit.verdict import BUGS, REQUIRED, REQUIRED_RANDOMISED, STRENGTH, Claim, images_needed, verdict
+from rush_bench.audits.finding import Finding, judged, not_run
+from rush_bench.audits.verdict import BUGS, REQUIRED, REQUIRED_RANDOMISED, STRENGTH, Claim, images_needed, verdict
 from rush_bench.records.statistics import Estimate, interval
 
 ROOT = Path(__file__).parents[2]

@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
-from rush_bench.audit.binarization import binarization
-from rush_bench.audit.book import Book
-from rush_bench.audit.checks import checks
-from rush_bench.audit.finding import Finding
-from rush_bench.audit.flags import flags
-from rush_bench.audit.indicators import indicators
-from rush_bench.audit.scale import usual_scale
-from rush_bench.audit.truth import truth
-from rush_bench.audit.verdict import BUGS, STRENGTH, Claim, Verdict, verdict
+from rush_bench.audits.binarization import binarization
+from rush_bench.audits.book import Book
+from rush_bench.audits.checks import checks
+from rush_bench.audits.finding import Finding
+from rush_bench.audits.flags import flags
+from rush_bench.audits.indicators import indicators
+from rush_bench.audits.scale import usual_scale
+from rush_bench.audits.truth import truth
+from rush_bench.audits.verdict import BUGS, STRENGTH, Claim, Verdict, verdict
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput

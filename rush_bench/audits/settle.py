@@ -14,12 +14,12 @@ import torch
 from rush_bench.attacks.base import Norm, Threat
 from rush_bench.attacks.cost import prediction_rows
 from rush_bench.attacks.torchattacks_own import LAWS, real_torchattacks
-from rush_bench.audit.book import Book, entries_of
-from rush_bench.audit.experiments import BUDGETS, SOURCES, WORST, Budget, Subject, Trial, plan
-from rush_bench.certify.bounds import certificate
-from rush_bench.certify.check import FOLDER as CERTIFICATES
-from rush_bench.certify.check import Comparison, clashes
-from rush_bench.certify.sampling import THIRDS, Sampling
+from rush_bench.audits.book import Book, entries_of
+from rush_bench.audits.experiments import BUDGETS, SOURCES, WORST, Budget, Subject, Trial, plan
+from rush_bench.certificates.bounds import certificate
+from rush_bench.certificates.check import FOLDER as CERTIFICATES
+from rush_bench.certificates.check import Comparison, clashes
+from rush_bench.certificates.sampling import THIRDS, Sampling
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed, load_defense
 from rush_bench.defenses.chain import Chain

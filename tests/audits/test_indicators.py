@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.base import Threat
-from rush_bench.audit import indicators as module
-from rush_bench.audit.indicators import Path, indicators
+from rush_bench.audits import indicators as module
+from rush_bench.audits.indicators import Path, indicators
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.noise import Stream, Uniform
 

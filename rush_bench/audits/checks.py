@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from rush_bench.attacks.base import Threat
-from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import THEIRS
-from rush_bench.audit.finding import Finding, judged, not_run, noted, within_chance
-from rush_bench.audit.flags import square_beats_white_box
-from rush_bench.certify.check import comparisons
+from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.experiments import THEIRS
+from rush_bench.audits.finding import Finding, judged, not_run, noted, within_chance
+from rush_bench.audits.flags import square_beats_white_box
+from rush_bench.certificates.check import comparisons
 from rush_bench.records.statistics import Estimate
 
 POINT = 0.01

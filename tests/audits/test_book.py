@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rush_bench.audit.book import entries_of
+from rush_bench.audits.book import entries_of
 from rush_bench.records.statistics import clopper_pearson
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import BUDGETS, Budget
+from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.experiments import BUDGETS, Budget
 from rush_bench.datasets import load_dataset
 from rush_bench.networks import build
 from rush_bench.noise import Stream

@@ -10,12 +10,12 @@ from torch import nn
 
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.pgd import EOT
-from rush_bench.audit import checks as rules
-from rush_bench.audit import run as room
-from rush_bench.audit.finding import Finding
-from rush_bench.audit.run import judge, lay_out, probe, sentence, write
-from rush_bench.audit.settle import settle
-from rush_bench.audit.verdict import STRENGTH, Claim, verdict
+from rush_bench.audits import checks as rules
+from rush_bench.audits import run as room
+from rush_bench.audits.finding import Finding
+from rush_bench.audits.run import judge, lay_out, probe, sentence, write
+from rush_bench.audits.settle import settle
+from rush_bench.audits.verdict import STRENGTH, Claim, verdict
 from rush_bench.datasets import as_images, load_dataset
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput

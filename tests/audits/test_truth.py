@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.base import Threat
-from rush_bench.audit.flags import flags
-from rush_bench.audit.indicators import indicators
-from rush_bench.audit.scale import usual_scale
-from rush_bench.audit.truth import depends_on_image, same_in_later_calls, same_under_gradients, true_gradient, truth
+from rush_bench.audits.flags import flags
+from rush_bench.audits.indicators import indicators
+from rush_bench.audits.scale import usual_scale
+from rush_bench.audits.truth import depends_on_image, same_in_later_calls, same_under_gradients, true_gradient, truth
 from rush_bench.defenses import Deterministic, Randomised, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.noise import Gaussian, Stream

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from rush_bench.certify.bounds import Certificate, certificate
+from rush_bench.certificates.bounds import Certificate, certificate
 from rush_bench.noise import noise_from
 from rush_bench.records import CellResult, load_results
 

@@ -13,9 +13,9 @@ from rush_bench.attacks.control import RandomNoise
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.square import Square
 from rush_bench.attacks.transfer import Transfer
-from rush_bench.audit.flags import flags
-from rush_bench.audit.indicators import indicators
-from rush_bench.audit.scale import usual_scale
+from rush_bench.audits.flags import flags
+from rush_bench.audits.indicators import indicators
+from rush_bench.audits.scale import usual_scale
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Randomised
 from rush_bench.defenses.aggregate import objective_named
 from rush_bench.errors import BadInput

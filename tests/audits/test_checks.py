@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from rush_bench.audit import checks as room
-from rush_bench.audit.checks import checks
-from rush_bench.audit.run import judge
-from rush_bench.audit.verdict import Claim
+from rush_bench.audits import checks as room
+from rush_bench.audits.checks import checks
+from rush_bench.audits.run import judge
+from rush_bench.audits.verdict import Claim
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rush_bench.certify.bounds import Certificate, best_bound, lower_bound, needed_count, upper_bound
+from rush_bench.certificates.bounds import Certificate, best_bound, lower_bound, needed_count, upper_bound
 from rush_bench.errors import BadInput
 from rush_bench.settings import Count, Level, NonNegative, Range, Settings
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rush_bench.audit.finding import Finding
+from rush_bench.audits.finding import Finding
 from rush_bench.records.statistics import Estimate
 
 Word = Literal["stands", "weakened", "refuted", "cannot say"]

@@ -7,9 +7,9 @@ from torch import nn
 from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.control import RandomNoise
-from rush_bench.audit import binarization as module
-from rush_bench.audit.binarization import Binarization, binarization, edge, fisher
-from rush_bench.audit.finding import judged, within_chance
+from rush_bench.audits import binarization as module
+from rush_bench.audits.binarization import Binarization, binarization, edge, fisher
+from rush_bench.audits.finding import judged, within_chance
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.errors import BadInput

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.attacks.base import Threat
-from rush_bench.audit.finding import Finding, judged, not_run
+from rush_bench.audits.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
 from rush_bench.errors import BadInput, RushBenchError

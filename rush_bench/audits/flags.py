@@ -20,7 +20,7 @@ from torch import Tensor
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.health import no_gradient, raw_logits, scores
 from rush_bench.attacks.kept import positions
-from rush_bench.audit.finding import Finding, judged, not_run, within_chance
+from rush_bench.audits.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body
 from rush_bench.defenses.smoothed import _Network

@@ -11,7 +11,7 @@ from torch import Tensor
 from rush_bench.attacks.base import Threat
 from rush_bench.attacks.health import FEW, UNTRUE, Health, health
 from rush_bench.attacks.kept import positions
-from rush_bench.audit.finding import Finding, judged, not_run
+from rush_bench.audits.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
@@ -77,7 +77,7 @@ def true_gradient(defense: Defense, images: Tensor, labels: Tensor, threat: Thre
 def same_under_gradients(defense: Defense, images: Tensor, labels: Tensor, stream: Stream, count: int = 8) -> Finding:
     """Whether the scores that a gradient is taken of are those of the prediction, on the same draws, image by image.
 
-    A defence whose gradients carry no scores has its loss compared alone; see `rush_bench.audit.flags.loss_of_the_prediction`.
+    A defence whose gradients carry no scores has its loss compared alone; see `rush_bench.audits.flags.loss_of_the_prediction`.
     """
     what = "share of images whose scores differ between the prediction and the gradient, on the same draws"
     different = []

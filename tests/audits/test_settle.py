@@ -11,8 +11,8 @@ from torch import nn
 
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.square import Square
-from rush_bench.audit import settle as room
-from rush_bench.audit.settle import form, rates, settle
+from rush_bench.audits import settle as room
+from rush_bench.audits.settle import form, rates, settle
 from rush_bench.datasets import as_images
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Randomised, Smoothed
 from rush_bench.errors import BadInput

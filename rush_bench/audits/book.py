@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval, paired_difference
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rush_bench.certify.bounds import best_bound, certificate, lower_bound, needed_count, upper_bound
+from rush_bench.certificates.bounds import best_bound, certificate, lower_bound, needed_count, upper_bound
 from rush_bench.errors import BadInput
 from rush_bench.noise import Gaussian, Noise, Uniform
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.base import Attack, Threat
 from rush_bench.attacks.kept import positions
-from rush_bench.audit.finding import Finding, judged, not_run, within_chance
+from rush_bench.audits.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body, blocks
 from rush_bench.defenses.smoothed import _Network

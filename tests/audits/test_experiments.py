@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from rush_bench.attacks.base import Attack
-from rush_bench.audit.checks import DRAWS, IMAGES, POINTS, QUERIES
-from rush_bench.audit.experiments import BUDGETS, EXPERIMENTS, THEIRS, WORST, Subject, choose, plan
+from rush_bench.audits.checks import DRAWS, IMAGES, POINTS, QUERIES
+from rush_bench.audits.experiments import BUDGETS, EXPERIMENTS, THEIRS, WORST, Subject, choose, plan
 from rush_bench.errors import BadInput
 from rush_bench.registry import attacks
 from rush_bench.settings import override

@@ -10,8 +10,8 @@ from scipy import stats
 from torch import nn
 
 from rush_bench.attacks.base import Threat
-from rush_bench.audit import flags as module
-from rush_bench.audit.flags import flags
+from rush_bench.audits import flags as module
+from rush_bench.audits.flags import flags
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.defenses.randomised import Randomised
 from rush_bench.errors import BadInput, RushBenchError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rush_bench.certify.bounds import best_bound, certificate, lower_bound
-from rush_bench.certify.sampling import Plan, Sampling, estimate, make_plan
+from rush_bench.certificates.bounds import best_bound, certificate, lower_bound
+from rush_bench.certificates.sampling import Plan, Sampling, estimate, make_plan
 from rush_bench.errors import BadInput
 from rush_bench.noise import Gaussian, Uniform
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from rush_bench.api.named import ByName, Target
 from rush_bench.api.settle import SettleRun, settle
-from rush_bench.attacks.base import Norm, Threat
 from rush_bench.audits import run as audits
 from rush_bench.audits.book import Book
 from rush_bench.audits.run import Audit
@@ -20,6 +19,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation.work import deadline_in
 from rush_bench.report import settle as report
 from rush_bench.report.table import Table, worded
+from rush_bench.threats import Norm, Threat
 
 
 @dataclass

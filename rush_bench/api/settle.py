@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from rush_bench.api.named import ByName, Target, subjects
-from rush_bench.attacks.base import Norm
 from rush_bench.audits import settle as runner
 from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.audits.settle import Planned
@@ -16,6 +15,7 @@ from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.report import settle as report
 from rush_bench.report.settle_figures import write_figures
 from rush_bench.report.table import Table, worded
+from rush_bench.threats import Norm
 
 
 @dataclass

@@ -80,6 +80,6 @@ def trainings_of(store: Path, digests: set[str]) -> "dict[str, Training]":
     cards = [card for card in read_cards(store).values() if digests & set(card["sha256"].values())]
     if not cards:
         return {}
-    from rush_bench.bench.trainings import training_of  # needs torch, which a table alone does not
+    from rush_bench.report.cards import training_of  # needs torch, which a table alone does not
 
     return {digest: training_of(card) for card in cards for digest in card["sha256"].values()}

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from rush_bench.attacks.base import Threat
 from rush_bench.audits.book import Book, Entry
 from rush_bench.audits.experiments import THEIRS
 from rush_bench.audits.finding import Finding, judged, not_run, noted, within_chance
 from rush_bench.audits.flags import square_beats_white_box
 from rush_bench.certificates.check import comparisons
 from rush_bench.records.statistics import Estimate
+from rush_bench.threats import Threat
 
 POINT = 0.01
 # What a required check needs to have been able to fail: images, queries of Square, random points, draws of the last gradient.

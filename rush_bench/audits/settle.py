@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rush_bench.attacks.base import Norm, Threat
 from rush_bench.attacks.cost import prediction_rows
 from rush_bench.attacks.torchattacks_own import LAWS, real_torchattacks
 from rush_bench.audits.book import Book, entries_of
@@ -31,6 +30,7 @@ from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, wor
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Gaussian, Stream, Uniform
 from rush_bench.records import Cell, CellResult, CellStore, load_results
+from rush_bench.threats import Norm, Threat
 
 FOLDER = "settle"
 

@@ -21,7 +21,6 @@ from rush_bench.attacks.cost import prediction_rows
 from rush_bench.audits.settle import FOLDER as SETTLED
 from rush_bench.audits.settle import budget_named, images_left, rates
 from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, unfinished
-from rush_bench.bench.passes import of_stages
 from rush_bench.certificates.sampling import Sampling
 from rush_bench.cli.attack import asked_suite
 from rush_bench.cli.certify import sampling
@@ -44,6 +43,7 @@ from rush_bench.report.settle import stem
 from rush_bench.settings import parse_number
 from rush_bench.store import ENCODERS, model_names
 from rush_bench.training.checkpoint import CheckpointFile, identity
+from rush_bench.training.cost import of_stages
 from rush_bench.training.encoders import shared
 from rush_bench.training.run import Prepared, overruns, prepare
 
@@ -54,7 +54,7 @@ ROWS = 256  # rows whose time predicts an attack's, as far as a defence has draw
 
 @dataclass(frozen=True)
 class Planned:
-    """A job, how far it is, and what its rest is expected to cost: forward equivalents (see `bench.passes`) and seconds here.
+    """A job, how far it is, and what its rest is expected to cost: forward equivalents (see `training.cost`) and seconds here.
 
     NaN where nobody can say. `why` an impossible job is impossible.
     """

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.health import health
 from rush_bench.attacks.suites import REST, Suite, parse_suite
 from rush_bench.certificates.check import clashes
@@ -24,6 +24,7 @@ from rush_bench.noise import Stream
 from rush_bench.records import Arrays, Cell, CellStore
 from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
+from rush_bench.threats import Threat
 
 BROKEN = 0.05  # the estimated chance of being right of an image that no further attack is made on
 

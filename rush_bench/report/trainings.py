@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Training:
     """How a model came about: its system, the digest of all that decides the weights but the seed; the seed; and the cost.
 
-    `passes` are forward equivalents (`rush_bench.bench.passes`), `images` counts one as often as it was shown, `seconds` are
+    `passes` are forward equivalents (`rush_bench.training.cost`), `images` counts one as often as it was shown, `seconds` are
     those of the device that trained. None where the card does not tell.
     """
 

@@ -21,7 +21,7 @@ from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import Context, Plan, Recipe
 
 # what decides the weights that a pre-training gives
-CODE = ("datasets", "networks", "recipes", "training", "features.py", "noise.py")
+CODE = ("datasets", "networks", "recipes", "training", "features.py", "noise.py", "threats.py")
 
 
 @dataclass(frozen=True)

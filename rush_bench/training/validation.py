@@ -31,7 +31,7 @@ def robust_accuracy(network: nn.Module, images: Images, inner: InnerSettings, se
         for start in range(0, len(images), CHUNK):
             x, y = images.floats(slice(start, start + CHUNK)), images.labels[start : start + CHUNK]
             loss = partial(_summed_cross_entropy, network, y)
-            attacked = pgd(loss, x, eps=inner.eps, step=inner.step, steps=inner.steps, start=inner.start, generator=generator)
+            attacked = pgd(loss, x, inner.threat, step=inner.step, steps=inner.steps, start=inner.start, generator=generator)
             with torch.no_grad():
                 right += (network(attacked).argmax(1) == y).sum()
     return int(right) / len(images)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.autoattack import AutoAttack, QuickAPGD, RandAutoAttack
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.published import PublishedAutoAttack, PublishedPGD
@@ -24,6 +23,7 @@ from rush_bench.evaluation.score import score
 from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
 from rush_bench.records.statistics import paired_difference
+from rush_bench.threats import Threat
 
 SMALL, DIGIT = (1, 4, 4), (1, 8, 8)
 STREAM = Stream(0, "attack")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.audits import run as audits
 from rush_bench.audits.finding import Finding
@@ -21,6 +20,7 @@ from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import attack, certify, corruptions
 from rush_bench.evaluation.work import Run
+from rush_bench.threats import Threat
 
 CIFAR = (3, 32, 32)
 

@@ -48,14 +48,26 @@ class Noise:
 
 
 class Uniform(Noise):
-    """U(-scale, scale); RUSH uses scale 0.3 (RUSH paper, section 5.1)."""
+    """U(-scale, scale), in pixel units; RUSH uses scale 0.3 (RUSH paper, section 5.1). BadInput for a scale below 0.
+
+    Example:
+        >>> import rush_bench as rb
+        >>> rb.Uniform(0.3)
+        Uniform(scale=0.3)
+    """
 
     def transform(self, uniform: Tensor) -> Tensor:
         return (uniform * 2 - 1) * self.scale
 
 
 class Gaussian(Noise):
-    """N(0, scale^2) (Cohen et al. 2019; RUSH paper eq. 1)."""
+    """N(0, scale^2), in pixel units (Cohen et al. 2019; RUSH paper eq. 1). BadInput for a scale below 0.
+
+    Example:
+        >>> import rush_bench as rb
+        >>> rb.Gaussian(0.25)
+        Gaussian(scale=0.25)
+    """
 
     def transform(self, uniform: Tensor) -> Tensor:
         return torch.erfinv(uniform * 2 - 1) * (math.sqrt(2) * self.scale)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from rush_bench.api.named import ByName, Target, refuse_for_given, subjects
+from rush_bench.api.named import ByName, Target, refuse_for_given, say_where, subjects
 from rush_bench.attacks.suites import Suite, parse_suite
 from rush_bench.defenses import Defense
 from rush_bench.evaluation import runner
@@ -66,7 +66,7 @@ def attack(
 
     Example:
         >>> import torch, rush_bench as rb
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=10)
         >>> defense = rb.Deterministic(net, shape=digits.shape, name="linear")
         >>> run = rb.attack(defense, quick, digits, out=folder, quiet=True)
@@ -81,4 +81,5 @@ def attack(
     how: dict[str, Any] = {"out": out, "seed": seed, "repeats": repeats, "chunk": chunk, "quiet": quiet}
     for group, images in found.groups:
         run.extend(runner.attack(group, parsed, images, shard=shard, max_minutes=minutes_to(deadline), **how))
+    say_where(out, quiet)
     return run

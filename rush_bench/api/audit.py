@@ -111,7 +111,7 @@ def audit(
 
     Example:
         >>> import torch, rush_bench as rb
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=5)
         >>> rb.audit(rb.Deterministic(net, shape=digits.shape), digits, claim=0.78, out=folder)
         Traceback (most recent call last):

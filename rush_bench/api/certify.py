@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from rush_bench.api.named import ByName, Target, refuse_for_given, subjects
+from rush_bench.api.named import ByName, Target, refuse_for_given, say_where, subjects
 from rush_bench.api.table import load_results
 from rush_bench.certificates import check
 from rush_bench.certificates.check import FOLDER
@@ -95,7 +95,7 @@ def certify(
 
     Example:
         >>> import torch, rush_bench as rb
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=5)
         >>> smoothed = rb.Smoothed(net, noise=rb.Gaussian(0.25), shape=digits.shape, name="linear")
         >>> run = rb.certify(smoothed, digits, draws=100, out=folder, quiet=True)
@@ -116,5 +116,6 @@ def certify(
         sets = {report.name_of(result): frame_of(result) for result in whole}
         report.figure(sets, out / FOLDER / "curve.png", norms.pop() if len(norms) == 1 else "radius")
     attacks = [*load_results(out), *load_results(out / "settle")]
+    say_where(out / FOLDER, quiet)
     run.contradictions = check.contradictions(whole, {result.folder: result for result in attacks}.values())
     return run

@@ -10,6 +10,7 @@ from rush_bench.api.table import Results, load_results
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
+from rush_bench.registry import datasets
 from rush_bench.report.layout import HEADERS
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
@@ -40,7 +41,7 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
     Example:
         >>> import rush_bench as rb
         >>> rb.compare("linear", "linear", measured).frame["difference"].tolist()
-        [0.0, 0.0]
+        [0.0, 0.0, 0.0]
     """
     if isinstance(results, str | Path):
         results = [results]
@@ -72,6 +73,9 @@ def _terms(cell: CellResult) -> tuple[Any, ...]:
 
 
 def _row(ours: CellResult, theirs: CellResult) -> dict[str, Any] | None:
+    same = ours.identity["images"] == theirs.identity["images"]
+    if not same and ours.labels["dataset"] not in datasets.entries:  # only there a position names an image for ever
+        return None
     both = ours.frame.merge(theirs.frame, on="index", suffixes=("_a", "_b"))
     if both.empty:
         return None

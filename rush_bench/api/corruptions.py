@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rush_bench.api.named import check_count, patterns_of, refuse_for_given
+from rush_bench.api.named import check_count, patterns_of, refuse_for_given, say_where
 from rush_bench.datasets.corruptions import ALL, USUAL, CorruptedImages, load_corrupted
 from rush_bench.defenses import Defense, as_defenses, load_defense
 from rush_bench.defenses.load import resolve
@@ -93,6 +93,7 @@ def corruptions(
     how: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk, "shard": shard}
     made = runner.evaluate(found, data, out=out, max_minutes=max_minutes, quiet=quiet, **how)
     run = CorruptionsRun(made.results, made.failed, Path(out), made.done, reference=reference)
+    say_where(Path(out) / runner.FOLDER, quiet)
     if any(result.complete for result in run.results):
         run.paths = report.write(run.table().frame, Path(out) / runner.FOLDER / f"{dataset}-{which}")
     return run

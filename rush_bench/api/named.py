@@ -1,5 +1,6 @@
 """Defences and images that are at hand or asked for by name: what every measurement begins with."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,12 @@ def refuse_for_given(defenses: Any, **named: Any) -> None:
     """Refuse what says how defences are loaded where they are at hand."""
     if not isinstance(defenses, Target) and not patterns_of(defenses):
         _refuse(named, DEFENSES, "defenses are names of models; a defence at hand is as it was made")
+
+
+def say_where(folder: Path | str, quiet: bool) -> None:
+    """Where the records are, on stderr."""
+    if not quiet:
+        print(f"records are in {folder}", file=sys.stderr)
 
 
 def stored(patterns: Sequence[str], store: Path, data: Any, images: Loader, options: dict[str, Any]) -> list[Group]:

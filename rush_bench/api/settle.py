@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from rush_bench.api.named import ByName, Target, subjects
+from rush_bench.api.named import ByName, Target, say_where, subjects
 from rush_bench.audits import settle as runner
 from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.audits.settle import Planned
@@ -82,7 +82,7 @@ def settle(
 
     Example:
         >>> import torch, rush_bench as rb
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=5)
         >>> defense = rb.Deterministic(net, shape=digits.shape, name="linear")
         >>> run = rb.settle(defense, digits, only=["T1"], out=folder, quiet=True, before=lambda planned: False)
@@ -115,6 +115,7 @@ def settle(
         run.done = run.done and made.done
         run.contradictions += made.contradictions
     if begun:
+        say_where(run.folder, quiet)
         run.paths = [*report.write(run.books, run.folder), *write_figures(run.books, run.folder)]
     return run
 

@@ -28,7 +28,7 @@ def load_results(*folders: Path | str) -> list[CellResult]:
         >>> import rush_bench as rb
         >>> cells = rb.load_results(measured)
         >>> sorted({cell.labels["attack"] for cell in cells})
-        ['clean', 'pgd']
+        ['clean', 'pgd', 'worst']
         >>> bool(cells[0].frame["correct"].max() <= cells[0].frame["repeats"].max())
         True
     """

@@ -26,6 +26,7 @@ COMMANDS = {
     "attack": "Attack models of the store, or a network of your own.",
     "certify": "Certify smoothed models: radii within which no attack exists; read certificates back.",
     "settle": "Run the experiments T0 to T16 that settle a defence's claim.",
+    "compare": "Two defences on the images that both were measured on, paired.",
     "audit": "Settle a claim, check the attack's strength, and give the verdict.",
     "corruptions": "Accuracy under common corruptions (CIFAR-10-C, CIFAR-100-C), and mCE.",
     "table": "Write and print the table of everything measured.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def rm(name: str, *, store: Path | str = "models", results: Path | str = "result
 
 def _export(cell: CellResult, out: Path) -> Path:
     labels, arrays = cell.labels, cell.arrays
-    kept = {name: arrays[name] for name in ("index", "label", "correct", "repeats", "counts")}
+    kept: dict[str, Any] = {name: arrays[name] for name in ("index", "label", "correct", "repeats", "counts")}
     kept["predicted"] = arrays["counts"].argmax(1)
     if all(adversarial_path(cell.folder, c).exists() for c in range(cell.chunks)):
         store, same = CellStore(cell.folder.parent.parent), Cell(cell.identity, labels)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def merge_cells(source: Path, into: Path) -> int:
             read_chunk(cell, chunk_path(folder, c), c)
             for path in (adversarial_path, chunk_path):  # the chunk last: with it the work is done
                 if path(folder, c).exists():
-                    content = path(folder, c).read_bytes()
-                    write_atomic(path(target, c), lambda temporary, content=content: temporary.write_bytes(content))
+                    write_atomic(path(target, c), partial(shutil.copyfile, path(folder, c)))
             copied += 1
     return copied
 

@@ -58,9 +58,7 @@ def test_records_of_two_codes_do_not_merge() -> None:
     attacked("two")
     (path,) = Path("two/behaviour").glob("*.json")
     changed = json.loads(path.read_text())
-    changed["clean"] = (1 - np.asarray(changed["clean"])).tolist() if "clean" in changed else changed
-    key = next(key for key, value in changed.items() if isinstance(value, list))
-    changed[key] = (np.asarray(changed[key]) * -3 + 5).tolist()
+    changed["probabilities"] = np.roll(changed["probabilities"], 1, axis=1).tolist()
     path.write_text(json.dumps(changed))
     with pytest.raises(BadInput, match="is other code in two than in one"):
         merge(["two"], "one")
@@ -71,7 +69,7 @@ def test_records_of_two_codes_do_not_merge() -> None:
 def test_a_damaged_chunk_is_not_copied() -> None:
     attacked("one")
     next(Path("one/runs").glob("*/chunk-0000.npz")).write_bytes(b"no archive")
-    with pytest.raises(BadInput, match="chunk-0000.npz"):
+    with pytest.raises(BadInput, match=r"chunk-0000\.npz"):
         merge(["one"], "two")
 
 

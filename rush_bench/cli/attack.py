@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 if TYPE_CHECKING:
     from rush_bench.api.attack import AttackRun
@@ -13,16 +13,29 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--suite", default="linf8", show_default=True, help="linf8, l2-0.5, linf8-quick, ... (`rush-bench list suites`).")
+@click.option(
+    "--suite",
+    default="linf8",
+    show_default=True,
+    help="linf8, l2-0.5, linf8-quick, ... (`rush-bench list suites`).",
+    shell_complete=complete.suite,
+)
 @click.option("--columns", metavar="NAMES", help="Attacks of the suite to run: clean,pgd,eot.  [default: all]")
-@click.option("--models", metavar="PATTERNS", help="Models of the store: all, or rush@64,'acl*' (model or recipe names).")
+@click.option(
+    "--models",
+    metavar="PATTERNS",
+    help="Models of the store: all, or rush@64,'acl*' (model or recipe names).",
+    shell_complete=complete.models,
+)
 @common.model
 @common.noise
 @click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model, beside one.  [default: 64]")
 @common.name
 @common.label
 @click.option(
-    "--dataset", help="Images to attack: a name, path/to/file.npz or a folder.  [default: what each model was trained for]"
+    "--dataset",
+    help="Images to attack: a name, path/to/file.npz or a folder.  [default: what each model was trained for]",
+    shell_complete=complete.dataset,
 )
 @common.size
 @click.option("--n", "count", help="Images: a fixed stratified subset, or `all`.  [default: 1000]")

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 from rush_bench.errors import BadInput
 
 
 @click.command()
-@click.argument("patterns", metavar="[MODELS]", required=False)
+@click.argument("patterns", metavar="[MODELS]", required=False, shell_complete=complete.models)
 @common.model
 @common.noise
 @common.name

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", shell_complete=complete.defense)
+@click.argument("second", metavar="B", shell_complete=complete.defense)
 @click.option(
     "--results",
     type=click.Path(path_type=Path),

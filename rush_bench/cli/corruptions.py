@@ -4,11 +4,11 @@ from typing import Any
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 
 @click.command()
-@click.argument("patterns", metavar="MODELS")
+@click.argument("patterns", metavar="MODELS", shell_complete=complete.models)
 @click.option("--dataset", default="cifar10", show_default=True, help="cifar10 or cifar100, whose corruptions to take.")
 @click.option("--set15/--all19", "usual", default=True, help="The 15 usual corruptions, or all 19.  [default: set15]")
 @click.option("--reference", metavar="MODEL", help="Model that mCE is relative to; without it mCE is a dash.")

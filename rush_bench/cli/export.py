@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 
 @click.command()
-@click.argument("defense")
+@click.argument("defense", shell_complete=complete.defense)
 @click.option("--attack", metavar="NAME", help="One attack alone: clean, pgd, worst, ...  [default: all]")
 @common.results
 @common.folder_option("--out", "export", "Folder of the files.")

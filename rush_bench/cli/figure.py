@@ -4,11 +4,13 @@ from pathlib import Path
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
+
+KINDS = ["eps", "draws", "waterfall", "attacks", "images"]
 
 
 @click.command()
-@click.argument("kinds", metavar="KIND[,KIND]")
+@click.argument("kinds", metavar="KIND[,KIND]", shell_complete=complete.words(lambda: KINDS, several=True))
 @click.argument("results", type=click.Path(path_type=Path), default="results")
 @common.folder_option("--out", None, "Folder of the figures.  [default: RESULTS, and settle/ in it]")
 @click.option("--format", default="png", show_default=True, help="png, pdf or svg.")

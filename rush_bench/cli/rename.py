@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 
 @click.command()
-@click.argument("old")
+@click.argument("old", shell_complete=complete.model)
 @click.argument("new")
 @common.store
 @common.results

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.model)
 @common.store
 @common.results
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = (
-    click.argument("patterns", metavar="[MODELS]", required=False),
+    click.argument("patterns", metavar="[MODELS]", required=False, shell_complete=complete.models),
     common.model,
     common.noise,
     click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model.  [default: 64]"),

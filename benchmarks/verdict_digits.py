@@ -136,7 +136,9 @@ def main() -> None:
     write_figures(found, folder)
     sweep(swept, folder / f"{tables.group(swept[0])}-sweep.png", [reference(args.reference)] if args.reference else ())
     text = tables.markdown(HEADER, verdicts(audits, found))
-    about = f"On digits at l-inf {EPS}, n={args.images}, budget quick; percent, 95 % intervals. Rules: docs/verdict.md."
+    about = (
+        f"On digits at l-inf {EPS}, n={args.images}, budget quick; percent, 95 % intervals. Rules: `rush-bench docs verdict`."
+    )
     write_text(args.out / "verdicts.md", f"{text}\n{about}\n")
     print(text + f"all of it after {(time.monotonic() - begun) / 60:.1f} min")
 

@@ -203,7 +203,7 @@ def rand_finds_no_more(book: Book) -> Finding:
 
 def certificate_below_attack(book: Book) -> Finding:
     """A certificate above an attack is a bug in one of the two, always."""
-    what, source = "largest excess of what certificates leave over what was attacked, beyond chance", "docs/protocol.md; T12"
+    what, source = "largest excess of what certificates leave over what was attacked, beyond chance", "protocol 7, T12"
     found = comparisons(book.certificates, [entry.result for entry in book.entries])
     if not found:
         return not_run("certificate-above-attack", what, source, "no certificate of these weights and this noise")

@@ -220,6 +220,6 @@ def write(audit: Audit, folder: Path, stem: str, markdown: Callable[[Any, Any], 
     folder = Path(folder) / FOLDER
     json_path, text_path = folder / f"{stem}.json", folder / f"{stem}.md"
     write_atomic(json_path, lambda path: path.write_text(json.dumps(audit.to_dict(), indent=2, default=str) + "\n"))
-    text = f"# {audit.book.subject}\n\n{sentence(audit)}\n\n{markdown(*lay_out(audit))}\nRules: docs/verdict.md.\n"
+    text = f"# {audit.book.subject}\n\n{sentence(audit)}\n\n{markdown(*lay_out(audit))}\nRules: `rush-bench docs verdict`.\n"
     write_atomic(text_path, lambda path: path.write_text(text))
     return [json_path, text_path]

@@ -38,6 +38,7 @@ COMMANDS = {
     "rm": "Delete a model, and its records.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
+    "docs": "Read the documentation: how numbers are made, what a verdict means, ...",
     "doctor": "What is installed, usable and writable here.",
 }
 INTERRUPTED = 130

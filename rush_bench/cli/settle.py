@@ -48,7 +48,7 @@ def options(function: F) -> F:
 @options
 @common.as_json
 def command(as_json: bool, **asked: Any) -> None:
-    """Run the experiments T0 to T16 (docs/protocol.md) on models of the store (rush@64,'acl*') or --model.
+    """Run the experiments T0 to T16 (`rush-bench docs protocol`) on models of the store (rush@64,'acl*') or --model.
 
     \b
     rush-bench settle rush@64 --dataset cifar10 --budget quick

@@ -50,7 +50,7 @@ class Noise:
 class Uniform(Noise):
     """U(-scale, scale), in pixel units; RUSH uses scale 0.3 (RUSH paper, section 5.1). BadInput for a scale below 0.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> rb.Uniform(0.3)
         Uniform(scale=0.3)
@@ -63,7 +63,7 @@ class Uniform(Noise):
 class Gaussian(Noise):
     """N(0, scale^2), in pixel units (Cohen et al. 2019; RUSH paper eq. 1). BadInput for a scale below 0.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> rb.Gaussian(0.25)
         Gaussian(scale=0.25)

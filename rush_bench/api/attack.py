@@ -64,7 +64,7 @@ def attack(
 
     Sources: the protocol (`rush-bench docs protocol`), sections 1 to 4.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=10)

@@ -109,7 +109,7 @@ def audit(
     Sources: the rules of the verdict, `rush-bench docs verdict`; Carlini et al. 2019; Pintor et al. 2022; Zimmermann et al.
     2022.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=5)

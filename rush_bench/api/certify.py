@@ -93,7 +93,7 @@ def certify(
 
     Sources: Cohen et al. 2019 (Gaussian, l2), Yang et al. 2020 (uniform, l1); `rush-bench docs protocol`.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=5)

@@ -38,7 +38,7 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
 
     Source: paired differences are protocol 2 (`rush-bench docs protocol`).
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> rb.compare("linear", "linear", measured).frame["difference"].tolist()
         [0.0, 0.0, 0.0]

@@ -80,7 +80,7 @@ def corruptions(
 
     Sources: Hendrycks and Dietterich 2019, section 4.1.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> rb.corruptions("rush@64", "digits")
         Traceback (most recent call last):

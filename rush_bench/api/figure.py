@@ -66,7 +66,7 @@ def figure(
     Raises:
         BadInput: nothing finished to draw, a wrong kind, format or name.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> [path.name for path in rb.figure("eps", measured, format="svg")]
         ['robust_accuracy.svg']

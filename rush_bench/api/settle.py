@@ -80,7 +80,7 @@ def settle(
 
     Sources: `rush-bench docs protocol`, section 7.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         >>> digits = rb.load_dataset("digits", "test", n=5)

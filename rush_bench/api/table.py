@@ -24,7 +24,7 @@ def load_results(*folders: Path | str) -> list[CellResult]:
     `label`, `correct` of `repeats` predictions, `margin`, `distance` and what it cost. Folders that hold no cell are left out
     with a line on stderr; BadInput where `frame` meets a damaged file.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> cells = rb.load_results(measured)
         >>> sorted({cell.labels["attack"] for cell in cells})
@@ -54,7 +54,7 @@ def table(
     Raises:
         BadInput: no finished cell, a wrong style or column, records that were changed.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> shown = rb.table(measured)
         >>> shown.frame["defense"].tolist()

@@ -1,6 +1,7 @@
 """`rush-bench docs [PAGE]`: the documentation that comes with the package."""
 
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ def pages() -> dict[str, Path]:
 @click.option("--path", is_flag=True, help="Print where the file is, and nothing else.")
 def command(page: str | None, path: bool) -> None:
     """Read a PAGE of the documentation, such as `verdict` or `protocol`; without one, name them all."""
-    known = pages()
+    known: dict[str, Path] = pages()
     if page is None:
         common.print_rows("pages", ["name", "what it is"], [[name, title(file)] for name, file in known.items()])
         return
@@ -35,7 +36,7 @@ def command(page: str | None, path: bool) -> None:
         click.echo(known[page])
         return
     text = known[page].read_text(encoding="utf-8")
-    if click.get_text_stream("stdout").isatty():
+    if sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown
 

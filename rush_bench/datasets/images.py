@@ -87,7 +87,7 @@ def as_images(
     to the numbers up to the largest label. `name` and `split` are what tables call them. Raises BadInput that names the
     first image at fault.
 
-    Example:
+    Examples:
         >>> import numpy as np, rush_bench as rb
         >>> rb.as_images(np.zeros((3, 8, 8)), [0, 1, 1], classes=["cat", "dog"], name="pets")
         Images(pets, test, 3 of 1x8x8, 2 classes)

@@ -43,7 +43,7 @@ def load_dataset(
 
     Raises BadInput for an unknown name or split, a missing or damaged file, wrong labels, or n beyond what there is.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> rb.load_dataset("digits", "test", n=20)
         Images(digits, test, 20 of 1x16x16, 10 classes)

@@ -60,7 +60,7 @@ class Defense:
     What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
     image, and so are less than 1 draws of a gradient.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> from rush_bench.defenses import Gradient, Prediction
         >>> class Constant(rb.Defense):
@@ -272,7 +272,7 @@ def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
     CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (sources S5.7). A bank or a deterministic
     defence gives a plain function of the image; a randomised one draws anew at each call. Memory stays within the budget.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
         >>> module = rb.as_module(rb.Smoothed(net, noise="uniform:0.3", shape=(1, 8, 8)))

@@ -98,7 +98,7 @@ def load_defense(
     ablation); `options` go to Smoothed or Deterministic (precision, memory).
     Errors: BadInput for a wrong name (with a suggestion) or a damaged file, RushBenchError for weights that do not fit.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> rb.load_defense("tiny@16", store=store)
         Smoothed(tiny@16, Uniform(scale=0.3), 16 votes, 1x8x8 to 10 classes)

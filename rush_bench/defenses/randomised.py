@@ -64,7 +64,7 @@ class Randomised(_Random):
     the network without the transform). Other options as for Deterministic. A transform's identity in the records is its
     name and, of a dataclass, its fields, of a module its weights: rename a function when you change it.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
         >>> def scaled(images, stream, draws):  # each draw of an image at a brightness of its own

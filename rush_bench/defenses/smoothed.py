@@ -237,7 +237,7 @@ class Deterministic(_Network):
     Errors: BadInput for a network in train mode, one that returns probabilities, one that does not take `shape`, or one
     whose answer for an image depends on the rest of its batch.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
         >>> rb.Deterministic(net, shape=(1, 8, 8), name="linear")
@@ -270,7 +270,7 @@ class Smoothed(_Random):
     `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (sources S5.9).
     The noise of image i, draw j depends on the stream's (seed, purpose) and on i and j alone.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
         >>> rb.Smoothed(net, noise=rb.Uniform(0.3), votes=16, shape=(1, 8, 8), name="mine")

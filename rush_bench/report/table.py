@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rush_bench.files import write_text
 from rush_bench.records import CellResult
 from rush_bench.report import tables, writers
-from rush_bench.report.layout import TEXT, Layout, choose, lay_out, measured_blocks, without
+from rush_bench.report.layout import TEXT, Layout, choose, lay_out, lift, measured_blocks, without
 from rush_bench.report.terminal import Shown
 from rush_bench.report.trainings import Training
 
@@ -31,9 +31,10 @@ class Table:
         narrow: Layout | None = None,
         printed: Layout | None = None,
         title: str = "",
+        about: str = "",
     ) -> None:
         self.frame, self.whole, self.title = frame, whole, title
-        self.narrow, self.printed = narrow or whole, printed or whole  # for a terminal, for a paper
+        self.narrow, self.printed, self.about = narrow or whole, printed or whole, about  # for a terminal, for a paper
 
     def __str__(self) -> str:
         console = Console(markup=False, emoji=False, color_system=None)
@@ -67,14 +68,14 @@ class Table:
         `caption` and `label` are LaTeX. Its columns are names and accuracies; for others take `select` before. Written to
         `path` if there is one.
         """
-        return _written(writers.latex(self.printed, caption, label), path)
+        return _written(writers.latex(self.printed, caption, label, self.about), path)
 
     def select(self, columns: Sequence[str]) -> "Table":
         """The same with these columns alone, in this order: `["defense", "clean", "worst"]`. Intervals come with their numbers.
 
         BadInput for a column that the table has not.
         """
-        return Table(self.frame, choose(self.whole, columns), title=self.title)
+        return Table(self.frame, choose(self.whole, columns), title=self.title, about=self.about)
 
     def write(
         self,
@@ -108,7 +109,8 @@ def measured(results: Iterable[CellResult], style: str = "plain", trainings: Map
 def of_frame(frame: pd.DataFrame) -> Table:
     """The table of a frame that `rush_bench.report.tables.table` made."""
     whole = lay_out(frame)
-    return Table(frame, whole, narrow=lay_out(frame, narrow=True), printed=without(whole, FACTS))
+    printed = without(whole, FACTS)
+    return Table(frame, whole, narrow=lay_out(frame, narrow=True), printed=printed, about=lift(printed)[1])
 
 
 def worded(

@@ -36,16 +36,16 @@ def markdown(layout: Layout) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def latex(layout: Layout, caption: str | None = None, label: str | None = None) -> str:
+def latex(layout: Layout, caption: str | None = None, label: str | None = None, about: str = "") -> str:
     """A LaTeX table that fits a column of a two-column paper, or with many columns the page; needs the package booktabs.
 
-    `caption` and `label` are LaTeX, as given; without a caption it is what is the same in every row. The interval stands beside
+    `caption` and `label` are LaTeX, as given; without a caption it is what the numbers are `about`. The interval stands beside
     its number in small digits, by the macro `\\ci`.
     """
-    layout, shared = lift(layout)
+    layout, _ = lift(layout)
     count, floating = len(layout.columns), "table*" if len(layout.columns) >= WIDE else "table"
     sides = "".join("l" if left else "r" for left in flush_left(layout))
-    said = caption or _latex("Accuracy in percent" + (f": {shared}." if shared else "."))
+    said = caption or _latex("Accuracy in percent" + (f": {about}." if about else "."))
     lines = ["% needs \\usepackage{booktabs}", INTERVAL, f"\\begin{{{floating}}}", "\\centering"]
     lines += [f"\\caption{{{said}}}", f"\\label{{{label or 'tab:rush-bench'}}}"]
     lines += ["\\small\\setlength{\\tabcolsep}{3.5pt}", f"\\begin{{tabular}}{{@{{}}{sides}@{{}}}}", "\\toprule"]

@@ -66,7 +66,7 @@ def train(
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
 
-    Example:
+    Examples:
         >>> import rush_bench as rb
         >>> sets = ["n_train=32", "size=8", "network.name=resnet", "network.blocks=1", "network.width=4", "train.epochs=1"]
         >>> folder = rb.train("noise_sup", dataset="digits", preset="smoke", sets=sets, store=store, name="trained")

@@ -16,7 +16,7 @@ FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 @pytest.mark.parametrize("name", rb.__all__)
 def test_the_example_of_a_public_name(name: str, tmp_path: Path, measured: Path, store: Path) -> None:
     text = inspect.getdoc(getattr(rb, name))
-    assert text is not None and "Example:" in text
+    assert text is not None and "Examples:" in text
     given = {"folder": tmp_path, "measured": measured, "store": store, "quick": QUICK}
     found = doctest.DocTestParser().get_doctest(text, given, name, None, None)
     assert found.examples

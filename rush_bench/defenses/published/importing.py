@@ -73,7 +73,7 @@ def import_checkpoint(
     encoder or head that was never trained, another clean accuracy than expected, and a name that the store has for
     something else.
 
-    Example:
+    Examples:
         >>> import torch, rush_bench as rb
         >>> torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
         >>> rb.import_checkpoint(folder / "foreign.pt", "foreign", dataset="digits", store=store)

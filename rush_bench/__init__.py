@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rush_bench.defenses import load_defense as load_defense
     from rush_bench.defenses.published import import_checkpoint as import_checkpoint
     from rush_bench.noise import Gaussian as Gaussian
+    from rush_bench.noise import Laplace as Laplace
     from rush_bench.noise import Uniform as Uniform
     from rush_bench.training import train as train
 
@@ -46,6 +47,7 @@ _HOME = {
     "Defense": "defenses",
     "Deterministic": "defenses",
     "Gaussian": "noise",
+    "Laplace": "noise",
     "Randomised": "defenses",
     "Smoothed": "defenses",
     "Uniform": "noise",
@@ -70,6 +72,7 @@ __all__ = [
     "Defense",
     "Deterministic",
     "Gaussian",
+    "Laplace",
     "Randomised",
     "Smoothed",
     "Uniform",

@@ -13,6 +13,7 @@ NAMES = "as_images as_module attack Defense Deterministic Gaussian load_dataset 
 NAMES += (
     " Randomised Smoothed table train Uniform audit certify compare corruptions figure import_checkpoint load_results settle"
 )
+NAMES += " Laplace"
 
 
 def test_import_and_dir_need_no_torch() -> None:

@@ -72,7 +72,7 @@ def certify(
         defenses: `Smoothed` ones, or names in the store of models.
         data: as for `attack`; of a named data set 500 images are taken unless `n` says how many.
         mode: `fixed` takes all draws; `staged` stops as soon as an image's radii are settled; `target` decides one radius.
-        norm: of the radius: l2 for Gaussian noise, l1 or linf for uniform noise. None: the first of the law.
+        norm: of the radius: l2 for Gaussian noise, l1 or linf for uniform, l1 for Laplace noise. None: the first of the law.
         radii: where to report, to settle (staged) or decide (target); in pixel units. None given: thirds of the largest.
         selection: draws that select the class.
         draws: draws that bound its probability.
@@ -91,7 +91,7 @@ def certify(
     Raises:
         BadInput: a defence without noise, a norm without a theorem for its law, images that do not fit.
 
-    Sources: Cohen et al. 2019 (Gaussian, l2), Yang et al. 2020 (uniform, l1); `rush-bench docs protocol`.
+    Sources: Cohen et al. 2019 (Gaussian), Yang et al. 2020 (uniform), Teng et al. 2019 (Laplace); `rush-bench docs protocol`.
 
     Examples:
         >>> import torch, rush_bench as rb

@@ -11,7 +11,7 @@ from rush_bench.errors import BadInput, unknown_name
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
 from rush_bench.registry import datasets
-from rush_bench.report.layout import HEADERS
+from rush_bench.report.layout import header
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, worded
@@ -96,4 +96,4 @@ def _words(row: dict[str, Any]) -> list[str]:
     clean = row["attack"] == "clean" or row["eps"] is None
     threat = "none" if clean else threat_text(row["norm"], row["eps"])
     numbers = [f"{row['first']:.1f}", f"{row['second']:.1f}", percent(difference, signed=True), str(row["n"])]
-    return [row["dataset"], threat, row["suite"], HEADERS.get(row["attack"], row["attack"]), *numbers]
+    return [row["dataset"], threat, row["suite"], header(row["attack"]), *numbers]

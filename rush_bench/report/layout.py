@@ -14,6 +14,9 @@ from rush_bench.attacks.suites import is_quick
 from rush_bench.errors import unknown_name
 from rush_bench.progress import amount
 from rush_bench.records.published import published
+from rush_bench.report.columns import COLUMNS, Column, estimate_of, header_of
+from rush_bench.report.columns import paper as paper_columns
+from rush_bench.report.columns import plain as plain_columns
 
 DASH = "–"
 NUMERIC = re.compile(rf"(≥ )?[-+]?\d|{DASH}$")
@@ -22,31 +25,12 @@ HEADERS = {
     "dataset": "Data set",
     "threat": "Threat",
     "suite": "Suite",
-    "clean": "Clean",
-    "pgd": "PGD",
-    "eot": "EOT",
-    "aa": "AA",
-    "apgd": "APGD (quick)",
-    "square": "Square on the rest",
-    "worst": "Worst",
-    "worst_any10": "Worst, any of 10",
-    "aa_bank": "AA on bank",
-    "apgd_bank": "APGD on bank (quick)",
     "method": "Method",
     "published_standard": "Standard (published)",
     "published_pgd": "PGD (published)",
     "published_aa": "AA (published)",
     "published_setting": "Setting (published)",
     "measured_as": "Measured",
-    "measured_standard": "Standard",
-    "measured_pgd": "PGD",
-    "measured_aa": "AA",
-    "measured_apgd": "APGD (quick)",
-    "measured_aa_bank": "AA on bank",
-    "measured_aa_fresh": "AA on fresh draws",
-    "measured_eot": "EOT",
-    "measured_square": "Square on the rest",
-    "measured_worst": "Worst",
     "protocol": "Protocol",
     "extra_data": "Extra data",
     "architecture": "Architecture",
@@ -55,33 +39,12 @@ HEADERS = {
     "setting": "Protocol, network, extra data",
 }
 TEXT = ("protocol", "extra_data", "architecture", "budget")
-PLAIN: tuple[str, ...] = (
-    "defense",
-    "dataset",
-    "threat",
-    "suite",
-    "clean",
-    "pgd",
-    "eot",
-    "apgd",
-    "aa",
-    "square",
-    "worst",
-    "worst_any10",
-)
-PLAIN += ("apgd_bank", "aa_bank", "K", "n", *TEXT[:3], "training_passes")
-PAPER: tuple[str, ...] = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
-PAPER += ("measured_standard", "measured_pgd", "measured_aa", "measured_apgd", "measured_aa_bank", "measured_aa_fresh")
-PAPER += ("measured_eot", "measured_square", "measured_worst", "n", "K", *TEXT, "training_passes")
 LIFTED = ("dataset", "threat", "suite", "K", "n", "setting", *TEXT)  # above the table where they are the same in every row
 # Left out on a terminal: the suite's name tells the threat, and one column, `setting`, has the facts.
-NARROW = ("threat", "published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)
-WEAK = (
-    "measured_pgd",
-    "measured_eot",
-    "measured_square",
-    "measured_worst",
-)  # a quick suite runs these with fewer steps: marked
+NARROW = ("threat", "published_setting", *(column.in_paper for column in COLUMNS if column.wide), *TEXT)
+PLAIN_FIRST, PLAIN_LAST = ("defense", "dataset", "threat", "suite"), ("K", "n", *TEXT[:3], "training_passes")
+PAPER_FIRST = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
+PAPER_LAST = ("n", "K", *TEXT, "training_passes")
 QUICK, BOUND = "q", "†"
 REST = "Square on the rest: without gradients, from the worst x' so far, on images that no column before it breaks."
 CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
@@ -107,10 +70,9 @@ class Layout:
     notes: list[tuple[str, str]]
 
 
-def measured_name(column: str) -> str:
-    """The estimate that a column of either style shows: `measured_standard` is `clean`."""
-    name = column.removeprefix("measured_").removesuffix("_fresh")
-    return "clean" if name == "standard" else name
+def header(column: str) -> str:
+    """What a table calls a column; one of words that are made already is its own name."""
+    return HEADERS.get(column) or header_of(column)
 
 
 def is_text(column: str) -> bool:
@@ -122,7 +84,7 @@ def flush_left(layout: Layout) -> list[bool]:
     """Of each column, whether it is set flush left: it holds more than numbers, by its name or by what stands in it."""
     columns = zip(*layout.cells, strict=True) if layout.cells else [()] * len(layout.columns)
     return [
-        is_text(name) or (name not in HEADERS and any(text and not NUMERIC.match(text) for text in texts))
+        is_text(name) or any(text and not NUMERIC.match(text) for text in texts)
         for name, texts in zip(layout.columns, columns, strict=True)
     ]
 
@@ -140,7 +102,8 @@ def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
     if narrow:
         frame = frame.assign(setting=_setting(frame))
     frame = frame.reset_index(drop=True)
-    columns = list(PAPER if paper else PLAIN)
+    measured = measured_columns(frame)
+    columns = [*(PAPER_FIRST if paper else PLAIN_FIRST), *measured, *(PAPER_LAST if paper else PLAIN_LAST)]
     columns = [*(name for name in columns if name not in NARROW), "setting"] if narrow else columns
     columns = [name for name in columns if name in frame and not _empty(frame, name)]
     cells = [list(row) for row in zip(*(_texts(frame, name) for name in columns), strict=True)]
@@ -152,8 +115,8 @@ def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
             marks[i, 0] = frame.at[i, "footnotes"]
         bounds = str(frame.at[i, "upper_bounds"]).split(",")
         for k, name in enumerate(columns):
-            weak = paper and quick[i] and name in WEAK
-            found = [mark for mark, holds in ((QUICK, weak), (BOUND, measured_name(name) in bounds)) if holds]
+            weak = paper and quick[i] and name in measured and measured[name].weak
+            found = [mark for mark, holds in ((QUICK, weak), (BOUND, estimate_of(name) in bounds)) if holds]
             if found and cells[i][k] != DASH:
                 marks[i, k] = ",".join(found)
     bold = {(i, columns.index(name)) for i, name in best(frame) if name in columns}
@@ -201,6 +164,12 @@ def measured_blocks(layout: Layout) -> Layout:
     return dataclasses.replace(layout, blocks=blocks) if blocks else layout
 
 
+def measured_columns(frame: pd.DataFrame) -> dict[str, Column]:
+    """The measured accuracies of a frame made by `table`, by their names in it, in order."""
+    names = {estimate_of(name) for name in frame if f"{name}_low" in frame}
+    return {c.in_paper: c for c in paper_columns(names)} if "block" in frame else {c.name: c for c in plain_columns(names)}
+
+
 def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
     """(row, column) of the best of each block and column, ties to one decimal included; fewer than two have no best.
 
@@ -211,10 +180,10 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
     if frame.empty:
         return set()
     bounds = [str(names).split(",") for names in frame["upper_bounds"]]
-    shown = {name: [measured_name(name) in row for row in bounds] for name in frame if f"{name}_low" in frame}
+    shown = {name: [estimate_of(name) in row for row in bounds] for name in frame if f"{name}_low" in frame}
     frame = frame.assign(**{name: frame[name].mask(pd.Series(hidden, frame.index)) for name, hidden in shown.items()})
     if "block" not in frame:
-        names = [name for name in PLAIN if f"{name}_low" in frame]
+        names = list(measured_columns(frame))
         terms = ["dataset", "pretrain_dataset", "threat", "suite", "n"]
         return {hit for _, part in frame.groupby(terms, dropna=False) for name in names for hit in _tops(part[name])}
     found: set[tuple[int, str]] = set()
@@ -225,7 +194,7 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
         if len(measured):
             terms = measured.assign(full=~measured["suite"].astype(str).map(is_quick))[["full", "n"]]
             equal = measured[(terms == terms.sort_values(["full", "n"]).iloc[-1]).all(axis=1)]
-            found |= {hit for name in PAPER if f"{name}_low" in frame for hit in _tops(equal[name])}
+            found |= {hit for name in measured_columns(frame) for hit in _tops(equal[name])}
     return found
 
 
@@ -286,10 +255,11 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     if any_quick:
         what = "fewer steps and draws than the column's name promises; never compare it with a full suite."
         notes.append((QUICK, f"quick suite: {what}") if paper else ("", f"Suites named -quick: {what}"))
-    columns = {measured_name(name): frame[name].to_numpy(float) for name in frame if f"{name}_low" in frame}
+    columns = {estimate_of(name): frame[name].to_numpy(float) for name in frame if f"{name}_low" in frame}
     if "square" in columns and not np.isnan(columns["square"]).all():
         notes.append(("", REST))
-    attacks = [columns[name] for name in ("clean", "pgd", "eot", "apgd", "aa", "square") if name in columns]
+    derived = {column.name for column in COLUMNS if column.derived} | {"worst"}
+    attacks = [column for name, column in columns.items() if name not in derived and not name.endswith("_bank")]
     if len(frame) and any(np.any(columns["worst"].round(1) > column.round(1)) for column in attacks):
         notes.append(("", CHOSEN))
     if any(isinstance(said, str) and said for said in frame["upper_bounds"]):

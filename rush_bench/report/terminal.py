@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from rush_bench.report.layout import HEADERS, Layout, flush_left, lift, measured_blocks, without
+from rush_bench.report.layout import Layout, flush_left, header, lift, measured_blocks, without
 from rush_bench.report.writers import cells_of
 
 # left out in this order; what a row is and its worst case stay to the last
@@ -31,6 +31,8 @@ LEAST += ("apgd_bank", "measured_aa_bank", "measured_aa_fresh", "square", "measu
 LEAST += ("measured_as", "threat", "worst_any10", "published_standard", "eot", "measured_eot", "aa", "measured_aa", "dataset")
 LEAST += ("pgd", "measured_pgd", "published_pgd", "suite", "clean", "measured_standard", "published_aa")
 LEAST += ("Weighs as", "Seconds", "Passes if")  # of findings and trials
+WITHIN = LEAST.index("K")  # where others are left out
+MOST = ("method", "worst", "measured_worst")
 FOLDS = (48, 32, 24, 16)  # letters of a line of words, where they must be folded
 BELOW = "Below each number its 95 % interval."
 NAMES = ("defense", "dataset")  # which are chosen by these very letters: never folded
@@ -60,11 +62,13 @@ def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -
     if fits(made := grid(layout)):
         return _around(made, layout, above)
     left_out: list[str] = []
-    for name in ("", *LEAST):
+    attacks = layout.columns if {"defense", "method"} & set(layout.columns) else ()
+    others = [name for name in attacks if name not in (*LEAST, *NAMES, *MOST)]  # attacks that nobody foresaw
+    for name in ("", *LEAST[:WITHIN], *others, *LEAST[WITHIN:]):
         if name and name not in layout.columns:
             continue
         if name:
-            left_out.append(HEADERS.get(name, name))
+            left_out.append(header(name))
             layout = without(layout, (name,))
         for fold in FOLDS:
             if fits(made := grid(layout, fold)):
@@ -79,7 +83,7 @@ def grid(layout: Layout, fold: int | None = None) -> Table:
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, left in zip(layout.columns, flush_left(layout), strict=True):
-        head = _folded(HEADERS.get(name, name), 12 if fold else 16)
+        head = _folded(header(name), 12 if fold else 16)
         made.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
     for heading, span in layout.blocks:
         if heading:
@@ -96,7 +100,7 @@ def grid(layout: Layout, fold: int | None = None) -> Table:
 
 def upright(layout: Layout) -> Iterable[Text]:
     """Rows one below the other: its name, then a line a column."""
-    heads = [HEADERS.get(name, name) for name in layout.columns]
+    heads = [header(name) for name in layout.columns]
     wide = max(map(len, heads))
     for heading, span in layout.blocks:
         if heading:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from rush_bench.files import write_text
-from rush_bench.report.layout import BOUND, DASH, HEADERS, UNLABELLED, Layout, flush_left, lift
+from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, header, lift
 
 WIDE = 7  # columns; so many stand across both columns of a page
 # a number above its interval, which a narrow column has room for; a paper may define it otherwise before
@@ -23,7 +23,7 @@ def to_csv(frame: pd.DataFrame, path: Path) -> None:
 
 def markdown(layout: Layout) -> str:
     """GitHub Markdown, a table a block."""
-    head = "| " + " | ".join(_markdown(HEADERS.get(name, name)) for name in layout.columns) + " |"
+    head = "| " + " | ".join(_markdown(header(name)) for name in layout.columns) + " |"
     rule = "|" + "|".join("---" if left else "---:" for left in flush_left(layout)) + "|"
     lines = []
     for title, span in layout.blocks:
@@ -49,7 +49,7 @@ def latex(layout: Layout, caption: str | None = None, label: str | None = None, 
     lines = ["% needs \\usepackage{booktabs}", INTERVAL, f"\\begin{{{floating}}}", "\\centering"]
     lines += [f"\\caption{{{said}}}", f"\\label{{{label or 'tab:rush-bench'}}}"]
     lines += ["\\small\\setlength{\\tabcolsep}{3.5pt}", f"\\begin{{tabular}}{{@{{}}{sides}@{{}}}}", "\\toprule"]
-    lines += [" & ".join(_latex(HEADERS.get(name, name)) for name in layout.columns) + " \\\\"]
+    lines += [" & ".join(_latex(header(name)) for name in layout.columns) + " \\\\"]
     for title, span in layout.blocks:
         lines.append("\\midrule")
         if title:
@@ -65,7 +65,7 @@ def to_html(layout: Layout) -> str:
     """A bare HTML table with its notes, for a notebook."""
     layout, shared = lift(layout)
     lines = [f"<p>{html.escape(shared)}</p>" if shared else "", "<table>", "<thead><tr>"]
-    lines += [f"<th>{html.escape(HEADERS.get(name, name))}</th>" for name in layout.columns]
+    lines += [f"<th>{html.escape(header(name))}</th>" for name in layout.columns]
     lines.append("</tr></thead><tbody>")
     for title, span in layout.blocks:
         if title:

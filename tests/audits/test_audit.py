@@ -12,6 +12,7 @@ from rush_bench.attacks.pgd import EOT
 from rush_bench.audits import checks as rules
 from rush_bench.audits import run as room
 from rush_bench.audits.finding import Finding
+from rush_bench.audits.roles import Role
 from rush_bench.audits.run import judge, lay_out, probe, sentence, write
 from rush_bench.audits.settle import settle
 from rush_bench.audits.verdict import STRENGTH, Claim, verdict
@@ -138,9 +139,9 @@ def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name, mo
 def test_a_smoothed_network_whose_replay_is_far_above_its_worst_case(noisy, audit, digits) -> None:
     defense = Smoothed(noisy, noise=Gaussian(1.0), votes=1, shape=(1, 16, 16), name="noisy@1")
     found = audit(defense, repeats=10, steps=4)
-    replay = found.book.get("T15", "AA as published").estimate.value
+    replay = found.book.get(Role.PUBLISHED_AA).estimate.value
     assert found.verdict.word in ("refuted", "weakened")
-    assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get("T15", "PGD as published").estimate.value))
+    assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get(Role.PUBLISHED_PGD).estimate.value))
     assert "as published" in found.verdict.claim.source and found.verdict.claim.value - found.verdict.worst.high > 0.03
     assert "replay-above-worst" in flagged(found)
     text = sentence(found)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import rush_bench as rb
+from rush_bench.api import settle as settled
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.evaluation import runner
 from rush_bench.networks import build
@@ -25,6 +26,12 @@ def linear() -> nn.Module:
 def unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes to `results/` goes nowhere that matters."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of an audit, which take as long as it, are not drawn; they have tests of their own."""
+    monkeypatch.setattr(settled, "write_figures", lambda *books: [])
 
 
 @pytest.fixture

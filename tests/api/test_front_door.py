@@ -67,6 +67,7 @@ def test_a_target_is_the_network_of_a_function(monkeypatch, tmp_path) -> None:
     assert {cell.labels["defense"] for cell in run.results} == {"ours@1", "ours@4"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_claim_about_a_network_in_memory_is_audited(network, digits, monkeypatch, capsys) -> None:
     small = dataclasses.replace(BUDGETS["quick"], **SMALL)
     monkeypatch.setitem(BUDGETS, "quick", small)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rush_bench.api import settle as settled
 from rush_bench.api.audit import published_claim
 from rush_bench.audits import run as room
 from rush_bench.audits.book import Book
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("unlooked")
 def audit(rush_bench, store: Path, mine: Path, monkeypatch: pytest.MonkeyPatch):
     """`audit` at a budget that takes a moment, its probes made by hand: the probes have tests of their own."""
     monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], **SMALL))
+    monkeypatch.setattr(settled, "write_figures", lambda *books: [])  # which take longer than the rest
     names = {"flags": "zero-gradients", "truth": "true-gradient", "indicators": "unconstrained-attack-failure"}
     names["binarization"] = "binarization"
     for kind, check in names.items():

@@ -22,7 +22,7 @@ from rush_bench.report.table import Table, worded
 from rush_bench.threats import Norm, Threat
 
 
-@dataclass
+@dataclass(repr=False)
 class AuditRun:
     """What an audit leaves: the experiments (`settled`), an audit a defence with its verdict, and the files that show them."""
 
@@ -49,10 +49,12 @@ class AuditRun:
         """The findings of each audit, and its verdict below them."""
         return [findings(one) for one in self.audits]
 
+    def __repr__(self) -> str:
+        words = ", ".join(f"{name}: {word or 'not finished'}" for name, word in self.words.items())
+        return f"AuditRun({words}, in {str(self.settled.folder.parent)!r})"
+
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.tables()))
-
-    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return "\n".join(table._repr_html_() for table in self.tables())

@@ -114,16 +114,17 @@ def subjects(
     options: dict[str, Any] = {"device": where}
     options |= {"precision": choose_precision(precision or "auto", where, Path(out))} if searched else {}
     options |= {"memory": named["memory"]} if named.get("memory") else {}
+    stated = {key: options[key] for key in options if {**named, "precision": precision}.get(key)}
     if isinstance(defenses, Target):
         if data is None:
             raise BadInput("--model needs --dataset: which images is the network for?")
         own = _images(data, images)
-        stated = {key: options[key] for key in options if {**named, "precision": precision}.get(key)}
         groups = [(defenses.load(own, options, stated), own)]
     elif patterns := patterns_of(defenses):
         groups = stored(patterns, Path(named.get("store", "models")), data, images, options)
     else:
-        return Subjects([(as_defenses(defenses), _images(data, images))], options, False, Path(out))
+        given = as_defenses(defenses)  # what else is loaded, such as a source of transfer, goes where they are
+        return Subjects([(given, _images(data, images))], {"device": given[0].device, **stated}, False, Path(out))
     return Subjects(groups, options, searched and precision in (None, "auto"), Path(out))
 
 

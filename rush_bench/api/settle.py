@@ -18,11 +18,19 @@ from rush_bench.report.table import Table, worded
 from rush_bench.threats import Norm
 
 
-@dataclass
+@dataclass(repr=False)
 class SettleRun(runner.SettleRun):
     """What it leaves: a book of experiments a defence, and the files that show them."""
 
     paths: list[Path] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        trials = [entry for book in self.books for entry in book.entries]
+        done = sum(entry.complete for entry in trials)
+        return f"SettleRun({done} of {len(trials)} trials of {len(self.books)} defences complete, in {str(self.folder)!r})"
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.tables()))
 
     def tables(self) -> list[Table]:
         """A table a defence: an experiment after another, with how it is to be read, and its trials."""

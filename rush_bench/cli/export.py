@@ -1,4 +1,4 @@
-"""`rush-bench export DEFENSE`: one call of `rush_bench.export`."""
+"""`rush-bench export DEFENSE`: one call of `rush_bench.api.files.export`."""
 
 from pathlib import Path
 

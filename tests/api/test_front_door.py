@@ -78,6 +78,7 @@ def test_a_claim_about_a_network_in_memory_is_audited(network, digits, monkeypat
     mine = rb.Deterministic(network, shape=digits.shape, name="mine")
     run = rb.audit(mine, digits, claim=90, budget="quick", eps=0.1)
     assert run.complete and run.words == {"mine": "refuted"}  # it was never trained
+    assert repr(run) == "AuditRun(mine: refuted, in 'results')" and "trials of 1 defences complete" in repr(run.settled)
     assert "mine: about" in capsys.readouterr().err  # what it would cost was said
     assert "the claim of 90.0 % (stated with --claim) IS REFUTED" in " ".join(str(run).split())
     (path,) = Path("results/audit").glob("mine-*.json")

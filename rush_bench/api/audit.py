@@ -17,6 +17,7 @@ from rush_bench.audits.verdict import Claim
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.work import deadline_in
+from rush_bench.report import audits as shown
 from rush_bench.report import settle as report
 from rush_bench.report.table import Table, worded
 from rush_bench.threats import Norm, Threat
@@ -143,14 +144,14 @@ def audit(
         run.audits += [audits.judge(book, probes.get(book.subject), stated or published_claim(book)) for book in books]
     run.paths = list(run.settled.paths)
     for one in run.audits:
-        run.paths += audits.write(one, Path(out), report.stem(one.book), report.markdown)
+        run.paths += shown.write(one, Path(out))
     return run
 
 
 def findings(one: Audit) -> Table:
     """The checks of an audit as a table, the verdict below it."""
     frame = pd.DataFrame([finding.to_dict() for finding in one.findings])
-    return worded(frame, *audits.lay_out(one, sources=False), title=report.title(one.book), notes=[audits.sentence(one)])
+    return worded(frame, *shown.lay_out(one, sources=False), title=report.title(one.book), notes=[shown.sentence(one)])
 
 
 def stated_claim(percent: float) -> Claim:

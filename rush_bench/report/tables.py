@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rush_bench.errors import unknown_name
-from rush_bench.records import CellResult
+from rush_bench.records import CellResult, save_indexes
 from rush_bench.records.published import BLOCKS, PublishedRow, published
 from rush_bench.report import columns as columns_of
 from rush_bench.report.rows import Row, rows
@@ -35,7 +35,9 @@ def table(results: Iterable[CellResult], style: str = "plain", trainings: Mappin
     have a row for their mean, with `<column>_sd`, beside one each, which is `in_mean` then.
     """
     check_style(style)
+    results = list(results)
     found = rows(results, trainings)
+    save_indexes(results)
     return plain(found) if style == "plain" else paper(paper_lines(found))
 
 

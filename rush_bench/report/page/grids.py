@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audits import run as audits
 from rush_bench.audits.book import Book
 from rush_bench.audits.experiments import EXPERIMENTS
+from rush_bench.audits.run import Audit
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate
-from rush_bench.report import certificates, corruptions, settle
+from rush_bench.report import audits, certificates, corruptions, settle
 from rush_bench.report.columns import estimate_of
 from rush_bench.report.figures import percent
 from rush_bench.report.layout import BOUND, DASH, NARROW, header, is_text, lay_out
@@ -172,7 +172,7 @@ def _accuracy(text: str, name: str, found: Estimate, result: CellResult, records
     return Cell(text, 100 * found.value, (100 * found.low, 100 * found.high), tip, records.anchor(result))
 
 
-def findings(name: str, audit: audits.Audit) -> Grid:
+def findings(name: str, audit: Audit) -> Grid:
     """The checks of an audit."""
     names, lines = audits.lay_out(audit)
     columns = {"Figure": "number", "Passes if": "number", "What": "long", "Source and notes": "long"}

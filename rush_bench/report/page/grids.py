@@ -144,7 +144,7 @@ def trials(name: str, book: Book, records: Records) -> Grid:
     """The trials of a book, a block an experiment; with the waterfall's differences where there are any."""
     values = {id(entry): line for entry, line in zip(book.entries, settle.frame(book).to_dict("records"), strict=True)}
     keys = {"Accuracy": "accuracy", "K": "k", "Forward": "forwards", "Back": "backwards", "Seconds": "seconds"}
-    steps = {bar.entry.trial: bar.step for bar in settle.bars(book) if bar.step is not None}
+    steps = {id(bar.entry): bar.step for bar in settle.bars(book) if bar.step is not None}
     blocks = []
     for experiment, entries in settle.sections(book):
         lines = []
@@ -157,7 +157,7 @@ def trials(name: str, book: Book, records: Records) -> Grid:
                     made = _accuracy(text, entry.trial, entry.estimate, entry.result, records)
                 line.append(made)
             if steps:
-                step = steps.get(entry.trial) if experiment == "T15" else None
+                step = steps.get(id(entry))
                 line.insert(2, Cell("") if step is None else Cell(settle.percent(step, signed=True), 100 * step.value))
             lines.append(line)
         blocks.append((f"{experiment} {EXPERIMENTS[experiment].title}. Reading: {EXPERIMENTS[experiment].reading}.", lines))

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint format clean benchmark-digits verdict-digits
+.PHONY: demo test docs lint format clean benchmark-digits verdict-digits
 
 demo: $(READY)
 	$(BIN)/rush-bench run demo --workers 2
@@ -12,6 +12,11 @@ demo: $(READY)
 # one thread: networks this small gain nothing from a second one, and beside other programs two wait for each other
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# the site, into site/; every warning is an error
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict
 
 benchmark-digits: $(READY)
 	$(BIN)/rush-bench run digits --workers 2

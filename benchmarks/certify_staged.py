@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rush_bench.certify import Sampling
-from rush_bench.certify.tsv import frame_of
+from rush_bench.certificates import Sampling
+from rush_bench.certificates.tsv import frame_of
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Smoothed
 from rush_bench.evaluation import certify

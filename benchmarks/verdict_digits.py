@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rush_bench.audit.book import Book
-from rush_bench.audit.settle import settle
+from rush_bench.audits.book import Book
+from rush_bench.audits.settle import settle
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import load_defenses
 from rush_bench.files import write_text
@@ -136,7 +136,9 @@ def main() -> None:
     write_figures(found, folder)
     sweep(swept, folder / f"{tables.group(swept[0])}-sweep.png", [reference(args.reference)] if args.reference else ())
     text = tables.markdown(HEADER, verdicts(audits, found))
-    about = f"On digits at l-inf {EPS}, n={args.images}, budget quick; percent, 95 % intervals. Rules: docs/verdict.md."
+    about = (
+        f"On digits at l-inf {EPS}, n={args.images}, budget quick; percent, 95 % intervals. Rules: `rush-bench docs verdict`."
+    )
     write_text(args.out / "verdicts.md", f"{text}\n{about}\n")
     print(text + f"all of it after {(time.monotonic() - begun) / 60:.1f} min")
 

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Mapping
 
+DOES_NOT_STAND = 5  # the exit code of an audit that is complete and whose verdict is another word than `stands`
+
 
 class RushBenchError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns (1: a cell failed)."""

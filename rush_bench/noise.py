@@ -74,6 +74,11 @@ class Uniform(Noise):
 
     Certifies in l1 (Lee et al. 2019; Yang et al. 2020), and in l-inf (Yang et al. 2020), where a shift by r in all d
     coordinates leaves the noise cubes an overlap of (1 - r / 2 scale)^d, and p can fall by what is not in it.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> rb.Uniform(0.3)
+        Uniform(scale=0.3)
     """
 
     norms = ("l1", "linf")
@@ -100,7 +105,13 @@ class Uniform(Noise):
 
 
 class Gaussian(Noise):
-    """N(0, scale^2) (RUSH paper eq. 1). Certifies in l2 (Cohen et al. 2019, theorem 1 with p_B = 1 - p_A)."""
+    """N(0, scale^2) (RUSH paper eq. 1). Certifies in l2 (Cohen et al. 2019, theorem 1 with p_B = 1 - p_A).
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> rb.Gaussian(0.25)
+        Gaussian(scale=0.25)
+    """
 
     norms = ("l2",)
 
@@ -122,6 +133,11 @@ class Laplace(Noise):
 
     The worst shift in l1 is along one pixel, and of all sets of probability p the half-space loses most by it (Yang et al.
     2020: at the rate min(p, 1 - p) / scale), so that radius and distance add up on the law's own quantiles.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> rb.Laplace(0.1)
+        Laplace(scale=0.1)
     """
 
     norms = ("l1",)

@@ -9,6 +9,7 @@ card.json           recipe, resolved settings, data digest, validation numbers, 
 import json
 import platform
 import re
+import shutil
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -115,6 +116,23 @@ def read_weights(store: Path, name: str, which: str = "model") -> "dict[str, Ten
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path} cannot be read ({error}); copy it again, or delete the folder and train again") from error
+
+
+def rename_model(store: Path, old: str, new: str) -> None:
+    """Call a model otherwise; BadInput for a name that is none or is taken."""
+    card = read_card(store, old)
+    if (store / check_name(new)).exists():
+        raise BadInput(f"{store} has a model {new!r} already; choose another name")
+    card["name"] = new
+    (store / old).rename(store / new)
+    write_json(store / new / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})
+
+
+def remove_model(store: Path, name: str) -> None:
+    """Delete a model with its weights; BadInput for a name that the store has not."""
+    if name not in model_names(store):
+        raise unknown_name(f"model in {store}", name, model_names(store))
+    shutil.rmtree(store / name)
 
 
 def environment() -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audits.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("rush_bench", "tests", "docs", "benchmarks", "examples")
@@ -15,7 +15,7 @@ FILES = sorted(
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".md", ".json", ".toml") and "results" not in path.parts and path != Path(__file__)
 )
-FILES += [ROOT / "README.md", ROOT / "pyproject.toml"]
+FILES += [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "pyproject.toml"]
 SOURCE = re.compile(r"\bS(\d+\.\d+)\b")
 # "protocol 4", "protocol 1 to 3", "protocol 5, T15", but not "protocol T15" or "protocol SLF".
 SECTION = re.compile(r"\bprotocol (\d+(?:\.\d+)?)(?: to (\d+))?\b")

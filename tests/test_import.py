@@ -10,7 +10,10 @@ import pytest
 import rush_bench as rb
 
 NAMES = "as_images as_module attack Defense Deterministic Gaussian load_dataset load_defense"
-NAMES += " Randomised Smoothed table train Uniform"
+NAMES += (
+    " Randomised Smoothed table train Uniform audit certify compare corruptions figure import_checkpoint load_results settle"
+)
+NAMES += " Laplace"
 
 
 def test_import_and_dir_need_no_torch() -> None:
@@ -38,6 +41,7 @@ def test_every_name_loads_and_is_listed(name: str) -> None:
 
 
 def test_nothing_else_is_listed() -> None:
+    assert sorted(rb.__all__) == sorted(NAMES.split())
     assert sorted(dir(rb)) == sorted([*NAMES.split(), "__version__"])
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from rush_bench.certify.sampling import Sampling
+from rush_bench.certificates.sampling import Sampling
 from rush_bench.errors import BadInput
 from rush_bench.registry import attacks, recipes
 from rush_bench.settings import Count, NonNegative, Range, Settings, Share, check, hints, override, to_dict

@@ -52,7 +52,7 @@ KINDS = {
     "settle": Kind("models", ("models",)),
     "audit": Kind("models", ("models",)),
     "table": Kind(),
-    "figure": Kind(),
+    "figure": Kind("kinds"),
     "report": Kind("results"),
 }
 
@@ -149,7 +149,7 @@ def parameters(kind: str) -> dict[str, click.Parameter]:
         if isinstance(parameter, click.Option):
             names = [*parameter.opts, *parameter.secondary_opts]
             known |= {name.removeprefix("--"): parameter for name in names if name.startswith("--")}
-        elif KINDS[kind].argument:
+        elif KINDS[kind].argument not in ("", *known):
             known[KINDS[kind].argument] = parameter
     return known
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rush_bench.bench.equal import Budget, budget_of, stretched
-from rush_bench.bench.file import KINDS, Benchmark, Entry, context, parameters, setting, words
+from rush_bench.bench.file import KINDS, Benchmark, Entry, command, context, parameters, setting, words
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.loading import find_source
 from rush_bench.errors import BadInput, unknown_name
@@ -147,8 +147,9 @@ def _line(entry: Entry, options: Mapping[str, Any], place: Place, sets: Mapping[
     """The words of a job: its options, settings, and where it reads and writes."""
     line = words(entry.kind, options, {**entry.sets, **(sets or {})}, entry.place)
     taken = parameters(entry.kind)
-    if isinstance(taken.get("results"), click.Argument):
-        line.insert(0, str(place.out))
+    arguments = [one.name for one in command(entry.kind).params if isinstance(one, click.Argument)]
+    if "results" in arguments:
+        line.insert(arguments.index("results"), str(place.out))
     elif "results" in taken:
         line += ["--results", str(place.out)]
     elif "out" in taken:

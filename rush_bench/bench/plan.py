@@ -11,22 +11,28 @@ from typing import Any, Literal
 
 import torch
 
+from rush_bench.api.attack import MOST as ATTACKED
+from rush_bench.api.certify import MOST as CERTIFIED
+from rush_bench.api.corruptions import Which
+from rush_bench.api.corruptions import asked_for as corrupted_images
+from rush_bench.api.named import Loader, check_count, stored
+from rush_bench.api.settle import settle
 from rush_bench.attacks.cost import prediction_rows
-from rush_bench.audit.settle import FOLDER as SETTLED
-from rush_bench.audit.settle import budget_named, images_left, rates
+from rush_bench.audits.settle import FOLDER as SETTLED
+from rush_bench.audits.settle import budget_named, images_left, rates
 from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, unfinished
-from rush_bench.certify.sampling import Sampling
-from rush_bench.cli.attack import Loader, asked_suite, check_count, own, stored
-from rush_bench.cli.certify import DEFAULT_N as CERTIFIED
-from rush_bench.cli.common import choose_precision
-from rush_bench.cli.corruptions import asked_for as corrupted_images
-from rush_bench.cli.settle import asked_for, settle_all
+from rush_bench.certificates.sampling import Sampling
+from rush_bench.cli.attack import asked_suite
+from rush_bench.cli.certify import sampling
+from rush_bench.cli.common import target_of
+from rush_bench.cli.settle import arguments
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.defenses.load import of_network
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation import certificates, corruptions, runner
+from rush_bench.evaluation.precision import choose_precision
 from rush_bench.evaluation.work import Job as CellJob
 from rush_bench.files import read_json
 from rush_bench.networks import build
@@ -205,7 +211,7 @@ class Planner:
             return self.audit(job, asked)
         if job.kind == "corruptions":
             return self.cells(job, CellStore(self.place.out / corruptions.FOLDER), self.corrupted(asked))
-        pairs = self.pairs(job, asked, CERTIFIED if job.kind == "certify" else None)
+        pairs = self.pairs(job, asked, CERTIFIED if job.kind == "certify" else ATTACKED)
         if job.kind == "certify":
             how, norm, seed = _sampling(asked), asked["norm"], asked["seed"]
             cells: list[CellJob] = [one for group, data in pairs for one in certificates.plan(group, data, how, norm, seed)]
@@ -215,17 +221,16 @@ class Planner:
         cells = [one for group, data in pairs for defense in group for one in runner.plan(defense, suite, data, *keyed)]
         return self.cells(job, CellStore(self.place.out), cells)
 
-    def pairs(self, job: Job, asked: dict[str, Any], default: int | None = None) -> list[tuple[list[Defense], Images]]:
+    def pairs(self, job: Job, asked: dict[str, Any], most: int) -> list[tuple[list[Defense], Images]]:
         """Defences and their images; untrained networks stand for those of models that are not there yet."""
-        wanted = (asked["data_dir"], asked["count"], asked["size"], *([] if default is None else [default]))
+        wanted = (asked["data_dir"], asked["count"], asked["size"], most)
         images = self.loaders.setdefault(wanted, Loader(*wanted))
         options = {"device": self.device, "memory": int(asked["memory"] * 2**30)}
         if asked.get("precision"):
             options["precision"] = choose_precision(asked["precision"], self.device, self.place.out)
         if asked.get("target"):
-            votes = asked.get("votes", 1 if asked["noise"] else None)
             data = images.load(asked["dataset"], None)
-            return [own(asked["target"], data, asked["noise"], votes, options, asked["name"], asked["about"])]
+            return [(target_of(asked).load(data, options, {}), data)]
         patterns = (asked.get("models") or asked["patterns"]).split(",")
         if not unfinished(job, self.place.store):
             return stored(patterns, self.place.store, asked["dataset"], images, options)
@@ -248,7 +253,10 @@ class Planner:
 
     def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:
         """The cells of common corruptions."""
-        defenses, data, _ = corrupted_images(asked)
+        which: Which = "set15" if asked["usual"] else "all19"
+        how = {key: asked[key] for key in ("seed", "store", "data_dir", "device")} | {"n": asked["count"]}
+        how["memory"] = int(asked["memory"] * 2**30)
+        defenses, data, _ = corrupted_images(asked["patterns"], asked["dataset"], which, asked["reference"], **how)
         return [*corruptions.plan(defenses, data, seed=asked["seed"], repeats=asked["repeats"], chunk=asked["chunk"])]
 
     def cells(self, job: Job, store: CellStore, cells: Sequence[CellJob]) -> Planned:
@@ -280,8 +288,9 @@ class Planner:
 
         if self.coming:  # every model of the store is a source of transfer
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
-        pairs, place = asked_for(asked)
-        run = settle_all(pairs, place, asked, before)
+        with job.context():  # its options are read as if it were run
+            how = arguments(asked, job.kind)
+        run = settle(**how | {"before": before, "quiet": True})
         whole = all(book.complete for book in run.books)
         if job.kind == "audit":
             files = [self.place.out / "audit" / f"{stem(book)}.json" for book in run.books]
@@ -290,7 +299,7 @@ class Planner:
         costs = [cost for one in heard for cost in one.costs.values()]
         passes = sum(cost.forwards + cost.backwards for cost in costs)
         for one in heard:
-            passes += sum((how.selection + how.draws) * len(pairs[0][1]) for _, how in one.certificates) if not whole else 0
+            passes += sum((how.selection + how.draws) * len(run.pairs[0][1]) for _, how in one.certificates) if not whole else 0
         state: State = "done" if whole else "in progress" if started else "missing"
         return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
 
@@ -322,6 +331,5 @@ def _rows(one: CellJob) -> tuple[float, float]:
 
 
 def _sampling(asked: dict[str, Any]) -> Sampling:
-    radii = tuple(parse_number(radius) for radius in asked["radii"])
-    how = (asked["mode"], asked["selection"], asked["draws"], parse_number(asked["alpha"]), radii, parse_number(asked["hope"]))
-    return Sampling(*how)
+    how = sampling(asked)
+    return Sampling(how["mode"], how["selection"], how["draws"], how["alpha"], how["radii"], how["hope"])

@@ -16,7 +16,7 @@ import click
 from rush_bench.bench import file as files
 from rush_bench.bench.jobs import Job, Loaded, Place, expand, unfinished
 from rush_bench.bench.plan import Planned, check, plan
-from rush_bench.errors import Busy, Failure, RushBenchError, WorkLeft, failed_code
+from rush_bench.errors import DOES_NOT_STAND, Busy, Failure, RushBenchError, WorkLeft, failed_code
 from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.progress import duration
 
@@ -154,7 +154,7 @@ def execute(job: Job, minutes: float | None, quiet: bool) -> None:
             raise KeyboardInterrupt from stopped
     if code == WorkLeft.exit_code:
         raise WorkLeft(f"{job.name} has work left")
-    if code:
+    if code and code != DOES_NOT_STAND:  # a verdict is a result
         error = RushBenchError("some of its cells failed; the lines above say which and why")
         error.exit_code = code
         raise error

@@ -102,7 +102,7 @@ def _results(results: Path) -> list[Row]:
 
 
 def _experiments() -> list[Row]:
-    from rush_bench.audit.experiments import EXPERIMENTS
+    from rush_bench.audits.experiments import EXPERIMENTS
 
     return [{"name": name, "summary": f"{one.title}: {one.reading}"} for name, one in EXPERIMENTS.items()]
 

@@ -5,17 +5,18 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
-from rush_bench.errors import BadInput, WorkLeft, failed_code, unknown_name
+from rush_bench.errors import BadInput, WorkLeft, failed_code
 
 if TYPE_CHECKING:
-    from rush_bench.audit.settle import SettleRun
+    from rush_bench.api.named import ByName, Target
+    from rush_bench.audits.settle import SettleRun
     from rush_bench.evaluation.work import Run
 
-PRECISION = "precision.json"  # of a results folder
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -40,7 +41,69 @@ max_minutes = click.option(
 )
 shard = click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
 assignments = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; repeatable.")
+model = click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own: package.module:function.")
+noise = click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25.")
+size = click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
+memory = click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB a step may use.")
+precision = click.option(
+    "--precision", default="auto", show_default=True, help="Of the search: float32, bfloat16, auto (by device)."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON on stdout, all else on stderr.")
+
+
+def by_name(asked: dict[str, Any]) -> "ByName":
+    """How models and images are loaded, from a command's options.
+
+    What is the default is left out: a network of the user's own need not follow it.
+    """
+    found: Any = {key: asked[key] for key in ("size", "store", "data_dir") if key in asked}
+    memory = stated("memory", asked)
+    found |= {"n": asked["count"], "device": stated("device", asked)}
+    return cast("ByName", found | {"memory": None if memory is None else int(memory * 2**30)})
+
+
+def stated(name: str, asked: dict[str, Any]) -> Any:
+    """The value of an option that was given on the command line, else None."""
+    source = click.get_current_context().get_parameter_source(name)
+    return asked[name] if source is ParameterSource.COMMANDLINE else None
+
+
+def defenses_of(asked: dict[str, Any], patterns: str | None, verb: str) -> "str | Target":
+    """What is to be measured: patterns of names in the store, or --model with its options, which mean nothing without it."""
+    target, votes = asked["target"], asked.get("votes")
+    if (patterns is None) == (target is None):
+        models = "--models all" if verb == "attack" else "rush@64"
+        raise BadInput(f"say what to {verb}: rush-bench {verb} {models}, or --model package.module:function")
+    named = {"noise": asked["noise"], "votes": votes, "name": asked["name"], "label": asked["about"]}
+    given = [f"--{key}" for key, value in named.items() if value]
+    if patterns is not None:
+        if given:
+            raise BadInput(
+                f"{', '.join(given)} without --model: a model of the store has its own noise, name and labels; "
+                "votes as in rush@64"
+            )
+        return patterns
+    if not asked["dataset"]:
+        raise BadInput("--model needs --dataset: which images is the network for?")
+    if votes and not asked["noise"]:
+        raise BadInput("--votes needs --noise: without noise every vote is the same")
+    return target_of(asked)
+
+
+def target_of(asked: dict[str, Any]) -> "Target":
+    """The network of --model, with its labels."""
+    from rush_bench.api.named import Target
+    from rush_bench.settings import parse_assignments
+
+    labels = {key.replace("-", "_").replace(" ", "_"): text for key, text in parse_assignments(asked["about"]).items()}
+    # a certificate is of infinitely many votes: one form of the network is enough
+    votes = asked["votes"] if "votes" in asked else 1 if asked["noise"] else None
+    return Target(asked["target"], asked["noise"], votes, asked["name"], labels)
+
+
+def parts(text: str | None) -> list[str]:
+    """Words between commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 @contextlib.contextmanager
@@ -53,6 +116,12 @@ def quiet_stdout() -> Iterator[None]:
 def print_json(value: Any) -> None:
     """The answer as JSON on stdout."""
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+def records(frame: Any) -> list[dict[str, Any]]:
+    """A pandas frame as plain values, a dict a row; what is not there is None."""
+    found: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
+    return found
 
 
 def print_rich(*renderables: Any, err: bool = False) -> None:
@@ -79,6 +148,11 @@ def print_rows(title: str, header: list[str], rows: list[list[str]], err: bool =
     print_rich(table, err=err)
 
 
+def print_frame(title: str, frame: Any) -> None:
+    """A pandas frame of small numbers and words as a table."""
+    print_rows(title, [str(name) for name in frame.columns], [[str(v) for v in row] for row in frame.to_numpy()])
+
+
 def finish(run: "Run | SettleRun", shard: str, waits: str = "table waits") -> None:
     """The exit code of measuring, with its reason on stderr; returns where all that was asked of this shard is there.
 
@@ -99,51 +173,3 @@ def refuse_contradictions(found: Sequence[Any]) -> None:
         click.echo(f"error: certificate above attack, one of them has a bug: {comparison}", err=True)
     if found:
         raise click.exceptions.Exit(1)
-
-
-def choose_precision(name: str, device: Any, out: Path) -> str:
-    """`auto` is bfloat16 where the device computes in it, and stays what it was when the results folder `out` was begun:
-    another precision is another search with records of its own, so that unlike machines would not share their cells.
-
-    Nothing is written: see `keep_precision`.
-    """
-    from rush_bench.devices import has_bfloat16
-
-    if name not in ("auto", "float32", "bfloat16"):
-        raise unknown_name("precision", name, ("auto", "float32", "bfloat16"))
-    if name != "auto":
-        return name
-    if (kept := _kept_precision(out)) is not None:
-        return kept
-    # records from before this choice was kept: a CPU searched in float32
-    begun = device.type == "cpu" and any((out / folder).exists() for folder in ("runs", "settle"))
-    return "bfloat16" if has_bfloat16(device) and not begun else "float32"
-
-
-def keep_precision(name: str, chosen: str, out: Path) -> None:
-    """Write down what `auto` is in this results folder, before its first cell is opened.
-
-    BadInput where another machine has begun it otherwise in the meantime.
-    """
-    from rush_bench.files import flock, write_json
-
-    if name != "auto":
-        return
-    path = out / PRECISION
-    with flock(path.with_suffix(".lock"), wait=True):
-        if (kept := _kept_precision(out)) is None:
-            write_json(path, {"auto": chosen})
-        elif kept != chosen:
-            raise BadInput(f"another process has begun {out} in {kept}; the same command again goes on so")
-
-
-def _kept_precision(out: Path) -> str | None:
-    from rush_bench.files import read_json
-
-    path = out / PRECISION
-    if not path.exists():
-        return None
-    kept = read_json(path)
-    if not isinstance(kept, dict) or kept.get("auto") not in ("float32", "bfloat16"):
-        raise BadInput(f"{path} is damaged; delete it, or give --precision float32 or bfloat16")
-    return str(kept["auto"])

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, shell_complete=complete.model)
 @click.option("--name", required=True, help="Name of the new model in the store.")
 @common.store
 @common.as_json

@@ -1,7 +1,8 @@
 """The `rush-bench` command: one thin module a subcommand, imported when it is called; torch only in their bodies.
 
 Exit codes: 0 all asked for is complete, 1 a cell failed, 2 usage, 3 stopped with work left, 4 an optional package is
-missing, 130 interrupted. Errors meant for the user are one line on stderr; anything else keeps its traceback.
+missing, 5 an audited claim does not stand, 130 interrupted. Errors meant for the user are one line on stderr; anything else
+keeps its traceback.
 """
 
 import contextlib
@@ -25,13 +26,19 @@ COMMANDS = {
     "attack": "Attack models of the store, or a network of your own.",
     "certify": "Certify smoothed models: radii within which no attack exists; read certificates back.",
     "settle": "Run the experiments T0 to T16 that settle a defence's claim.",
+    "compare": "Two defences on the images that both were measured on, paired.",
     "audit": "Settle a claim, check the attack's strength, and give the verdict.",
     "corruptions": "Accuracy under common corruptions (CIFAR-10-C, CIFAR-100-C), and mCE.",
     "table": "Write and print the table of everything measured.",
     "figure": "Draw accuracy against eps, and attacked images.",
     "report": "Write one HTML page of everything measured: tables, figures, images, verdicts.",
+    "export": "Attacked images and predictions of a defence, as npz files.",
+    "merge": "Copy what other results folders have measured into one.",
+    "rename": "Call a model, and its records, by another name.",
+    "rm": "Delete a model, and its records.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
+    "docs": "Read the documentation: how numbers are made, what a verdict means, ...",
     "doctor": "What is installed, usable and writable here.",
 }
 INTERRUPTED = 130
@@ -96,5 +103,5 @@ def main() -> None:
     rush-bench table --style paper
 
     Running the same command again finishes the work. Exit codes: 0 complete, 1 a cell failed, 2 usage,
-    3 stopped with work left, 4 an optional package is missing.
+    3 stopped with work left, 4 an optional package is missing, 5 an audited claim does not stand.
     """

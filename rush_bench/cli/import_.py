@@ -1,4 +1,4 @@
-"""`rush-bench import FILE`: one call of `rush_bench.defenses.published.import_model`."""
+"""`rush-bench import FILE`: one call of `rush_bench.defenses.published.import_checkpoint`."""
 
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,11 @@ def command(file: Path, name: str, device: str, as_json: bool, **options: Any) -
     The family is told by the keys, every key is accounted for, and normalisation goes inside the network. What cannot be
     mapped whole is refused. Files are read without running pickled code.
     """
-    from rush_bench.defenses.published import import_model
+    from rush_bench.defenses.published import import_checkpoint
     from rush_bench.devices import choose_device
 
     with common.quiet_stdout():
-        done = import_model(file, name, device=choose_device(device), **options)
+        done = import_checkpoint(file, name, device=choose_device(device), **options)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
     source = done.card["source"]

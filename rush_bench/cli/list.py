@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from rush_bench.cli import catalogue, common
+from rush_bench.cli import catalogue, common, complete
 
 
 @click.command()
-@click.argument("kind", required=False)
+@click.argument("kind", required=False, shell_complete=complete.words(lambda: list(catalogue.KINDS)))
 @common.store
 @common.results
 @common.as_json

@@ -39,7 +39,7 @@ def command(
     worker: bool,
     as_json: bool,
 ) -> None:
-    """Run a benchmark FILE (TOML), or one that is shipped by its name: train, attack, write the tables (docs/run.md).
+    """Run a benchmark FILE (TOML), or one that is shipped by its name: train, attack, write the tables (`rush-bench docs run`).
 
     \b
     rush-bench run demo

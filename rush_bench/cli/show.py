@@ -1,20 +1,21 @@
 """`rush-bench show NAME`: everything about one name, as key and value, or as JSON."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rush_bench import registry
-from rush_bench.cli import catalogue, common
+from rush_bench.cli import catalogue, common, complete, explain
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
 from rush_bench.store import ENCODERS, read_card
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.names(*catalogue.KINDS))
 @click.option(
     "--kind", help="Where one name means several things: defense, dataset, suite, attack, model, encoder, result, ..."
 )
@@ -35,11 +36,14 @@ def command(name: str, kind: str | None, store: Path, results: Path, as_json: bo
     if as_json:
         common.print_json(found)
         return
-    presets = found.pop("presets", None)
-    title = f"{found.pop('kind')} {found.pop('name')}"
+    presets, lines = found.pop("presets", None), found.pop("explained", {})
+    own, title = found.pop("settings", None), f"{found.pop('kind')} {found.pop('name')}"
     common.print_rows(title, ["key", "value"], [[key, _text(value)] for key, value in flatten(found).items()])
+    if own is not None:
+        rows = [[key, _text(value), lines.get(key, "")] for key, value in flatten(own).items()]
+        common.print_rows("settings", ["key", "value", "what it is"], rows)
     if presets:
-        common.print_rows("settings by preset", ["key", *presets], by_preset(presets))
+        common.print_rows("settings", ["key", "value", "what it is"], by_preset(presets, lines))
 
 
 def find(name: str, store: Path, results: Path) -> list[str]:
@@ -60,7 +64,8 @@ def defense(name: str, store: Path, results: Path) -> dict[str, Any]:
     entry = registry.recipes.get(name)
     recipe = registry.recipes.load(name)
     presets = {preset: to_dict(override(recipe.settings, layer)) for preset, layer in recipe.presets.items()}
-    return {"summary": entry.summary, "module": entry.module, "presets": presets}
+    explained = explain.explained(recipe.settings)
+    return {"summary": entry.summary, "module": entry.module, "presets": presets, "explained": explained}
 
 
 def dataset(name: str, store: Path, results: Path) -> dict[str, Any]:
@@ -80,12 +85,14 @@ def suite(name: str, store: Path, results: Path) -> dict[str, Any]:
 
 def attack(name: str, store: Path, results: Path) -> dict[str, Any]:
     """An attack: its line and its default settings."""
-    return {"summary": registry.attacks.get(name).summary, "settings": _attack_settings(name, {})}
+    made = registry.attacks.load(name)()
+    lines = explain.explained(made) if is_dataclass(made) else {}
+    return {"summary": registry.attacks.get(name).summary, "settings": _attack_settings(name, {}), "explained": lines}
 
 
 def experiment(name: str, store: Path, results: Path) -> dict[str, Any]:
     """An experiment of `settle`: what it asks, how it is read, and its trials on a vote of 64 by budget."""
-    from rush_bench.audit.experiments import BUDGETS, EXPERIMENTS, Subject
+    from rush_bench.audits.experiments import BUDGETS, EXPERIMENTS, Subject
 
     one, subject = EXPERIMENTS[name], Subject(draws=64, classes=10, norm="linf", eps=8 / 255)
     trials = {
@@ -111,7 +118,18 @@ def result(name: str, store: Path, results: Path) -> dict[str, Any]:
     if not path.is_file():
         known = [row["name"] for row in catalogue.rows("results", store, results)]
         raise unknown_name(f"result in {results}", name, known)
-    return {**read_json(path), "chunks_done": catalogue.chunks_done(path)}
+    return {**read_json(path), "chunks_done": catalogue.chunks_done(path), "accuracies": accuracies(name, results)}
+
+
+def accuracies(name: str, results: Path) -> dict[str, str]:
+    """What a finished cell measured, in percent, by the column that shows it."""
+    from rush_bench.records import load_results
+    from rush_bench.records.statistics import Estimate
+    from rush_bench.report.rows import summary
+    from rush_bench.report.settle import percent
+
+    found = [cell for cell in load_results(results) if cell.folder.name == name and cell.complete]
+    return {key: percent(Estimate(*numbers)) for key, numbers in summary(found[0])["estimates"].items()} if found else {}
 
 
 DESCRIBE: dict[str, Callable[[str, Path, Path], dict[str, Any]]] = {
@@ -135,10 +153,16 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def by_preset(presets: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """One row a key, one column a preset."""
-    flat = [flatten(settings) for settings in presets.values()]
-    return [[key, *(_text(settings[key]) for settings in flat)] for key in flat[0]]
+def by_preset(presets: Mapping[str, Mapping[str, Any]], explained: Mapping[str, str]) -> list[list[str]]:
+    """One row a key: its value, by preset where they differ, and what it is."""
+    flat = {name: flatten(settings) for name, settings in presets.items()}
+    rows = []
+    for key in next(iter(flat.values())):
+        values = {name: _text(settings[key]) for name, settings in flat.items()}
+        same = len(set(values.values())) == 1
+        value = next(iter(values.values())) if same else ", ".join(f"{name} {text}" for name, text in values.items())
+        rows.append([key, value, explained.get(key, "")])
+    return rows
 
 
 def _attack_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

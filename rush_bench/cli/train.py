@@ -5,14 +5,19 @@ from typing import Any
 
 import click
 
-from rush_bench.cli import common
+from rush_bench.cli import common, complete
 
 
 @click.command()
-@click.argument("name")
-@click.option("--dataset", required=True, help="What the classifier is trained for: a name, or path/to/file.npz.")
+@click.argument("name", shell_complete=complete.recipe)
+@click.option(
+    "--dataset",
+    required=True,
+    help="What the classifier is trained for: a name, or path/to/file.npz.",
+    shell_complete=complete.dataset,
+)
 @click.option("--from", "from_", metavar="NAME|FILE", help="Encoder or model of the store, or checkpoint file, to start from.")
-@click.option("--protocol", help="SLF, NSLF, ALF or AFF (docs/protocol.md); short for --set finetune.protocol=...")
+@click.option("--protocol", help="SLF, NSLF, ALF or AFF (`rush-bench docs protocol`); short for --set finetune.protocol=...")
 @click.option("--noise", help="Law of the noise, uniform:0.3 or gaussian:0.25; short for --set noise=...")
 @click.option("--pretrain-on", help="What the encoder is pre-trained on.  [default: the data set itself]")
 @click.option("--preset", default="short", show_default=True, help="paper, short, smoke or demo.")

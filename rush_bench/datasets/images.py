@@ -34,6 +34,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"Images({self.name}, {self.split}, {len(self)} of {size}, {len(self.classes)} classes)"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
@@ -80,7 +84,13 @@ def as_images(
 
     pixels: uint8, or floating point in [0,1]; (N, C, H, W), (N, H, W, C) or (N, H, W), with 1 or 3 channels. Floating
     point is rounded to 8 bits (a change of at most 1/510). labels: integers (N,), 0 to classes - 1; `classes` defaults
-    to the numbers up to the largest label. Raises BadInput that names the first image at fault.
+    to the numbers up to the largest label. `name` and `split` are what tables call them. Raises BadInput that names the
+    first image at fault.
+
+    Examples:
+        >>> import numpy as np, rush_bench as rb
+        >>> rb.as_images(np.zeros((3, 8, 8)), [0, 1, 1], classes=["cat", "dog"], name="pets")
+        Images(pets, test, 3 of 1x8x8, 2 classes)
     """
     array, targets = _to_numpy(pixels, name), _to_numpy(labels, name)
     if array.dtype != np.uint8:

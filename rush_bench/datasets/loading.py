@@ -42,6 +42,11 @@ def load_dataset(
     stand_ins: keep images whose pixels are not the official ones in `test` (`val` never has them, `train` always).
 
     Raises BadInput for an unknown name or split, a missing or damaged file, wrong labels, or n beyond what there is.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> rb.load_dataset("digits", "test", n=20)
+        Images(digits, test, 20 of 1x16x16, 10 classes)
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)

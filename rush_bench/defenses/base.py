@@ -59,6 +59,19 @@ class Defense:
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
     What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
     image, and so are less than 1 draws of a gradient.
+
+    Examples:
+        >>> import torch, rush_bench as rb
+        >>> from rush_bench.defenses import Gradient, Prediction
+        >>> class Constant(rb.Defense):
+        ...     name, classes, shape = "constant", 2, (1, 8, 8)
+        ...     def predict(self, images, stream):
+        ...         votes = torch.tensor([[1, 0]]).expand(len(images), 2)
+        ...         return Prediction(votes.argmax(1), votes, votes.float())
+        ...     def gradient(self, images, labels, loss, draws, stream):
+        ...         return Gradient(torch.zeros_like(images), torch.zeros(len(images)))
+        >>> Constant()
+        Constant(constant, deterministic, 1x8x8 to 2 classes)
     """
 
     name: str
@@ -76,6 +89,12 @@ class Defense:
         for name, checked in _CHECKS.items():
             if name in vars(cls):
                 setattr(cls, name, checked(vars(cls)[name]))
+
+    def __repr__(self) -> str:
+        how = "deterministic" if self.deterministic else f"{self.draws} votes"
+        law = getattr(self, "noise", None)
+        size = "x".join(map(str, self.shape))
+        return f"{type(self).__name__}({self.name}, {f'{law}, ' if law else ''}{how}, {size} to {self.classes} classes)"
 
     @property
     def deterministic(self) -> bool:
@@ -247,10 +266,18 @@ _CHECKS: dict[str, Callable[..., Any]] = {
 
 
 def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
-    """An `nn.Module` with logits for attacks of other packages: the log of the mean probability over the defence's draws.
+    """An `nn.Module` with logits (B, K) for attacks of other packages: the log of the mean probability over the draws of
+    `defense`, from `stream` (default: a stream of seed 0).
 
     CE on these logits is RUSH's eq. 7, and DLR and CW losses are well posed on them (sources S5.7). A bank or a deterministic
     defence gives a plain function of the image; a randomised one draws anew at each call. Memory stays within the budget.
+
+    Examples:
+        >>> import torch, rush_bench as rb
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> module = rb.as_module(rb.Smoothed(net, noise="uniform:0.3", shape=(1, 8, 8)))
+        >>> module(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
     """
     return _Checked(defense.as_module(stream or Stream(0, "module")))
 

@@ -94,8 +94,14 @@ def load_defense(
     `rocl-cifar10@30`, of a card with a `transform`, is the network behind it, the logits of 30 draws averaged.
     `robustbench:cifar10/Linf/NAME` is one of RobustBench's zoo, kept in the store's folder `robustbench`.
 
-    `noise` replaces the model's own law (an ablation); `options` go to Smoothed or Deterministic (precision, memory).
+    `store` is the folder of the models; `device` where the network computes. `noise` replaces the model's own law (an
+    ablation); `options` go to Smoothed or Deterministic (precision, memory).
     Errors: BadInput for a wrong name (with a suggestion) or a damaged file, RushBenchError for weights that do not fit.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> rb.load_defense("tiny@16", store=store)
+        Smoothed(tiny@16, Uniform(scale=0.3), 16 votes, 1x8x8 to 10 classes)
     """
     if name.startswith(zoo.PREFIX):
         if noise is not None:

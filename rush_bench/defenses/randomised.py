@@ -63,6 +63,15 @@ class Randomised(_Random):
     what attacks see too. `plain` is the network without its randomness, which the transfer attack starts from (default:
     the network without the transform). Other options as for Deterministic. A transform's identity in the records is its
     name and, of a dataclass, its fields, of a module its weights: rename a function when you change it.
+
+    Examples:
+        >>> import torch, rush_bench as rb
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> def scaled(images, stream, draws):  # each draw of an image at a brightness of its own
+        ...     u = stream.uniform(len(images), draws, (1, 1, 1), images.device)
+        ...     return images[:, None] * (0.8 + 0.2 * u)
+        >>> rb.Randomised(net, transform=scaled, votes=4, shape=(1, 8, 8), name="scaled")
+        Randomised(scaled, 4 votes, 1x8x8 to 10 classes)
     """
 
     def __init__(

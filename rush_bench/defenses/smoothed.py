@@ -236,6 +236,12 @@ class Deterministic(_Network):
     judges); `memory`, bytes that one block of an attack step may take. The network is copied and never changed.
     Errors: BadInput for a network in train mode, one that returns probabilities, one that does not take `shape`, or one
     whose answer for an image depends on the rest of its batch.
+
+    Examples:
+        >>> import torch, rush_bench as rb
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> rb.Deterministic(net, shape=(1, 8, 8), name="linear")
+        Deterministic(linear, deterministic, 1x8x8 to 10 classes)
     """
 
     def __init__(self, network: nn.Module, *, name: str | None = None, **options: Any) -> None:
@@ -263,6 +269,12 @@ class Smoothed(_Random):
 
     `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (sources S5.9).
     The noise of image i, draw j depends on the stream's (seed, purpose) and on i and j alone.
+
+    Examples:
+        >>> import torch, rush_bench as rb
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> rb.Smoothed(net, noise=rb.Uniform(0.3), votes=16, shape=(1, 8, 8), name="mine")
+        Smoothed(mine, Uniform(scale=0.3), 16 votes, 1x8x8 to 10 classes)
     """
 
     def __init__(

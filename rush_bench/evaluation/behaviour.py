@@ -48,14 +48,14 @@ def check_behaviour(folder: Path, defense: Defense, sample: Images) -> None:
         return
     before = read_json(path)
     try:
-        apart, known = _apart(before, now), before["defense"]
+        differs, known = apart(before, now), before["defense"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Changed(f"{path} is damaged ({error!r}); delete it, and the records of {defense.name} with it") from error
-    if apart:
+    if differs:
         raise Changed(
             f"{defense.name} does not do what {known!r} did, of which {folder} has records under the same key: "
-            f"{apart} differ. Code was changed that has no weights (a layer, a transform, a Defense); give another folder with "
-            f"--out, or delete the old records and {path.name} in {path.parent}"
+            f"{differs} differ. Code was changed that has no weights (a layer, a transform, a Defense); give another folder "
+            f"with --out, or delete the old records and {path.name} in {path.parent}"
         )
 
 
@@ -90,7 +90,7 @@ def _where(defense: Defense) -> str:
     return f"{defense.device.type}, torch {torch.__version__}"
 
 
-def _apart(before: dict[str, Any], now: dict[str, Any]) -> str:
+def apart(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs, in words; empty where nothing does."""
     one, two = (np.asarray(each["probabilities"], float) for each in (before, now))
     if one.shape != two.shape:

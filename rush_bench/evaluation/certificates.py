@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rush_bench.certify.bounds import Certificate, certificate
-from rush_bench.certify.check import FOLDER
-from rush_bench.certify.sampling import Counts, Plan, Sampling, estimate, make_plan, stated
-from rush_bench.certify.tsv import write_tsv
+from rush_bench.certificates.bounds import Certificate, certificate
+from rush_bench.certificates.check import FOLDER
+from rush_bench.certificates.sampling import Counts, Plan, Sampling, estimate, make_plan, stated
+from rush_bench.certificates.tsv import write_tsv
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput

@@ -13,7 +13,7 @@ from torch import Tensor
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.health import health
 from rush_bench.attacks.suites import REST, Suite, parse_suite
-from rush_bench.certify.check import clashes
+from rush_bench.certificates.check import clashes
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput

@@ -63,12 +63,12 @@ class Job:
         return f"{made['correct'].sum() / made['repeats'].sum():.1%} right in the last chunk"
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What a measurement leaves: its cells' results, what failed, and whether all that was asked for is there.
 
     `done`: whether this call's share (its shard) is there, but for what failed. `contradictions` are attacks that took more
-    than a certificate of the same weights in the same folder leaves (`rush_bench.certify.check.Comparison`): a bug.
+    than a certificate of the same weights in the same folder leaves (`rush_bench.certificates.check.Comparison`): a bug.
     """
 
     results: list[CellResult]
@@ -76,6 +76,11 @@ class Run:
     folder: Path = Path()
     done: bool = True
     contradictions: list[Any] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        done = sum(result.complete for result in self.results)
+        said = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{type(self).__name__}({done} of {len(self.results)} cells complete{said}, in {str(self.folder)!r})"
 
     @property
     def complete(self) -> bool:
@@ -88,12 +93,6 @@ class Run:
         self.failed |= other.failed
         self.done = self.done and other.done
         self.contradictions += other.contradictions
-
-    def table(self, style: str = "plain") -> Any:
-        """A pandas frame; `paper` lays it out as Table 1 of the RUSH paper."""
-        from rush_bench.report.tables import table
-
-        return table(self.results, style)
 
 
 def work(

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from rush_bench.audit.run import FOLDER, Audit
-from rush_bench.audit.verdict import BUGS, STRENGTH
+from rush_bench.audits.run import FOLDER, Audit
+from rush_bench.audits.verdict import BUGS, STRENGTH
 from rush_bench.files import write_text
 from rush_bench.report.settle import markdown, stem
 
@@ -47,5 +47,5 @@ def write(audit: Audit, folder: Path) -> list[Path]:
     json_path, text_path = (Path(folder) / FOLDER / f"{stem(audit.book)}{kind}" for kind in (".json", ".md"))
     write_text(json_path, json.dumps(audit.to_dict(), indent=2, default=str) + "\n")
     table = markdown(*lay_out(audit))
-    write_text(text_path, f"# {audit.book.subject}\n\n{sentence(audit)}\n\n{table}\nRules: docs/verdict.md.\n")
+    write_text(text_path, f"# {audit.book.subject}\n\n{sentence(audit)}\n\n{table}\nRules: `rush-bench docs verdict`.\n")
     return [json_path, text_path]

@@ -1,6 +1,6 @@
 """What certificates add up to: certified accuracy at radii, average certified radius, a table, a figure. No torch.
 
-All functions take frames with the columns `predict`, `radius`, `correct` (see `rush_bench.certify.tsv`).
+All functions take frames with the columns `predict`, `radius`, `correct` (see `rush_bench.certificates.tsv`).
 """
 
 import re
@@ -137,9 +137,11 @@ def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
     """The curve of certified accuracy against the radius, a line a set."""
     from matplotlib.figure import Figure
 
+    from rush_bench.report.figures import COLOURS  # loads matplotlib, which a table does not need
+
     sheet = Figure(figsize=(6.2, 3.8), dpi=150, layout="constrained")
     axes = sheet.subplots()
-    for name, frame in sets.items():
+    for k, (name, frame) in enumerate(sets.items()):
         radii = np.sort(frame["radius"][frame["correct"] == 1].to_numpy())
         # each image counts up to and including its own radius
         steps, share = np.concatenate([[0.0], radii]), (len(radii) - np.arange(len(radii) + 1)) / len(frame)
@@ -149,6 +151,8 @@ def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
             where="pre",
             label=f"{name} (n={len(frame)}{'' if settles_every_radius(frame) else ', lower bound'})",
             linewidth=1.3,
+            color=COLOURS[k % len(COLOURS)],
+            linestyle=("-", "--", ":")[k // len(COLOURS) % 3],
         )
     axes.set_xlabel(f"{norm} radius (pixel units)" if norm != "radius" else "radius (pixel units)")
     axes.set_ylabel("certified accuracy (%)")
@@ -169,8 +173,8 @@ def name_of(result: CellResult) -> str:
 
 def shared_radii(results: Sequence[CellResult]) -> tuple[float, ...]:
     """What to report where nothing was asked for: what staged cells settled, else thirds of the largest radius."""
-    from rush_bench.certify.check import theorem_of  # these import torch
-    from rush_bench.certify.sampling import THIRDS
+    from rush_bench.certificates.check import theorem_of  # these import torch
+    from rush_bench.certificates.sampling import THIRDS
 
     radii: set[float] = set()
     for result in results:

@@ -14,7 +14,7 @@ class Column:
     """One accuracy: of the estimate `of` (None: its own name), as `header` in tables.
 
     `paper` is its place in the paper style, where it goes by `named` (None: its own name); `plain`: whether the plain style has
-    it. `derived` from an attack's record: no attack of its own. `always`: the styles that show it empty too. `wide`: no room
+    it. `derived` from an attack's record: no attack of its own. `wide`: no room
     for it on a terminal in the paper style. `weak`: runs with fewer steps in a quick suite, which the paper style marks.
     `panel`: its title in the figure of accuracy against eps (None: no panel).
     """
@@ -26,7 +26,6 @@ class Column:
     derived: bool = False
     paper: int | None = None
     named: str | None = None
-    always: tuple[str, ...] = ()
     wide: bool = False
     weak: bool = False
     panel: str | None = None
@@ -42,20 +41,19 @@ class Column:
         return MEASURED + (self.named or self.name)
 
 
-BOTH = ("plain", "paper")
 # In the order of the plain style.
 COLUMNS = (
-    Column("clean", "Clean", paper=0, named="standard", always=BOTH),
-    Column("pgd", "PGD", paper=1, always=BOTH, weak=True, panel="PGD"),
-    Column("eot", "EOT", paper=6, always=("paper",), weak=True, panel="EOT-PGD"),
+    Column("clean", "Clean", paper=0, named="standard"),
+    Column("pgd", "PGD", paper=1, weak=True, panel="PGD"),
+    Column("eot", "EOT", paper=6, weak=True, panel="EOT-PGD"),
     Column("apgd", "APGD (quick)", paper=3, panel="APGD (quick stand-in for AA)"),
-    Column("aa", "AA", paper=2, always=("paper",), panel="AutoAttack"),
+    Column("aa", "AA", paper=2, panel="AutoAttack"),
     Column("square", "Square on the rest", paper=7, weak=True),
-    Column("worst", "Worst", paper=9, always=BOTH, weak=True, panel="Worst case of the suite"),
+    Column("worst", "Worst", paper=9, weak=True, panel="Worst case of the suite"),
     Column("worst_any10", "Worst, any of 10", derived=True),
     Column("apgd_bank", "APGD on bank (quick)", derived=True),
-    Column("aa_bank", "AA on bank", derived=True, paper=4, always=("paper",), wide=True),
-    Column("aa_fresh", "AA on fresh draws", of="aa", plain=False, derived=True, paper=5, always=("paper",), wide=True),
+    Column("aa_bank", "AA on bank", derived=True, paper=4, wide=True),
+    Column("aa_fresh", "AA on fresh draws", of="aa", plain=False, derived=True, paper=5, wide=True),
 )
 OTHERS = 8  # the place in the paper style of attacks that no row above names: before the worst case
 BY_NAME = {column.name: column for column in COLUMNS}

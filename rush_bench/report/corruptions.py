@@ -20,7 +20,8 @@ from rush_bench.errors import BadInput
 from rush_bench.files import write_text
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, interval
-from rush_bench.report.writers import DASH, to_csv
+from rush_bench.report.layout import DASH
+from rush_bench.report.writers import to_csv
 
 SEVERITIES = (1, 2, 3, 4, 5)
 MEAN = "mean"

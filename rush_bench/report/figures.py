@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from rush_bench.errors import BadInput
@@ -50,16 +51,18 @@ def against_eps(found: Sequence[Row], path: Path) -> Path:
         assert row.threat is not None
         sheets[row.labels["dataset"], row.threat["norm"]].append(row)
     attacks = [name for name in PANELS if any(name in row.estimates for row in found)]
-    size = (3.3 * len(attacks) + 0.6, 3.1 * len(sheets) + 0.9)
+    names = _line_names(found)
+    lines = len(set(names.values())) // 4  # of the legend, beyond the first
+    size = (3.3 * len(attacks) + 0.6, 3.1 * len(sheets) + 0.9 + 0.2 * lines)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.subplots(len(sheets), len(attacks), sharey=True, sharex="row", squeeze=False)
-    names = _line_names(found)
     styles = {name: k for k, name in enumerate(dict.fromkeys(names.values()))}
     for (key, sheet), panels in zip(sheets.items(), axes, strict=True):
         for attack, panel in zip(attacks, panels, strict=True):
             _panel(panel, sheet, attack, names, styles)
             panel.set_title(PANELS[attack], fontsize=10)
-            panel.set_xlabel("eps (255ths)" if key[1] == "linf" else "eps", fontsize=9)
+            panel.set_xlabel(eps_label(key[1]), fontsize=9)
+            panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=key[1] == "linf"))
         panels[0].set_ylabel(f"{_about(key, sheet)}\naccuracy (%)", fontsize=9)
     handles = {line.get_label(): line for panel in axes.flat for line in panel.containers}
     figure.legend(
@@ -170,17 +173,23 @@ def _panel(panel: Axes, sheet: list[Row], attack: str, names: dict[int, str], st
     accuracy_axis(panel)
 
 
+def eps_label(norm: str) -> str:
+    """What stands below an axis of eps: l-inf radii are shown in 255ths, the steps of 8-bit pixels."""
+    return "perturbation eps (255ths, l-inf)" if norm == "linf" else f"perturbation eps ({norm})"
+
+
 def chance_line(panel: Axes, chance: float) -> None:
-    """A dotted line at the accuracy of a guess, a fraction."""
+    """A dotted line at the accuracy of a guess, a fraction; its name stands beside the panel, clear of the data."""
     panel.axhline(100 * chance, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
     panel.annotate(
         "chance",
-        (0.99, 100 * chance),
+        (1.01, 100 * chance),
         xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
+        ha="left",
+        va="center",
         fontsize=7,
         color="#777777",
+        annotation_clip=False,
     )
 
 

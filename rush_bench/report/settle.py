@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import EXPERIMENTS
-from rush_bench.audit.roles import AS_PUBLISHED, THEIRS
+from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.experiments import EXPERIMENTS
+from rush_bench.audits.roles import AS_PUBLISHED, THEIRS
 from rush_bench.files import write_text
 from rush_bench.records.published import PublishedRow, published
 from rush_bench.records.statistics import Estimate
+from rush_bench.report.layout import DASH, INTERVALS
 from rush_bench.report.rows import Row, threat_text
 from rush_bench.report.tables import belongs_beside
-from rush_bench.report.writers import DASH, INTERVALS
 
 COLUMNS = ["Trial", "Accuracy", "Besides", "K", "Forward", "Back", "Seconds"]
 WIDE = ("Forward", "Back")  # a terminal has no room for them

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.records.statistics import Estimate
 from rush_bench.report import figures
 from rush_bench.report import settle as tables
@@ -42,18 +42,23 @@ def write_figures(books: Sequence[Book], folder: Path) -> list[Path]:
     for book in books:
         made.append(waterfall(book, folder / f"{tables.stem(book)}-waterfall.png"))
         made.append(attacks(book, folder / f"{tables.stem(book)}-attacks.png"))
-    for name, found in groupby(sorted(books, key=tables.group), key=tables.group):
-        together = list(found)
+    for name, together in grouped(books):
         made.append(sweep(together, folder / f"{name}-sweep.png"))
         made.append(eps(together, folder / f"{name}-eps.png"))
     return [path for path in made if path is not None]
 
 
-def waterfall(book: Book, path: Path) -> Path | None:
-    """T15: a bar a correction with its 95 % interval, the worst case last; None where fewer than three are finished.
+def grouped(books: Sequence[Book]) -> list[tuple[str, list[Book]]]:
+    """The books that may share a figure, by the name of its file."""
+    return [(name, list(found)) for name, found in groupby(sorted(books, key=tables.group), key=tables.group)]
 
-    Replays of what was published have a colour of their own: they measure no robustness. Under each bar stands its
-    difference to the bar before, paired by image. A bar that is not finished keeps its place and says so.
+
+def waterfall(book: Book, path: Path) -> Path | None:
+    """T15: from the replay of what was published to the worst case; None where fewer than three bars are finished.
+
+    A correction is a bar from the accuracy before it to the one after, with the latter's 95 % interval; its difference, paired
+    by image, stands below. Replays measure no robustness and have a colour of their own; they and the worst case stand on the
+    ground. A bar that is not finished keeps its place and says so.
     """
     found = tables.bars(book)
     if sum(bar.entry.complete for bar in found) < 3:
@@ -67,10 +72,12 @@ def waterfall(book: Book, path: Path) -> Path | None:
         if not bar.entry.complete:
             axes.text(k, 2, "not\nfinished", ha="center", va="bottom", fontsize=8, color=GREY, bbox=CLEAR)
             continue
-        last = k == len(found) - 1
-        colour = GREY if bar.as_published else RED if last else BLUE
-        label = "as published: no measure of robustness" if bar.as_published else "worst case" if last else "corrected"
-        _bar(axes, k, bar.entry.trial, bar.entry.estimate, colour, label)
+        value, last = bar.entry.estimate.value, k == len(found) - 1
+        before = 0.0 if bar.step is None or last else found[k - 1].entry.estimate.value
+        colour, label = _kind(bar, last)
+        _bar(axes, k, bar.entry.trial, bar.entry.estimate, before, colour, label)
+        if k + 1 < len(found) and found[k + 1].step is not None:
+            axes.plot([k + 0.36, k + 0.64], [100 * value] * 2, color=GREY, linewidth=0.8, zorder=0)
         for (kind, marker), shift in zip(BESIDE.items(), (-0.25, -0.12, 0.12), strict=True):
             other = bar.entry.other(kind)
             if other is not None:
@@ -80,7 +87,7 @@ def waterfall(book: Book, path: Path) -> Path | None:
                 mark.set_gid(figures.tips([figures.percent(f"{bar.entry.trial}, {text}", other)]))
     _levels(axes, book)
     axes.set_xticks(range(len(found)), ticks)
-    axes.set_xlim(-0.6, len(found) + 0.1)  # room for a word at the right end
+    axes.set_xlim(-0.6, len(found) - 0.4)
     _accuracy(axes, [book])
     axes.set_axisbelow(True)
     axes.set_ylim(0, 108)
@@ -144,9 +151,9 @@ def sweep(books: Sequence[Book], path: Path, beside: Sequence[Line] = ()) -> Pat
     steps. `beside` joins the first panel.
     """
     panels: list[tuple[str, str, Callable[[Book], list[Point]]]] = [
-        ("T1", "draws m of a gradient", lambda book: [Point(_setting(e, "draws"), e.estimate) for e in book.of("T1")]),
-        ("T3", "steps in all", _steps),
-        ("T13", "votes of the defence", lambda book: [Point(_votes(e), e.estimate) for e in book.of("T13")]),
+        ("T1", "noise draws of a gradient, m", lambda book: [Point(_setting(e, "draws"), e.estimate) for e in book.of("T1")]),
+        ("T3", "gradient steps, restarts included", _steps),
+        ("T13", "votes of the defence, m", lambda book: [Point(_votes(e), e.estimate) for e in book.of("T13")]),
     ]
     lines = [{name: points(book) for name, book in zip(_names(books), books, strict=True)} for _, _, points in panels]
     lines[0] |= {line.name: [Point(*point) for point in line.points] for line in beside}
@@ -188,9 +195,14 @@ def eps(books: Sequence[Book], path: Path) -> Path | None:
         _line(figure, axes, name, points, k)
     axes.set_xscale("symlog", base=2, linthresh=ticks[1], linscale=0.6)  # 0, then doublings
     axes.set_xlim(-0.2 * ticks[1], 1.3 * ticks[-1])
-    linf = books[0].labels["norm"] == "linf"
-    _ticks(axes, ticks, [f"{255 * tick if linf else tick:.3g}" for tick in ticks])
-    axes.set_xlabel("eps (255ths)" if linf else "eps", fontsize=9)
+    norm = books[0].labels["norm"]
+    if norm == "linf":  # whole 255ths, whatever was measured between them
+        first, last = 255 * ticks[1], 255 * ticks[-1]
+        whole = [k for k in (0, 1, 2, 4, 8, 16, 32, 64, 128, 255) if k == 0 or first - 1e-9 <= k <= last + 1e-9]
+        _ticks(axes, [k / 255 for k in whole], [str(k) for k in whole])
+    else:
+        _ticks(axes, ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.set_xlabel(figures.eps_label(norm), fontsize=9)
     axes.set_ylabel("accuracy (%)", fontsize=9)
     axes.axvline(books[0].labels["eps"], color=GREY, linewidth=0.8, zorder=0)
     _accuracy(axes, books)
@@ -281,8 +293,21 @@ def _levels(axes: Axes, book: Book) -> None:
             axes.axhline(number, color=BLACK, linewidth=1.0, linestyle=(0, dashes), label=label, zorder=0)
 
 
-def _bar(axes: Axes, at: float, name: str, estimate: Estimate, colour: str, label: str) -> None:
-    (made,) = axes.bar(at, 100 * estimate.value, width=0.72, color=colour, label=label, zorder=1)
+def _kind(bar: tables.Bar, last: bool) -> tuple[str, str]:
+    """Colour of a bar, and what the legend calls it."""
+    if bar.as_published:
+        return GREY, "as published: no measure of robustness"
+    if last:
+        return RED, "worst case"
+    if bar.step is None:
+        return BLUE, "corrected"
+    return (BLUE, "a correction takes away") if bar.step.value <= 0 else (GREEN, "a correction gives back")
+
+
+def _bar(axes: Axes, at: float, name: str, estimate: Estimate, before: float, colour: str, label: str) -> None:
+    """A bar from one accuracy to another, with the latter's interval."""
+    height = 100 * (estimate.value - before)
+    (made,) = axes.bar(at, height, bottom=100 * before, width=0.72, color=colour, label=label, zorder=1)
     made.set_gid(figures.tips([figures.percent(name, estimate)]))
     axes.errorbar(at, 100 * estimate.value, yerr=_error([estimate]), color=BLACK, capsize=3, elinewidth=1.0, zorder=3)
     axes.text(at, 100 * estimate.high + 1.5, f"{100 * estimate.value:.1f}", ha="center", va="bottom", fontsize=9, bbox=CLEAR)

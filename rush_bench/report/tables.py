@@ -1,7 +1,7 @@
 """Tables as pandas frames, from records alone (protocol 8): `plain`, and `paper` in the layout of the RUSH paper's Table 1.
 
 Numbers are percent; `<column>_low` and `<column>_high` are the ends of the 95 % interval. NaN: not measured, or not finished.
-The writers are in `writers.py` and re-exported here.
+`table.py` has them as a value that prints and writes itself.
 """
 
 import math
@@ -16,12 +16,9 @@ from rush_bench.records.published import BLOCKS, PublishedRow, published
 from rush_bench.report import columns as columns_of
 from rush_bench.report.rows import Row, rows
 from rush_bench.report.trainings import Training
-from rush_bench.report.writers import to_csv as to_csv
-from rush_bench.report.writers import to_latex as to_latex
-from rush_bench.report.writers import to_markdown as to_markdown
-from rush_bench.report.writers import to_rich as to_rich
 
 STYLES = ("plain", "paper")
+FORMATS = ("csv", "md", "tex")
 PUBLISHED = ("standard", "pgd", "aa")
 FACTS = ("protocol", "extra_data", "architecture")
 TRAINING = ("training_seeds", "training_passes", "training_images", "training_seconds")
@@ -37,12 +34,25 @@ def table(results: Iterable[CellResult], style: str = "plain", trainings: Mappin
     the SHA-256 of a model's weights) there are columns of what training cost, and trainings that differ in their seed alone
     have a row for their mean, with `<column>_sd`, beside one each, which is `in_mean` then.
     """
-    if style not in STYLES:
-        raise unknown_name("table style", style, STYLES)
+    check_style(style)
     results = list(results)
     found = rows(results, trainings)
     save_indexes(results)
     return plain(found) if style == "plain" else paper(paper_lines(found))
+
+
+def check_style(style: str) -> None:
+    """BadInput for a style that there is not, with the nearest."""
+    if style not in STYLES:
+        raise unknown_name("table style", style, STYLES)
+
+
+def check_formats(formats: Sequence[str]) -> Sequence[str]:
+    """BadInput for a kind of file that no table is written as, with the nearest."""
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown_name("table format", name, FORMATS)
+    return formats
 
 
 def plain(found: Sequence[Row]) -> pd.DataFrame:

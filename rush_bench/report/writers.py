@@ -1,84 +1,19 @@
-"""Frames of `tables.py` for people: CSV, Markdown, LaTeX (booktabs) and rich. The kind of table is read off its columns."""
+"""Layouts as text for files and for a notebook: Markdown, LaTeX (booktabs), HTML; and a frame as CSV."""
 
-import math
+import html
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from rush_bench.attacks.suites import is_quick
 from rush_bench.files import write_text
-from rush_bench.progress import amount
-from rush_bench.records.published import published
-from rush_bench.report.columns import COLUMNS, Column, estimate_of, header_of
-from rush_bench.report.columns import paper as paper_columns
-from rush_bench.report.columns import plain as plain_columns
+from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, header, lift
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-DASH = "–"
-HEADERS = {
-    "defense": "Defence",
-    "dataset": "Data set",
-    "threat": "Threat",
-    "suite": "Suite",
-    "method": "Method",
-    "published_standard": "Standard (published)",
-    "published_pgd": "PGD (published)",
-    "published_aa": "AA (published)",
-    "published_setting": "Setting (published)",
-    "measured_as": "Measured",
-    "protocol": "Protocol",
-    "extra_data": "Extra data",
-    "architecture": "Architecture",
-    "budget": "Training",
-    "training_passes": "Training cost (passes)",
-    "setting": "Protocol, network, extra data",
-}
-TEXT = ("protocol", "extra_data", "architecture", "budget")
-# Left out on a terminal: the suite's name tells the threat, and one column, `setting`, has the facts.
-NARROW = ("threat", "published_setting", *(column.in_paper for column in COLUMNS if column.wide), *TEXT)
-PLAIN_FIRST, PLAIN_LAST = ("defense", "dataset", "threat", "suite"), ("K", "n", *TEXT[:3], "training_passes")
-PAPER_FIRST = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
-PAPER_LAST = ("n", "K", *TEXT, "training_passes")
-QUICK, BOUND = "q", "†"
-REST = "Square on the rest: without gradients, from the worst x' so far, on images that no column before it breaks."
-CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
-INTERVALS = (
-    "95 % intervals: Clopper-Pearson for deterministic defences, by the spread of the images' rates for randomised ones."
-)
-SPREAD = (
-    "± is the standard deviation over trainings (seeds); in brackets the 95 % interval of their mean over images and draws."
-)
-PASSES = "Training cost: passes of an image through the network; forward 1, with its gradient 2, with that of the weights 3."
-UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A table as text: `marks` hold footnote marks, `bold` the (row, column) of the best."""
-
-    columns: list[str]
-    cells: list[list[str]]
-    marks: dict[tuple[int, int], str]
-    bold: set[tuple[int, int]]
-    blocks: list[tuple[str, range]]
-    notes: list[tuple[str, str]]
-
-
-def header(column: str) -> str:
-    """What a table calls a column."""
-    return HEADERS.get(column) or header_of(column)
-
-
-def is_text(column: str) -> bool:
-    """Whether a column is set flush left: names and facts, not numbers."""
-    return column in ("method", "defense", "dataset", "threat", "suite", "measured_as", "setting", *TEXT)
+WIDE = 7  # columns; so many stand across both columns of a page
+# a number above its interval, which a narrow column has room for; a paper may define it otherwise before
+INTERVAL = "\\providecommand{\\ci}[3]{$#1_{\\,#2}^{\\,#3}$}"
+NUMBER = re.compile(r"(≥ )?([\d.]+)( ± [\d.]+)? \[([\d.]+), ([\d.]+)\]")
 
 
 def to_csv(frame: pd.DataFrame, path: Path) -> None:
@@ -86,217 +21,65 @@ def to_csv(frame: pd.DataFrame, path: Path) -> None:
     write_text(Path(path), frame.to_csv(index=False, float_format="%.2f"))
 
 
-def to_markdown(frame: pd.DataFrame, path: Path | None = None) -> str:
-    """GitHub Markdown, a table a block; written to `path` if there is one."""
-    layout = lay_out(frame)
+def markdown(layout: Layout) -> str:
+    """GitHub Markdown, a table a block."""
     head = "| " + " | ".join(_markdown(header(name)) for name in layout.columns) + " |"
-    rule = "|" + "|".join("---" if is_text(name) else "---:" for name in layout.columns) + "|"
+    rule = "|" + "|".join("---" if left else "---:" for left in flush_left(layout)) + "|"
     lines = []
     for title, span in layout.blocks:
         marked = "STL-10<sup>3</sup> -> STL-10" if title == UNLABELLED else _markdown(title)
         lines += [f"### {marked}", ""] if title else []
         lines += [head, rule]
-        lines += ["| " + " | ".join(_cells(layout, i, _markdown, "**{}**", "<sup>{}</sup>")) + " |" for i in span]
+        lines += ["| " + " | ".join(cells_of(layout, i, _markdown, "**{}**", "<sup>{}</sup>")) + " |" for i in span]
         lines.append("")
     lines += [f"<sup>{mark}</sup> {_markdown(text)}  " if mark else f"{_markdown(text)}  " for mark, text in layout.notes]
-    text = "\n".join(lines).rstrip() + "\n"
-    if path is not None:
-        write_text(Path(path), text)
-    return text
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def to_latex(frame: pd.DataFrame, path: Path | None = None) -> str:
-    """A LaTeX table; needs the packages booktabs and graphicx. Written to `path` if there is one."""
-    layout = lay_out(frame)
-    count = len(layout.columns)
-    sides = "".join("l" if is_text(name) else "r" for name in layout.columns)
-    lines = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "\\centering"]
-    lines += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{{sides}}}", "\\toprule"]
+def latex(layout: Layout, caption: str | None = None, label: str | None = None, about: str = "") -> str:
+    """A LaTeX table that fits a column of a two-column paper, or with many columns the page; needs the package booktabs.
+
+    `caption` and `label` are LaTeX, as given; without a caption it is what the numbers are `about`. The interval stands beside
+    its number in small digits, by the macro `\\ci`.
+    """
+    layout, _ = lift(layout)
+    count, floating = len(layout.columns), "table*" if len(layout.columns) >= WIDE else "table"
+    sides = "".join("l" if left else "r" for left in flush_left(layout))
+    said = caption or _latex("Accuracy in percent" + (f": {about}." if about else "."))
+    lines = ["% needs \\usepackage{booktabs}", INTERVAL, f"\\begin{{{floating}}}", "\\centering"]
+    lines += [f"\\caption{{{said}}}", f"\\label{{{label or 'tab:rush-bench'}}}"]
+    lines += ["\\small\\setlength{\\tabcolsep}{3.5pt}", f"\\begin{{tabular}}{{@{{}}{sides}@{{}}}}", "\\toprule"]
     lines += [" & ".join(_latex(header(name)) for name in layout.columns) + " \\\\"]
     for title, span in layout.blocks:
         lines.append("\\midrule")
         if title:
-            lines += [f"\\multicolumn{{{count}}}{{c}}{{{_latex_title(title)}}} \\\\", "\\midrule"]
-        lines += [" & ".join(_cells(layout, i, _latex, "\\textbf{{{}}}", "\\textsuperscript{{{}}}")) + " \\\\" for i in span]
-    lines += ["\\bottomrule", "\\end{tabular}}", "", "\\smallskip\\footnotesize\\raggedright"]
+            lines += [f"\\multicolumn{{{count}}}{{@{{}}l}}{{\\emph{{{_latex_title(title)}}}}} \\\\"]
+        lines += [" & ".join(_latex_row(layout, i)) + " \\\\" for i in span]
+    lines += ["\\bottomrule", "\\end{tabular}", "", "\\smallskip\\scriptsize\\raggedright"]
     for mark, text in layout.notes:
         lines.append((f"\\textsuperscript{{{_latex(mark)}}} " if mark else "") + _latex(text) + "\\par")
-    text = "\n".join([*lines, "\\end{table}"]) + "\n"
-    if path is not None:
-        write_text(Path(path), text)
-    return text
+    return "\n".join([*lines, f"\\end{{{floating}}}"]) + "\n"
 
 
-def to_rich(frame: pd.DataFrame) -> "Table":
-    """For a terminal: the columns that fit, notes below. All is `Text`: no name is read as markup, whatever is in it."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    layout = lay_out(frame, narrow=True)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for row in layout.cells if "method" in layout.columns else []:  # narrower: no citations, intervals on a line below
-        row[0] = re.sub(r" \([^()]*, \d{4}\)", "", row[0])
-        row[:] = [re.sub(r"^([^\[]+) \[", r"\1\n[", text) for text in row]
-    for name in layout.columns:
-        head = re.sub(r"(.*) \(published\)", r"Published\n\1", header(name))
-        whole = name in ("defense", "dataset", "suite")  # a folded name reads badly; intervals fold well
-        made.add_column(Text(head), justify="left" if is_text(name) else "right", overflow="fold", no_wrap=whole)
+def to_html(layout: Layout) -> str:
+    """A bare HTML table with its notes, for a notebook."""
+    layout, shared = lift(layout)
+    lines = [f"<p>{html.escape(shared)}</p>" if shared else "", "<table>", "<thead><tr>"]
+    lines += [f"<th>{html.escape(header(name))}</th>" for name in layout.columns]
+    lines.append("</tr></thead><tbody>")
     for title, span in layout.blocks:
         if title:
-            made.add_section()
-            made.add_row(Text(title, style="italic"))
+            lines.append(f'<tr><th colspan="{len(layout.columns)}">{html.escape(title)}</th></tr>')
         for i in span:
-            shown = [Text(cell) for cell in _cells(layout, i, str, "{}", " {}")]
-            for k, part in enumerate(shown):
-                if (i, k) in layout.bold:
-                    part.stylize("bold", 0, len(part.plain.split()[0]))
-            made.add_row(*shown)
-    notes = "\n".join(f"{mark}: {text}" if mark else text for mark, text in layout.notes)
-    made.caption = Text(notes, style="dim", justify="left") if notes else None
-    return made
+            cells = cells_of(layout, i, html.escape, "<b>{}</b>", "<sup>{}</sup>")
+            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    lines.append("</tbody></table>")
+    notes = (f"<sup>{mark}</sup> {html.escape(text)}" if mark else html.escape(text) for mark, text in layout.notes)
+    return "\n".join([*lines, "<p><small>" + "<br>".join(notes) + "</small></p>"])
 
 
-def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
-    """Choose and fill the columns of a frame made by `table`, find the best, gather footnotes; `narrow` for a terminal."""
-    paper = "block" in frame
-    if "in_mean" in frame:  # each training has its line in the CSV
-        frame = frame[frame["in_mean"].ne(True)].reset_index(drop=True)
-    if paper:
-        frame = frame.assign(published_setting=_setting(frame, "published_"))
-    shown = measured_columns(frame)
-    columns = [*(PAPER_FIRST if paper else PLAIN_FIRST), *shown, *(PAPER_LAST if paper else PLAIN_LAST)]
-    if narrow:
-        frame = frame.assign(setting=_setting(frame))
-        columns = [*(name for name in columns if name not in NARROW), "setting"]
-    style = "paper" if paper else "plain"
-    optional = {name for name, column in shown.items() if style not in column.always} | {"training_passes"}
-    columns = [name for name in columns if name not in optional or (name in frame and frame[name].notna().any())]
-    frame = frame.reset_index(drop=True)
-    cells = [list(row) for row in zip(*(_texts(frame, name) for name in columns), strict=True)]
-    blocks = _blocks(frame) if paper else [("", range(len(frame)))]
-    quick = [is_quick(str(suite)) for suite in frame["suite"]]
-    marks = {}
-    for i in range(len(frame)):
-        if paper and isinstance(frame.at[i, "footnotes"], str) and frame.at[i, "footnotes"]:
-            marks[i, 0] = frame.at[i, "footnotes"]
-        bounds = str(frame.at[i, "upper_bounds"]).split(",")
-        for k, name in enumerate(columns):
-            weak = paper and quick[i] and name in shown and shown[name].weak
-            found = [mark for mark, holds in ((QUICK, weak), (BOUND, estimate_of(name) in bounds)) if holds]
-            if found and cells[i][k] != DASH:
-                marks[i, k] = ",".join(found)
-    bold = {(i, columns.index(name)) for i, name in best(frame) if name in columns}
-    return Layout(columns, cells, marks, bold, blocks, _notes(frame, paper, any(quick)))
-
-
-def measured_columns(frame: pd.DataFrame) -> dict[str, Column]:
-    """The measured accuracies of a frame made by `table`, by their names in it, in order."""
-    names = {estimate_of(name) for name in frame if f"{name}_low" in frame}
-    return {c.in_paper: c for c in paper_columns(names)} if "block" in frame else {c.name: c for c in plain_columns(names)}
-
-
-def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
-    """(row, column) of the best of each block and column, ties to one decimal included; fewer than two have no best.
-
-    Published standard accuracies with footnote 2 are not ranked, as in the paper. Measured ones are ranked on equal terms
-    only: same data set, threat, suite and n (in a block of the paper style: those of its fullest suite and largest n). An upper
-    bound is not ranked.
-    """
-    if frame.empty:
-        return set()
-    bounds = [str(names).split(",") for names in frame["upper_bounds"]]
-    shown = {name: [estimate_of(name) in row for row in bounds] for name in frame if f"{name}_low" in frame}
-    frame = frame.assign(**{name: frame[name].mask(pd.Series(hidden, frame.index)) for name, hidden in shown.items()})
-    if "block" not in frame:
-        names = list(measured_columns(frame))
-        terms = ["dataset", "pretrain_dataset", "threat", "suite", "n"]
-        return {hit for _, part in frame.groupby(terms, dropna=False) for name in names for hit in _tops(part[name])}
-    found: set[tuple[int, str]] = set()
-    for _, block in frame.groupby("block", sort=False):
-        ranked = block[~block["footnotes"].fillna("").str.split(",").map(lambda marks: "2" in marks)]
-        found |= _tops(ranked["published_standard"]) | _tops(block["published_pgd"]) | _tops(block["published_aa"])
-        measured = block[block["n"].notna()]
-        if len(measured):
-            terms = measured.assign(full=~measured["suite"].astype(str).map(is_quick))[["full", "n"]]
-            equal = measured[(terms == terms.sort_values(["full", "n"]).iloc[-1]).all(axis=1)]
-            found |= {hit for name in measured_columns(frame) for hit in _tops(equal[name])}
-    return found
-
-
-def _tops(column: pd.Series) -> set[tuple[int, str]]:
-    shown = column.astype(float).round(1).dropna()
-    return {(i, str(column.name)) for i in shown.index[shown == shown.max()]} if len(shown) > 1 else set()
-
-
-def _texts(frame: pd.DataFrame, name: str) -> list[str]:
-    """The cells of a column."""
-    if f"{name}_low" in frame:
-        parts = [frame[part].tolist() for part in (name, f"{name}_low", f"{name}_high")]
-        spreads = frame[f"{name}_sd"].tolist() if f"{name}_sd" in frame else [math.nan] * len(frame)
-        return [
-            DASH if pd.isna(value) else f"{value:.1f}{'' if math.isnan(sd) else f' ± {sd:.1f}'} [{low:.1f}, {high:.1f}]"
-            for value, low, high, sd in zip(*parts, spreads, strict=True)
-        ]
-    values: list[Any] = [DASH if pd.isna(value) or value == "" else value for value in frame[name].tolist()]
-    if name.startswith("published"):
-        return [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
-    if name == "training_passes":
-        return [value if value == DASH else amount(value) for value in values]
-    return [str(int(value)) if name in ("n", "K") and value != DASH else str(value) for value in values]
-
-
-def _setting(frame: pd.DataFrame, prefix: str = "") -> list[str]:
-    """Protocol, architecture and extra data of each row, as far as they are known."""
-    parts = frame[[f"{prefix}{name}" for name in ("protocol", "architecture", "extra_data")]].to_numpy()
-    return [", ".join(part for part in line if isinstance(part, str)) for line in parts]
-
-
-def _blocks(frame: pd.DataFrame) -> list[tuple[str, range]]:
-    spans = []
-    for title, part in frame.groupby("block", sort=False):
-        spans.append((str(title), range(part.index[0], part.index[-1] + 1)))
-    return spans
-
-
-def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str, str]]:
-    notes = [
-        (
-            "",
-            f"Accuracy in percent; K predictions per image on n images. {INTERVALS}",
-        )
-    ]
-    if paper:
-        notes += list(published().footnotes.items())
-        remarks = {f"{row.method}, {row.block}: {row.remark}" for row in published().table1 if row.remark}
-        notes += [("", text) for text in sorted(remarks)]
-        source = "the RUSH paper, Table 1"
-        notes.append(("", f"Published: {source}. Measured: this tool, l-inf 8/255; {DASH} is not measured or not finished."))
-        notes.append(("", "(unchecked): noted when the row was written down, its source not opened again."))
-    if any_quick:
-        what = "fewer steps and draws than the column's name promises; never compare it with a full suite."
-        notes.append((QUICK, f"quick suite: {what}") if paper else ("", f"Suites named -quick: {what}"))
-    columns = {estimate_of(name): frame[name].to_numpy(float) for name in frame if f"{name}_low" in frame}
-    if "square" in columns and not np.isnan(columns["square"]).all():
-        notes.append(("", REST))
-    derived = {column.name for column in COLUMNS if column.derived} | {"worst"}
-    attacks = [column for name, column in columns.items() if name not in derived and not name.endswith("_bank")]
-    if len(frame) and any(np.any(columns["worst"].round(1) > column.round(1)) for column in attacks):
-        notes.append(("", CHOSEN))
-    if any(isinstance(said, str) and said for said in frame["upper_bounds"]):
-        notes.append((BOUND, "an upper bound, not a measure of robustness: run audit."))
-    if any(name.endswith("_sd") for name in frame):
-        notes.append(("", SPREAD))
-    if "training_passes" in frame and frame["training_passes"].notna().any():
-        notes.append(("", PASSES))
-    names = frame["measured_as"] if paper else frame["defense"]
-    for name, suite, said in zip(names, frame["suite"], frame["notes"], strict=True):
-        if isinstance(said, str) and said:
-            notes.append(("", f"{name}, {suite}: {said}"))
-    return notes
-
-
-def _cells(layout: Layout, i: int, escape: Callable[[str], str], bold: str, mark: str) -> list[str]:
+def cells_of(layout: Layout, i: int, escape: Callable[[str], str], bold: str, mark: str) -> list[str]:
+    """A row as text: the best in the form of `bold`, footnotes in that of `mark`."""
     made = []
     for k, text in enumerate(layout.cells[i]):
         text = escape(text)
@@ -304,6 +87,21 @@ def _cells(layout: Layout, i: int, escape: Callable[[str], str], bold: str, mark
             number = text.split()[0]
             text = bold.format(number) + text[len(number) :]
         made.append(text + (mark.format(layout.marks[i, k]) if (i, k) in layout.marks else ""))
+    return made
+
+
+def _latex_row(layout: Layout, i: int) -> list[str]:
+    made = []
+    for k, text in enumerate(layout.cells[i]):
+        bold, found = (i, k) in layout.bold, NUMBER.fullmatch(text)
+        if found:
+            least, number, spread, low, high = found.groups()
+            number = f"\\mathbf{{{number}}}" if bold else number
+            number = ("\\geq " if least else "") + number + (spread or "").replace(" ± ", " \\pm ")
+            text = f"\\ci{{{number}}}{{{low}}}{{{high}}}"
+        else:
+            text = f"\\textbf{{{_latex(text)}}}" if bold else _latex(text)
+        made.append(text + (f"\\textsuperscript{{{_latex(layout.marks[i, k])}}}" if (i, k) in layout.marks else ""))
     return made
 
 
@@ -318,14 +116,18 @@ _LATEX = {
     "^": "\\textasciicircum{}",
     DASH: "--",
     "→": "$\\rightarrow$",
+    "±": "$\\pm$",
+    "≥": "$\\geq$",
     BOUND: "$\\dagger$",
 }
 
 
 def _latex(text: str) -> str:
     made = "".join(_LATEX.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
-    made = made.replace("I\\_F+", "$\\mathcal{I}_F^+$").replace("I\\_F ", "$\\mathcal{I}_F$ ")
-    return made.replace("l-inf ", "$\\ell_\\infty$ ").replace("->", "$\\rightarrow$").replace("<", "$<$").replace(">", "$>$")
+    made = re.sub(r"I\\_F\+(?=\s|$)", "$\\\\mathcal{I}_F^+$", made)
+    made = re.sub(r"I\\_F(?=\s|$)", "$\\\\mathcal{I}_F$", made)
+    made = re.sub(r"\b(?:l-inf|linf) ", "$\\\\ell_\\\\infty$ ", made)
+    return made.replace("->", "$\\rightarrow$").replace("<", "$<$").replace(">", "$>$")
 
 
 def _latex_title(title: str) -> str:

@@ -57,13 +57,21 @@ def train(
     from_: the encoder or model of the store (`NAME`, `NAME:best`), or the checkpoint file, whose weights it starts from: for
     the recipe `finetune`, which puts a head on an encoder, and for supervised ones, which keep a head of the same classes.
     Settings: the recipe's defaults, then preset, TOML file, `sets` ("pretrain.lr=0.1"), later ones last; n_train, noise and
-    protocol (`finetune.protocol`) are short for settings. device: auto, cpu, cuda, cuda:1. report: where progress goes
-    (default stderr).
+    protocol (`finetune.protocol`) are short for settings. recipe: its name (`rush-bench list defenses`) or itself. config: a
+    TOML file of settings. data_dir: folder of the data sets. seed: of everything that is random. device: auto, cpu, cuda,
+    cuda:1. report: where progress goes (default stderr).
     A pre-training that the store has from another run, equal in all that decides it, is not repeated.
 
     The same call again continues an interrupted run to the same weights (bit for bit on a CPU with the same number of
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> sets = ["n_train=32", "size=8", "network.name=resnet", "network.blocks=1", "network.width=4", "train.epochs=1"]
+        >>> folder = rb.train("noise_sup", dataset="digits", preset="smoke", sets=sets, store=store, name="trained")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['card.json', 'model.safetensors']
     """
     keep_freed_memory()
     where, progress = choose_device(device), report or Bar()

@@ -60,9 +60,9 @@ def find_start(wanted: str | Path, store: Path, dataset: str) -> tuple[Start, li
     name, _, which = str(wanted).partition(":")
     encoders, models = model_names(store / ENCODERS), model_names(store)
     if name not in (*encoders, *models) and Path(wanted).is_file():
-        from rush_bench.defenses.published import import_model  # defences stand on top of networks, not beside training
+        from rush_bench.defenses.published import import_checkpoint  # defences stand on top of networks, not beside training
 
-        done = import_model(wanted, Path(wanted).stem, as_="encoder", dataset=dataset, store=store)
+        done = import_checkpoint(wanted, Path(wanted).stem, as_="encoder", dataset=dataset, store=store)
         name, which, notes = done.card["name"], "", list(done.notes)
         encoders = [name]
     if name in encoders and name in models:

@@ -7,7 +7,7 @@ from torch import nn
 import rush_bench as rb
 from rush_bench.attacks.parts import STANDARD, parts_for
 from rush_bench.attacks.suites import parse_suite
-from rush_bench.audit.experiments import BUDGETS, Subject, plan
+from rush_bench.audits.experiments import BUDGETS, Subject, plan
 from rush_bench.datasets import Images
 from rush_bench.defenses.base import dlr, dlr_to, margin, margin_to
 from rush_bench.noise import Stream
@@ -47,10 +47,10 @@ def test_the_parts_that_exist(classes, parts):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_whole_suite_of_few_classes_has_its_worst(classes):
+def test_a_whole_suite_of_few_classes_has_its_worst(classes, tmp_path):
     suite = parse_suite("linf25.5-quick", overrides={"square.queries": 20})
-    run = rb.attack(defenses(classes), suite, data(classes), quiet=True)
-    frame = run.table()
+    run = rb.attack(defenses(classes), suite, data(classes), out=tmp_path, quiet=True)
+    frame = run.table().frame
     assert run.complete and not run.failed and frame["worst"].notna().all()
 
 
@@ -69,9 +69,9 @@ def test_every_attack_takes_few_classes(classes, name):
 
 
 @pytest.mark.usefixtures("short_square")
-def test_the_table_says_which_parts_ran():
+def test_the_table_says_which_parts_ran(tmp_path):
     suite = parse_suite("linf25.5", only=("clean", "aa"), overrides={"aa.steps": 2})
-    notes = rb.attack(defenses(2)[:1], suite, data(2), quiet=True).table()["notes"][0]
+    notes = rb.attack(defenses(2)[:1], suite, data(2), out=tmp_path, quiet=True).table().frame["notes"][0]
     assert "parts=apgd-ce+fab-t+square (usual all)" in notes and "steps=2 (usual 0)" in notes
 
 

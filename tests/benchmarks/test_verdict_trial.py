@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rush_bench.audit.experiments import BUDGETS
+from rush_bench.audits.experiments import BUDGETS
 from rush_bench.datasets import load_dataset
 
 SMALL = {"steps": 10, "lengths": (5, 10, 20), "restarts": 2, "losses_steps": 10, "part_steps": 15, "sweep_steps": 20}

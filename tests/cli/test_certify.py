@@ -9,8 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from rush_bench.certify import check
-from rush_bench.certify.tsv import COLUMNS
+from rush_bench.certificates import check
+from rush_bench.certificates.tsv import COLUMNS
 from rush_bench.cli import main
 from rush_bench.networks import build
 from rush_bench.store import save_model

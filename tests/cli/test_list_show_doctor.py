@@ -1,15 +1,19 @@
 """`list`, `show`, `doctor`: names and what is behind them."""
 
+import dataclasses
 import importlib.metadata
 import json
 import tomllib
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from rush_bench import registry
-from rush_bench.cli import common, doctor
+from rush_bench.cli import common, doctor, main
 from rush_bench.cli.doctor import BROKEN, OPTIONAL_MISSING, WORKS
+from rush_bench.cli.explain import explained
+from rush_bench.records import load_results
 from rush_bench.settings import override
 
 
@@ -74,8 +78,48 @@ def test_show_of_a_result(rush_bench, store: Path, mine: Path, quick: list[str])
     name = names(rush_bench("list", "results", "--json"))["results"][0]
     said = json.loads(rush_bench("show", name, "--json").stdout)
     assert said["chunks_done"] == 1 and said["labels"][0]["defense"] == "plain-mine"
+    (cell,) = [cell for cell in load_results(Path("results")) if cell.folder.name == name]
+    (accuracy,) = said["accuracies"].values()
+    assert accuracy.startswith(f"{100 * cell.frame['correct'].mean():.1f} [") and accuracy in rush_bench("show", name).stdout
     wrong = rush_bench("show", name[:-1] + "x", "--kind", "result")
     assert wrong.exit_code == 2 and f"did you mean {name!r}" in wrong.stderr
+
+
+@pytest.mark.parametrize("kind", ["recipes", "attacks"])
+def test_every_setting_is_explained(kind: str) -> None:
+    known = getattr(registry, kind)
+    for name, entry in known.entries.items():
+        made = known.load(name)
+        settings = made.settings if kind == "recipes" else made()
+        if entry.entry_point is None and dataclasses.is_dataclass(settings):
+            assert [key for key, line in explained(settings).items() if not line] == [], name
+
+
+def test_a_setting_that_presets_differ_in_says_so(rush_bench) -> None:
+    text = rush_bench("show", "rush").stdout
+    assert "paper 1000, short 100, smoke 2, demo 40" in text and "passes over the training images" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("attack --models plain-mine,ru", "plain-mine,rush-mine"),
+        ("attack --suite l2", "l2-0.5"),
+        ("train si", "simclr"),
+        ("train rush --dataset di", "digits"),
+        ("show linf8-", "linf8-quick"),
+        ("list exp", "experiments"),
+        ("figure eps,wat", "eps,waterfall"),
+        ("compare n", "net"),
+    ],
+)
+def test_the_shell_completes_names(rush_bench, store: Path, line: str, expected: str) -> None:
+    cell = Path("results/runs/0123456789abcdef/cell.json")
+    cell.parent.mkdir(parents=True)
+    cell.write_text('{"labels": [{"defense": "net"}]}')
+    *words, last = line.split()
+    found = ShellComplete(main, {}, "rush-bench", "_RUSH_BENCH_COMPLETE").get_completions(words, last)
+    assert expected in [item.value for item in found]
 
 
 def test_shown_settings_feed_back(rush_bench) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rush_bench.audit import run as room
-from rush_bench.audit.experiments import BUDGETS
-from rush_bench.audit.finding import Finding
+from rush_bench.audits import run as room
+from rush_bench.audits.experiments import BUDGETS
+from rush_bench.audits.finding import Finding
 from tests.cli.test_audit import SMALL
 
 pytestmark = pytest.mark.usefixtures("unlooked")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rush_bench.attacks.control import RandomNoise
-from rush_bench.audit.experiments import BUDGETS
+from rush_bench.audits.experiments import BUDGETS
 from rush_bench.evaluation import runner
 from rush_bench.records import load_results
 

@@ -46,6 +46,17 @@ def test_chunks_copied_from_another_cell_are_refused(rush_bench, tmp_path: Path,
     assert found.exit_code == 2 and "copied from elsewhere" in found.stderr and not found.stdout
 
 
+def test_chosen_columns_caption_and_label(rush_bench) -> None:
+    write(Path("results"), "clean", 25)
+    write(Path("results"), "pgd", 2)
+    found = rush_bench("table", "--columns", "defense,pgd", "--caption", "Ours.", "--label", "tab:ours", "--format", "tex")
+    assert found.exit_code == 0, found.output
+    text = Path("results/table.tex").read_text()
+    assert "Defence & PGD \\\\" in text and "\\caption{Ours.}\n\\label{tab:ours}" in text and "Clean" not in text
+    wrong = rush_bench("table", "--columns", "defense,pdg")
+    assert wrong.exit_code == 2 and "did you mean 'pgd'" in wrong.stderr
+
+
 def test_several_folders_make_one_table(rush_bench) -> None:
     for folder, defense in (("a", "one"), ("b", "two"), ("b", "one")):
         write(Path(folder), "clean", 25, defense)

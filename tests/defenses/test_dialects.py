@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rush_bench.cli import main
 from rush_bench.defenses import load_defense
-from rush_bench.defenses.published import import_model
+from rush_bench.defenses.published import import_checkpoint
 from rush_bench.defenses.published.families import recognise
 from rush_bench.defenses.published.importing import renamed
 from rush_bench.defenses.published.normalisation import parse
@@ -280,7 +280,7 @@ def test_an_imported_network_predicts_as_the_original(name: str, tmp_path: Path,
         monkeypatch.setitem(NETWORKS, "small", {"blocks": [2, 1, 1, 1], "width": 8, "block": "bottleneck"})
         architecture = "small"
     torch.save(held, tmp_path / "file.pt")
-    card = import_model(tmp_path / "file.pt", "mine", dataset=dataset, store=tmp_path / "models", **options).card
+    card = import_checkpoint(tmp_path / "file.pt", "mine", dataset=dataset, store=tmp_path / "models", **options).card
     assert (card["recipe"], card["network"]["name"], card["protocol"]) == (recipe, architecture, protocol)
     assert card["pretrain_dataset"] == ("cifar10" if recipe == "ssp" else None)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -302,11 +302,11 @@ def test_files_that_are_not_whole(name: str, tmp_path: Path) -> None:
     options = {"dataset": dataset, "store": tmp_path / "models", **CASES[name][1]}
     torch.save({key: value for key, value in state.items() if key != last}, file)
     with pytest.raises(BadInput, match="1 missing"):
-        import_model(file, "mine", **options)
+        import_checkpoint(file, "mine", **options)
     stray = ("1." if name in ("cohen", "chen") else "") + "se.weight"
     torch.save(state | {stray: torch.ones(2)}, file)
     with pytest.raises(BadInput, match=r"1 not accounted for \(encoder\.se\.weight\)"):
-        import_model(file, "mine", **options)
+        import_checkpoint(file, "mine", **options)
     assert not (tmp_path / "models").exists()
 
 
@@ -346,14 +346,14 @@ def test_noise_must_be_told_and_makes_rows_with_votes(tmp_path: Path) -> None:
     file, store = folder / "checkpoint.pth.tar", tmp_path / "models"
     torch.save(held, file)
     with pytest.raises(BadInput, match=r"folder says noise_0\.25.*--noise gaussian:0\.25, or --noise none"):
-        import_model(file, "mine", dataset="cifar10", store=store, recipe="cohen")
+        import_checkpoint(file, "mine", dataset="cifar10", store=store, recipe="cohen")
     line = ["import", str(file), "--name", "mine", "--dataset", "cifar10", "--store", str(store), "--recipe", "cohen"]
     done = CliRunner().invoke(main, [*line, "--noise", "gaussian:0.25"])
     assert done.exit_code == 0, done.output
     assert load_defense("mine@64", store=store).noise.to_dict() == {"law": "gaussian", "scale": 0.25}
     other = CliRunner().invoke(main, [*line, "--noise", "gaussian:0.5"])
     assert other.exit_code == 2 and "another model or encoder named 'mine'" in other.stderr
-    card = import_model(file, "bare", dataset="cifar10", store=store, recipe="cohen", noise="none").card
+    card = import_checkpoint(file, "bare", dataset="cifar10", store=store, recipe="cohen", noise="none").card
     assert (card["noise"], card["votes"]) == (None, [0])
 
 
@@ -368,7 +368,7 @@ def test_an_imported_smoothed_model_is_certified(tmp_path: Path) -> None:
     data = tmp_path / "mine.npz"
     np.savez(data, test_images=images, test_labels=labels, classes=np.array([str(k) for k in range(10)]))
     options = {"recipe": "cohen", "noise": "gaussian:0.01", "store": tmp_path / "models"}
-    import_model(tmp_path / "file.pt", "mine", dataset=str(data), **options)
+    import_checkpoint(tmp_path / "file.pt", "mine", dataset=str(data), **options)
     line = ["certify", "mine", "--dataset", str(data), "--store", str(tmp_path / "models"), "--out", str(tmp_path / "results")]
     done = CliRunner().invoke(main, [*line, "--n", "6", "--n0", "10", "--draws", "100", "--device", "cpu"])
     assert done.exit_code == 0, done.output
@@ -392,12 +392,12 @@ def test_smoothadv_is_normalised_by_its_path(path: str, std: float, extra: str |
     torch.save(held, file)
     options = {"dataset": "cifar10", "store": tmp_path / "models", "noise": "gaussian:0.12"}
     with pytest.raises(BadInput, match=r"say --recipe cohen, smoothadv"):
-        import_model(file, "mine", **options)
-    done = import_model(file, "mine", recipe="smoothadv", **options)
+        import_checkpoint(file, "mine", **options)
+    done = import_checkpoint(file, "mine", recipe="smoothadv", **options)
     assert done.card["network"]["std"][0] == std and done.card["network"]["mean"] == list(CENTRE)
     assert extra is None if done.card["extra_data"] is None else extra in done.card["extra_data"]
     assert any("normalisation is not in the file" in note and "--normalise" in note for note in done.notes)
-    said = import_model(file, "said", recipe="smoothadv", normalise="imagenet", **options)
+    said = import_checkpoint(file, "said", recipe="smoothadv", normalise="imagenet", **options)
     assert said.card["network"]["mean"] == list(IMAGENET[0])
     assert not any("normalisation is not in the file" in note for note in said.notes)
 
@@ -411,7 +411,7 @@ def test_what_normalise_takes(tmp_path: Path) -> None:
 
     def attempt(file: str, how: str, says: str) -> None:
         with pytest.raises(BadInput, match=says):
-            import_model(tmp_path / file, "mine", dataset="cifar10", store=tmp_path / "models", normalise=how)
+            import_checkpoint(tmp_path / file, "mine", dataset="cifar10", store=tmp_path / "models", normalise=how)
 
     attempt("wrn.pt", "imagnet", "did you mean 'imagenet'")
     attempt("wrn.pt", "0.4,0.4/0.2,0.2,0.2", "give one of each a channel")
@@ -419,7 +419,7 @@ def test_what_normalise_takes(tmp_path: Path) -> None:
     attempt("wrn.pt", "0,0,0/0.2,0.2,0.2", r"not for images in \[0,1\]")  # twice normalised, or never centred
     attempt("wrn.pt", "0.5,a,0.5/1,1,1", "not a number")
     attempt("chen.pt", "cifar10", "leave --normalise out")
-    card = import_model(tmp_path / "wrn.pt", "m", dataset="cifar10", store=tmp_path / "models", normalise="halves").card
+    card = import_checkpoint(tmp_path / "wrn.pt", "m", dataset="cifar10", store=tmp_path / "models", normalise="halves").card
     assert card["network"]["mean"] == [0.5] * 3 and not any("no normalisation" in note for note in card["notes"])
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -436,9 +436,9 @@ def test_a_head_that_answers_rotations_is_no_classifier(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "rotation.pt")
     options = {"dataset": "cifar10", "store": tmp_path / "models"}
     with pytest.raises(BadInput, match=r"no classifier in this file; .*--as encoder.*--head"):
-        import_model(tmp_path / "rotation.pt", "mine", **options)
+        import_checkpoint(tmp_path / "rotation.pt", "mine", **options)
     torch.save(net[1].linear.state_dict(), tmp_path / "head.pt")
-    card = import_model(tmp_path / "rotation.pt", "mine", head=tmp_path / "head.pt", protocol="SLF", **options).card
+    card = import_checkpoint(tmp_path / "rotation.pt", "mine", head=tmp_path / "head.pt", protocol="SLF", **options).card
     assert (card["network"]["classes"], card["protocol"]) == (10, "SLF")
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -458,7 +458,7 @@ def test_routes_of_a_wide_network(tmp_path: Path) -> None:
         else:
             state[key] = value
     torch.save({"state_dict": state}, tmp_path / "file.pt")
-    done = import_model(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models", recipe="rcs")
+    done = import_checkpoint(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models", recipe="rcs")
     assert (done.card["source"]["bn_route"], done.card["source"]["routes"]) == (1, 2)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from rush_bench.defenses.published import import_model, recognise
+from rush_bench.defenses.published import import_checkpoint, recognise
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.store import ENCODERS, model_names, read_weights
@@ -128,7 +128,7 @@ def test_an_imported_encoder_gives_the_features_of_the_original(name: str, tmp_p
     net, held, (mean, std), said = dialect(name)
     file = tmp_path / "file.ckpt"
     torch.save(held, file)
-    done = import_model(file, "mine", as_="encoder", dataset="cifar10", store=tmp_path / "models", **said)
+    done = import_checkpoint(file, "mine", as_="encoder", dataset="cifar10", store=tmp_path / "models", **said)
     assert done.folder == tmp_path / "models" / ENCODERS / "mine" and model_names(tmp_path / "models") == []
     assert any("has no head" in note for note in done.notes)
     network = build(done.card["network"]).eval()
@@ -155,7 +155,7 @@ def test_damaged_and_foreign_ones_get_one_line(name: str, how: str, says: str, t
         state = {key.replace("layer4.0.se", "se").replace("5.0.se", "se"): value for key, value in state.items()}
     torch.save({"state_dict": state}, tmp_path / "file.ckpt")
     with pytest.raises(BadInput, match=says) as caught:
-        import_model(tmp_path / "file.ckpt", "mine", as_="encoder", dataset="cifar10", store=tmp_path / "models", **said)
+        import_checkpoint(tmp_path / "file.ckpt", "mine", as_="encoder", dataset="cifar10", store=tmp_path / "models", **said)
     assert "\n" not in str(caught.value) and not (tmp_path / "models").exists()
 
 
@@ -165,7 +165,9 @@ def test_what_the_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
 
     def attempt(says: str, **options: object) -> None:
         with pytest.raises(BadInput, match=says):
-            import_model(tmp_path / "file.pt", "mine", **({"dataset": "cifar10", "store": tmp_path / "m", **said} | options))
+            import_checkpoint(
+                tmp_path / "file.pt", "mine", **({"dataset": "cifar10", "store": tmp_path / "m", **said} | options)
+            )
 
     attempt("does not say how it was trained.*--recipe standard", recipe=None)
     attempt("states no normalisation, and of standard it is not known", normalise=None)
@@ -190,14 +192,14 @@ def test_a_head_on_a_foreign_encoder(tmp_path: Path) -> None:
     keys = {"dataset": str(data), "store": tmp_path / "models", "preset": "smoke", "protocol": "NSLF", "noise": "uniform:0.3"}
     with pytest.raises(BadInput, match="say --recipe"):
         train("finetune", from_=tmp_path / "theirs.ckpt", **keys)
-    import_model(
+    import_checkpoint(
         tmp_path / "theirs.ckpt", "theirs", as_="encoder", recipe="simclr", dataset=str(data), store=tmp_path / "models"
     )
     folder = train("finetune", from_="theirs", sets=["size=8"], **keys)
     weights = read_weights(tmp_path / "models", folder.name)
     assert folder.name == "theirs-NSLF" and torch.equal(weights["encoder.conv1.weight"], net.conv1.weight)
     with pytest.raises(BadInput, match="another model or encoder named 'theirs'"):
-        import_model(
+        import_checkpoint(
             tmp_path / "theirs.ckpt",
             "theirs",
             recipe="byol",

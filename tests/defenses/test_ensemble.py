@@ -55,7 +55,7 @@ def test_it_is_attacked_as_any_other(tmp_path):
     make_ensemble(["one", "two"], name="pair", store=tmp_path)
     images = rb.load_dataset("digits", "test", 10, size=8)
     suite = parse_suite("linf25.5-quick", only=("clean", "pgd"), overrides={"pgd.steps": 2})
-    table = rb.attack([load_defense("pair", store=tmp_path)], suite, images, quiet=True).table()
+    table = rb.attack([load_defense("pair", store=tmp_path)], suite, images, out=tmp_path, quiet=True).table().frame
     assert table.loc[0, "pgd"] <= table.loc[0, "clean"] and table.loc[0, "defense"] == "pair"
 
 

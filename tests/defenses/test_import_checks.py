@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from rush_bench.cli import main
-from rush_bench.defenses.published import expected, import_model
+from rush_bench.defenses.published import expected, import_checkpoint
 from rush_bench.defenses.published.inert import Shell, load_inert
 from rush_bench.errors import BadInput
 from rush_bench.files import sha256_file
@@ -86,7 +86,7 @@ def test_pickled_objects_are_left_out_and_run_nothing(zipped: bool, tmp_path: Pa
     del sys.modules["robustness_like"]  # the reader does not have that package
     with pytest.raises(pickle.UnpicklingError):
         torch.load(file, weights_only=True)
-    done = import_model(file, "mine", dataset="cifar10", store=tmp_path / "models", recipe="trades")
+    done = import_checkpoint(file, "mine", dataset="cifar10", store=tmp_path / "models", recipe="trades")
     assert not mark.exists() and "robustness_like" not in sys.modules
     assert any("no code of theirs was run" in note for note in done.notes)
     content = load_inert(file)
@@ -123,20 +123,20 @@ def test_a_parameter_and_half_precision_survive(tmp_path: Path) -> None:
 def test_damaged_pickles(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file.pt").write_bytes(content)
     with pytest.raises(BadInput, match="cannot be read as a checkpoint"):
-        import_model(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models")
+        import_checkpoint(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models")
 
 
 @pytest.mark.parametrize("name", ["checkpoint-70000.data-00000-of-00001", "checkpoint-70000.meta", "cifar10_linf.npy"])
 def test_files_of_tensorflow_and_jax(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(BadInput, match=r"TensorFlow or JAX.*train free --set network\.name=wrn-32-10"):
-        import_model(tmp_path / name, "mine", dataset="cifar10", store=tmp_path / "models")
+        import_checkpoint(tmp_path / name, "mine", dataset="cifar10", store=tmp_path / "models")
 
 
 def test_selfie_pretraining_is_refused(tmp_path: Path) -> None:
     torch.save({"P_state": {"0.mean": torch.ones(3)}, "selfie_state": {}}, tmp_path / "file.pt")
     with pytest.raises(BadInput, match=r"Selfie pre-training.*ata_best_model"):
-        import_model(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models")
+        import_checkpoint(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models")
 
 
 def labelled(folder: Path, net: nn.Module, count: int = 600, wrong: float = 0.2) -> Path:
@@ -162,17 +162,17 @@ def test_clean_accuracy_is_compared(tmp_path: Path) -> None:
     net = network()
     torch.save(kl(net), tmp_path / "file.pt")
     options = {"dataset": str(labelled(tmp_path, net)), "store": tmp_path / "models", "recipe": "trades"}
-    done = import_model(tmp_path / "file.pt", "right", expect_clean=0.8, **options)
+    done = import_checkpoint(tmp_path / "file.pt", "right", expect_clean=0.8, **options)
     assert any("clean accuracy on 500 test images is" in note and "expected 80.0%" in note for note in done.card["notes"])
     for wrong in ({"expect_clean": 0.6}, {"expect_clean": "0.8", "normalise": "cohen"}):
         with pytest.raises(BadInput, match=r"too far off for chance.*--normalise.*--bn-route"):
-            import_model(tmp_path / "file.pt", "wrong", **wrong, **options)
+            import_checkpoint(tmp_path / "file.pt", "wrong", **wrong, **options)
     assert model_names(tmp_path / "models") == ["right"]
-    unasked = import_model(tmp_path / "file.pt", "unasked", expect_clean="none", **options)
+    unasked = import_checkpoint(tmp_path / "file.pt", "unasked", expect_clean="none", **options)
     assert any("clean accuracy on 500 test images is" in note and "nothing is published" in note for note in unasked.notes)
     for value in ("1.2", 0.0):
         with pytest.raises(BadInput, match="must be a part of 1"):
-            import_model(tmp_path / "file.pt", "other", expect_clean=value, **options)
+            import_checkpoint(tmp_path / "file.pt", "other", expect_clean=value, **options)
 
 
 def test_a_smoothed_model_is_measured_under_its_noise(tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_a_smoothed_model_is_measured_under_its_noise(tmp_path: Path) -> None:
         "recipe": "trades",
         "expect_clean": 0.99,
     }
-    import_model(tmp_path / "file.pt", "little", noise="gaussian:0.001", **options)
+    import_checkpoint(tmp_path / "file.pt", "little", noise="gaussian:0.001", **options)
     with pytest.raises(BadInput, match="too far off"):
-        import_model(tmp_path / "file.pt", "much", noise="gaussian:2", **options)
+        import_checkpoint(tmp_path / "file.pt", "much", noise="gaussian:2", **options)
 
 
 def test_the_manifest_knows_files_by_name_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,14 +197,14 @@ def test_the_manifest_knows_files_by_name_and_digest(tmp_path: Path, monkeypatch
     monkeypatch.setattr(expected, "MANIFEST", (entry,))
     options = {"dataset": str(data), "store": tmp_path / "models", "recipe": "trades"}
     with pytest.raises(BadInput, match=r"expected 50\.0% \(a test\)"):
-        import_model(tmp_path / "known.pt", "mine", **options)
+        import_checkpoint(tmp_path / "known.pt", "mine", **options)
     torch.save(kl(net), tmp_path / "other.pt")
-    import_model(tmp_path / "other.pt", "other", **options)
-    import_model(tmp_path / "known.pt", "user", expect_clean=0.8, **options)  # the user's number goes before
+    import_checkpoint(tmp_path / "other.pt", "other", **options)
+    import_checkpoint(tmp_path / "known.pt", "user", expect_clean=0.8, **options)  # the user's number goes before
     by_digest = dataclasses.replace(entry, file="elsewhere.pt", sha256=sha256_file(tmp_path / "other.pt"))
     monkeypatch.setattr(expected, "MANIFEST", (by_digest,))
     with pytest.raises(BadInput, match=r"expected 50\.0% \(a test\)"):
-        import_model(tmp_path / "other.pt", "renamed", **options)
+        import_checkpoint(tmp_path / "other.pt", "renamed", **options)
 
 
 def test_the_manifest_is_sound() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rush_bench.cli import main
 from rush_bench.defenses import load_defense
-from rush_bench.defenses.published import import_model, recognise
+from rush_bench.defenses.published import import_checkpoint, recognise
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.noise import Stream
@@ -170,10 +170,10 @@ def test_an_imported_network_predicts_as_the_original(net: nn.Module, tmp_path: 
     file = save(tmp_path, held)
     if needs_head:
         with pytest.raises(BadInput, match=r"no classifier in this file; .*--as encoder.*--head"):
-            import_model(file, "mine", dataset="cifar10", store=tmp_path / "models", recipe=recipe)
+            import_checkpoint(file, "mine", dataset="cifar10", store=tmp_path / "models", recipe=recipe)
         assert not (tmp_path / "models").exists()
     head = save(tmp_path, {"model": fc(net, "module.0")}, "file_linear") if needs_head else None
-    done = import_model(file, "mine", dataset="cifar10", store=tmp_path / "models", head=head, recipe=recipe)
+    done = import_checkpoint(file, "mine", dataset="cifar10", store=tmp_path / "models", head=head, recipe=recipe)
     card = done.card
     assert (card["recipe"], card["protocol"], card["dataset"], card["votes"]) == (recipe, protocol, "cifar10", [0])
     assert len(card["source"]["sha256"]) == 64 and bool(card["source"]["head_sha256"]) == needs_head
@@ -191,7 +191,7 @@ def test_the_stem_of_96_pixel_networks(tmp_path: Path) -> None:
         torch.manual_seed(4)
         net.conv1, net.maxpool = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)
     save_file(normalisation() | trunk(net) | fc(net), tmp_path / "file.safetensors")
-    import_model(tmp_path / "file.safetensors", "mine", dataset="stl10", store=tmp_path / "models")
+    import_checkpoint(tmp_path / "file.safetensors", "mine", dataset="stl10", store=tmp_path / "models")
     defense = load_defense("mine", store=tmp_path / "models")
     assert defense.shape == (3, 96, 96)
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
@@ -213,17 +213,17 @@ def test_shapes_of_the_synthetic_files_are_those_of_the_published_ones(net: nn.M
 
 def test_the_route_is_chosen_openly(net: nn.Module, tmp_path: Path) -> None:
     file = save(tmp_path, {"state_dict": normalisation() | routed(net, 2) | fc(net)})
-    one = import_model(file, "one", dataset="cifar10", store=tmp_path / "models")
+    one = import_checkpoint(file, "one", dataset="cifar10", store=tmp_path / "models")
     assert any("BatchNorm route 1 of 0, 1 was taken" in note for note in one.notes)
-    zero = import_model(file, "zero", dataset="cifar10", store=tmp_path / "models", bn_route=0)
+    zero = import_checkpoint(file, "zero", dataset="cifar10", store=tmp_path / "models", bn_route=0)
     first, second = (read_weights(tmp_path / "models", name) for name in ("zero", "one"))
     assert any(not torch.equal(first[key], second[key]) for key in first)
     assert not any("was taken" in note for note in zero.notes)
     with pytest.raises(BadInput, match="no BatchNorm route 2; this file has 0, 1"):
-        import_model(file, "two", dataset="cifar10", store=tmp_path / "models", bn_route=2)
+        import_checkpoint(file, "two", dataset="cifar10", store=tmp_path / "models", bn_route=2)
     plain = save(tmp_path, kl(net) | fc(net, "linear"), "plain.pt")
     with pytest.raises(BadInput, match="leave --bn-route out"):
-        import_model(plain, "two", dataset="cifar10", store=tmp_path / "models", bn_route=1, recipe="trades")
+        import_checkpoint(plain, "two", dataset="cifar10", store=tmp_path / "models", bn_route=1, recipe="trades")
 
 
 @pytest.mark.parametrize("gap", [1e-8, 1e-3])
@@ -233,7 +233,7 @@ def test_collapsed_routes_are_told(net: nn.Module, tmp_path: Path, gap: float) -
         if ".bn_list.0." in key and state[key].is_floating_point():
             state[key] = state[key.replace(".bn_list.0.", ".bn_list.1.")] + gap
     file = save(tmp_path, {"state_dict": normalisation() | state | fc(net)})
-    notes = import_model(file, "mine", dataset="cifar10", store=tmp_path / "models").notes
+    notes = import_checkpoint(file, "mine", dataset="cifar10", store=tmp_path / "models").notes
     assert any("collapsed" in note for note in notes) == (gap < 1e-6)
 
 
@@ -247,11 +247,11 @@ def test_advcl_silent_failure(net: nn.Module, tmp_path: Path) -> None:
     outcome = fresh.load_state_dict(held, strict=False)  # what their code does
     assert len(outcome.unexpected_keys) == len(held) and all(torch.equal(before[k], v) for k, v in fresh.state_dict().items())
     head = save(tmp_path, fc(net), "head.pt")
-    import_model(save(tmp_path, {"model": held}), "mine", dataset="cifar10", store=tmp_path / "models", head=head)
+    import_checkpoint(save(tmp_path, {"model": held}), "mine", dataset="cifar10", store=tmp_path / "models", head=head)
     agrees(tmp_path, net, None)
     silent = save(tmp_path, {"model": advcl_tuned(fresh), "classifier": fc(net), "epoch": 25}, "silent.pt")
     with pytest.raises(BadInput, match=r"never trained .*one GPU"):
-        import_model(silent, "silent", dataset="cifar10", store=tmp_path / "models")
+        import_checkpoint(silent, "silent", dataset="cifar10", store=tmp_path / "models")
     assert not (tmp_path / "models" / "silent").exists()
 
 
@@ -291,7 +291,7 @@ def damaged(state: Tensors, how: str) -> Tensors:
 def test_what_does_not_fit_is_refused(net: nn.Module, tmp_path: Path, how: str, says: str) -> None:
     file = save(tmp_path, damaged(normalisation() | trunk(net) | fc(net), how))
     with pytest.raises(BadInput, match=says):
-        import_model(file, "mine", dataset="cifar10", store=tmp_path / "models")
+        import_checkpoint(file, "mine", dataset="cifar10", store=tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
@@ -313,7 +313,7 @@ def test_other_networks_are_refused_by_name(keys: list[str], says: str) -> None:
 def test_files_that_are_no_checkpoints(net: nn.Module, tmp_path: Path) -> None:
     def attempt(file: Path, says: str, **options: str) -> None:
         with pytest.raises(BadInput, match=says):
-            import_model(
+            import_checkpoint(
                 file,
                 options.pop("name", "mine"),
                 **({"dataset": "cifar10", "store": tmp_path / "m", "recipe": "trades"} | options),

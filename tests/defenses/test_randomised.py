@@ -21,6 +21,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation import attack
 from rush_bench.networks import build
 from rush_bench.noise import Stream, Uniform
+from rush_bench.report.tables import table as table_of
 from rush_bench.training import train
 
 SHAPE = (1, 4, 4)
@@ -381,5 +382,5 @@ def test_rocl_is_attacked_through_its_views(store, tmp_path):
     rate = {(r.labels["defense"], r.labels["attack"]): r.frame["correct"].sum() / r.frame["repeats"].sum() for r in run.results}
     for name in ("rocl-digits", "rocl-digits@6"):
         assert rate[name, "pgd"] < rate[name, "clean"] - 0.15
-    table = run.table()
+    table = table_of(run.results)
     assert set(table["defense"]) == {"rocl-digits", "rocl-digits@6"}

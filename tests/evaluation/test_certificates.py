@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.certify import Sampling
-from rush_bench.certify.bounds import lower_bound
-from rush_bench.certify.tsv import frame_of
+from rush_bench.certificates import Sampling
+from rush_bench.certificates.bounds import lower_bound
+from rush_bench.certificates.tsv import frame_of
 from rush_bench.datasets import Images, as_images
 from rush_bench.defenses import Defense, Deterministic, Passes, Smoothed
 from rush_bench.errors import BadInput

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.suites import parse_suite
-from rush_bench.audit import run as audits
-from rush_bench.audit.finding import Finding
-from rush_bench.certify import Sampling
+from rush_bench.audits import run as audits
+from rush_bench.audits.finding import Finding
+from rush_bench.certificates import Sampling
 from rush_bench.datasets import as_images
 from rush_bench.datasets.corruptions import CorruptedImages, load_corrupted
 from rush_bench.defenses import Defense, Smoothed

@@ -71,7 +71,7 @@ def test_the_finished_model_is_attacked_as_any_other(tmp_path):
     assert (defense.draws, defense.shape, defense.classes) == (0, (1, 8, 8), 10)
     images = rb.load_dataset("digits", "test", 40, size=8)
     suite = parse_suite("linf25.5-quick", only=("clean", "pgd"), overrides={"pgd.steps": 5})
-    table = rb.attack([defense], suite, images, quiet=True).table()
+    table = rb.attack([defense], suite, images, out=tmp_path, quiet=True).table().frame
     assert table.loc[0, "pgd"] < table.loc[0, "clean"] - 10 and table.loc[0, "clean"] > 25
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rush_bench.audit.book import Book, entries_of
+from rush_bench.audits.book import Book, entries_of
 from rush_bench.records import FORMAT, Cell, CellStore, load_results
 
 

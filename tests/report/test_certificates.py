@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rush_bench.certify.tsv import COLUMNS, read_folder, read_tsv, six_columns
+from rush_bench.certificates.tsv import COLUMNS, read_folder, read_tsv, six_columns
 from rush_bench.errors import BadInput
 from rush_bench.report import certificates as report
 

@@ -3,8 +3,8 @@
 import pytest
 
 from rush_bench.report.columns import COLUMNS, header_of
+from rush_bench.report.table import of_frame
 from rush_bench.report.tables import table
-from rush_bench.report.writers import to_markdown
 
 
 def test_an_attack_that_no_row_names_has_a_column_in_both_styles(lab) -> None:
@@ -17,7 +17,7 @@ def test_an_attack_that_no_row_names_has_a_column_in_both_styles(lab) -> None:
     assert names.index("square") < names.index("my_fgsm") < names.index("worst")
     assert paper["measured_my_fgsm"].dropna().tolist() == [70.0]
     for frame in (plain, paper):
-        text = to_markdown(frame)
+        text = of_frame(frame).to_markdown()
         assert " my\\_fgsm |" in text and "70.0 [" in text and "my\\_fgsm on bank" in text
 
 

@@ -10,8 +10,8 @@ from rush_bench.attacks.suites import parse_suite
 from rush_bench.datasets import Images
 from rush_bench.evaluation import runner
 from rush_bench.records import Cell, CellStore
-from rush_bench.report import tables
-from rush_bench.report.writers import best
+from rush_bench.report.layout import best
+from rush_bench.report.table import of_frame
 
 SHAPE, COUNT = (1, 4, 4), 12
 
@@ -79,34 +79,35 @@ def suite(**overrides: object):
     ids=["rounded", "detached", "clamped", "plain"],
 )
 @pytest.mark.parametrize("votes", [0, 4])
-def test_a_row_without_true_gradients_is_marked_in_every_writer(wrap, says, votes, images) -> None:
+def test_a_row_without_true_gradients_is_marked_in_every_writer(wrap, says, votes, images, tmp_path) -> None:
     layers = wrap(network()).eval()
     noisy = {"noise": "uniform:0.01", "votes": votes}
     defense = rb.Smoothed(layers, shape=SHAPE, **noisy) if votes else rb.Deterministic(layers, shape=SHAPE)
     if votes and wrap is Clamped:
         pytest.skip("noise moves pixels off the edge")
-    frame = rb.attack([defense], suite(), images, quiet=True).table()
+    frame = rb.attack([defense], suite(), images, out=tmp_path, quiet=True).table().frame
     bounds, notes = frame["upper_bounds"][0].split(","), frame["notes"][0]
     if not says:
         assert bounds == [""] and notes == "square with queries=60 (usual 500)"
-        assert "†" not in tables.to_markdown(frame)
+        assert "†" not in of_frame(frame).to_markdown()
         return
     assert says in notes and {"pgd", "worst"} <= set(bounds) and "square" not in bounds and "clean" not in bounds
-    markdown, latex = tables.to_markdown(frame), tables.to_latex(frame)
+    markdown, latex = of_frame(frame).to_markdown(), of_frame(frame).to_latex()
     assert "<sup>†</sup> an upper bound, not a measure of robustness: run audit" in markdown
     assert markdown.count("<sup>†</sup>") >= 3 and "\\textsuperscript{$\\dagger$}" in latex
     for name in ("pgd", "worst"):
         assert (0, name) not in best(frame)
 
 
-def test_gradients_that_nobody_looked_at_are_unknown_not_fine(images, monkeypatch) -> None:
+def test_gradients_that_nobody_looked_at_are_unknown_not_fine(images, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(runner, "_gradients", lambda *args: {})
-    frame = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(), images, quiet=True).table()
+    frame = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(), images, out=tmp_path, quiet=True).table().frame
     assert "pgd: gradients were not looked at" in frame["notes"][0] and frame["upper_bounds"][0] == ""
 
 
-def test_a_setting_that_weakens_a_column_shows(images) -> None:
-    frame = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(**{"pgd.steps": 1}), images, quiet=True).table()
+def test_a_setting_that_weakens_a_column_shows(images, tmp_path) -> None:
+    weak = suite(**{"pgd.steps": 1})
+    frame = rb.attack(rb.Deterministic(network(), shape=SHAPE), weak, images, out=tmp_path, quiet=True).table().frame
     assert "pgd with steps=1 (usual 10)" in frame["notes"][0]
     assert frame["suite"][0] == "linf12-quick without eot, apgd"
 

@@ -20,11 +20,11 @@ from matplotlib.image import imread
 from torch import nn
 
 from rush_bench.attacks.suites import parse_suite
-from rush_bench.audit.book import Book
-from rush_bench.audit.run import judge
-from rush_bench.audit.verdict import Claim
-from rush_bench.certify import Sampling
-from rush_bench.certify.tsv import frame_of
+from rush_bench.audits.book import Book
+from rush_bench.audits.run import judge
+from rush_bench.audits.verdict import Claim
+from rush_bench.certificates import Sampling
+from rush_bench.certificates.tsv import frame_of
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.errors import BadInput

@@ -60,12 +60,14 @@ def test_waterfall_has_a_bar_a_correction_in_order(book, tmp_path, drawn):
     path = drawing.waterfall(made, tmp_path / "waterfall.png")
     (axes,) = drawn[0].axes
     bars = sorted(axes.patches, key=lambda bar: bar.get_x())
-    assert [bar.get_height() for bar in bars] == pytest.approx([percent(name) for name in "abcdfe"])
+    assert [bar.get_y() + bar.get_height() for bar in bars] == pytest.approx([percent(name) for name in "abcdfe"])
+    # a correction begins where the bar before it ends; the replays and the worst case stand on the ground
+    assert [bar.get_y() for bar in bars] == pytest.approx([0, percent("a"), 0, percent("c"), percent("d"), 0])
     assert [to_hex(bar.get_facecolor()).upper() for bar in bars] == [
         drawing.GREY,
         drawing.BLUE,
         drawing.GREY,
-        drawing.BLUE,
+        drawing.GREEN,  # gives back
         drawing.BLUE,
         drawing.RED,
     ]
@@ -154,7 +156,7 @@ def test_eps_starts_at_clean_and_has_the_level_of_a_guess(book, tmp_path, drawn)
     assert np.allclose(
         lines_of(panel)["rush-cifar10@64"], [(0, percent("g")), (4 / 255, percent("a")), (64 / 255, percent("b"))]
     )
-    assert shown(panel) and [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "4", "64"]
+    assert shown(panel) and [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "4", "8", "16", "32", "64"]
     assert any(np.allclose(line.get_ydata(), 25) for line in panel.lines)  # four classes
 
 

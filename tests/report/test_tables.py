@@ -115,7 +115,7 @@ def test_nothing_measured_still_lays_out_the_paper():
     frame = table([], "paper")
     assert len(frame) == 20
     assert frame[[name for name in frame if name.startswith("measured")]].isna().all(axis=None)
-    assert line(frame, block="CIFAR-10", method="RUSH I_F+ (ours)")["published_pgd"] == 77.8
+    assert line(frame, block="CIFAR-10", method="RUSH I_F+")["published_pgd"] == 77.8
     assert table([]).empty
 
 

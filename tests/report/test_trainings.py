@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from rush_bench.records.statistics import any_of_k, clopper_pearson, interval
+from rush_bench.report.table import of_frame
 from rush_bench.report.tables import table
 from rush_bench.report.trainings import Training
-from rush_bench.report.writers import to_csv, to_markdown
+from rush_bench.report.writers import to_csv
 
 SEEDS = {0: np.arange(20) % 17, 1: np.arange(20) % 13, 2: np.arange(20) % 5}  # right of 16, an entry an image
 
@@ -46,7 +47,7 @@ def test_the_mean_is_a_row_and_every_seed_is_kept(lab, style, tmp_path):
         rate = 1 - np.mean([any_of_k(one, np.full(20, 16), 10) for one in SEEDS.values()], axis=0)
         assert mean["worst_any10"] == pytest.approx(100 * rate.mean())
         assert mean["worst_any10_low"] == pytest.approx(100 * clopper_pearson(rate.sum(), 20)[0])
-    text = to_markdown(frame)
+    text = of_frame(frame).to_markdown()
     assert f"± {mean[f'{prefix}pgd_sd']:.1f} [" in text and "4.6 M" in text and "standard deviation over trainings" in text
     assert "rush-c10-s1" not in text
     to_csv(frame, tmp_path / "table.csv")

@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from rush_bench.errors import BadInput
+from rush_bench.report.layout import best, lay_out
+from rush_bench.report.table import of_frame
 from rush_bench.report.tables import table
-from rush_bench.report.writers import best, lay_out, to_csv, to_latex, to_markdown, to_rich
+from rush_bench.report.writers import to_csv
 
 
 def ones(k, n=20):
@@ -18,7 +21,7 @@ def ones(k, n=20):
 def shown(frame):
     console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     with console.file:
-        console.print(to_rich(frame))
+        console.print(of_frame(frame))
     return console.export_text()
 
 
@@ -74,7 +77,7 @@ def test_markdown_has_blocks_dashes_intervals_and_notes(lab, tmp_path):
     lab.cell("rush@64", "clean", ones(18), votes=64)
     lab.cell("rush@64", "pgd", ones(7), votes=64)
     lab.cell("rush@64", "aa", ones(7), votes=64, chunks_done=1)
-    text = to_markdown(table(lab.results(), "paper"), tmp_path / "table.md")
+    text = of_frame(table(lab.results(), "paper")).to_markdown(tmp_path / "table.md")
     assert (tmp_path / "table.md").read_text() == text
     assert [line for line in text.splitlines() if line.startswith("###")] == [
         "### CIFAR-10",
@@ -85,7 +88,8 @@ def test_markdown_has_blocks_dashes_intervals_and_notes(lab, tmp_path):
     line = next(line for line in text.splitlines() if "I\\_F+" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:4] == ["**87.9**", "**77.8**", "**79.5**"]
-    assert re.fullmatch(r"35\.0 \[\d+\.\d, \d+\.\d\]", cells[7]) and cells[8] == "–"
+    assert re.fullmatch(r"35\.0 \[\d+\.\d, \d+\.\d\]", cells[7])
+    assert "| AA |" not in text  # nothing finished: no column
     assert "rush@64, linf8: aa: 1 of 2 chunks" in text
     assert "Data AUG (Rebuffi et al., 2021)<sup>2</sup>" in text
     for mark in "1234":
@@ -103,7 +107,7 @@ def test_quick_numbers_are_marked(lab):
     assert marked == {"measured_pgd"}
     assert any(mark == "q" for mark, _ in layout.notes)
     assert "measured_apgd" in layout.columns
-    assert "APGD (quick)" in to_markdown(table(lab.results(), "paper"))
+    assert "APGD (quick)" in of_frame(table(lab.results(), "paper")).to_markdown()
 
 
 def test_columns_of_nothing_are_left_out(lab):
@@ -118,24 +122,24 @@ SPECIALS = "my_net&50%#{x}$^~\\<[a]|*"
 def test_latex_escapes_and_balances(lab):
     lab.cell(SPECIALS, "pgd", ones(7), recipe=None)
     for style in ("plain", "paper"):
-        text = to_latex(table(lab.results(), style))
+        text = of_frame(table(lab.results(), style)).to_latex()
         name = "my\\_net\\&50\\%\\#\\{x\\}\\$\\textasciicircum{}\\textasciitilde{}\\textbackslash{}$<${[}a]|*"
         assert name in text
         bare = re.sub(r"\\[&%$#_{}\\]", "", "\n".join(line for line in text.splitlines() if not line.startswith("%")))
         assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
-        outside = re.sub(r"\$[^$]*\$|%\n", "", bare)
+        outside = re.sub(r"\$[^$]*\$|%\n|\\label{.*}|\\providecommand.*", "", bare)
         assert not re.search(r"[_^~#%<>]", outside)
         assert text.count("\\begin{") == text.count("\\end{")
         assert text.isascii()
         body = text[text.index("\\toprule") : text.index("\\bottomrule")].replace("\\&", "")
-        columns = len(re.search(r"\\begin{tabular}{([lr]+)}", text)[1])
+        columns = len(re.search(r"\\begin{tabular}{@{}([lr]+)@{}}", text)[1])
         lines = [line for line in body.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
         assert {line.count("&") for line in lines} == {columns - 1}
 
 
 def test_latex_has_the_papers_signs():
-    text = to_latex(table([], "paper"))
-    assert "RUSH $\\mathcal{I}_F^+$ (ours)" in text and "RUSH $\\mathcal{I}_F$ (ours)" in text
+    text = of_frame(table([], "paper")).to_latex()
+    assert "RUSH $\\mathcal{I}_F^+$" in text and "RUSH $\\mathcal{I}_F$" in text
     assert "$\\overline{\\mbox{STL-10}}^{3} \\rightarrow$ STL-10" in text
     assert "\\textbf{87.9}" in text and "\\textbf{92.2}" not in text and "92.2" in text
     assert "Data AUG (Rebuffi et al., 2021)\\textsuperscript{2}" in text
@@ -144,7 +148,7 @@ def test_latex_has_the_papers_signs():
 
 def test_markdown_escapes(lab):
     lab.cell(SPECIALS, "pgd", ones(7), recipe=None)
-    assert "my\\_net&50%#{x}$^~\\\\\\<[a]\\|\\*" in to_markdown(table(lab.results()))
+    assert "my\\_net&50%#{x}$^~\\\\\\<[a]\\|\\*" in of_frame(table(lab.results())).to_markdown()
 
 
 @pytest.mark.parametrize("style", ["plain", "paper"])
@@ -167,15 +171,69 @@ def test_a_terminal_shows_protocol_network_and_extra_data_too(lab, style, width)
         lab.cell("rush@64", name, ones(7), votes=64, recipe="rush", **facts)
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     with console.file:
-        console.print(to_rich(table(lab.results(), style)))
+        console.print(of_frame(table(lab.results(), style)))
     text = console.export_text()
-    assert all(word in text for word in ("Protocol,", "SLF,", "resnet18,", "100k drawn" if width > 120 else "drawn"))
+    here = all(word in text for word in ("SLF,", "resnet18,", "drawn"))  # in their column, or above the table
+    assert here or "No room for Protocol, network, extra data" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= width
-    assert ("rush@64" in text) or style == "paper"  # whose names may fold
+    assert "rush@64" in text or style == "paper"  # beside the published row of its name
+
+
+@pytest.mark.parametrize("style", ["plain", "paper"])
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_number_is_folded_whatever_the_width(lab, style, width):
+    for name in ("clean", "pgd", "eot", "aa", "square", "worst"):
+        lab.cell("rush-cifar10@64", name, ones(7), votes=64, recipe="rush", repeats=16 if name == "clean" else 1)
+        lab.cell("a_long_name_of_a_defence", name, ones(9), recipe=None)
+    table_of = of_frame(table(lab.results(), style))
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(table_of)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "a_long_name_of_a_defence" in text or style == "paper"
+    row = table_of.frame.set_index("measured_as" if style == "paper" else "defense").loc["a_long_name_of_a_defence"]
+    assert f"{row['measured_worst' if style == 'paper' else 'worst']:.1f}" in text
+    numbers = text.partition("Below each number")[0]
+    assert not re.search(r"\[\d+\.\d,\s*$|\d\.\s*$", numbers, re.MULTILINE)  # what goes on in the next line
+    lacking = [name for name in ("EOT", "AA") if f" {name}" not in text.split("No room")[0]]
+    assert all(name in text.partition("No room for")[2] for name in lacking)  # what is left out is named
+
+
+def test_rows_stand_upright_where_nothing_else_fits(lab):
+    lab.cell("a_name_that_leaves_no_room_for_numbers", "worst", ones(9))
+    console = Console(width=42, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(of_frame(table(lab.results())))
+    assert re.search(r"a_name_that_leaves_no_room_for_numbers\n +Worst +45\.0 \[", console.export_text())
+
+
+def test_a_printed_table_fits_a_column_and_says_in_its_caption_what_all_rows_share(lab):
+    for name, right in (("clean", 18), ("pgd", 7), ("worst", 6)):
+        lab.cell("rush@64", name, ones(right), votes=64)
+        lab.cell("acl", name, ones(right - 1))
+    made = of_frame(table(lab.results()))
+    text = made.to_latex()
+    assert "resizebox" not in text and "\\begin{table}\n" in text and "tabular}{@{}lrrr@{}}" in text
+    assert "cifar10, linf8, K=1, n=20" in re.search(r"\\caption{(.*)}", text)[1]
+    assert re.search(r"\\ci{\\mathbf{90\.0}}{\d+\.\d}{\d+\.\d}", text)
+    chosen = made.select(["defense", "worst"]).to_latex(caption="Ours, $m=64$.", label="tab:ours")
+    assert "Defence & Worst \\\\" in chosen and "\\caption{Ours, $m=64$.}\n\\label{tab:ours}" in chosen
+    with pytest.raises(BadInput, match="did you mean 'worst'"):
+        made.select(["wurst"])
+
+
+def test_a_notebook_shows_the_same_table(lab):
+    lab.cell("<b>&", "pgd", ones(7))
+    made = of_frame(table(lab.results()))
+    page = made._repr_html_()
+    assert "&lt;b&gt;&amp;" in page and "35.0 [" in page and page.count("<tr>") == 2 and len(made) == 1
+    paper = of_frame(table(lab.results(), "paper"))._repr_html_()
+    assert "CIFAR-10</th>" in paper and "CIFAR-100</th>" not in paper  # blocks without a measurement
 
 
 @pytest.mark.parametrize("style", ["plain", "paper"])
 def test_writers_take_an_empty_table(style, tmp_path):
     frame = table([], style)
     to_csv(frame, tmp_path / "t.csv")
-    assert to_markdown(frame) and to_latex(frame) and shown(frame)
+    assert of_frame(frame).to_markdown() and of_frame(frame).to_latex() and shown(frame)

@@ -10,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from rush_bench.datasets import as_images
-from rush_bench.defenses.published import import_model
+from rush_bench.defenses.published import import_checkpoint
 from rush_bench.errors import BadInput
 from rush_bench.training.clusters import kmeans, pseudo_labels, read_pseudo_labels
 
@@ -123,7 +123,7 @@ def test_pickled_labels_are_refused_with_the_lines_that_convert_them(tmp_path):
     with pytest.raises(BadInput, match="is a pickle") as caught:
         read_pseudo_labels(file, (2, 10), images, 10, 10)
     with pytest.raises(BadInput, match="is a pickle"):
-        import_model(file, "mine", dataset="cifar10", store=tmp_path / "models")
+        import_checkpoint(file, "mine", dataset="cifar10", store=tmp_path / "models")
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 2
     subprocess.run([sys.executable, "-c", "\n".join(line.strip() for line in lines)], cwd=tmp_path, check=True)

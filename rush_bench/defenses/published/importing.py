@@ -1,4 +1,4 @@
-"""`import_model`: a published checkpoint into the model store, with every key accounted for (sources S4.2)."""
+"""`import_checkpoint`: a published checkpoint into the model store, with every key accounted for (sources S4.2)."""
 
 import math
 import re
@@ -37,7 +37,7 @@ class Imported:
     notes: tuple[str, ...]
 
 
-def import_model(
+def import_checkpoint(
     file: str | Path,
     name: str,
     *,
@@ -59,8 +59,10 @@ def import_model(
 ) -> Imported:
     """Map a checkpoint of a known family to our network and save it in the store, as model `name` or as an encoder.
 
-    dataset: what the classifier was trained for, or the encoder pre-trained on. as_: an encoder is kept without the file's
-    classifier, in the store's folder `encoders`, for `train("finetune", from_=name)`.
+    dataset: what the classifier was trained for, or the encoder pre-trained on; pretrain_dataset: what its encoder saw
+    before, if another. store, data_dir: folders of models and data sets; device: where it is tried.
+    as_: an encoder is kept without the file's classifier, in the store's folder `encoders`, for
+    `train("finetune", from_=name)`.
     bn_route: which BatchNorm route becomes the model, default 1; only for files with several. head: file of the linear
     classifier, where the checkpoint has none. recipe, protocol, extra_data: what the file cannot say. network: its name, which
     must be that of the tensors, and what they cannot say, `resnet18,padding=2` (`networks.resolve`). noise: the law of
@@ -70,6 +72,13 @@ def import_model(
     Raises BadInput for a file of no known family, any key that is missing or not accounted for, a wrong shape, an
     encoder or head that was never trained, another clean accuracy than expected, and a name that the store has for
     something else.
+
+    Examples:
+        >>> import torch, rush_bench as rb
+        >>> torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
+        >>> rb.import_checkpoint(folder / "foreign.pt", "foreign", dataset="digits", store=store)
+        Traceback (most recent call last):
+        rush_bench.errors.BadInput: ...
     """
     file, store, encoder = Path(file), Path(store), as_ == "encoder"
     home, other = (store / ENCODERS, store) if encoder else (store, store / ENCODERS)

@@ -17,12 +17,12 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rush_bench.audit.book import Book
-from rush_bench.audit.run import FOLDER as AUDITS
-from rush_bench.audit.run import Audit
-from rush_bench.audit.settle import FOLDER as SETTLE
-from rush_bench.certify import check
-from rush_bench.certify.tsv import frame_of
+from rush_bench.audits.book import Book
+from rush_bench.audits.run import FOLDER as AUDITS
+from rush_bench.audits.run import Audit
+from rush_bench.audits.settle import FOLDER as SETTLE
+from rush_bench.certificates import check
+from rush_bench.certificates.tsv import frame_of
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as corrupting
 from rush_bench.files import digest, write_text

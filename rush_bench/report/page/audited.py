@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rush_bench.audit.book import Book
-from rush_bench.audit.finding import Finding
-from rush_bench.audit.run import Audit
-from rush_bench.audit.verdict import Claim, Verdict
+from rush_bench.audits.book import Book
+from rush_bench.audits.finding import Finding
+from rush_bench.audits.run import Audit
+from rush_bench.audits.verdict import Claim, Verdict
 from rush_bench.errors import BadInput
 from rush_bench.files import read_json
 from rush_bench.records.statistics import Estimate

@@ -10,16 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audit.book import Book
-from rush_bench.audit.experiments import EXPERIMENTS
-from rush_bench.audit.run import Audit
+from rush_bench.audits.book import Book
+from rush_bench.audits.experiments import EXPERIMENTS
+from rush_bench.audits.run import Audit
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate
 from rush_bench.report import audits, certificates, corruptions, settle
 from rush_bench.report.columns import estimate_of
 from rush_bench.report.figures import percent
+from rush_bench.report.layout import BOUND, DASH, NARROW, header, is_text, lay_out
 from rush_bench.report.rows import Row
-from rush_bench.report.writers import BOUND, DASH, NARROW, header, is_text, lay_out
 
 NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "suite", "dataset")  # labels in a record's name
 

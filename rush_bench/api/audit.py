@@ -1,0 +1,174 @@
+"""`rush_bench.audit`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+import pandas as pd
+
+from rush_bench.api.named import ByName, Target
+from rush_bench.api.settle import SettleRun, settle
+from rush_bench.audits import run as audits
+from rush_bench.audits.book import Book
+from rush_bench.audits.run import Audit
+from rush_bench.audits.settle import Planned
+from rush_bench.audits.verdict import Claim
+from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput
+from rush_bench.evaluation.work import deadline_in
+from rush_bench.report import audits as shown
+from rush_bench.report import settle as report
+from rush_bench.report.table import Table, worded
+from rush_bench.threats import Norm, Threat
+
+
+@dataclass(repr=False)
+class AuditRun:
+    """What an audit leaves: the experiments (`settled`), an audit a defence with its verdict, and the files that show them."""
+
+    settled: SettleRun
+    audits: list[Audit] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every experiment and probe is there, so that each audit has its verdict."""
+        return self.settled.complete and bool(self.audits) and all(one.verdict is not None for one in self.audits)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """What failed, with the reason."""
+        return self.settled.failed
+
+    @property
+    def words(self) -> dict[str, str | None]:
+        """The verdict on each defence, by name: stands, weakened, refuted, cannot say; None while something is missing."""
+        return {one.book.subject: one.verdict.word if one.verdict else None for one in self.audits}
+
+    def tables(self) -> list[Table]:
+        """The findings of each audit, and its verdict below them."""
+        return [findings(one) for one in self.audits]
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{name}: {word or 'not finished'}" for name, word in self.words.items())
+        return f"AuditRun({words}, in {str(self.settled.folder.parent)!r})"
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.tables()))
+
+    def _repr_html_(self) -> str:
+        return "\n".join(table._repr_html_() for table in self.tables())
+
+
+def audit(
+    defenses: Defense | Sequence[Defense] | str | Sequence[str] | Target,
+    data: Any = None,
+    *,
+    claim: float | None = None,
+    budget: str = "standard",
+    norm: Norm = "linf",
+    eps: float = 8 / 255,
+    out: Path | str = "results",
+    seed: int = 0,
+    repeats: int | None = None,
+    chunk: int = 100,
+    shard: tuple[int, int] = (1, 1),
+    max_minutes: float | None = None,
+    quiet: bool = False,
+    precision: str | None = None,
+    before: Callable[[list[Planned]], bool] = lambda planned: True,
+    **named: Unpack[ByName],
+) -> AuditRun:
+    """Whether a claim of accuracy under attack stands: every experiment of `settle`, probes, checks, and the verdict.
+
+    The same call again, from any number of processes, finishes what is left.
+
+    Args:
+        claim: the accuracy under attack that is claimed, in percent. None: the published number of a model that was trained as
+            in its paper, else what the replay of the published evaluation gives on the same weights.
+        defenses: as for `settle`, and so are all other arguments.
+        data: see `settle`.
+        budget: see `settle`.
+        norm: see `settle`.
+        eps: see `settle`.
+        out: results folder; what `settle` writes, and `audit/` with the verdict as JSON and Markdown.
+        seed: see `settle`.
+        repeats: see `settle`.
+        chunk: see `settle`.
+        shard: see `settle`.
+        max_minutes: see `settle`.
+        quiet: see `settle`.
+        precision: see `settle`.
+        before: see `settle`.
+        named: see `ByName`.
+
+    Returns:
+        A run that prints as the command does; `words` has the verdict on each defence.
+
+    Raises:
+        BadInput: a claim that is no percentage, and what `settle` refuses.
+
+    Sources: the rules of the verdict, `rush-bench docs verdict`; Carlini et al. 2019; Pintor et al. 2022; Zimmermann et al.
+    2022.
+
+    Examples:
+        >>> import torch, rush_bench as rb
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
+        >>> digits = rb.load_dataset("digits", "test", n=5)
+        >>> rb.audit(rb.Deterministic(net, shape=digits.shape), digits, claim=0.78, out=folder)
+        Traceback (most recent call last):
+        rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, not 0.78
+    """
+    stated = None if claim is None else stated_claim(claim)
+    deadline, called_off = deadline_in(max_minutes), False
+
+    def hear(planned: list[Planned]) -> bool:
+        nonlocal called_off
+        called_off = not before(planned)
+        return not called_off
+
+    how: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "out": out, "seed": seed, "repeats": repeats}
+    how |= {"chunk": chunk, "shard": shard, "max_minutes": max_minutes, "quiet": quiet, "precision": precision}
+    run = AuditRun(settle(defenses, data, before=hear, **how, **named))
+    if called_off:
+        return run
+    for group, images in run.settled.pairs:
+        names = {defense.name for defense in group}
+        books = [book for book in run.settled.books if book.subject in names and book.labels.get("dataset") == images.name]
+        if not books:
+            continue
+        threat = Threat(books[0].labels["norm"], books[0].labels["eps"])
+        probed: dict[str, Any] = {"seed": seed, "deadline": deadline, "failed": run.failed, "quiet": quiet}
+        probes = audits.probe(group, images, threat, Path(out), **probed)
+        run.audits += [audits.judge(book, probes.get(book.subject), stated or published_claim(book)) for book in books]
+    run.paths = list(run.settled.paths)
+    for one in run.audits:
+        run.paths += shown.write(one, Path(out))
+    return run
+
+
+def findings(one: Audit) -> Table:
+    """The checks of an audit as a table, the verdict below it."""
+    frame = pd.DataFrame([finding.to_dict() for finding in one.findings])
+    return worded(frame, *shown.lay_out(one, sources=False), title=report.title(one.book), notes=[shown.sentence(one)])
+
+
+def stated_claim(percent: float) -> Claim:
+    """A claim that the user states; BadInput for what is no percentage."""
+    if not 1 < percent <= 100:
+        raise BadInput(f"--claim takes an accuracy in percent, such as 77.8, not {percent:g}")
+    return Claim(percent / 100, "stated with --claim")
+
+
+def published_claim(book: Book) -> Claim | None:
+    """The highest number published for this system, data set, votes and l-inf 8/255; None where there is none.
+
+    Only for a model of the preset `paper`: what a smaller network or a shorter training leaves says nothing about it.
+    """
+    row = report.published_row(book) if book.labels.get("preset") == "paper" else None
+    stated = [] if row is None else [(n, name) for n, name in ((row.pgd, "PGD"), (row.aa, "AA")) if n is not None]
+    if row is None or not stated:
+        return None
+    percent, name = max(stated)
+    return Claim(percent / 100, f"{row.method} under {name}, {row.source}; it is about other weights")

@@ -1,0 +1,127 @@
+"""`rush_bench.figure`."""
+
+import base64
+import html
+from pathlib import Path
+
+from rush_bench.api.table import load_results
+from rush_bench.audits.book import Book
+from rush_bench.audits.settle import FOLDER as SETTLED
+from rush_bench.certificates.check import FOLDER as CERTIFICATES
+from rush_bench.datasets import load_dataset
+from rush_bench.errors import BadInput, unknown_name
+from rush_bench.records import Cell, CellResult, CellStore
+from rush_bench.report import figures, settle_figures
+from rush_bench.report import settle as settled
+from rush_bench.report.books import books
+
+SHOWN = 6  # images in a picture
+FORMATS = ("png", "pdf", "svg")
+KINDS = {  # and what they are drawn from
+    "eps": "attacks at several eps",
+    "draws": "T1, T3 or T13",
+    "waterfall": "T15",
+    "attacks": "T0 to T16",
+    "images": "PGD",
+}
+
+
+class Pictures(list[Path]):
+    """The paths of figures; a notebook shows them."""
+
+    def _repr_html_(self) -> str:
+        kinds = {".png": "image/png", ".svg": "image/svg+xml"}
+        shown = [path for path in self if path.suffix in kinds]
+        return "\n".join(
+            f'<img alt="{html.escape(path.stem)}" style="max-width: 100%" '
+            f'src="data:{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}">'
+            for path in shown
+        )
+
+
+def figure(
+    kind: str = "eps",
+    results: Path | str = "results",
+    *,
+    out: Path | str | None = None,
+    format: str = "png",
+    defense: str | None = None,
+    data_dir: Path | str | None = None,
+) -> Pictures:
+    """Draw what was measured, from the records alone.
+
+    Args:
+        kind: `eps`, accuracy against the size of the perturbation; `draws`, what more draws, steps and votes change;
+            `waterfall`, the published evaluation corrected step by step; `attacks`, every attack of an audit beside the worst
+            case; `images`, as they are and as PGD left them.
+        results: results folder.
+        out: folder of the figures. None: the results folder, `settle/` in it for `draws`, `waterfall` and `attacks`.
+        format: png, pdf or svg.
+        defense: draw this one alone; of `images`, whose predictions to show (None: a deterministic one).
+        data_dir: folder of the data sets, for `images`.
+
+    Returns:
+        The paths of what was drawn.
+
+    Raises:
+        BadInput: nothing finished to draw, a wrong kind, format or name.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> [path.name for path in rb.figure("eps", measured, format="svg")]
+        ['robust_accuracy.svg']
+    """
+    if kind not in KINDS:
+        raise unknown_name("kind of figure", kind, KINDS)
+    if format not in FORMATS:
+        raise unknown_name("format of figures", format, FORMATS)
+    results = Path(results)
+    if kind == "images":
+        return Pictures([_images(results, defense, data_dir, Path(out or results) / f"images.{format}")])
+    if kind == "eps":
+        cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
+        return Pictures([figures.accuracy_against_eps(cells, Path(out or results) / f"robust_accuracy.{format}")])
+    found = [book for book in _books(results / SETTLED) if defense in (None, book.subject)]
+    folder = Path(out or results / SETTLED)
+    if kind == "draws":
+        made = [settle_figures.sweep(many, folder / f"{name}-sweep.{format}") for name, many in settle_figures.grouped(found)]
+    else:
+        draw = settle_figures.waterfall if kind == "waterfall" else settle_figures.attacks
+        made = [draw(book, folder / f"{settled.stem(book)}-{kind}.{format}") for book in found]
+    if not any(made):
+        where = results / SETTLED
+        raise BadInput(f"no finished experiments ({KINDS[kind]}) in {where} to draw; run `rush-bench settle` with this --out")
+    return Pictures(path for path in made if path is not None)
+
+
+def _books(folder: Path) -> list[Book]:
+    return books(load_results(folder), load_results(folder / CERTIFICATES))
+
+
+def _images(results: Path, defense: str | None, data_dir: Path | str | None, path: Path) -> Path:
+    """Images of the first chunk, clean and attacked at the smallest eps that PGD was run at: first those that it turned."""
+    found = load_results(results)
+    kept = [r for r in found if r.complete and (r.folder / "adversarial-0000.npy").exists() and r.labels["attack"] == "pgd"]
+    kept = [r for r in kept if defense in (None, r.labels["defense"])]
+    if not kept:
+        raise BadInput(f"no finished PGD of {defense or 'any defence'} whose x' are still there; run `rush-bench attack` first")
+    attacked = min(kept, key=lambda r: (not r.labels["deterministic"], r.labels["defense"], r.labels["eps"]))
+    clean = _clean_of(attacked, found)
+    stored = CellStore(attacked.folder.parent.parent).read_adversarial(Cell(attacked.identity, attacked.labels), 0)
+    labels = attacked.labels
+    images = load_dataset(labels["dataset"], "test", labels["n"], data_dir=data_dir, size=stored.shape[2:])
+    if clean is None or images.digest != attacked.identity["images"]:
+        raise BadInput(f"the clean images of {labels['defense']} are not here any more; run `rush-bench attack` again")
+    said, said_then = (r.frame.filter(regex="^count_").to_numpy().argmax(1) for r in (clean, attacked))
+    turned = said[: len(stored)] != said_then[: len(stored)]
+    rows = [*turned.nonzero()[0], *(~turned).nonzero()[0]][:SHOWN]
+    name = labels.get("recipe") or labels["defense"]
+    titles = [(f"{name}: {images.classes[said[i]]}", f"{name}: {images.classes[said_then[i]]}") for i in rows]
+    return figures.image_pairs(images.floats(rows), stored[rows], titles, path, labels["eps"])
+
+
+def _clean_of(attacked: CellResult, found: list[CellResult]) -> CellResult | None:
+    """The clean cell beside an attack's."""
+    same = ("weights", "defense", "images", "seed", "repeats", "chunk")
+    clean = (cell for cell in found if cell.labels["attack"] == "clean")
+    return next((cell for cell in clean if all(cell.identity[key] == attacked.identity[key] for key in same)), None)

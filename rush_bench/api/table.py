@@ -1,0 +1,85 @@
+"""`rush_bench.table` and `rush_bench.load_results`."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rush_bench import records
+from rush_bench.errors import BadInput
+from rush_bench.records import CellResult
+from rush_bench.report.table import Table, measured
+from rush_bench.report.tables import check_style
+from rush_bench.store import read_cards
+
+if TYPE_CHECKING:
+    from rush_bench.report.trainings import Training
+
+Results = Path | str | Iterable[Path | str] | Iterable[CellResult]
+
+
+def load_results(*folders: Path | str) -> list[CellResult]:
+    """Every cell under `runs/` of results folders (none named: `results`); a cell that is in several is taken once.
+
+    A cell has `labels` (defense, dataset, attack, suite, n, ...), `complete`, and `frame`: a row per image with `index`,
+    `label`, `correct` of `repeats` predictions, `margin`, `distance` and what it cost. Folders that hold no cell are left out
+    with a line on stderr; BadInput where `frame` meets a damaged file.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> cells = rb.load_results(measured)
+        >>> sorted({cell.labels["attack"] for cell in cells})
+        ['clean', 'pgd', 'worst']
+        >>> bool(cells[0].frame["correct"].max() <= cells[0].frame["repeats"].max())
+        True
+    """
+    return records.load_results(*map(Path, folders or ("results",)))
+
+
+def table(
+    results: Results = "results", style: str = "plain", *, store: Path | str = "models", columns: Sequence[str] | None = None
+) -> Table:
+    """The table of everything measured, from the records alone.
+
+    Args:
+        results: a results folder, several, or cells (`load_results`).
+        style: `plain`, a row a (defence, data set, threat, suite, n); `paper`, Table 1 of the RUSH paper (Pang, Liu and Zhou
+            2022) with what was measured beside the published numbers.
+        store: folder of the models, whose cards add what training cost; trainings that differ in their seed alone get a row for
+            their mean.
+        columns: the columns to show, in this order: `["defense", "clean", "worst"]` (None: all that were measured).
+
+    Returns:
+        A `Table`: `print` shows it, `frame` is the pandas frame (accuracies in percent), `to_latex()` and others write it.
+
+    Raises:
+        BadInput: no finished cell, a wrong style or column, records that were changed.
+
+    Examples:
+        >>> import rush_bench as rb
+        >>> shown = rb.table(measured)
+        >>> shown.frame["defense"].tolist()
+        ['linear']
+        >>> print(shown.select(["defense", "clean"]).to_markdown().splitlines()[0])
+        | Defence | Clean |
+    """
+    check_style(style)
+    if isinstance(results, str | Path):
+        results = [results]
+    given: list[Path | str | CellResult] = list(results)
+    folders = [one for one in given if isinstance(one, str | Path)]
+    cells = [one for one in given if isinstance(one, CellResult)] or load_results(*folders)
+    if style == "plain" and not any(cell.complete for cell in cells):
+        places = ", ".join(map(str, folders)) or "the cells given"
+        raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
+    made = measured(cells, style, trainings_of(Path(store), {str(cell.labels.get("sha256")) for cell in cells}))
+    return made.select(columns) if columns else made
+
+
+def trainings_of(store: Path, digests: set[str]) -> "dict[str, Training]":
+    """How the models came about that were measured, by the SHA-256 of their weights, as far as the store has their cards."""
+    cards = [card for card in read_cards(store).values() if digests & set(card["sha256"].values())]
+    if not cards:
+        return {}
+    from rush_bench.report.cards import training_of  # needs torch, which a table alone does not
+
+    return {digest: training_of(card) for card in cards for digest in card["sha256"].values()}

@@ -1,0 +1,444 @@
+"""`settle`: the experiments of the protocol's section 7 on a defence, cell by cell, with the cost said beforehand."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from rush_bench.attacks.cost import prediction_rows
+from rush_bench.attacks.torchattacks_own import LAWS, real_torchattacks
+from rush_bench.audits.book import Book, entries_of
+from rush_bench.audits.experiments import BUDGETS, SOURCES, WORST, Budget, Subject, Trial, plan
+from rush_bench.certificates.bounds import certificate
+from rush_bench.certificates.check import FOLDER as CERTIFICATES
+from rush_bench.certificates.check import Comparison, clashes
+from rush_bench.certificates.sampling import THIRDS, Sampling
+from rush_bench.datasets import Images
+from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed, load_defense
+from rush_bench.defenses.chain import Chain
+from rush_bench.defenses.load import listed
+from rush_bench.errors import BadInput, MissingPackage, unknown_name
+from rush_bench.evaluation.certificates import certify
+from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
+from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
+from rush_bench.networks.specs import image_shape
+from rush_bench.noise import Stream, Uniform
+from rush_bench.records import Cell, CellResult, CellStore, load_results
+from rush_bench.threats import Norm, Threat
+
+FOLDER = "settle"
+
+
+@dataclass
+class SettleRun:
+    """What `settle` leaves: a book a defence, what failed, and where it all lies.
+
+    `contradictions`: attacks below what a certificate of the same weights leaves. One of the two programs has a bug.
+    """
+
+    books: list[Book]
+    failed: dict[str, str] = field(default_factory=dict)
+    folder: Path = Path()
+    done: bool = True
+    pairs: list[tuple[Sequence[Defense], Images]] = field(default_factory=list)  # what the books are of
+    contradictions: list[Comparison] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell of every defence has all its chunks."""
+        return self.done and not self.failed and all(book.complete for book in self.books)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cells with chunks missing, their rows forward and backward, and the seconds they are expected to take here."""
+
+    jobs: int
+    forwards: float
+    backwards: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The jobs of one defence, and what is expected of those that are not done yet."""
+
+    defense: Defense
+    jobs: tuple[Job, ...]
+    seconds: dict[str, float]  # by cell key, an image
+    costs: dict[str, Cost]  # by experiment, of what is missing
+    certificates: tuple[tuple[str, Sampling], ...] = ()
+
+
+def settle(
+    defenses: Sequence[Defense],
+    data: Images,
+    *,
+    budget: str | Budget = "standard",
+    norm: Norm = "linf",
+    eps: float = 8 / 255,
+    only: Iterable[str] | None = None,
+    store: Path | str = "models",
+    out: Path | str = "results",
+    seed: int = 0,
+    repeats: int | None = None,
+    chunk: int = 100,
+    shard: tuple[int, int] = (1, 1),
+    max_minutes: float | None = None,
+    quiet: bool = False,
+    before: Callable[[list[Planned]], bool] = lambda planned: True,
+    **options: Any,
+) -> SettleRun:
+    """Run the experiments on defences. The same call again, from any number of processes, finishes what is left.
+
+    `only` names experiments (T1, T10; None: all); `store` is where other models come from (transfer, ablations,
+    baselines), loaded with `options`; cells go to `<out>/settle`. `before` hears the plan with its cost and may call it
+    off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
+    """
+    chosen = budget_named(budget)
+    defenses, data = check_asked(defenses, data, shard, seed)
+    if norm not in ("linf", "l2"):
+        raise unknown_name("norm", norm, ("linf", "l2"))
+    if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
+        raise BadInput(f"eps {eps:g} is no radius in {norm}: pixels lie in [0,1]; give --eps 8/255 or --norm l2 --eps 0.5")
+    name = budget if isinstance(budget, str) else "own"
+    folder = Path(out) / FOLDER
+    deadline = deadline_in(max_minutes)
+    only = None if only is None else list(only)
+    cells = CellStore(folder)
+    keyed: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
+    planned = [_planned(d, data, chosen, name, Threat(norm, eps), only, Path(store), options, cells, **keyed) for d in defenses]
+
+    def run_of(failed: dict[str, str], done: bool) -> SettleRun:
+        books = [_book(cells, one, folder, Threat(norm, eps), name, data) for one in planned]
+        found = clashes([entry.result for book in books for entry in book.entries], Path(out), folder)
+        return SettleRun(books, failed, folder, done, [(defenses, data)], found)
+
+    if not before(planned):
+        return run_of({}, False)
+    forecast = Forecast({key: seconds for one in planned for key, seconds in one.seconds.items()}, cells, planned)
+    jobs = [job for one in planned for job in one.jobs]
+    how: dict[str, Any] = {"shard": shard, "quiet": quiet}
+    failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **how)
+    for one in planned:
+        for certified_norm, sampling in one.certificates:
+            how["max_minutes"] = minutes_to(deadline)
+            run = certify([one.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **how)
+            failed |= run.failed
+            done = done and run.done
+    return run_of(failed, done)
+
+
+def budget_named(budget: str | Budget) -> Budget:
+    """A budget by name; a wrong one is a BadInput with a suggestion."""
+    if isinstance(budget, Budget):
+        return budget
+    if budget not in BUDGETS:
+        raise unknown_name("budget", budget, BUDGETS)
+    return BUDGETS[budget]
+
+
+def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
+    """The defence, or the form of it that a trial is about; see `Trial.on`."""
+    kind, _, rest = on.partition("=")
+    if not on:
+        return defense
+    if kind == "votes":
+        other = copy.copy(defense)  # the same network and counters, another m
+        other.draws, other.name = int(rest), f"{defense.name.split('@')[0]}@{rest}"
+        return other
+    if kind == "bank":
+        return defense.bank(int(rest), 0)
+    if kind == "model":
+        return load(rest)
+    if on.startswith("still"):
+        source = form(defense, on.partition(":")[2], load)
+        if not isinstance(source, Deterministic):
+            raise BadInput(f"{source.name} cannot go through the randomised code path without noise")
+        options: dict[str, Any] = {"shape": source.shape, "device": source.device, "memory": source.body.memory}
+        options |= {"outputs": source.body.outputs, "precision": source.precision}
+        return Smoothed(source.body.network, noise=Uniform(0.0), votes=1, name=f"{source.name}-still", **options)
+    raise BadInput(f"no form {on!r} of a defence")
+
+
+def _planned(
+    defense: Defense,
+    data: Images,
+    budget: Budget,
+    budget_name: str,
+    threat: Threat,
+    only: list[str] | None,
+    store: Path,
+    options: dict[str, Any],
+    cells: CellStore,
+    *,
+    seed: int,
+    repeats: int | None,
+    chunk: int,
+) -> Planned:
+    loaded: dict[str, Defense] = {}
+
+    def load(name: str) -> Defense:
+        if name not in loaded:
+            loaded[name] = load_defense(name, store=store, **options)
+        return loaded[name]
+
+    certificates = _certificates(defense, budget) if only is None or "T12" in [name.upper() for name in only] else ()
+    subject = Subject(
+        draws=defense.draws,
+        classes=defense.classes,
+        norm=threat.norm,
+        eps=threat.eps,
+        diameter=diameter(defense, threat),
+        has_base=_has(lambda: defense.base()),
+        has_bank=_has(lambda: defense.bank(2, 0)),
+        has_votes=isinstance(defense, Smoothed | Randomised),
+        has_module=_has(lambda: defense.as_module(Stream(0, "module"))),
+        has_still=isinstance(defense, Deterministic),
+        has_chain=isinstance(getattr(defense, "transform", None), Chain),
+        has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
+        radii=tuple(
+            _attackable(defense, norm, radius) for norm, sampling in certificates for radius in sampling.radii if radius > 0
+        ),
+        peers=_peers(defense, data, store),
+    )
+    quick = budget_name == "quick"
+    jobs: list[tuple[Trial, Job]] = []
+    same: dict[str, Any] = {"seed": seed, "chunk": chunk, "known": {}}
+    for order, trial in enumerate(plan(subject, budget, only)):
+        labels = {
+            "suite": f"settle-{budget_name}",
+            "quick": quick,
+            "subject": defense.name,
+            "experiment": trial.experiment,
+            "trial": trial.name,
+            "on": trial.on,
+            "scale": trial.scale,
+            "order": order,
+            "other_threat": bool(trial.norm),
+            "threat_norm": threat.norm,
+            "threat_eps": threat.eps,
+        }
+        if trial.attack == WORST:
+            if of := _parts(jobs, trial):
+                jobs.append((trial, worst_job(of, labels, trial.repeats)))
+            continue
+        about = form(defense, trial.on, load)
+        eps = trial.eps if trial.eps is not None else trial.scale * threat.eps
+        if threat.norm == "linf" and not trial.norm:
+            eps = min(1.0, eps)  # the whole box
+        at = Threat(trial.norm or threat.norm, eps)  # type: ignore[arg-type]
+        settings = trial.settings
+        if trial.attack == "transfer" and settings["source"] != "base":
+            settings = {**settings, "store": str(store)}
+        k = trial.repeats or repeats or default_repeats(about.draws, quick)
+        jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, repeats=k, **same)))
+    return _priced(defense, jobs, data, certificates, cells)
+
+
+def diameter(defense: Defense, threat: Threat) -> float:
+    """Of the [0,1] box in the threat's norm: a ball of this radius around an image holds every other."""
+    return 1.0 if threat.norm == "linf" else math.sqrt(math.prod(defense.shape))
+
+
+def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
+    """What a worst case is over: attacks on the defence itself at the threat, of the experiments named.
+
+    Where none are named it is over all, and over the clean images, which lie in every ball.
+    """
+    named = trial.settings["of"]
+    clean: dict[str, Job] = {}
+    of: dict[str, Job] = {}
+    for other, job in jobs:
+        itself = other.on == "" and other.scale == 1 and not other.norm and other.attack != WORST
+        if itself and (not named or other.experiment in named):
+            (clean if other.attack == "clean" else of).setdefault(job.cell.key, job)
+    return [*([] if named else clean.values()), *of.values()] if of else []
+
+
+def _has(make: Callable[[], object]) -> bool:
+    try:
+        make()
+    except BadInput:
+        return False
+    return True
+
+
+def _has_torchattacks() -> bool:
+    try:
+        real_torchattacks()
+    except MissingPackage:
+        return False
+    return True
+
+
+def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str, int], ...]:
+    """Other models of the store for the same images: deterministic ones and the best sources of transfer first."""
+    own = str(defense.labels().get("model", defense.name)).split("@")[0]
+    found = []
+    for name, card in listed(store, data.name).items() if store.is_dir() else ():
+        spec = card["network"]
+        fits = image_shape(spec) == tuple(defense.shape) and spec["classes"] == defense.classes
+        if fits and name.split("@")[0] != own:
+            votes = int(name.partition("@")[2] or 0)
+            found.append((name, str(card["recipe"]), votes))
+    # one row a model: a randomised one at its most votes
+    best = {name.split("@")[0]: (name, recipe, votes) for name, recipe, votes in sorted(found, key=lambda peer: peer[2])}
+    rank = {recipe: place for place, recipe in enumerate(SOURCES)}
+    return tuple(sorted(best.values(), key=lambda peer: (peer[2] != 0, rank.get(peer[1], len(rank)), peer[0])))
+
+
+def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling], ...]:
+    """What to certify (norm, sampling): in the law's norm that attacks are held against, at thirds of the largest radius."""
+    law = getattr(defense, "noise", None)
+    if not isinstance(defense, Smoothed) or law is None or law.scale <= 0 or not law.norms:
+        return ()
+    norm = law.norms[-1]
+    largest = certificate(law, norm, int(np.prod(defense.shape))).largest(budget.certificate, 0.001)
+    radii = tuple(share * largest for share in THIRDS)
+    return ((norm, Sampling("staged", 100, budget.certificate, 0.001, radii)),)
+
+
+def _attackable(defense: Defense, norm: str, radius: float) -> tuple[str, float]:
+    """A ball of a norm that attacks know inside a certified one: itself, or the largest in l2."""
+    own = norm if norm in get_args(Norm) else "l2"
+    theorem = certificate(defense.noise, norm, math.prod(defense.shape))  # type: ignore[attr-defined]  # it is smoothed
+    return own, radius / theorem.covering(own, 1.0)
+
+
+def _priced(
+    defense: Defense,
+    jobs: list[tuple[Trial, Job]],
+    data: Images,
+    certificates: tuple[tuple[str, Sampling], ...],
+    cells: CellStore,
+) -> Planned:
+    speed: dict[int, tuple[float, float]] = {}
+    seconds: dict[str, float] = {}
+    costs: dict[str, Cost] = {}
+    for trial, job in jobs:
+        about = job.defense
+        at = id(getattr(about, "body", about))
+        if at not in speed:
+            speed[at] = rates(about, data)
+        forwards, backwards = job.attack.passes(about) if job.attack is not None else (0.0, 0.0)
+        forwards += job.cell.identity["repeats"] * prediction_rows(about)
+        fresh = job.cell.key not in seconds
+        seconds[job.cell.key] = forwards * speed[at][0] + backwards * speed[at][1]
+        before = costs.get(trial.experiment, Cost(0, 0, 0, 0))
+        left = images_left(cells, job.cell)
+        if fresh and left:  # a cell of two experiments is paid once
+            costs[trial.experiment] = Cost(
+                before.jobs + 1,
+                before.forwards + forwards * left,
+                before.backwards + backwards * left,
+                before.seconds + seconds[job.cell.key] * left,
+            )
+    return Planned(defense, tuple(job for _, job in jobs), seconds, costs, certificates)
+
+
+def images_left(cells: CellStore, cell: Cell) -> int:
+    """Images of the chunks that are missing."""
+    return sum(len(cell.rows(c)) for c in range(cell.chunks) if not cells.has(cell, c))
+
+
+def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float]:
+    """Seconds a row takes forward, and more for its way back: measured on a few images of the data."""
+    part = data.take(list(range(min(len(data), 32))))
+    images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
+    draws = 1 if defense.deterministic else max(1, rows // len(part))
+    stream = Stream(0, "rates", part.index)
+    passes = copy.copy(defense.passes)
+
+    def counted() -> tuple[int, int]:
+        return defense.passes.forwards, defense.passes.backwards
+
+    best = [math.inf, math.inf]
+    for _ in range(2):  # the first call pays for warming up
+        begun, before = time.perf_counter(), counted()
+        predictions = max(1, draws // max(defense.draws, 1))
+        for k in range(predictions):
+            defense.predict(images, stream.skip(k))
+        _wait(defense.device)
+        # a defence of one's own may not count; a purifier counts its steps
+        made = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
+        forward = (time.perf_counter() - begun) / made
+        begun, before = time.perf_counter(), counted()
+        try:
+            defense.gradient(images, labels, "ce", draws, stream)
+            _wait(defense.device)
+            there, back = (after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True))
+            backward = (time.perf_counter() - begun - there * forward) / back
+        except (BadInput, RuntimeError):  # one without gradients: the cells that need them will say so
+            backward = forward
+        best = [min(best[0], forward), min(best[1], max(backward, 0.1 * forward))]
+    defense.passes.forwards, defense.passes.backwards = passes.forwards, passes.backwards
+    return best[0], best[1]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Forecast:
+    """Compares what chunks take with what was predicted, and says so after the first chunk of every experiment."""
+
+    def __init__(self, seconds: dict[str, float], store: CellStore, planned: list[Planned]) -> None:
+        self.seconds, self.seen = seconds, set[tuple[str, str]]()
+        self.predicted = self.taken = 0.0
+        unique = {job.cell.key: job for one in planned for job in one.jobs}
+        self.left = {
+            (job.cell.key, c): self._of(job, c)
+            for job in unique.values()
+            for c in range(job.cell.chunks)
+            if not store.has(job.cell, c)
+        }
+
+    def _of(self, job: Job, c: int) -> float:
+        seconds = self.seconds[job.cell.key]
+        return 0.0 if math.isnan(seconds) else seconds * len(job.cell.rows(c))
+
+    def after(self, job: Job, c: int, seconds: float) -> str | None:
+        """Note a chunk; a line after the first of its experiment."""
+        predicted = self._of(job, c)
+        self.left.pop((job.cell.key, c), None)
+        if predicted:
+            self.predicted, self.taken = self.predicted + predicted, self.taken + seconds
+        labels = job.cell.labels
+        key = (labels["subject"], labels["experiment"])
+        if key in self.seen or not predicted:
+            return None
+        self.seen.add(key)
+        ratio = self.taken / self.predicted
+        n = len(job.cell.rows(c))
+        return (
+            f"{labels['subject']} {labels['experiment']} ({labels['trial']}): {n / seconds:.3g} images/s, "
+            f"{seconds:.1f} s where {predicted:.1f} s were predicted; so far {ratio:.2f} times the prediction, "
+            f"about {ratio * sum(self.left.values()) / 60:.0f} min of it left"
+        )
+
+
+def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Book:
+    results = [cells.result(job.cell) for job in one.jobs]
+    labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
+    labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
+    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(one.defense, threat)}
+    certified = _certified(folder, one)
+    whole = tuple(result for result in certified if result.complete)
+    # others that lie there, of more draws or other images, are compared too, but not waited for
+    there = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in whole}
+    missing = sum((data.digest, sampling.draws, norm) not in there for norm, sampling in one.certificates)
+    return Book(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
+
+
+def _certified(folder: Path, one: Planned) -> list[CellResult]:
+    who = {key: value for key, value in one.defense.identity().items() if key != "votes"}
+    found = load_results(folder / CERTIFICATES, warn=lambda text: None)
+    return [result for result in found if result.identity["defense"] == who]

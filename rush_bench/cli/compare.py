@@ -1,0 +1,34 @@
+"""`rush-bench compare A B`: one call of `rush_bench.compare`."""
+
+from pathlib import Path
+
+import click
+
+from rush_bench.cli import common, complete
+
+
+@click.command()
+@click.argument("first", metavar="A", shell_complete=complete.defense)
+@click.argument("second", metavar="B", shell_complete=complete.defense)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=("results",),
+    show_default=True,
+    help="Folder that holds the runs; repeatable.",
+)
+@common.as_json
+def command(first: str, second: str, results: tuple[Path, ...], as_json: bool) -> None:
+    """The accuracy of defence A less that of B, by attack, paired by image over the images that both have.
+
+    \b
+    rush-bench compare rush-cifar10@64 noise_sup-cifar10@64
+    """
+    from rush_bench.api.compare import compare
+
+    made = compare(first, second, results)
+    if as_json:
+        common.print_json(common.records(made.frame))
+    else:
+        common.print_rich(made)

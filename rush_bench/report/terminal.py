@@ -1,0 +1,145 @@
+"""A layout on a terminal of any width: no number is folded, and what has no room is named.
+
+By the room there is: all on a line; what is the same in every row above the table; intervals below their numbers; columns left
+out, the least telling first; rows upright, a line a column.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from rush_bench.report.layout import Layout, flush_left, header, lift, measured_blocks, without
+from rush_bench.report.writers import cells_of
+
+# left out in this order; what a row is and its worst case stay to the last
+LEAST: tuple[str, ...] = (
+    "training_passes",
+    "setting",
+    "published_setting",
+    "budget",
+    "extra_data",
+    "architecture",
+    "protocol",
+    "aa_bank",
+)
+LEAST += ("apgd_bank", "measured_aa_bank", "measured_aa_fresh", "square", "measured_square", "apgd", "measured_apgd", "K", "n")
+LEAST += ("measured_as", "threat", "worst_any10", "published_standard", "eot", "measured_eot", "aa", "measured_aa", "dataset")
+LEAST += ("pgd", "measured_pgd", "published_pgd", "suite", "clean", "measured_standard", "published_aa")
+LEAST += ("Weighs as", "Seconds", "Passes if")  # of findings and trials
+WITHIN = LEAST.index("K")  # where others are left out
+MOST = ("method", "worst", "measured_worst")
+FOLDS = (48, 32, 24, 16)  # letters of a line of words, where they must be folded
+BELOW = "Below each number its 95 % interval."
+NAMES = ("defense", "dataset")  # which are chosen by these very letters: never folded
+
+
+class Shown:
+    """A layout that rich prints in the width that there is."""
+
+    def __init__(self, layout: Layout, title: str = "") -> None:
+        self.layout, self.title = measured_blocks(layout), title
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield fit(self.layout, self.title, console, options)
+
+
+def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -> RenderableType:
+    """The fullest form of the table that is no wider than `options` say."""
+
+    def fits(made: Table) -> bool:
+        return Measurement.get(console, options.update(max_width=10_000), made).maximum <= options.max_width
+
+    made = grid(layout)
+    if fits(made):
+        return _around(made, layout, [title])
+    layout, shared = lift(layout)
+    above = [title, shared]
+    if fits(made := grid(layout)):
+        return _around(made, layout, above)
+    left_out: list[str] = []
+    attacks = layout.columns if {"defense", "method"} & set(layout.columns) else ()
+    others = [name for name in attacks if name not in (*LEAST, *NAMES, *MOST)]  # attacks that nobody foresaw
+    for name in ("", *LEAST[:WITHIN], *others, *LEAST[WITHIN:]):
+        if name and name not in layout.columns:
+            continue
+        if name:
+            left_out.append(header(name))
+            layout = without(layout, (name,))
+        for fold in FOLDS:
+            if fits(made := grid(layout, fold)):
+                return _around(made, layout, above, _lack(left_out), BELOW)
+    return _around(Group(*upright(layout)), layout, above, _lack(left_out))
+
+
+def grid(layout: Layout, fold: int | None = None) -> Table:
+    """A column a column; with `fold` intervals stand below their numbers and words are folded to that many letters.
+
+    All is `Text`: no name is read as markup, whatever is in it.
+    """
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, left in zip(layout.columns, flush_left(layout), strict=True):
+        head = _folded(header(name), 12 if fold else 16)
+        made.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
+    for heading, span in layout.blocks:
+        if heading:
+            made.add_section()
+            made.add_row(Text(heading, style="italic"))
+        for i in span:
+            shown = [Text(text) for text in _row(layout, i, fold)]
+            for k, part in enumerate(shown):
+                if (i, k) in layout.bold:
+                    part.stylize("bold", 0, len(part.plain.split()[0]))
+            made.add_row(*shown)
+    return made
+
+
+def upright(layout: Layout) -> Iterable[Text]:
+    """Rows one below the other: its name, then a line a column."""
+    heads = [header(name) for name in layout.columns]
+    wide = max(map(len, heads))
+    for heading, span in layout.blocks:
+        if heading:
+            yield Text(heading, style="italic")
+        for i in span:
+            first, *rest = cells_of(layout, i, str, "{}", " {}")
+            yield Text("\n".join([first, *(f"  {h:{wide}}  {text}" for h, text in zip(heads[1:], rest, strict=True))]))
+
+
+def _around(table: RenderableType, layout: Layout, above: Sequence[str], *below: str) -> Group:
+    notes = [*(text for text in below if text), *(f"{mark}: {text}" if mark else text for mark, text in layout.notes)]
+    parts: list[RenderableType] = [Text(text, style="bold") for text in above if text]
+    return Group(*parts, table, *(Text(text, style="dim") for text in notes))
+
+
+def _lack(left_out: Sequence[str]) -> str:
+    return f"No room for {', '.join(left_out)}: in a wider window, or in the files." if left_out else ""
+
+
+def _row(layout: Layout, i: int, fold: int | None) -> list[str]:
+    cells = cells_of(layout, i, str, "{}", " {}")
+    if fold is None:
+        return cells
+    return [text if name in NAMES else _stacked(text, fold) for name, text in zip(layout.columns, cells, strict=True)]
+
+
+def _stacked(text: str, fold: int) -> str:
+    """A number above its interval; words folded between words."""
+    number = re.fullmatch(r"([^\[\]]*\d[^\[\]]*) \[([-+\d.]+), ([-+\d.]+)\](.*)", text)
+    if number is None:
+        return _folded(text, fold)
+    ends = f"[{number[2]}, {number[3]}]" if number[3][0] in "+-" else f"{number[2]}–{number[3]}"
+    return f"{number[1]}{number[4]}\n{ends}"
+
+
+def _folded(text: str, width: int) -> str:
+    """Lines of whole words, of at most `width` letters where words allow."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        lines[-1:] = [longer] if len(longer) <= width or not lines[-1] else [lines[-1], word]
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""export, merge, rename, rm: files that come and go, and records that stay true."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import rush_bench as rb
+from rush_bench.api.files import export, merge, rename, rm
+from rush_bench.cli import main
+from rush_bench.errors import BadInput
+from rush_bench.evaluation import runner
+from rush_bench.store import model_names, read_card
+from tests.api.conftest import QUICK, linear
+
+pytestmark = pytest.mark.usefixtures("unlooked")
+
+
+def attacked(
+    folder: str, name: str = "linear", shard: tuple[int, int] = (1, 1), network: torch.nn.Module | None = None
+) -> None:
+    digits = rb.load_dataset("digits", "test", 4)
+    mine = rb.Deterministic(network or linear(), shape=digits.shape, name=name)
+    runner.attack(mine, QUICK, digits, out=folder, quiet=True, chunk=2, shard=shard)
+
+
+def test_export_is_what_was_scored(measured: Path) -> None:
+    clean, pgd = (export("linear", measured, attack=attack, out="out")[0] for attack in ("clean", "pgd"))
+    digits = rb.load_dataset("digits", "test", 10)
+    with np.load(clean) as file:
+        assert "x" not in file and np.array_equal(file["index"], digits.index) and np.array_equal(file["label"], digits.labels)
+    with np.load(pgd) as file:
+        x = torch.from_numpy(file["x"])
+        assert (x - digits.floats()).abs().max() <= 8 / 255 + 1e-6
+        assert np.array_equal(file["predicted"], linear()(x).argmax(1))
+        assert np.array_equal(file["correct"], file["predicted"] == file["label"])
+    with pytest.raises(BadInput, match="did you mean 'linear'"):
+        export("liner", measured)
+    with pytest.raises(BadInput, match="no finished attack on linear named 'aa'"):
+        export("linear", measured, attack="aa")
+
+
+def test_two_halves_merge_into_a_whole() -> None:
+    for part in (1, 2):
+        attacked(f"part{part}", shard=(part, 2))
+    attacked("whole")
+    assert not any(cell.complete for cell in rb.load_results("part1"))
+    assert merge(["part1", "part2"], "both") > 0
+    assert rb.table("both").frame.equals(rb.table("whole").frame)
+    assert merge(["part1", "part2", "whole"], "both") == 0  # all there
+
+
+def test_records_of_two_codes_do_not_merge() -> None:
+    attacked("one")
+    attacked("two")
+    (path,) = Path("two/behaviour").glob("*.json")
+    changed = json.loads(path.read_text())
+    changed["probabilities"] = np.roll(changed["probabilities"], 1, axis=1).tolist()
+    path.write_text(json.dumps(changed))
+    with pytest.raises(BadInput, match="is other code in two than in one"):
+        merge(["two"], "one")
+    with pytest.raises(BadInput, match="holds no records"):
+        merge(["nowhere"], "one")
+
+
+def test_a_damaged_chunk_is_not_copied() -> None:
+    attacked("one")
+    next(Path("one/runs").glob("*/chunk-0000.npz")).write_bytes(b"no archive")
+    with pytest.raises(BadInput, match=r"chunk-0000\.npz"):
+        merge(["one"], "two")
+
+
+def test_a_name_changes_in_store_and_records_and_nothing_else_does(store: Path) -> None:
+    runner.attack(rb.load_defense("tiny@1", store=store), QUICK, rb.load_dataset("digits", "test", 4, size=8), out="results")
+    before = rb.table().frame
+    assert rename("tiny", "small", store=store) == (True, 3)
+    after = rb.table().frame
+    assert after["defense"].tolist() == ["small@1"] and after.drop(columns="defense").equals(before.drop(columns="defense"))
+    assert read_card(store, "small")["name"] == "small" and rb.load_defense("small@1", store=store).name == "small@1"
+    with pytest.raises(BadInput, match="no model or defence named 'tiny'"):
+        rename("tiny", "other", store=store)
+    rename("small", "tiny", store=store)  # the store is shared
+    assert model_names(store) == ["tiny"]
+
+
+def test_rm_asks_and_takes_what_it_said(store: Path) -> None:
+    attacked("results", "mine")
+    attacked("results", "mine-too", network=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval())
+    asked = CliRunner().invoke(main, ["rm", "mine", "--store", str(store)], input="n\n")
+    assert asked.exit_code == 1 and "3 cells in results" in asked.stderr and len(rb.load_results()) == 6
+    assert CliRunner().invoke(main, ["rm", "mine", "--store", str(store), "--yes"]).exit_code == 0
+    assert {cell.labels["defense"] for cell in rb.load_results()} == {"mine-too"}
+    key = rb.load_results()[0].folder.name
+    assert [path.name for path in rm(key, store=store)[1]] == [key] and len(rb.load_results()) == 2
+    with pytest.raises(BadInput, match="no model, defence or result named 'mine'"):
+        rm("mine", store=store)

@@ -1,0 +1,142 @@
+"""The public functions beside the command line: the same names, defaults and refusals, on networks in memory and of a store."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rush_bench as rb
+from rush_bench.api.named import Target
+from rush_bench.audits.experiments import BUDGETS
+from rush_bench.cli import main
+from rush_bench.errors import BadInput
+from tests.api.conftest import QUICK
+
+pytestmark = pytest.mark.usefixtures("unlooked")
+SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2, 3), "restarts": 2, "losses_steps": 2}
+SMALL |= {"rand": (2,), "rand_steps": 2, "banks": (2,), "part_steps": 2, "queries": (4,), "sweep_steps": 2, "votes": (1, 2)}
+SMALL |= {"certificate": 200, "published": {"steps": 1, "queries": 2, "targets": 1}, "long": 3, "peers": 1, "targets": 1}
+
+
+@pytest.fixture
+def digits():
+    return rb.load_dataset("digits", "test", 6)
+
+
+def test_a_network_in_memory_is_attacked_and_its_table_prints(network, digits, capsys) -> None:
+    run = rb.attack(rb.Deterministic(network, shape=digits.shape, name="mine"), QUICK, (digits.floats(), digits.labels))
+    assert run.complete and run.folder == Path("results") and "records are in results" in capsys.readouterr().err
+    assert repr(run) == "AttackRun(3 of 3 cells complete, in 'results')"
+    table = run.table()
+    assert table.frame.loc[0, "n"] == 6 and "mine" in str(table) and "mine" in repr(table) and "<td>mine" in table._repr_html_()
+    assert [path.name for path in table.write("out")] == ["table.csv", "table.md", "table.tex"]
+    assert rb.table("results").frame.equals(table.frame) and len(rb.load_results()) == 3
+
+
+def test_models_of_a_store_by_name(store, capsys) -> None:
+    run = rb.attack("tiny@1", QUICK, "digits", n=6, size=8, store=store, repeats=2, quiet=True)
+    assert run.results[0].labels["defense"] == "tiny@1" and run.results[0].labels["n"] == 6
+    assert capsys.readouterr().out == ""
+    assert rb.attack(["tiny@1"], QUICK, n=6, store=store, repeats=2, quiet=True).results[0].folder == run.results[0].folder
+
+
+def test_what_would_have_no_effect_is_refused(network, digits, store) -> None:
+    mine = rb.Deterministic(network, shape=digits.shape)
+    for named, says in (({"n": 3}, "take a part of images"), ({"device": "cpu"}, "at hand is as it was made")):
+        with pytest.raises(BadInput, match=says):
+            rb.attack(mine, QUICK, digits, **named)
+    with pytest.raises(BadInput, match="precision would have no effect"):
+        rb.attack(mine, QUICK, digits, precision="bfloat16")
+    with pytest.raises(TypeError, match="unexpected argument stoer"):
+        rb.attack("tiny", QUICK, digits, stoer=store)  # type: ignore[call-arg]
+    with pytest.raises(BadInput, match=r"wrap it, as in rb\.Deterministic"):
+        rb.attack(network, QUICK, digits)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="data= takes"):
+        rb.attack(mine, QUICK)
+    assert not Path("results").exists()
+
+
+def test_a_target_is_the_network_of_a_function(monkeypatch, tmp_path) -> None:
+    Path("own_front_net.py").write_text("from tests.api.conftest import linear\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    target = Target("own_front_net:linear", noise="uniform:0.3", votes=4, name="ours")
+    run = rb.attack(target, QUICK, "digits", n=6, repeats=2, quiet=True)
+    assert {cell.labels["defense"] for cell in run.results} == {"ours@1", "ours@4"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_claim_about_a_network_in_memory_is_audited(network, digits, monkeypatch, capsys) -> None:
+    small = dataclasses.replace(BUDGETS["quick"], **SMALL)
+    monkeypatch.setitem(BUDGETS, "quick", small)
+    import rush_bench.audits.run as probes
+
+    for name in ("flags", "truth", "indicators", "binarization"):  # they have tests of their own
+        monkeypatch.setattr(probes, name, lambda *arguments: [])
+    mine = rb.Deterministic(network, shape=digits.shape, name="mine")
+    run = rb.audit(mine, digits, claim=90, budget="quick", eps=0.1)
+    assert run.complete and run.words == {"mine": "refuted"}  # it was never trained
+    assert repr(run) == "AuditRun(mine: refuted, in 'results')" and "trials of 1 defences complete" in repr(run.settled)
+    assert "mine: about" in capsys.readouterr().err  # what it would cost was said
+    assert "the claim of 90.0 % (stated with --claim) IS REFUTED" in " ".join(str(run).split())
+    (path,) = Path("results/audit").glob("mine-*.json")
+    assert json.loads(path.read_text())["verdict"]["word"] == "refuted" and path in run.paths
+    assert rb.figure("attacks", "results", format="svg")[0].read_text().startswith("<?xml")
+
+
+def test_a_plan_that_is_called_off_writes_nothing(network, digits) -> None:
+    heard = []
+    mine = rb.Deterministic(network, shape=digits.shape, name="mine")
+    run = rb.audit(mine, digits, before=lambda planned: heard.append(planned), quiet=True)  # type: ignore[func-returns-value]
+    assert heard and not run.complete and run.audits == [] and not Path("results").exists()
+
+
+@pytest.fixture
+def two(digits):
+    """Two networks, the second on two thirds of the images."""
+    runs = []
+    for name, images, seed in (("one", digits, 0), ("two", digits.take([0, 2, 3, 5]), 1)):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
+        runs.append(rb.attack(rb.Deterministic(net, shape=digits.shape, name=name), QUICK, images, quiet=True))
+    return runs
+
+
+def test_compare_pairs_the_images_that_both_have(two) -> None:
+    frame = rb.compare("one", "two").frame.set_index("attack")
+    assert (frame["n"] == 4).all()
+    first, second = (next(cell.frame for cell in run.results if cell.labels["attack"] == "clean") for run in two)
+    expected = np.mean(first["correct"].to_numpy()[[0, 2, 3, 5]]) - np.mean(second["correct"].to_numpy())
+    assert frame.loc["clean", "difference"] == pytest.approx(100 * expected)
+    assert (frame["difference_low"] <= frame["difference"]).all() and (frame["difference"] <= frame["difference_high"]).all()
+    backwards = rb.compare("two", "one").frame.set_index("attack")
+    assert np.allclose(backwards["difference"], -frame["difference"])
+
+
+def test_compare_refuses_what_it_cannot_pair(two, network, digits) -> None:
+    with pytest.raises(BadInput, match="did you mean 'one'"):
+        rb.compare("on", "two")
+    other = dataclasses.replace(digits, labels=(digits.labels + 1) % 10)
+    rb.attack(rb.Deterministic(network, shape=digits.shape, name="three"), QUICK, other, quiet=True, out="others")
+    with pytest.raises(BadInput, match="other labels for the same images"):
+        rb.compare("one", "three", ["results", "others"])
+    for name, part in (("first", [0, 1, 2]), ("second", [0, 1])):  # positions in a set of the user's own name no image
+        own = dataclasses.replace(digits.take(part), name="own")
+        rb.attack(rb.Deterministic(network, shape=digits.shape, name=name), QUICK, own, quiet=True)
+    with pytest.raises(BadInput, match="share no finished attack"):
+        rb.compare("first", "second")
+
+
+def test_the_command_is_the_function(two, monkeypatch) -> None:
+    from click.testing import CliRunner
+
+    result = CliRunner().invoke(main, ["compare", "one", "two", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads(rb.compare("one", "two").frame.to_json(orient="records"))
+    drawn = CliRunner().invoke(main, ["figure", "eps", "results", "--format", "pdf", "--out", "drawn"])
+    assert drawn.exit_code == 0, drawn.output
+    assert Path("drawn/robust_accuracy.pdf").read_bytes().startswith(b"%PDF")
+    wrong = CliRunner().invoke(main, ["figure", "waterfal"])
+    assert wrong.exit_code == 2 and "did you mean 'waterfall'" in wrong.stderr

@@ -1,5 +1,6 @@
 """`rush-bench train NAME`: one call of `rush_bench.training.train`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def command(name: str, model: str | None, as_json: bool, **options: Any) -> None
     `rush-bench train finetune --from ENCODER --protocol SLF` puts a head on any encoder (`rush-bench list encoders`), on a
     finished model's too; a supervised recipe with --from starts from such weights.
 
+    `torchrun --nproc-per-node 4 -m rush_bench train ...` shares the work of every step between four processes.
+
     Settings come from the preset, then the TOML file, then each --set (`rush-bench show NAME` prints them).
     """
     from rush_bench.registry import recipes
@@ -40,6 +43,8 @@ def command(name: str, model: str | None, as_json: bool, **options: Any) -> None
 
     with common.quiet_stdout():
         folder = train(name, name=model, **options)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of torchrun's processes the first speaks
     if as_json:
         from rush_bench.files import read_json
 

@@ -18,6 +18,7 @@ from rush_bench.bench.jobs import Job, Loaded, Place, expand, unfinished
 from rush_bench.bench.plan import Planned, check, plan
 from rush_bench.errors import Busy, Failure, RushBenchError, WorkLeft, failed_code
 from rush_bench.evaluation.work import deadline_in, minutes_to
+from rush_bench.files import write_text
 from rush_bench.progress import duration
 
 WAIT = 1.0  # seconds before looking again at what another process is at
@@ -64,6 +65,8 @@ def run(
 ) -> BenchmarkRun:
     """Run a benchmark file, or one that is shipped by its name. The same call again, from any number of processes, goes on.
 
+    A copy of the file is left in `out`.
+
     `out` and `store` stand for those of the file; `before` hears the plan, with costs where `priced`, and may call it off by
     answering False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
     file, and their logs lie in `out`. BadInput for a file that is wrong, before anything runs. A job that fails is in `failed`
@@ -80,6 +83,7 @@ def run(
     del load  # its images are not needed any more
     if not before(found.planned):
         return found
+    write_text(place.out / path.name, path.read_text(encoding="utf-8"))
     line = [str(path), "--out", str(place.out), "--store", str(place.store), "--device", device]
     line += ["--data-dir", str(data_dir)] if data_dir else []
     with others(workers - 1, line, place.out, deadline):

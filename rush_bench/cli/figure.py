@@ -30,9 +30,11 @@ def command(kinds: str, results: Path, out: Path | None, defense: str | None, da
         if part not in KINDS:
             raise unknown_name("kind of figure", part, KINDS)
     from rush_bench.evaluation.records import load_results
+    from rush_bench.packs import opened
     from rush_bench.report import figures
 
-    found, folder = load_results(results), out or results
+    read = opened(results)
+    found, folder = load_results(read.folder), out or read.beside
     for part in wanted:
         if part == "accuracy":
             path = figures.accuracy_against_eps(found, folder / "robust_accuracy.png")

@@ -30,6 +30,7 @@ COMMANDS = {
     "table": "Write and print the table of everything measured.",
     "figure": "Draw accuracy against eps, and attacked images.",
     "report": "Write one HTML page of everything measured: tables, figures, images, verdicts.",
+    "pack": "Put a results folder into one file, which table, figure and report read.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
     "doctor": "What is installed, usable and writable here.",

@@ -1,6 +1,6 @@
 """`rush-bench table`: read the records, write table.csv, .md and .tex, print it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ FORMATS = ("csv", "md", "tex")
     multiple=True,
     default=("results",),
     show_default=True,
-    help="Folder that holds the runs; repeatable: one table of them all.",
+    help="Folder that holds the runs, or a pack of one; repeatable: one table of them all.",
 )
 @common.folder_option("--out", None, "Folder for table.csv, table.md, table.tex.  [default: that of the first --results]")
 @common.store
@@ -46,16 +46,19 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
         if part not in FORMATS:
             raise unknown_name("table format", part, FORMATS)
     from rush_bench.evaluation.records import load_results
+    from rush_bench.packs import opened
     from rush_bench.report import tables
 
-    found = load_results(*results)
+    read = [opened(each) for each in results]
+    found = load_results(*(each.folder for each in read))
     if style == "plain" and not any(result.complete for result in found):
         places = ", ".join(map(str, results))
         raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
-    frame = tables.table(found, style, trainings_of(store, {str(result.labels.get("sha256")) for result in found}))
+    stores = [store, *(each.cards for each in read if each.cards)]
+    frame = tables.table(found, style, trainings_of(stores, {str(result.labels.get("sha256")) for result in found}))
     writers: dict[str, Callable[..., Any]] = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
     for part in wanted:
-        path = (out or results[0]) / f"table.{part}"
+        path = (out or read[0].beside) / f"table.{part}"
         writers[part](frame, path)
         click.echo(f"wrote {path}", err=True)
     if as_json:
@@ -64,11 +67,11 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
         common.print_rich(tables.to_rich(frame))
 
 
-def trainings_of(store: Path, measured: set[str]) -> "dict[str, Training]":
-    """How the models came about that were measured, by the SHA-256 of their weights, as far as the store has their cards."""
+def trainings_of(stores: Iterable[Path], measured: set[str]) -> "dict[str, Training]":
+    """How the models came about that were measured, by the SHA-256 of their weights, as far as the stores have their cards."""
     from rush_bench.store import read_cards
 
-    cards = [card for card in read_cards(store).values() if measured & set(card["sha256"].values())]
+    cards = [card for store in stores for card in read_cards(store).values() if measured & set(card["sha256"].values())]
     if not cards:
         return {}
     from rush_bench.bench.trainings import training_of

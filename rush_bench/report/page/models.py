@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,20 @@ ABOUT = (
 )
 
 
-def cards_of(results: Sequence[CellResult], store: Path | None) -> tuple[dict[str, Card], list[str]]:
+def cards_of(results: Sequence[CellResult], stores: Iterable[Path]) -> tuple[dict[str, Card], list[str]]:
     """The cards of the models that were measured, by name; and the names of those whose weights are others by now.
 
     A record names the file that its weights came from by SHA-256: a card of that name with other weights is not its card.
     """
     found: dict[str, Card] = {}
     changed: set[str] = set()
-    there = read_cards(store) if store is not None and store.is_dir() else {}
-    for labels in (result.labels for result in results):
-        name = str(labels.get("model")).partition(":")[0]
-        if name in there and labels.get("sha256") in there[name]["sha256"].values():
-            found[name] = there[name]
-        elif name in there:
-            changed.add(name)
+    for there in [read_cards(store) for store in stores if store.is_dir()]:
+        for labels in (result.labels for result in results):
+            name = str(labels.get("model")).partition(":")[0]
+            if name in there and labels.get("sha256") in there[name]["sha256"].values():
+                found[name] = there[name]
+            elif name in there:
+                changed.add(name)
     return dict(sorted(found.items())), sorted(changed - found.keys())
 
 

@@ -264,7 +264,7 @@ class Planner:
             if not images or not self.priced or one.cell.key in self.counted:
                 continue
             self.counted.add(one.cell.key)
-            ahead, back = _rows(one)
+            ahead, back = passes_of(one)
             speed = self.rate(one.defense, one.data)
             forwards, backwards = forwards + images * ahead, backwards + images * back
             seconds += images * (ahead * speed[0] + back * speed[1])
@@ -312,7 +312,7 @@ def _shape(spec: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in spec.items() if key not in ("mean", "std", "classes")}, sort_keys=True)
 
 
-def _rows(one: CellJob) -> tuple[float, float]:
+def passes_of(one: CellJob) -> tuple[float, float]:
     """Rows forward and back of one image of a cell, its scoring included: an estimate from above."""
     identity_ = one.cell.identity
     if identity_["attack"]["name"] == "certify":

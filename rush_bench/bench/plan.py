@@ -146,7 +146,7 @@ class Planner:
         """A training: its stages that are left."""
         asked = dict(job.context().params)
         recipe, asked["name"] = asked.pop("name"), asked.pop("model")
-        for key in ("device", "max_minutes", "as_json"):
+        for key in ("device", "max_minutes", "log", "as_json"):
             asked.pop(key)
         if unfinished(job, self.place.store):  # what it starts from is not there yet
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)

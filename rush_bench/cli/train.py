@@ -25,6 +25,7 @@ from rush_bench.cli import common
 @common.seed
 @common.device
 @common.max_minutes
+@click.option("--log", default="", metavar="tensorboard", help="Curves as TensorBoard's events too; log.jsonl has them always.")
 @common.as_json
 def command(name: str, model: str | None, as_json: bool, **options: Any) -> None:
     """Train the defence NAME (see `rush-bench list defenses`); the same command again continues where it stopped.

@@ -11,6 +11,7 @@ from torch import Tensor
 from rush_bench.datasets import Images
 from rush_bench.errors import RushBenchError, WorkLeft
 from rush_bench.training.checkpoint import CheckpointFile
+from rush_bench.training.log import Log
 from rush_bench.training.optimisers import learning_rate, make_optimiser
 from rush_bench.training.processes import Processes, tensors_of
 from rush_bench.training.progress import Progress
@@ -48,6 +49,7 @@ class Loop:
         progress: Progress,
         max_minutes: float | None,
         processes: Processes | None = None,
+        log: str = "",
     ) -> None:
         self.file, self.seed, self.device, self.progress = file, seed, device, progress
         self.processes = processes or Processes()
@@ -57,6 +59,7 @@ class Loop:
         self.loaded = file.load(device)
         self.where = Where(**self.loaded["where"]) if self.loaded else Where()
         self.processes.same("checkpoints", asdict(self.where))
+        self.log = Log(file.model_folder, log) if self.processes.first else None
         self.earlier = self.where.seconds
         self.carried: dict[str, Any] = self.loaded["carried"] if self.loaded else {}
         self.best_state: dict[str, Tensor] | None = None
@@ -163,6 +166,8 @@ class Loop:
                 where.best = {"score": numbers[stage.score], "epoch": where.epoch + 1}
                 self.best_state = {key: value.clone() for key, value in stage.weights().items()}
         where.history.append(entry)
+        if self.log is not None:
+            self.log.epoch(where.history)
         where.epoch, where.step, where.loss_sum, where.loss_count = where.epoch + 1, 0, 0.0, 0
         if where.epoch == plan.settings.epochs or (monotonic() - self.saved) * SAVE_SHARE >= self.save_cost:
             self.save(plan, stage, optimiser)

@@ -52,6 +52,7 @@ def train(
     device: str = "auto",
     max_minutes: float | None = None,
     n_train: int | None = None,
+    log: str = "",
     report: Progress | None = None,
 ) -> Path:
     """Train a system and return its folder in the store, `<store>/<name>`.
@@ -60,8 +61,8 @@ def train(
     from_: the encoder or model of the store (`NAME`, `NAME:best`), or the checkpoint file, whose weights it starts from: for
     the recipe `finetune`, which puts a head on an encoder, and for supervised ones, which keep a head of the same classes.
     Settings: the recipe's defaults, then preset, TOML file, `sets` ("pretrain.lr=0.1"), later ones last; n_train, noise and
-    protocol (`finetune.protocol`) are short for settings. device: auto, cpu, cuda, cuda:1. report: where progress goes
-    (default stderr).
+    protocol (`finetune.protocol`) are short for settings. device: auto, cpu, cuda, cuda:1. log: `tensorboard` for its events
+    beside log.jsonl. report: where progress goes (default stderr).
     A pre-training that the store has from another run, equal in all that decides it, is not repeated.
 
     The same call again continues an interrupted run to the same weights (bit for bit on a CPU with the same number of
@@ -91,9 +92,13 @@ def train(
             progress.note(f"{folder} is finished; nothing to do")
             return folder
         with file.lock() if processes.first else nullcontext(), progress:
-            loop = Loop(file, seed, where, progress, max_minutes, processes)
+            loop = Loop(file, seed, where, progress, max_minutes, processes, log)
             data = {key: images.to(where) for key, images in splits.items()}
-            run_stages(asked.system, asked.settings, card, data, loop, folder, asked.start)
+            try:
+                run_stages(asked.system, asked.settings, card, data, loop, folder, asked.start)
+            finally:
+                if loop.log is not None:
+                    loop.log.close()
             if processes.first:
                 file.remove()
             progress.note(f"{folder} is finished: {summary(loop.where.history)}")

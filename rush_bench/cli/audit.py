@@ -1,6 +1,9 @@
 """`rush-bench audit`: settle a claim, probe the defence, check the attack's strength, and give the verdict."""
 
+import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +19,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @options
-@click.option("--claim", help="Accuracy under attack that is claimed, in percent.  [default: published, else the replay's]")
+@click.option(
+    "--claim",
+    help="Accuracy under attack that is claimed, in percent, or a model_info FILE.json of RobustBench.  "
+    "[default: published, else the replay's]",
+)
 @common.as_json
 def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     """Settle the claim of models of the store (rush@64) or of --model, and give the verdict by docs/verdict.md.
@@ -30,7 +37,7 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     """
     if asked["only"]:
         raise BadInput("audit needs every experiment; for some of them use rush-bench settle --only")
-    stated = _stated(claim)
+    stated = _stated(claim, asked)
     with common.quiet_stdout():
         begun = time.monotonic()
         run = settled(asked)
@@ -68,12 +75,22 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         raise WorkLeft("stopped with probes left; the same command continues")
 
 
-def _stated(claim: str | None) -> "Claim | None":
+def _stated(claim: str | None, asked: Mapping[str, Any]) -> "Claim | None":
     if claim is None:
         return None
     from rush_bench.audit.verdict import Claim
     from rush_bench.settings import parse_number
 
+    if claim.endswith(".json"):
+        from rush_bench.report.model_info import read_model_info
+
+        info = read_model_info(Path(claim))
+        if not math.isclose(info.eps, parse_number(asked["eps"])) or asked["dataset"] not in (None, info.dataset):
+            raise BadInput(
+                f"{claim} claims something at eps {info.eps:.4g} on {info.dataset}; "
+                f"the audit is at --eps {asked['eps']} on {asked['dataset'] or 'the data of each model'}"
+            )
+        return Claim(info.accuracy, f"{info.kind} of {info.name} in {Path(claim).name}")
     percent = parse_number(claim.rstrip("% "))
     if not 1 < percent <= 100:
         raise BadInput(f"--claim takes an accuracy in percent, such as 77.8, not {claim!r}")

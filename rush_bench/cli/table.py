@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STYLES = ("plain", "paper")
 FORMATS = ("csv", "md", "tex")
+INFO = "robustbench"  # a model_info file a row
 
 
 @click.command()
@@ -28,7 +29,9 @@ FORMATS = ("csv", "md", "tex")
 )
 @common.folder_option("--out", None, "Folder for table.csv, table.md, table.tex.  [default: that of the first --results]")
 @common.store
-@click.option("--format", "formats", default=",".join(FORMATS), show_default=True, help="Which files to write.")
+@click.option(
+    "--format", "formats", default=",".join(FORMATS), show_default=True, help="Which files to write; robustbench: model_info."
+)
 @common.as_json
 def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path, formats: str, as_json: bool) -> None:
     """Write and print the table of everything measured, from the records.
@@ -43,11 +46,13 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
         raise unknown_name("table style", style, STYLES)
     wanted = [part.strip() for part in formats.split(",") if part.strip()]
     for part in wanted:
-        if part not in FORMATS:
-            raise unknown_name("table format", part, FORMATS)
+        if part not in (*FORMATS, INFO):
+            raise unknown_name("table format", part, (*FORMATS, INFO))
     from rush_bench.evaluation.records import load_results
     from rush_bench.packs import opened
     from rush_bench.report import tables
+    from rush_bench.report.model_info import write_model_info
+    from rush_bench.report.rows import rows
 
     read = [opened(each) for each in results]
     found = load_results(*(each.folder for each in read))
@@ -57,7 +62,10 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
     stores = [store, *(each.cards for each in read if each.cards)]
     frame = tables.table(found, style, trainings_of(stores, {str(result.labels.get("sha256")) for result in found}))
     writers: dict[str, Callable[..., Any]] = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
-    for part in wanted:
+    if INFO in wanted:
+        for path in write_model_info(rows(found), out or read[0].beside):
+            click.echo(f"wrote {path}", err=True)
+    for part in (part for part in wanted if part != INFO):
         path = (out or read[0].beside) / f"table.{part}"
         writers[part](frame, path)
         click.echo(f"wrote {path}", err=True)

@@ -10,7 +10,8 @@ from rush_bench.audit import run as room
 from rush_bench.audit.book import Book
 from rush_bench.audit.experiments import BUDGETS
 from rush_bench.audit.finding import Finding
-from rush_bench.cli.audit import published_claim
+from rush_bench.cli.audit import _stated, published_claim
+from rush_bench.errors import BadInput
 
 SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2, 3), "restarts": 2, "losses_steps": 2}
 SMALL |= {"rand": (2,), "rand_steps": 2, "banks": (2,), "part_steps": 2, "queries": (4,), "sweep_steps": 2, "votes": (1, 2)}
@@ -98,6 +99,18 @@ def test_a_claim_is_a_percentage(audit, claim) -> None:
         "--claim takes an accuracy in percent" in result.stderr or "not a number" in result.stderr
     )
     assert not Path("results").exists()
+
+
+def test_a_claim_of_robustbench_is_about_this_threat_and_data(audit, tmp_path) -> None:
+    info = {"name": "a paper", "dataset": "mine", "eps": "8/255", "reported": "54.8", "autoattack_acc": "54.43"}
+    asked = {"eps": "8/255", "dataset": "mine"}
+    path = tmp_path / "Sehwag.json"
+    path.write_text(json.dumps(info))
+    found = _stated(str(path), asked)
+    assert found.value == pytest.approx(0.548) and found.source == "reported of a paper in Sehwag.json"
+    for other in ({"eps": "4/255"}, {"dataset": "cifar10"}):
+        with pytest.raises(BadInput, match="the audit is at --eps"):
+            _stated(str(path), asked | other)
 
 
 def test_some_experiments_are_not_enough(audit) -> None:

@@ -31,6 +31,8 @@ COMMANDS = {
     "figure": "Draw accuracy against eps, and attacked images.",
     "report": "Write one HTML page of everything measured: tables, figures, images, verdicts.",
     "pack": "Put a results folder into one file, which table, figure and report read.",
+    "push": "Upload a model or a pack to the Hugging Face hub.",
+    "pull": "Download a model or a pack from there.",
     "list": "Names of defences, data sets, suites, attacks, models and results.",
     "show": "All about one name: settings, card, columns.",
     "doctor": "What is installed, usable and writable here.",

@@ -22,10 +22,10 @@ from os import utime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import rush_bench
 from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic
 from rush_bench.store import read_cards
+from rush_bench.version import __version__
 
 FORMAT = 1
 ABOUT, CARDS = "pack.json", "models"
@@ -125,7 +125,7 @@ def _write(path: Path, about: dict[str, Any], files: dict[str, Path]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    found = {"rush_bench": rush_bench.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    found = {"rush_bench": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

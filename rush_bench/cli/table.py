@@ -48,8 +48,8 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
     for part in wanted:
         if part not in (*FORMATS, INFO):
             raise unknown_name("table format", part, (*FORMATS, INFO))
-    from rush_bench.evaluation.records import load_results
     from rush_bench.packs import opened
+    from rush_bench.records import load_results
     from rush_bench.report import tables
     from rush_bench.report.model_info import write_model_info
     from rush_bench.report.rows import rows
@@ -82,6 +82,6 @@ def trainings_of(stores: Iterable[Path], measured: set[str]) -> "dict[str, Train
     cards = [card for store in stores for card in read_cards(store).values() if measured & set(card["sha256"].values())]
     if not cards:
         return {}
-    from rush_bench.bench.trainings import training_of
+    from rush_bench.report.cards import training_of
 
     return {digest: training_of(card) for card in cards for digest in card["sha256"].values()}

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rush_bench.attacks.suites import is_quick
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.report.evidence import doubt, unusual
 from rush_bench.report.trainings import Training, with_means
 
@@ -174,7 +174,8 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
             doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
     notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
     wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
-    bounds = [name for name in estimates if name.split("_")[0] in (wrong | {"worst"} if wrong else wrong)]
+    weak = wrong | {"worst"} if wrong else wrong
+    bounds = [name for name, cell in behind.items() if cell.labels["attack"] in weak]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
     identity = first.identity
     return Row(

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import EXPERIMENTS, THEIRS
-from rush_bench.evaluation.statistics import Estimate
+from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audit.roles import AS_PUBLISHED, THEIRS
 from rush_bench.files import write_text
-from rush_bench.report.published import PublishedRow, published
+from rush_bench.records.published import PublishedRow, published
+from rush_bench.records.statistics import Estimate
 from rush_bench.report.rows import Row, threat_text
 from rush_bench.report.tables import belongs_beside
 from rush_bench.report.writers import DASH, INTERVALS
@@ -21,7 +22,6 @@ COLUMNS = ["Trial", "Accuracy", "Besides", "K", "Forward", "Back", "Seconds"]
 WIDE = ("Forward", "Back")  # a terminal has no room for them
 OTHER = {"bank": "on its bank", "unseen": "on unseen banks", "official": "by its own bookkeeping"}  # counts of a record
 ANY = (10, 100)  # T11
-AS_PUBLISHED = "as published"  # in the names of the bars of T15 that explain a number and measure no robustness
 NUMBERS = ("accuracy", "low", "high")
 
 
@@ -38,14 +38,14 @@ class Bar:
     @property
     def as_published(self) -> bool:
         """Whether it explains a published number and measures no robustness."""
-        return AS_PUBLISHED in self.entry.trial
+        return self.entry.role in AS_PUBLISHED
 
 
 def bars(book: Book) -> list[Bar]:
     """The waterfall, unfinished bars included: corrections in order, the worst case last; empty where T15 was not asked for."""
     found: list[Bar] = []
-    for entry in (entry for entry in book.of("T15", complete=False) if not entry.trial.startswith(THEIRS)):
-        before = found[-1].entry if found and AS_PUBLISHED not in entry.trial else None
+    for entry in (entry for entry in book.of("T15", complete=False) if entry.role not in THEIRS):
+        before = found[-1].entry if found and entry.role not in AS_PUBLISHED else None
         finished = before is not None and before.complete and entry.complete
         found.append(Bar(entry, entry.minus(before) if before is not None and finished else None))
     return found

@@ -19,6 +19,7 @@ from rush_bench.devices import keep_freed_memory
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.networks import build, resolve
 from rush_bench.noise import check_seed, noise_from
+from rush_bench.progress import Bar
 from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
 from rush_bench.store import check_name, read_card, save_model
@@ -27,7 +28,6 @@ from rush_bench.training.encoders import shared
 from rush_bench.training.loop import Loop, Where
 from rush_bench.training.options import RunSettings, file_digests
 from rush_bench.training.processes import joined
-from rush_bench.training.progress import Progress
 from rush_bench.training.seeds import derive
 from rush_bench.training.semi import label_splits
 from rush_bench.training.stage import Context, Recipe
@@ -53,7 +53,7 @@ def train(
     max_minutes: float | None = None,
     n_train: int | None = None,
     log: str = "",
-    report: Progress | None = None,
+    report: Bar | None = None,
 ) -> Path:
     """Train a system and return its folder in the store, `<store>/<name>`.
 
@@ -75,7 +75,7 @@ def train(
     given: dict[str, Any] = {"from_": from_, "protocol": protocol, "noise": noise, "pretrain_on": pretrain_on}
     given |= {"preset": preset, "config": config, "sets": sets, "name": name, "store": store, "seed": seed}
     with joined(device) as (processes, where):
-        progress = (report or Progress()) if processes.first else Progress(io.StringIO())
+        progress = (report or Bar()) if processes.first else Bar(stream=io.StringIO())
         with processes.after_first():
             asked = prepare(recipe, dataset=dataset, data_dir=data_dir, n_train=n_train, **given)
         if asked.settings.compile and processes.count > 1:
@@ -88,7 +88,8 @@ def train(
         finished = asked.finished(Path(store))
         processes.same("runs", [identity(card), finished])
         if finished:
-            file.remove()
+            if processes.first:
+                file.remove()
             progress.note(f"{folder} is finished; nothing to do")
             return folder
         with file.lock() if processes.first else nullcontext(), progress:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.pgd import EOT
 from rush_bench.audit import checks as rules
 from rush_bench.audit import run as room
 from rush_bench.audit.finding import Finding
+from rush_bench.audit.roles import Role
 from rush_bench.audit.run import judge, lay_out, probe, sentence, write
 from rush_bench.audit.settle import settle
 from rush_bench.audit.verdict import STRENGTH, Claim, verdict
@@ -20,9 +20,10 @@ from rush_bench.datasets import as_images, load_dataset
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import score
-from rush_bench.evaluation.statistics import paired_difference
 from rush_bench.noise import Gaussian, Stream
+from rush_bench.records.statistics import paired_difference
 from rush_bench.report.settle import markdown
+from rush_bench.threats import Threat
 
 EPS = 0.1
 THREAT = Threat("linf", EPS)
@@ -138,9 +139,9 @@ def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name, mo
 def test_a_smoothed_network_whose_replay_is_far_above_its_worst_case(noisy, audit, digits) -> None:
     defense = Smoothed(noisy, noise=Gaussian(1.0), votes=1, shape=(1, 16, 16), name="noisy@1")
     found = audit(defense, repeats=10, steps=4)
-    replay = found.book.get("T15", "AA as published").estimate.value
+    replay = found.book.get(Role.PUBLISHED_AA).estimate.value
     assert found.verdict.word in ("refuted", "weakened")
-    assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get("T15", "PGD as published").estimate.value))
+    assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get(Role.PUBLISHED_PGD).estimate.value))
     assert "as published" in found.verdict.claim.source and found.verdict.claim.value - found.verdict.worst.high > 0.03
     assert "replay-above-worst" in flagged(found)
     text = sentence(found)

@@ -14,7 +14,7 @@ from rush_bench.bench import run as running
 from rush_bench.bench.cluster import GIB, TRIES, Where, Worker, check_room, parse, run_on
 from rush_bench.cli import main
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import load_results
+from rush_bench.records import load_results
 
 FILE = """
 out = "results"

@@ -23,16 +23,17 @@ from rush_bench.attacks.suites import parse_suite
 from rush_bench.audit.book import Book
 from rush_bench.audit.run import judge, sentence, write
 from rush_bench.audit.verdict import Claim
-from rush_bench.certify import Sampling, certify
-from rush_bench.certify.report import shared_radii, summary
+from rush_bench.certify import Sampling
 from rush_bench.certify.tsv import frame_of
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.errors import BadInput
+from rush_bench.evaluation import certify
 from rush_bench.evaluation.runner import attack
 from rush_bench.noise import Gaussian
 from rush_bench.report import settle, tables
 from rush_bench.report.books import books
+from rush_bench.report.certificates import shared_radii, summary
 from rush_bench.report.page import PARTS, write_page
 from rush_bench.report.page.gallery import SHOWN
 from rush_bench.store import save_model
@@ -291,7 +292,7 @@ def test_corruptions_have_mce_where_a_reference_is_named(lab) -> None:
         write_page(lab.folder, reference="none")
 
 
-def claimed(lab) -> Book:
+def claimed(lab, does) -> Book:
     """Finished trials of a defence, on disk as `settle` leaves them."""
     room = type(lab)(lab.folder / "settle")
     about = {
@@ -308,7 +309,7 @@ def claimed(lab) -> Book:
             "experiment": experiment,
             "trial": trial,
             "order": order,
-            "settings": {"trial": trial},
+            "settings": {"trial": trial, **does(experiment, trial)},
             "repeats": 4,
             "votes": 64,
         }
@@ -317,8 +318,8 @@ def claimed(lab) -> Book:
     return book
 
 
-def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab) -> None:
-    book = claimed(lab)
+def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab, does) -> None:
+    book = claimed(lab, does)
     audit = judge(book, [], Claim(0.7, "stated"))
     write(audit, lab.folder, settle.stem(book), settle.markdown)
     page = read(write_page(lab.folder))
@@ -330,8 +331,8 @@ def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab) -> None:
     assert "by the records and this version" not in page.text
 
 
-def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undrawn, lab) -> None:
-    book = claimed(lab)
+def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undrawn, lab, does) -> None:
+    book = claimed(lab, does)
     old = book.of("T15")[0].result
     labels = {
         key: old.labels[key] for key in ("subject", "threat_norm", "threat_eps", "on", "scale", "experiment", "trial", "order")
@@ -345,8 +346,8 @@ def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undr
     assert "2 records are of trials that are there under several settings" in read(write_page(lab.folder)).text
 
 
-def test_a_verdict_on_other_records_says_so(undrawn, lab) -> None:
-    book = claimed(lab)
+def test_a_verdict_on_other_records_says_so(undrawn, lab, does) -> None:
+    book = claimed(lab, does)
     audit = judge(book, [], Claim(0.7, "stated"))
     write(audit, lab.folder, settle.stem(book), settle.markdown)
     path = lab.folder / "audit" / f"{settle.stem(book)}.json"

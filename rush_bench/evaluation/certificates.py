@@ -1,6 +1,6 @@
 """Certifying a smoothed defence: chunk by chunk, resumable, one cell a (network, noise, norm, settings, images, seed).
 
-A cell is a cell of the records (`rush_bench.evaluation.records`) under `<results>/certificates`: a row per image, `counts`
+A cell is a cell of the records (`rush_bench.records`) under `<results>/certificates`: a row per image, `counts`
 of its estimation draws, `repeats` how many there were, `correct` how many of them got the label; besides, `predict` (-1:
 abstained), `bound` and `radius` in full precision. When a cell is whole, `certificate.tsv` (all columns) and `cohen.tsv`
 (the six columns of Cohen's code) lie beside its chunks.
@@ -23,10 +23,10 @@ from rush_bench.certify.tsv import write_tsv
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import Arrays, CellStore
 from rush_bench.evaluation.score import made_on
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
 from rush_bench.noise import Stream
+from rush_bench.records import Arrays, CellStore
 
 GUARDED = 16  # votes at which the guard looks, whatever the defence's: a certificate is of them all
 
@@ -103,9 +103,9 @@ def certify(
     """Certify smoothed defences on images. The same call again, from any number of processes, finishes what is left.
 
     What is certified is the defence with infinitely many votes, so `rush@1` and `rush@64` have one certificate. `norm` is
-    the law's first unless given (l2 for Gaussian noise; l1 or linf for uniform noise); `out` the results folder (None: a
-    temporary one); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks. Errors: BadInput for a
-    defence without noise, a bank, a norm without a theorem, images that do not fit.
+    the law's first unless given (l2 for Gaussian noise, l1 or linf for uniform, l1 for Laplace); `out` the results folder
+    (None: a temporary one); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks. Errors: BadInput for
+    a defence without noise, a bank, a norm without a theorem, images that do not fit.
     """
     settings = settings or Sampling()
     defenses, data = check_asked(defenses, data, shard, seed, "certify")

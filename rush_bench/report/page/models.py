@@ -121,7 +121,8 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(lambda passes, _: amount(passes))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.margins(x=0.25)
+        costs = [spent for spent, _, _ in points]
+        panel.set_xlim(min(costs) / 2, 2 * max(costs))  # costs that differ by a few percent are to look equal
         accuracy_axis(panel)
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("training (passes of an image: forward 1, with its gradient 2, with the weights' 3)", fontsize=7)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic
-from rush_bench.records import CellResult
+from rush_bench.records import CellResult, save_indexes
 from rush_bench.records.statistics import Estimate
 from rush_bench.report import columns
 from rush_bench.report.rows import Row, rows
@@ -34,7 +34,10 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
     Lines start at eps 0, the clean accuracy. Finished cells only; lines never join different n, K, seed or suite variants.
     BadInput where nothing was attacked. Returns the path of the PNG.
     """
-    found = [row for row in rows(results) if row.threat and set(row.estimates) & set(PANELS)]
+    results = list(results)
+    measured = rows(results)
+    save_indexes(results)
+    found = [row for row in measured if row.threat and set(row.estimates) & set(PANELS)]
     if not found:
         raise BadInput("there is no finished attack to draw; run `rush-bench attack` first")
     return against_eps(found, path)

@@ -87,9 +87,6 @@ def rows(results: Iterable[CellResult], trainings: Mapping[str, Training] | None
         said = _differences(cells)
         found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
-    for index in {result.index for result in results}:
-        if index is not None:
-            index.save()
     found = _told_apart(found)
     if trainings:
         found = [dataclasses.replace(row, training=trainings.get(str(row.labels.get("sha256")))) for row in found]

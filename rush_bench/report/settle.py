@@ -145,12 +145,12 @@ def document(book: Book) -> str:
     for name, entries in sections(book):
         experiment = EXPERIMENTS[name]
         parts.append(f"## {name} {experiment.title}\n\nReading: {experiment.reading}.\n")
-        steps = {bar.entry.trial: bar.step for bar in bars(book)} if name == "T15" else {}
+        steps = {id(bar.entry): bar.step for bar in bars(book)} if name == "T15" else {}
         columns, lines = list(COLUMNS), [texts(entry) for entry in entries]
         if steps:
             columns.insert(2, "Change")
             for entry, line in zip(entries, lines, strict=True):
-                step = steps.get(entry.trial)
+                step = steps.get(id(entry))
                 line.insert(2, DASH if step is None else percent(step, signed=True))
         kept = [k for k, column in enumerate(columns) if column != "Besides" or any(line[k] for line in lines)]
         parts.append(markdown([columns[k] for k in kept], [[line[k] for k in kept] for line in lines]))

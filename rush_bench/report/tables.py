@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rush_bench.errors import unknown_name
-from rush_bench.records import CellResult
+from rush_bench.records import CellResult, save_indexes
 from rush_bench.records.published import BLOCKS, PublishedRow, published
 from rush_bench.report import columns as columns_of
 from rush_bench.report.rows import Row, rows
@@ -39,7 +39,9 @@ def table(results: Iterable[CellResult], style: str = "plain", trainings: Mappin
     """
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)
+    results = list(results)
     found = rows(results, trainings)
+    save_indexes(results)
     return plain(found) if style == "plain" else paper(paper_lines(found))
 
 

@@ -13,7 +13,7 @@ from rush_bench.audit import checks as rules
 from rush_bench.audit import run as room
 from rush_bench.audit.finding import Finding
 from rush_bench.audit.roles import Role
-from rush_bench.audit.run import judge, lay_out, probe, sentence, write
+from rush_bench.audit.run import judge, probe
 from rush_bench.audit.settle import settle
 from rush_bench.audit.verdict import STRENGTH, Claim, verdict
 from rush_bench.datasets import as_images, load_dataset
@@ -22,7 +22,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import score
 from rush_bench.noise import Gaussian, Stream
 from rush_bench.records.statistics import paired_difference
-from rush_bench.report.settle import markdown
+from rush_bench.report.audits import lay_out, sentence, write
 from rush_bench.threats import Threat
 
 EPS = 0.1
@@ -169,7 +169,7 @@ def test_the_files_agree_and_name_what_decided(zoo, audit, tmp_path) -> None:
     found = audit(
         Deterministic(zoo.broken["temperature"], shape=zoo.shape, name="hot"), claim=Claim(0.9, "stated with --claim")
     )
-    paths = write(found, tmp_path, "hot", markdown)
+    paths = write(found, tmp_path)
     assert [path.suffix for path in paths] == [".json", ".md"] and all(path.parent.name == "audit" for path in paths)
     said, text = json.loads(paths[0].read_text()), paths[1].read_text()
     assert said["defense"] == "hot" and said["verdict"]["word"] == found.verdict.word == "refuted"

@@ -21,7 +21,7 @@ from torch import nn
 
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.audit.book import Book
-from rush_bench.audit.run import judge, sentence, write
+from rush_bench.audit.run import judge
 from rush_bench.audit.verdict import Claim
 from rush_bench.certify import Sampling
 from rush_bench.certify.tsv import frame_of
@@ -33,6 +33,7 @@ from rush_bench.evaluation.runner import attack
 from rush_bench.noise import Gaussian
 from rush_bench.progress import amount
 from rush_bench.report import settle, tables
+from rush_bench.report.audits import sentence, write
 from rush_bench.report.books import books
 from rush_bench.report.cards import training_of
 from rush_bench.report.certificates import shared_radii, summary
@@ -340,7 +341,7 @@ def claimed(lab, does) -> Book:
 def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab, does) -> None:
     book = claimed(lab, does)
     audit = judge(book, [], Claim(0.7, "stated"))
-    write(audit, lab.folder, settle.stem(book), settle.markdown)
+    write(audit, lab.folder)
     page = read(write_page(lab.folder))
     assert [part for part in PARTS if part in page.sections] == ["claims"]
     shown = [float(cell["data-v"]) for cell in page.cells["trials-0"] if "data-low" in cell]
@@ -368,7 +369,7 @@ def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undr
 def test_a_verdict_on_other_records_says_so(undrawn, lab, does) -> None:
     book = claimed(lab, does)
     audit = judge(book, [], Claim(0.7, "stated"))
-    write(audit, lab.folder, settle.stem(book), settle.markdown)
+    write(audit, lab.folder)
     path = lab.folder / "audit" / f"{settle.stem(book)}.json"
     kept = json.loads(path.read_text())
     kept["verdict"]["worst"]["high"] += 0.01

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audit import run as audits
 from rush_bench.audit.book import Book
 from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audit.run import Audit
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate
-from rush_bench.report import certificates, corruptions, settle
+from rush_bench.report import audits, certificates, corruptions, settle
 from rush_bench.report.columns import estimate_of
 from rush_bench.report.figures import percent
 from rush_bench.report.rows import Row
@@ -145,7 +145,7 @@ def trials(name: str, book: Book, records: Records) -> Grid:
     """The trials of a book, a block an experiment; with the waterfall's differences where there are any."""
     values = {id(entry): line for entry, line in zip(book.entries, settle.frame(book).to_dict("records"), strict=True)}
     keys = {"Accuracy": "accuracy", "K": "k", "Forward": "forwards", "Back": "backwards", "Seconds": "seconds"}
-    steps = {bar.entry.trial: bar.step for bar in settle.bars(book) if bar.step is not None}
+    steps = {id(bar.entry): bar.step for bar in settle.bars(book) if bar.step is not None}
     blocks = []
     for experiment, entries in settle.sections(book):
         lines = []
@@ -158,7 +158,7 @@ def trials(name: str, book: Book, records: Records) -> Grid:
                     made = _accuracy(text, entry.trial, entry.estimate, entry.result, records)
                 line.append(made)
             if steps:
-                step = steps.get(entry.trial) if experiment == "T15" else None
+                step = steps.get(id(entry))
                 line.insert(2, Cell("") if step is None else Cell(settle.percent(step, signed=True), 100 * step.value))
             lines.append(line)
         blocks.append((f"{experiment} {EXPERIMENTS[experiment].title}. Reading: {EXPERIMENTS[experiment].reading}.", lines))
@@ -173,7 +173,7 @@ def _accuracy(text: str, name: str, found: Estimate, result: CellResult, records
     return Cell(text, 100 * found.value, (100 * found.low, 100 * found.high), tip, records.anchor(result))
 
 
-def findings(name: str, audit: audits.Audit) -> Grid:
+def findings(name: str, audit: Audit) -> Grid:
     """The checks of an audit."""
     names, lines = audits.lay_out(audit)
     columns = {"Figure": "number", "Passes if": "number", "What": "long", "Source and notes": "long"}

@@ -1,5 +1,6 @@
 """`rush_bench.audit`."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation.work import deadline_in
 from rush_bench.report import audits as shown
 from rush_bench.report import settle as report
+from rush_bench.report.model_info import read_model_info
 from rush_bench.report.table import Table, worded
 from rush_bench.threats import Norm, Threat
 
@@ -65,7 +67,7 @@ def audit(
     defenses: Defense | Sequence[Defense] | str | Sequence[str] | Target,
     data: Any = None,
     *,
-    claim: float | None = None,
+    claim: float | str | Path | None = None,
     budget: str = "standard",
     norm: Norm = "linf",
     eps: float = 8 / 255,
@@ -85,8 +87,9 @@ def audit(
     The same call again, from any number of processes, finishes what is left.
 
     Args:
-        claim: the accuracy under attack that is claimed, in percent. None: the published number of a model that was trained as
-            in its paper, else what the replay of the published evaluation gives on the same weights.
+        claim: the accuracy under attack that is claimed, in percent, or a model_info file of RobustBench that claims it. None:
+            the published number of a model that was trained as in its paper, else what the replay of the published evaluation
+            gives on the same weights.
         defenses: as for `settle`, and so are all other arguments.
         data: see `settle`.
         budget: see `settle`.
@@ -107,7 +110,7 @@ def audit(
         A run that prints as the command does; `words` has the verdict on each defence.
 
     Raises:
-        BadInput: a claim that is no percentage, and what `settle` refuses.
+        BadInput: a claim that is no percentage or is about another eps or other data, and what `settle` refuses.
 
     Sources: the rules of the verdict, `rush-bench docs verdict`; Carlini et al. 2019; Pintor et al. 2022; Zimmermann et al.
     2022.
@@ -120,7 +123,7 @@ def audit(
         Traceback (most recent call last):
         rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, not 0.78
     """
-    stated = None if claim is None else stated_claim(claim)
+    stated = None if claim is None else stated_claim(claim, eps, named["dataset"] if "dataset" in named else None)
     deadline, called_off = deadline_in(max_minutes), False
 
     def hear(planned: list[Planned]) -> bool:
@@ -154,8 +157,16 @@ def findings(one: Audit) -> Table:
     return worded(frame, *shown.lay_out(one, sources=False), title=report.title(one.book), notes=[shown.sentence(one)])
 
 
-def stated_claim(percent: float) -> Claim:
-    """A claim that the user states; BadInput for what is no percentage."""
+def stated_claim(percent: float | str | Path, eps: float = 8 / 255, dataset: str | None = None) -> Claim:
+    """A claim that the user states: a percentage, or a model_info file of RobustBench about this eps and data set."""
+    if isinstance(percent, str | Path):
+        info = read_model_info(Path(percent))
+        if not math.isclose(info.eps, eps) or dataset not in (None, info.dataset):
+            raise BadInput(
+                f"{percent} claims something at eps {info.eps:.4g} on {info.dataset}; "
+                f"the audit is at --eps {eps:.4g} on {dataset or 'the data of each model'}"
+            )
+        return Claim(info.accuracy, f"{info.kind} of {info.name} in {Path(percent).name}")
     if not 1 < percent <= 100:
         raise BadInput(f"--claim takes an accuracy in percent, such as 77.8, not {percent:g}")
     return Claim(percent / 100, "stated with --claim")

@@ -10,6 +10,7 @@ from rush_bench.audits.settle import FOLDER as SETTLED
 from rush_bench.certificates.check import FOLDER as CERTIFICATES
 from rush_bench.datasets import load_dataset
 from rush_bench.errors import BadInput, unknown_name
+from rush_bench.packs import opened
 from rush_bench.records import Cell, CellResult, CellStore
 from rush_bench.report import figures, settle_figures
 from rush_bench.report import settle as settled
@@ -54,7 +55,7 @@ def figure(
         kind: `eps`, accuracy against the size of the perturbation; `draws`, what more draws, steps and votes change;
             `waterfall`, the published evaluation corrected step by step; `attacks`, every attack of an audit beside the worst
             case; `images`, as they are and as PGD left them.
-        results: results folder.
+        results: results folder, or a pack of one.
         out: folder of the figures. None: the results folder, `settle/` in it for `draws`, `waterfall` and `attacks`.
         format: png, pdf or svg.
         defense: draw this one alone; of `images`, whose predictions to show (None: a deterministic one).
@@ -75,14 +76,15 @@ def figure(
         raise unknown_name("kind of figure", kind, KINDS)
     if format not in FORMATS:
         raise unknown_name("format of figures", format, FORMATS)
-    results = Path(results)
+    read = opened(Path(results))
+    results, beside = read.folder, read.beside
     if kind == "images":
-        return Pictures([_images(results, defense, data_dir, Path(out or results) / f"images.{format}")])
+        return Pictures([_images(results, defense, data_dir, Path(out or beside) / f"images.{format}")])
     if kind == "eps":
         cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
-        return Pictures([figures.accuracy_against_eps(cells, Path(out or results) / f"robust_accuracy.{format}")])
+        return Pictures([figures.accuracy_against_eps(cells, Path(out or beside) / f"robust_accuracy.{format}")])
     found = [book for book in _books(results / SETTLED) if defense in (None, book.subject)]
-    folder = Path(out or results / SETTLED)
+    folder = Path(out or beside / SETTLED)
     if kind == "draws":
         made = [settle_figures.sweep(many, folder / f"{name}-sweep.{format}") for name, many in settle_figures.grouped(found)]
     else:

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 
 from rush_bench import records
 from rush_bench.errors import BadInput
+from rush_bench.packs import opened
 from rush_bench.records import CellResult
 from rush_bench.report.table import Table, measured
 from rush_bench.report.tables import check_style
 from rush_bench.store import read_cards
 
 if TYPE_CHECKING:
-    from rush_bench.report.trainings import Training
+    from rush_bench.report.trainings import Trainings
 
 Results = Path | str | Iterable[Path | str] | Iterable[CellResult]
 
 
 def load_results(*folders: Path | str) -> list[CellResult]:
-    """Every cell under `runs/` of results folders (none named: `results`); a cell that is in several is taken once.
+    """Every cell under `runs/` of results folders, or of packs of them (none named: `results`); one in several counts once.
 
     A cell has `labels` (defense, dataset, attack, suite, n, ...), `complete`, and `frame`: a row per image with `index`,
     `label`, `correct` of `repeats` predictions, `margin`, `distance` and what it cost. Folders that hold no cell are left out
@@ -32,7 +33,7 @@ def load_results(*folders: Path | str) -> list[CellResult]:
         >>> bool(cells[0].frame["correct"].max() <= cells[0].frame["repeats"].max())
         True
     """
-    return records.load_results(*map(Path, folders or ("results",)))
+    return records.load_results(*(opened(Path(folder)).folder for folder in folders or ("results",)))
 
 
 def table(
@@ -41,7 +42,7 @@ def table(
     """The table of everything measured, from the records alone.
 
     Args:
-        results: a results folder, several, or cells (`load_results`).
+        results: a results folder or pack, several, or cells (`load_results`).
         style: `plain`, a row a (defence, data set, threat, suite, n); `paper`, Table 1 of the RUSH paper (Pang, Liu and Zhou
             2022) with what was measured beside the published numbers.
         store: folder of the models, whose cards add what training cost; trainings that differ in their seed alone get a row for
@@ -71,15 +72,16 @@ def table(
     if style == "plain" and not any(cell.complete for cell in cells):
         places = ", ".join(map(str, folders)) or "the cells given"
         raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
-    made = measured(cells, style, trainings_of(Path(store), {str(cell.labels.get("sha256")) for cell in cells}))
+    packed = [cards for folder in folders if (cards := opened(Path(folder)).cards)]
+    made = measured(cells, style, trainings_of([Path(store), *packed], {str(cell.labels.get("sha256")) for cell in cells}))
     return made.select(columns) if columns else made
 
 
-def trainings_of(store: Path, digests: set[str]) -> "dict[str, Training]":
-    """How the models came about that were measured, by the SHA-256 of their weights, as far as the store has their cards."""
-    cards = [card for card in read_cards(store).values() if digests & set(card["sha256"].values())]
+def trainings_of(stores: Iterable[Path], digests: set[str]) -> "Trainings":
+    """How the models came about that were measured, as far as the stores have their cards."""
+    cards = [card for store in stores for card in read_cards(store).values() if digests & set(card["sha256"].values())]
     if not cards:
         return {}
     from rush_bench.report.cards import training_of  # needs torch, which a table alone does not
 
-    return {digest: training_of(card) for card in cards for digest in card["sha256"].values()}
+    return {(digest, card["recipe"]): training_of(card) for card in cards for digest in card["sha256"].values()}

@@ -151,7 +151,7 @@ class Planner:
         """A training: its stages that are left."""
         asked = dict(job.context().params)
         recipe, asked["name"] = asked.pop("name"), asked.pop("model")
-        for key in ("device", "max_minutes", "as_json"):
+        for key in ("device", "max_minutes", "log", "as_json"):
             asked.pop(key)
         if unfinished(job, self.place.store):  # what it starts from is not there yet
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
@@ -271,7 +271,7 @@ class Planner:
             if not images or not self.priced or one.cell.key in self.counted:
                 continue
             self.counted.add(one.cell.key)
-            ahead, back = _rows(one)
+            ahead, back = passes_of(one)
             speed = self.rate(one.defense, one.data)
             forwards, backwards = forwards + images * ahead, backwards + images * back
             seconds += images * (ahead * speed[0] + back * speed[1])
@@ -320,7 +320,7 @@ def _shape(spec: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in spec.items() if key not in ("mean", "std", "classes")}, sort_keys=True)
 
 
-def _rows(one: CellJob) -> tuple[float, float]:
+def passes_of(one: CellJob) -> tuple[float, float]:
     """Rows forward and back of one image of a cell, its scoring included: an estimate from above."""
     identity_ = one.cell.identity
     if identity_["attack"]["name"] == "certify":

@@ -7,20 +7,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
+from rush_bench.bench import cluster
 from rush_bench.bench import file as files
 from rush_bench.bench.jobs import Job, Loaded, Place, expand, unfinished
 from rush_bench.bench.plan import Planned, check, plan
+from rush_bench.devices import choose_device
 from rush_bench.errors import DOES_NOT_STAND, Busy, Failure, RushBenchError, WorkLeft, failed_code
 from rush_bench.evaluation.work import deadline_in, minutes_to
+from rush_bench.files import write_text
 from rush_bench.progress import duration
 
 WAIT = 1.0  # seconds before looking again at what another process is at
+FRESH = 60.0  # seconds that a page is good for, or as many as keep making it within PAGE_SHARE of the time
+PAGE_SHARE = 0.05
 SHOWN = ("table", "report")  # commands whose answer is that of the whole file
 
 
@@ -56,6 +62,8 @@ def run(
     data_dir: Path | str | None = None,
     device: str = "auto",
     workers: int = 1,
+    on: str | None = None,
+    asked: Sequence[str] = (),
     max_minutes: float | None = None,
     priced: bool = True,
     quiet: bool = False,
@@ -64,11 +72,15 @@ def run(
 ) -> BenchmarkRun:
     """Run a benchmark file, or one that is shipped by its name. The same call again, from any number of processes, goes on.
 
+    A copy of the file is left in `out`.
+
     `out` and `store` stand for those of the file; `before` hears the plan, with costs where `priced`, and may call it off by
     answering False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
-    file, and their logs lie in `out`. BadInput for a file that is wrong, before anything runs. A job that fails is in `failed`
-    and stops none but those that need it.
+    file, and their logs lie in `out`. `on`: they are jobs of submitit, `slurm:8` or `local:4`, of which `asked` is asked
+    (`bench.cluster`); this process waits for them and makes the tables. BadInput for a file that is wrong, before anything
+    runs. A job that fails is in `failed` and stops none but those that need it.
     """
+    where = None if on is None else cluster.parse(on, asked)
     path = files.find(name)
     bench = files.read(path)
     deadline = deadline_in(max_minutes)
@@ -80,15 +92,75 @@ def run(
     del load  # its images are not needed any more
     if not before(found.planned):
         return found
-    line = [str(path), "--out", str(place.out), "--store", str(place.store), "--device", device]
+    write_text(place.out / path.name, path.read_text(encoding="utf-8"))
+    line = [str(path), "--out", str(place.out), "--store", str(place.store)]
     line += ["--data-dir", str(data_dir)] if data_dir else []
-    with others(workers - 1, line, place.out, deadline):
-        work(found, deadline, quiet, say)
+    gpus = gpus_of(device)
+    page = Page(found)
+    if where is not None:
+        if where.cluster == "local":
+            cluster.check_room(where.count, gpus)
+        line += ["--device", device]
+        wrong = cluster.run_on(where, line, place.out, deadline, gpus, say, page.refresh)
+        conclude(found, plan(jobs, place, Loaded(), priced=False), wrong, quiet, say)
+        return found
+    if workers > 1:
+        cluster.check_room(workers, gpus)
+    devices = [f"cuda:{k}" if gpus > 1 else device for k in range(1, workers)]
+    with others([[*line, "--device", each] for each in devices], place.out, deadline):
+        work(found, deadline, quiet, say, page.refresh if priced else lambda: None)
     return found
 
 
-def work(found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable[[str], None]) -> None:
-    """Run what is missing: each job once what it needs is there, those that another process is at when it is done."""
+def gpus_of(device: str) -> int:
+    """How many GPUs there are to share out; 0 where processes compute on the CPU, 1 where the user has named the one."""
+    if choose_device(device).type != "cuda":
+        return 0
+    return torch.cuda.device_count() if device in ("auto", "cuda") else 1
+
+
+def conclude(
+    found: BenchmarkRun, now: Sequence[Planned], wrong: Sequence[str], quiet: bool, say: Callable[[str], None]
+) -> None:
+    """After the jobs elsewhere: what they have not done is left, or failed where one of them did; then the tables."""
+    for line in wrong:
+        say(line)
+    for one in now:
+        if one.state == "impossible" or (one.state in ("missing", "in progress") and wrong):
+            _fail(found, one.job, one.why or "; ".join(wrong), say)
+        elif one.state in ("missing", "in progress"):
+            found.left.append(one.job.name)
+    if not found.left:
+        anew = replace(found, planned=[one for one in now if one.state == "anew"])
+        work(anew, None, quiet, say, lambda: None)
+
+
+class Page:
+    """The page of the results, for who looks at it meanwhile: made again now and then, where the file asks for one."""
+
+    def __init__(self, found: BenchmarkRun) -> None:
+        self.jobs = [one.job for one in found.planned if one.job.kind == "report"]
+        self.made, self.cost = time.monotonic(), 0.0
+
+    def refresh(self) -> None:
+        """Write it, unless it is young or would take too much of the time. It may have no record to show yet."""
+        begun = time.monotonic()
+        if not self.jobs or begun - self.made < max(FRESH, self.cost / PAGE_SHARE):
+            return
+        for job in self.jobs:
+            with contextlib.suppress(RushBenchError):
+                execute(job, None, quiet=True)
+        self.made = time.monotonic()
+        self.cost = self.made - begun
+
+
+def work(
+    found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable[[str], None], between: Callable[[], None]
+) -> None:
+    """Run what is missing: each job once what it needs is there, those that another process is at when it is done.
+
+    `between` is called after each job.
+    """
     done = {one.job.name for one in found.planned if one.state == "done"}
     for one in found.planned:
         if one.state == "impossible":
@@ -112,6 +184,7 @@ def work(found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable
                     execute(job, minutes_to(deadline), quiet)
                     done.add(job.name)
                     begun += 1
+                    between()
                 except Busy:
                     waiting.append(job)
                 except WorkLeft:
@@ -167,12 +240,12 @@ def _silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def others(count: int, line: Sequence[str], out: Path, deadline: float | None) -> Iterator[None]:
-    """That many further processes on the same file while the block runs; at its end they finish what they are at."""
+def others(lines: Sequence[Sequence[str]], out: Path, deadline: float | None) -> Iterator[None]:
+    """Further processes on the same file while the block runs, one a line; at its end they finish what they are at."""
     started = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
-        for k in range(count):
+        for k, line in enumerate(lines):
             out.mkdir(parents=True, exist_ok=True)
             minutes = [] if deadline is None else ["--max-minutes", f"{minutes_to(deadline):.6f}"]
             words = [sys.executable, "-m", "rush_bench", "run", *line, "--worker", *minutes]

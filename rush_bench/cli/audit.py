@@ -11,7 +11,11 @@ from rush_bench.errors import DOES_NOT_STAND, BadInput, WorkLeft
 
 @click.command()
 @options
-@click.option("--claim", help="Accuracy under attack that is claimed, in percent.  [default: published, else the replay's]")
+@click.option(
+    "--claim",
+    help="Accuracy under attack that is claimed, in percent, or a model_info FILE.json of RobustBench.  "
+    "[default: published, else the replay's]",
+)
 @common.as_json
 def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     """Settle the claim of models of the store (rush@64) or of --model, and give the verdict (`rush-bench docs verdict`).
@@ -26,12 +30,12 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     """
     if asked["only"]:
         raise BadInput("audit needs every experiment; for some of them use rush-bench settle --only")
-    percent = None if claim is None else parse_claim(claim)
+    stated = claim if claim is None or claim.endswith(".json") else parse_claim(claim)
     how = arguments(asked, "audit")
     with common.quiet_stdout():
         from rush_bench.api.audit import audit
 
-        run = audit(claim=percent, **how)
+        run = audit(claim=stated, **how)
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:

@@ -30,6 +30,9 @@ OPTIONAL = {
         "from robustbench.utils import load_model",
         "pip install 'rush-bench[robustbench]'",
     ),
+    "submitit": ("import submitit", "pip install 'rush-bench[cluster]'"),
+    "tensorboard": ("from torch.utils.tensorboard import SummaryWriter", "pip install 'rush-bench[tensorboard]'"),
+    "huggingface-hub": ("import huggingface_hub", "pip install 'rush-bench[hub]'"),
 }
 WORKS, OPTIONAL_MISSING, BROKEN = "ok", "optional", "broken"
 

@@ -11,7 +11,9 @@ from rush_bench.cli import common
 @click.argument("results", type=click.Path(path_type=Path), default="results")
 @common.store
 @common.data_dir
-@click.option("--out", type=click.Path(path_type=Path), help="The file to write.  [default: report.html in RESULTS]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The file to write.  [default: report.html in RESULTS, or beside it]"
+)
 @click.option("--title", help="What stands at its top.  [default: the folder's name]")
 @click.option(
     "--reference", metavar="MODEL", help="Model that mCE under corruptions is relative to; without it there is no mCE."
@@ -19,8 +21,9 @@ from rush_bench.cli import common
 def command(
     results: Path, store: Path, data_dir: Path | None, out: Path | None, title: str | None, reference: str | None
 ) -> None:
-    """Write one HTML file of everything under RESULTS (default: results): tables, figures, images, certificates, verdicts.
+    """Write one HTML file of everything in RESULTS, a folder or a pack (default: results).
 
+    Tables, figures, images, certificates, verdicts.
     It needs no network and no other file, so it can be sent as it is. Every number says its full value and leads to the
     record that it was computed from. The cards and learning curves of the models are in it where --store has them.
     """

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 @click.option("--list", "list_shipped", is_flag=True, help="Name the benchmarks that are shipped.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what there is, what is missing and what it would cost, and stop.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, each of one thread.")
+@click.option("--on", metavar="CLUSTER:N", help="N processes as jobs of submitit: slurm:8, or local:4 on this machine.")
+@click.option(
+    "--ask",
+    "asked",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What is asked of it for each job: timeout_min=60, gpus_per_node=1.",
+)
 @common.folder_option("--out", None, "Folder for records, tables and figures.  [default: what the file says]")
 @common.folder_option("--store", None, "Folder of the models.  [default: what the file says, else models]")
 @common.data_dir
@@ -31,6 +39,8 @@ def command(
     list_shipped: bool,
     plan_only: bool,
     workers: int,
+    on: str | None,
+    asked: tuple[str, ...],
     out: Path | None,
     store: Path | None,
     data_dir: Path | None,
@@ -60,6 +70,10 @@ def command(
         else:
             common.print_rows("benchmarks", ["name", "what it is"], [[row["name"], row["title"]] for row in rows])
         return
+    if on is not None and workers > 1:
+        raise BadInput("--on says how many processes there are; leave --workers out")
+    if asked and on is None:
+        raise BadInput("--ask is for the jobs of --on; give it too")
     if workers > 1 and "torch" not in sys.modules:
         os.environ["OMP_NUM_THREADS"] = "1"
     from rush_bench.bench.run import run
@@ -76,6 +90,8 @@ def command(
         data_dir=data_dir,
         device=device,
         workers=workers,
+        on=on,
+        asked=asked,
         max_minutes=max_minutes,
         priced=not worker,
         quiet=as_json,

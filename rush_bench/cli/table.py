@@ -6,6 +6,8 @@ import click
 
 from rush_bench.cli import common
 
+INFO = "robustbench"  # a model_info file a row
+
 
 @click.command()
 @click.option("--style", default="plain", show_default=True, help="plain: all that was measured; paper: Table 1.")
@@ -15,14 +17,16 @@ from rush_bench.cli import common
     multiple=True,
     default=("results",),
     show_default=True,
-    help="Folder that holds the runs; repeatable: one table of them all.",
+    help="Folder that holds the runs, or a pack of one; repeatable: one table of them all.",
 )
 @common.folder_option("--out", None, "Folder for table.csv, table.md, table.tex.  [default: that of the first --results]")
 @common.store
 @click.option(
     "--columns", metavar="NAMES", help="Columns to show, in this order: defense,clean,worst.  [default: all measured]"
 )
-@click.option("--format", "formats", default="csv,md,tex", show_default=True, help="Which files to write.")
+@click.option(
+    "--format", "formats", default="csv,md,tex", show_default=True, help="Which files to write; robustbench: model_info."
+)
 @click.option("--caption", help="Of table.tex, in LaTeX.")
 @click.option("--label", help="Of table.tex.")
 @common.as_json
@@ -48,11 +52,16 @@ def command(
     from rush_bench.report.tables import check_formats, check_style
 
     check_style(style)
-    wanted = check_formats(common.parts(formats))
-    from rush_bench.api.table import table
+    parts = common.parts(formats)
+    wanted = check_formats([part for part in parts if part != INFO])
+    from rush_bench.api.table import load_results, table
+    from rush_bench.packs import opened
+    from rush_bench.report.model_info import write_model_info
+    from rush_bench.report.rows import rows
 
-    made = table(results, style, store=store, columns=common.parts(columns))
-    for path in made.write(out or results[0], wanted, caption=caption, label=label):
+    made, folder = table(results, style, store=store, columns=common.parts(columns)), out or opened(results[0]).beside
+    paths = write_model_info(rows(load_results(*results)), folder) if INFO in parts else []
+    for path in (*paths, *made.write(folder, wanted, caption=caption, label=label)):
         click.echo(f"wrote {path}", err=True)
     if as_json:
         click.echo(made.frame.to_json(orient="records", indent=2))

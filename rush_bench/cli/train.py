@@ -1,5 +1,6 @@
 """`rush-bench train NAME`: one call of `rush_bench.training.train`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ from rush_bench.cli import common, complete
 @common.seed
 @common.device
 @common.max_minutes
+@click.option("--log", default="", metavar="tensorboard", help="Curves as TensorBoard's events too; log.jsonl has them always.")
 @common.as_json
 def command(name: str, model: str | None, as_json: bool, **options: Any) -> None:
     """Train the defence NAME (see `rush-bench list defenses`); the same command again continues where it stopped.
 
     `rush-bench train finetune --from ENCODER --protocol SLF` puts a head on any encoder (`rush-bench list encoders`), on a
     finished model's too; a supervised recipe with --from starts from such weights.
+
+    `torchrun --nproc-per-node 4 -m rush_bench train ...` shares the work of every step between four processes.
 
     Settings come from the preset, then the TOML file, then each --set (`rush-bench show NAME` prints them).
     """
@@ -45,6 +49,8 @@ def command(name: str, model: str | None, as_json: bool, **options: Any) -> None
 
     with common.quiet_stdout():
         folder = train(name, name=model, **options)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of torchrun's processes the first speaks
     if as_json:
         from rush_bench.files import read_json
 

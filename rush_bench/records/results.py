@@ -39,19 +39,28 @@ class CellResult:
         """Whether every chunk is there; a table uses no other cell."""
         return self.chunks_done == self.chunks
 
-    @cached_property
+    @property
     def arrays(self) -> Arrays:
         """The arrays (n,) of the chunks done, and `counts` (n, classes); NaN where a chunk does not have what others do.
 
         BadInput on a chunk that is damaged or another cell's, or that is of other images than the cells read with it.
         """
+        return self._read[0]
+
+    @property
+    def made_on(self) -> list[str]:
+        """What its chunks were made on (device, torch, precision), each once; chunks that do not say are left out."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[Arrays, list[str]]:
         cell = Cell(self.identity, self.labels)
         parts = []
         for c in done_chunks(cell, self.folder):
             parts.append(read_chunk(cell, chunk_path(self.folder, c), c))
             self._agree(cell, c, parts[-1])
         if not parts:
-            return {name: np.zeros(0) for name in SCALARS} | {"counts": np.zeros((0, 0), np.int64)}
+            return {name: np.zeros(0) for name in SCALARS} | {"counts": np.zeros((0, 0), np.int64)}, []
         if len({part["counts"].shape[1] for part in parts}) > 1:
             raise BadInput(f"{self.folder} has chunks of other classes than the rest; delete it and run the same command again")
         names = dict.fromkeys(name for part in parts for name in part if name not in ABOUT)
@@ -60,7 +69,7 @@ class CellResult:
         }
         if len(np.unique(found["index"])) < len(found["index"]):
             raise BadInput(f"{self.folder} holds an image twice; delete the folder and run the same command again")
-        return found
+        return found, sorted({str(part["made_on"]) for part in parts if "made_on" in part})
 
     @cached_property
     def frame(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.report.evidence import doubt, unusual
-from rush_bench.report.trainings import Training, with_means
+from rush_bench.report.trainings import Training, Trainings, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
 ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol 5)
@@ -66,11 +66,11 @@ def threat_text(norm: str, eps: float) -> str:
     return f"{norm} {round(eps * 255, 3):g}/255" if norm == "linf" else f"{norm} {eps:g}"
 
 
-def rows(results: Iterable[CellResult], trainings: Mapping[str, Training] | None = None) -> list[Row]:
+def rows(results: Iterable[CellResult], trainings: Trainings | None = None) -> list[Row]:
     """Rows in the order of defence, data set, threat, suite, n. Cells that differ in any setting never share one.
 
-    The clean accuracy has no threat and joins every row of its defence, images, seed and K. `trainings`, by the SHA-256 of a
-    model's weights, add the mean over those that differ in their seed alone.
+    The clean accuracy has no threat and joins every row of its defence, images, seed and K. `trainings` add the
+    mean over those that differ in their seed alone.
     """
     results = list(results)
     groups: dict[str, list[CellResult]] = defaultdict(list)
@@ -89,7 +89,8 @@ def rows(results: Iterable[CellResult], trainings: Mapping[str, Training] | None
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
     found = _told_apart(found)
     if trainings:
-        found = [dataclasses.replace(row, training=trainings.get(str(row.labels.get("sha256")))) for row in found]
+        of = [(str(row.labels.get("sha256")), str(row.labels.get("recipe"))) for row in found]
+        found = [dataclasses.replace(row, training=trainings.get(key)) for row, key in zip(found, of, strict=True)]
     return sorted(with_means(found), key=_order)
 
 

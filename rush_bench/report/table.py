@@ -1,6 +1,6 @@
 """`Table`: a frame of numbers that prints as the command line prints it, and writes itself as CSV, Markdown, LaTeX or HTML."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rush_bench.records import CellResult
 from rush_bench.report import tables, writers
 from rush_bench.report.layout import TEXT, Layout, choose, lay_out, lift, measured_blocks, without
 from rush_bench.report.terminal import Shown
-from rush_bench.report.trainings import Training
+from rush_bench.report.trainings import Trainings
 
 FACTS = ("threat", "published_setting", "measured_as", "training_passes", *TEXT)  # that a printed table has no room for
 
@@ -101,7 +101,7 @@ class Table:
         return paths
 
 
-def measured(results: Iterable[CellResult], style: str = "plain", trainings: Mapping[str, Training] | None = None) -> Table:
+def measured(results: Iterable[CellResult], style: str = "plain", trainings: Trainings | None = None) -> Table:
     """The table of cells of attacks: see `rush_bench.report.tables.table` for its rows and columns."""
     return of_frame(tables.table(results, style, trainings))
 

@@ -15,7 +15,7 @@ from rush_bench.records import CellResult, save_indexes
 from rush_bench.records.published import BLOCKS, PublishedRow, published
 from rush_bench.report import columns as columns_of
 from rush_bench.report.rows import Row, rows
-from rush_bench.report.trainings import Training
+from rush_bench.report.trainings import Trainings
 
 STYLES = ("plain", "paper")
 FORMATS = ("csv", "md", "tex")
@@ -27,7 +27,7 @@ Line = tuple[PublishedRow | None, Row | None]  # of the paper style: what is pub
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
 
-def table(results: Iterable[CellResult], style: str = "plain", trainings: Mapping[str, Training] | None = None) -> pd.DataFrame:
+def table(results: Iterable[CellResult], style: str = "plain", trainings: Trainings | None = None) -> pd.DataFrame:
     """All that was measured, a row per (defence, data set, threat, suite, n); or Table 1 with it beside the published.
 
     Cells that are not finished are NaN and a note. Rows that differ in n or any setting are never merged. With `trainings` (by

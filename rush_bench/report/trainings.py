@@ -31,6 +31,10 @@ class Training:
     seconds: float | None = None
 
 
+# By the SHA-256 of the weights and the recipe: two recipes may end in the same weights and differ in what stands before them.
+Trainings = Mapping[tuple[str, str], Training]
+
+
 def with_means(found: Iterable["Row"]) -> list["Row"]:
     """The rows, and one for the mean over each set of two or more that differ in the training's seed alone."""
     rows = list(found)

@@ -97,14 +97,18 @@ def shared(system: Recipe, plans: list[Plan], settings: RunSettings, card: Mappi
     return Shared(count, key, store / ENCODERS / f"{card['recipe']}-{card['pretrain_dataset']}-{whole[:12]}")
 
 
-@cache
 def code_digest(module: str) -> str:
     """SHA-256 of the code that pre-trains, comments and docstrings left out: of `CODE` and of a plug-in's own module."""
     root = Path(__file__).parents[1]
     files = [file for part in CODE for file in ([root / part] if part.endswith(".py") else sorted((root / part).glob("*.py")))]
     own = getattr(sys.modules[module], "__file__", None)
     files += [Path(own)] if own and Path(own) not in files else []
-    return digest([ast.unparse(_plain(ast.parse(file.read_text(encoding="utf-8")))) for file in files])
+    return digest([_code(file) for file in files])
+
+
+@cache
+def _code(file: Path) -> str:
+    return ast.unparse(_plain(ast.parse(file.read_text(encoding="utf-8"))))
 
 
 def _plain(tree: ast.Module) -> ast.Module:

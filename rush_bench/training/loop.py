@@ -12,7 +12,9 @@ from rush_bench.datasets import Images
 from rush_bench.errors import RushBenchError, WorkLeft
 from rush_bench.progress import Bar
 from rush_bench.training.checkpoint import CheckpointFile
+from rush_bench.training.log import Log
 from rush_bench.training.optimisers import learning_rate, make_optimiser
+from rush_bench.training.processes import Processes, tensors_of
 from rush_bench.training.seeds import derive, permutation
 from rush_bench.training.stage import Batch, Plan, Stage
 
@@ -37,15 +39,27 @@ class Where:
 
 
 class Loop:
-    """State of a run while it trains: where it is, the checkpoint file, the clock."""
+    """State of a run while it trains: where it is, the checkpoint file, the clock; the same in all processes."""
 
-    def __init__(self, file: CheckpointFile, seed: int, device: torch.device, progress: Bar, max_minutes: float | None) -> None:
+    def __init__(
+        self,
+        file: CheckpointFile,
+        seed: int,
+        device: torch.device,
+        progress: Bar,
+        max_minutes: float | None,
+        processes: Processes | None = None,
+        log: str = "",
+    ) -> None:
         self.file, self.seed, self.device, self.progress = file, seed, device, progress
+        self.processes = processes or Processes()
         self.began = monotonic()
         self.deadline = None if max_minutes is None else self.began + 60 * max_minutes
         self.saved = self.read_at = self.began
         self.loaded = file.load(device)
         self.where = Where(**self.loaded["where"]) if self.loaded else Where()
+        self.processes.same("checkpoints", asdict(self.where))
+        self.log = Log(file.model_folder, log) if self.processes.first else None
         self.earlier = self.where.seconds
         self.carried: dict[str, Any] = self.loaded["carried"] if self.loaded else {}
         self.best_state: dict[str, Tensor] | None = None
@@ -59,9 +73,15 @@ class Loop:
 
     def run(self, number: int, plan: Plan, stage: Stage, data: Images) -> None:
         """Train stage `number` to its end, from wherever the checkpoint left it."""
-        settings = plan.settings
         stage.to(self.device)
-        optimiser = make_optimiser(settings, stage.parameter_groups())
+        optimiser = make_optimiser(plan.settings, stage.parameter_groups())
+        learning = [weight for group in optimiser.param_groups for weight in group["params"]]
+        with self.processes.share(stage, learning):
+            self.run_shared(number, plan, stage, optimiser, data)
+
+    def run_shared(self, number: int, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, data: Images) -> None:
+        """The same, where processes share the batches of the stage's networks."""
+        settings = plan.settings
         if self.loaded:
             stage.load_state_dict(self.loaded["module"])
             optimiser.load_state_dict(self.loaded["optimiser"])
@@ -71,6 +91,7 @@ class Loop:
             self.where = Where(stage=number, seconds=self.where.seconds, history=self.where.history)
             self.best_state = None
             stage.prepare(fresh=True)
+        self.processes.agree(tensors_of({"stage": stage.state_dict(), "carried": self.carried}))
         where, batches = self.where, max(1, len(data) // settings.batch_size)
         steps = batches * stage.replays
         self.numbers = ""
@@ -104,7 +125,7 @@ class Loop:
     def between_steps(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, steps: int) -> None:
         """Read the loss, save, stop: each only when it is time."""
         where, now = self.where, monotonic()
-        stop = self.deadline is not None and now >= self.deadline
+        stop = self.deadline is not None and self.processes.decide(now >= self.deadline)
         save = stop or now - self.saved >= SAVE_INSIDE
         if save or where.step == steps or len(self.pending) >= READ_EVERY or now - self.read_at >= READ_SECONDS:
             loss = self.read_losses(plan)
@@ -148,26 +169,29 @@ class Loop:
                 where.best = {"score": numbers[stage.score], "epoch": where.epoch + 1}
                 self.best_state = {key: value.clone() for key, value in stage.weights().items()}
         where.history.append(entry)
+        if self.log is not None:
+            self.log.epoch(where.history)
         where.epoch, where.step, where.loss_sum, where.loss_count = where.epoch + 1, 0, 0.0, 0
         if where.epoch == plan.settings.epochs or (monotonic() - self.saved) * SAVE_SHARE >= self.save_cost:
             self.save(plan, stage, optimiser)
 
     def save(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
-        """Write the checkpoint, unless the weights are no longer finite."""
+        """Write the checkpoint, unless the weights are no longer finite. Its seconds are those of all processes together."""
         tensors = [value for value in stage.state_dict().values() if value.is_floating_point()]
         if not bool(torch.stack([value.isfinite().all() for value in tensors]).all()):
             raise self.diverged(plan, "weights are not finite", self.where.step)
         start = monotonic()
-        self.where.seconds = self.earlier + start - self.began
-        self.file.save(
-            {
-                "where": asdict(self.where),
-                "module": stage.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "best_state": self.best_state,
-                "carried": self.carried,
-            }
-        )
+        self.where.seconds = self.earlier + (start - self.began) * self.processes.count
+        if self.processes.first:
+            self.file.save(
+                {
+                    "where": asdict(self.where),
+                    "module": stage.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "best_state": self.best_state,
+                    "carried": self.carried,
+                }
+            )
         self.saved = monotonic()
         self.save_cost = self.saved - start
 

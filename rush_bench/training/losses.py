@@ -7,20 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def nt_xent(u: Tensor, v: Tensor, temperature: float, others: Tensor | None = None) -> Tensor:
+def nt_xent(u: Tensor, v: Tensor, temperature: float) -> Tensor:
     """Normalised temperature-scaled cross-entropy of B pairs (Chen et al. 2020a, eq. 1; RUSH paper eq. 11's L_pre).
 
     u, v: projections (B, D) of the two views, of any length (they are normalised here). For each of the 2B anchors:
     cross-entropy over the 2B - 1 other vectors with logits cos / temperature and the paired view as target; mean of 2B.
-    others: further negatives (M, D), for instance those gathered from other processes. Scalar, at least float32.
+    Scalar, at least float32.
     """
     # bfloat16 cosines at temperature 0.5 would lose the third digit of the loss: leave autocast here.
     with torch.autocast(u.device.type, enabled=False):
         z = torch.cat([u, v])
         z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-        keys = z if others is None else torch.cat([z, F.normalize(others.to(z.dtype), dim=1)])
-        logits = z @ keys.T / temperature
-        itself = torch.eye(len(z), len(keys), dtype=torch.bool, device=z.device)
+        logits = z @ z.T / temperature
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
         target = torch.arange(len(z), device=z.device).roll(len(u))
         return F.cross_entropy(logits.masked_fill(itself, -torch.inf), target)
 

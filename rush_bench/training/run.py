@@ -1,7 +1,9 @@
 """`train`: from a recipe's name to a finished model in the store."""
 
 import dataclasses
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rush_bench import registry
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.color import gray
 from rush_bench.datasets.loading import find_source
-from rush_bench.devices import choose_device, keep_freed_memory
+from rush_bench.devices import keep_freed_memory
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.networks import build, resolve
 from rush_bench.noise import check_seed, noise_from
@@ -25,6 +27,7 @@ from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_othe
 from rush_bench.training.encoders import shared
 from rush_bench.training.loop import Loop, Where
 from rush_bench.training.options import RunSettings, file_digests
+from rush_bench.training.processes import joined
 from rush_bench.training.seeds import derive
 from rush_bench.training.semi import label_splits
 from rush_bench.training.stage import Context, Recipe
@@ -49,6 +52,7 @@ def train(
     device: str = "auto",
     max_minutes: float | None = None,
     n_train: int | None = None,
+    log: str = "",
     report: Bar | None = None,
 ) -> Path:
     """Train a system and return its folder in the store, `<store>/<name>`.
@@ -59,41 +63,55 @@ def train(
     Settings: the recipe's defaults, then preset, TOML file, `sets` ("pretrain.lr=0.1"), later ones last; n_train, noise and
     protocol (`finetune.protocol`) are short for settings. recipe: its name (`rush-bench list defenses`) or itself. config: a
     TOML file of settings. data_dir: folder of the data sets. seed: of everything that is random. device: auto, cpu, cuda,
-    cuda:1. report: where progress goes (default stderr).
+    cuda:1. log: `tensorboard` for its events beside log.jsonl. report: where progress goes (default stderr).
     A pre-training that the store has from another run, equal in all that decides it, is not repeated.
 
     The same call again continues an interrupted run to the same weights (bit for bit on a CPU with the same number of
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
+    Under torchrun its processes train together, to the weights of one up to rounding (`training.processes`), and as many or
+    others go on with what was interrupted.
 
     Examples:
         >>> import rush_bench as rb
         >>> sets = ["n_train=32", "size=8", "network.name=resnet", "network.blocks=1", "network.width=4", "train.epochs=1"]
         >>> folder = rb.train("noise_sup", dataset="digits", preset="smoke", sets=sets, store=store, name="trained")
         >>> sorted(path.name for path in folder.iterdir())
-        ['card.json', 'model.safetensors']
+        ['card.json', 'log.jsonl', 'model.safetensors']
     """
     keep_freed_memory()
-    where, progress = choose_device(device), report or Bar()
     given: dict[str, Any] = {"from_": from_, "protocol": protocol, "noise": noise, "pretrain_on": pretrain_on}
     given |= {"preset": preset, "config": config, "sets": sets, "name": name, "store": store, "seed": seed}
-    asked = prepare(recipe, dataset=dataset, data_dir=data_dir, n_train=n_train, **given)
-    for note in asked.notes:
-        progress.note(note)
-    card, splits = asked.card, asked.splits
-    folder = Path(store) / card["name"]
-    file = CheckpointFile(folder, identity(card))
-    if asked.finished(Path(store)):
-        file.remove()
-        progress.note(f"{folder} is finished; nothing to do")
+    with joined(device) as (processes, where):
+        progress = (report or Bar()) if processes.first else Bar(stream=io.StringIO())
+        with processes.after_first():
+            asked = prepare(recipe, dataset=dataset, data_dir=data_dir, n_train=n_train, **given)
+        if asked.settings.compile and processes.count > 1:
+            raise BadInput("compile=true is for one process: the parts of a batch meet inside the network; leave it out")
+        for note in asked.notes:
+            progress.note(note)
+        card, splits = asked.card, asked.splits
+        folder = Path(store) / card["name"]
+        file = CheckpointFile(folder, identity(card))
+        finished = asked.finished(Path(store))
+        processes.same("runs", [identity(card), finished])
+        if finished:
+            if processes.first:
+                file.remove()
+            progress.note(f"{folder} is finished; nothing to do")
+            return folder
+        with file.lock() if processes.first else nullcontext(), progress:
+            loop = Loop(file, seed, where, progress, max_minutes, processes, log)
+            data = {key: images.to(where) for key, images in splits.items()}
+            try:
+                run_stages(asked.system, asked.settings, card, data, loop, folder, asked.start)
+            finally:
+                if loop.log is not None:
+                    loop.log.close()
+            if processes.first:
+                file.remove()
+            progress.note(f"{folder} is finished: {summary(loop.where.history)}")
         return folder
-    with file.lock(), progress:
-        loop = Loop(file, seed, where, progress, max_minutes)
-        data = {key: images.to(where) for key, images in splits.items()}
-        run_stages(asked.system, asked.settings, card, data, loop, folder, asked.start)
-        file.remove()
-        progress.note(f"{folder} is finished: {summary(loop.where.history)}")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -179,10 +197,12 @@ def run_stages(
     context = Context(network, settings, splits, loop.seed, loop.carried)
     plans = system.plans(settings)
     before = shared(system, plans, settings, card, folder.parent)
+    found = before.find() if before is not None and loop.loaded is None and start is None else None
+    loop.processes.same("encoders", found and found.sha256)
     if loop.loaded is None:  # else the checkpoint holds all of it
         if start is not None:
             begin(context, start.weights(head=card["from"]["head"] == "kept"), start.carried)
-        elif before is not None and (found := before.find()) is not None:
+        elif before is not None and found is not None:
             begin(context, found.weights(head=True), found.carried)
             loop.begin_at(Where(stage=before.stages, seconds=found.card["seconds"], history=found.card["history"]))
             loop.progress.note(f"pre-trained before, as {before.folder}; its stages are not repeated")
@@ -191,7 +211,7 @@ def run_stages(
             continue  # the checkpoint holds the network as a later stage has it
         stage = plan.make(context)
         loop.run(number, plan, stage, splits[plan.split])
-        if before is not None and number + 1 == before.stages:
+        if before is not None and number + 1 == before.stages and loop.processes.first:
             done = {each.name: each.settings.epochs for each in plans[: before.stages]}
             where = loop.where
             before.keep(context, card, {"epochs_done": done, "history": where.history, "seconds": where.seconds})
@@ -206,7 +226,8 @@ def run_stages(
     }
     if before is not None:
         results["encoder"] = before.name
-    save_model(folder, {**card, **results}, network.state_dict(), best, loop.carried.get("transform"))
+    if loop.processes.first:
+        save_model(folder, {**card, **results}, network.state_dict(), best, loop.carried.get("transform"))
 
 
 def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from rush_bench.api import settle as settled
-from rush_bench.api.audit import published_claim
+from rush_bench.api.audit import published_claim, stated_claim
 from rush_bench.audits import run as room
 from rush_bench.audits.book import Book
 from rush_bench.audits.experiments import BUDGETS
 from rush_bench.audits.finding import Finding
+from rush_bench.errors import BadInput
 
 SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2, 3), "restarts": 2, "losses_steps": 2}
 SMALL |= {"rand": (2,), "rand_steps": 2, "banks": (2,), "part_steps": 2, "queries": (4,), "sweep_steps": 2, "votes": (1, 2)}
@@ -100,6 +101,17 @@ def test_a_claim_is_a_percentage(audit, claim) -> None:
         "--claim takes an accuracy in percent" in result.stderr or "not a number" in result.stderr
     )
     assert not Path("results").exists()
+
+
+def test_a_claim_of_robustbench_is_about_this_threat_and_data(audit, tmp_path) -> None:
+    info = {"name": "a paper", "dataset": "mine", "eps": "8/255", "reported": "54.8", "autoattack_acc": "54.43"}
+    path = tmp_path / "Sehwag.json"
+    path.write_text(json.dumps(info))
+    found = stated_claim(path, 8 / 255, "mine")
+    assert found.value == pytest.approx(0.548) and found.source == "reported of a paper in Sehwag.json"
+    for other in ((4 / 255, "mine"), (8 / 255, "cifar10")):
+        with pytest.raises(BadInput, match="the audit is at --eps"):
+            stated_claim(path, *other)
 
 
 def test_some_experiments_are_not_enough(audit) -> None:

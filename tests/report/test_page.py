@@ -31,13 +31,15 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation import certify
 from rush_bench.evaluation.runner import attack
 from rush_bench.noise import Gaussian
+from rush_bench.progress import amount
 from rush_bench.report import settle, tables
 from rush_bench.report.audits import sentence, write
 from rush_bench.report.books import books
+from rush_bench.report.cards import training_of
 from rush_bench.report.certificates import shared_radii, summary
 from rush_bench.report.page import PARTS, write_page
 from rush_bench.report.page.gallery import SHOWN
-from rush_bench.store import save_model
+from rush_bench.store import read_card, save_model
 
 NAMES = ("clean", "pgd", "eot", "worst")
 CARD = {"recipe": "rush", "dataset": "cifar10", "network": {"name": "tiny", "classes": 4, "channels": 3, "size": 32}}
@@ -192,6 +194,8 @@ def test_the_same_records_make_the_same_page(whole: Path, tmp_path: Path) -> Non
 def store(folder: Path, sha256: str = "s") -> Path:
     """A store with the card of `rush`, which trained for 12.5 seconds."""
     card = CARD | {"name": "rush", "votes": [64], "seconds": 12.5, "validation": {"knn": 0.8, "history": HISTORY}}
+    card |= {"pretrain_dataset": "cifar10", "seed": 0, "settings": {"noise": "uniform:0.3"}}
+    card |= {"data": {"n_train": 2048, "n_pretrain": 2048}}
     save_model(folder / "rush", card, {})
     card = json.loads((folder / "rush" / "card.json").read_text()) | {"sha256": {"model": sha256}}
     del card["digest"]
@@ -209,7 +213,22 @@ def test_a_model_has_its_card_its_learning_curve_and_its_cost(whole: Path, share
         for line in tables.table(shared_lab.results()).to_dict("records")
         if line["suite"] == "linf8-quick" and line["K"] == 4
     ]
-    assert f"rush@64: {frame['worst']:.6g} % [{frame['worst_low']:.6g}, {frame['worst_high']:.6g}]; 12.5 s of training" in text
+    spent = amount(training_of(read_card(whole.parent / "models", "rush")).passes)
+    interval = f"[{frame['worst_low']:.6g}, {frame['worst_high']:.6g}]"
+    assert f"rush@64: {frame['worst']:.6g} % {interval}; {spent} passes of training, 12.5 s on" in text
+
+
+def test_a_record_says_what_it_was_made_on(undrawn, digits, lab) -> None:
+    images, network = digits
+    fill(lab)  # records that do not say
+    suite = parse_suite("linf25.5-quick", only=("clean", "pgd"), overrides={"pgd.steps": 1})
+    run = attack(
+        Deterministic(network, name="plain", shape=images.shape, device="cpu"), suite, images, out=lab.folder, quiet=True
+    )
+    text = read(write_page(lab.folder)).text
+    (said,) = {made for result in run.results if result.labels["attack"] == "pgd" for made in result.made_on}
+    assert said == f"cpu, torch {torch.__version__}, search in float32" and said in text
+    assert "not noted: an older record" in text
 
 
 def test_a_card_of_other_weights_is_not_shown(undrawn, lab, tmp_path: Path) -> None:
@@ -375,6 +394,14 @@ said.off = rows().every((row) => getComputedStyle(row.cells[k]).display === "non
 const link = rows().find((row) => !row.hidden).querySelector("td a");
 link.focus();
 said.tip = document.getElementById("tip").textContent;
+const point = document.querySelector("figure svg .tip[tabindex]"), points = [...point.closest("svg").querySelectorAll(".tip")];
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+point.focus();
+press("ArrowRight");
+said.point = document.activeElement === points[1] && document.getElementById("tip").textContent === points[1].dataset.tip;
+press("End");
+const stops = points.filter((one) => one.getAttribute("tabindex") === "0");
+said.last = document.activeElement === points.at(-1) && stops.length === 1;
 link.click();
 setTimeout(() => {
   const target = document.querySelector(":target");
@@ -396,4 +423,5 @@ def test_in_a_browser(whole: Path, shared_lab, tmp_path: Path) -> None:
     worst = sorted(tables.table(shared_lab.results())["worst"])
     assert said["up"] == worst and said["down"] == worst[::-1]
     assert said["kept"] == ["rush@64"] and said["off"] and said["opened"]
+    assert said["point"] and said["last"]
     assert said["tip"].startswith("Clean: ") and "seed=0" in said["tip"]

@@ -22,9 +22,9 @@ def measure(lab, which: int, votes: int = 64, **more) -> None:
     lab.cell(f"{name}@{votes}" if votes else name, "worst", right.astype(int), of=[first], **how)
 
 
-def trainings(system: str = "a system") -> dict[str, Training]:
+def trainings(system: str = "a system") -> dict[tuple[str, str], Training]:
     names = {seed: "rush-c10" + (f"-s{seed}" if seed else "") for seed in SEEDS}
-    return {name: Training(system, seed, 4.6e6, 45_000.0, 60.0 + seed) for seed, name in names.items()}
+    return {(name, "rush"): Training(system, seed, 4.6e6, 45_000.0, 60.0 + seed) for seed, name in names.items()}
 
 
 @pytest.mark.parametrize("style", ["plain", "paper"])
@@ -79,9 +79,17 @@ def test_other_systems_or_one_seed_twice_are_never_pooled(lab):
     for seed in (0, 1):
         measure(lab, seed)
     known = trainings()
-    assert "in_mean" not in table(lab.results(), trainings=known | {"rush-c10-s1": Training("another", 1)})
-    assert "in_mean" not in table(lab.results(), trainings=known | {"rush-c10-s1": Training("a system", 0)})
+    assert "in_mean" not in table(lab.results(), trainings=known | {("rush-c10-s1", "rush"): Training("another", 1)})
+    assert "in_mean" not in table(lab.results(), trainings=known | {("rush-c10-s1", "rush"): Training("a system", 0)})
     assert "training_passes" not in table(lab.results())
+
+
+def test_the_same_weights_of_another_recipe_are_another_training(lab):
+    """A purifier stands before the network of standard training, say: what the network cost is not what it cost."""
+    lab.cell("bare", "clean", np.full(20, 16), weights="w", sha256="w", recipe="standard", votes=64, repeats=16)
+    lab.cell("purified", "clean", np.full(20, 16), weights="w", sha256="w", recipe="purify", votes=64, repeats=16)
+    frame = table(lab.results(), trainings={("w", "standard"): Training("a system", 0, 7.0)}).set_index("defense")
+    assert frame.loc["bare", "training_passes"] == 7.0 and np.isnan(frame.loc["purified", "training_passes"])
 
 
 def test_unfinished_columns_of_one_seed_are_no_mean(lab):

@@ -25,7 +25,9 @@ KINDS = {"simclr": SMALL, "rush": (*SMALL, "finetune.bn_adapt=beta_stats")}
 def left_behind(folder: Path) -> dict:
     """What a run leaves: the weights' hashes and the card without clock and machine, and the digest that covers them."""
     card = json.loads((folder / "card.json").read_text())
-    assert {path.name for path in folder.iterdir()} == {"card.json"} | {f"{x}.safetensors" for x in card["sha256"]}
+    assert {path.name for path in folder.iterdir()} == {"card.json", "log.jsonl"} | {f"{x}.safetensors" for x in card["sha256"]}
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert lines == card["validation"]["history"]
     assert all(sha256_file(folder / f"{stem}.safetensors") == sha for stem, sha in card["sha256"].items())
     return {key: value for key, value in card.items() if key not in ("seconds", "environment", "digest")}
 

@@ -237,7 +237,7 @@ def test_leftovers_of_kills_are_swept(tmp_path):
     for stale in (folder / ".training" / ".checkpoint-1234abcd.part.pt", folder / ".model-1234abcd.part.safetensors"):
         stale.write_bytes(b"half")
     quick(tmp_path)
-    assert {path.name for path in folder.iterdir()} <= {"card.json", "model.safetensors", "best.safetensors"}
+    assert {path.name for path in folder.iterdir()} <= {"card.json", "log.jsonl", "model.safetensors", "best.safetensors"}
 
 
 class Failing(Stage):

@@ -26,6 +26,7 @@ from rush_bench.certificates.tsv import frame_of
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as corrupting
 from rush_bench.files import digest, write_text
+from rush_bench.packs import opened
 from rush_bench.records import CellResult, load_results, save_indexes
 from rush_bench.records.published import BLOCKS
 from rush_bench.report import audits, certificates, corruptions, figures, settle, settle_figures, tables
@@ -60,13 +61,14 @@ def write_page(
     reference: str | None = None,
     data_dir: Path | None = None,
 ) -> Path:
-    """Write the page of a results folder to `out` (`<results>/report.html`) and return its path.
+    """Write the page of a results folder, or of a pack, to `out` (`report.html` in or beside it) and return its path.
 
     `store` has the cards of the models; `reference` is the defence that mCE is relative to; `data_dir` the data sets of the
     galleries. What is half done is said to be so: the same call again shows what has come since.
     Errors: BadInput where the folder holds no record of ours, or a damaged one.
     """
-    results, left_out = Path(results), list[str]()
+    read, left_out = opened(Path(results)), list[str]()
+    called, results = Path(results).resolve().name.removesuffix(".zip"), read.folder
 
     def warn(text: str) -> None:
         left_out.append(text.replace(f"{results}/", ""))
@@ -83,7 +85,7 @@ def write_page(
     page = _Page(grids.Records(found, results))
     measured = rows(kinds[""])
     save_indexes(found)
-    cards, changed = models.cards_of(found, store)
+    cards, changed = models.cards_of(found, [part for part in (store, read.cards) if part is not None])
     page.tables(measured)
     page.overview(measured, cards)
     page.images(measured, data_dir)
@@ -96,7 +98,7 @@ def write_page(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     text = environment.get_template("page.html.j2").render(
-        title=title or f"rush-bench: {results.resolve().name}",
+        title=title or f"rush-bench: {called}",
         version=__version__,
         clashes=[str(one) for one in check.contradictions(certified, attacks)],
         left_out=left_out,
@@ -108,7 +110,7 @@ def write_page(
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
-    path = Path(out) if out is not None else results / "report.html"
+    path = Path(out) if out is not None else read.beside / "report.html"
     write_text(path, text)
     return path
 

@@ -86,6 +86,7 @@ class Records:
                 frame = first.frame
                 about |= {kind: f"{frame[kind].mean():,.6g} an image" for kind in ("forwards", "backwards")}
                 about |= {"seconds": f"{frame['seconds'].sum():,.4g}", "largest distance": f"{frame['distance'].max():.6g}"}
+                about |= {"made on": "; ".join(first.made_on) or "not noted: an older record"}
             text = json.dumps({"identity": first.identity, "labels": [one.labels for one in same]}, indent=1)
             name = " · ".join(str(first.labels[key]) for key in NAMED if first.labels.get(key) not in (None, ""))
             entry = {"id": self.anchors[path], "name": name, "about": about, "text": text, "complete": first.complete}

@@ -1,15 +1,18 @@
 """What the page says of trained models: their cards, learning curves, and what training cost against what it bought."""
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
+from rush_bench.progress import amount
 from rush_bench.records import CellResult
+from rush_bench.report.cards import training_of
 from rush_bench.report.figures import COLOURS, MARKERS, accuracy_axis, percent, save, tips
 from rush_bench.report.rows import Row
 from rush_bench.store import read_cards
@@ -28,20 +31,20 @@ ABOUT = (
 )
 
 
-def cards_of(results: Sequence[CellResult], store: Path | None) -> tuple[dict[str, Card], list[str]]:
+def cards_of(results: Sequence[CellResult], stores: Iterable[Path]) -> tuple[dict[str, Card], list[str]]:
     """The cards of the models that were measured, by name; and the names of those whose weights are others by now.
 
     A record names the file that its weights came from by SHA-256: a card of that name with other weights is not its card.
     """
     found: dict[str, Card] = {}
     changed: set[str] = set()
-    there = read_cards(store) if store is not None and store.is_dir() else {}
-    for labels in (result.labels for result in results):
-        name = str(labels.get("model")).partition(":")[0]
-        if name in there and labels.get("sha256") in there[name]["sha256"].values():
-            found[name] = there[name]
-        elif name in there:
-            changed.add(name)
+    for there in [read_cards(store) for store in stores if store.is_dir()]:
+        for labels in (result.labels for result in results):
+            name = str(labels.get("model")).partition(":")[0]
+            if name in there and labels.get("sha256") in there[name]["sha256"].values():
+                found[name] = there[name]
+            elif name in there:
+                changed.add(name)
     return dict(sorted(found.items())), sorted(changed - found.keys())
 
 
@@ -79,12 +82,13 @@ def learning_curve(card: Card, path: Path) -> Path | None:
 
 
 def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
-    """Worst-case accuracy against seconds of training, a panel a data set and threat; None where no card says its time."""
+    """Worst-case accuracy against passes of training, a panel a data set and threat; None where nobody has counted any."""
     panels: dict[str, list[tuple[float, Row, Card]]] = defaultdict(list)
+    passes = {name: training_of(card).passes for name, card in cards.items()}
     for row in rows:
-        card = cards.get(str(row.labels.get("model")).partition(":")[0])
-        if card and card.get("seconds") and "worst" in row.estimates:
-            panels[f"{row.labels['dataset']}, {row.threat_text}, {row.labels['suite']}"].append((card["seconds"], row, card))
+        name = str(row.labels.get("model")).partition(":")[0]
+        if (spent := passes.get(name)) and "worst" in row.estimates:
+            panels[f"{row.labels['dataset']}, {row.threat_text}, {row.labels['suite']}"].append((spent, row, cards[name]))
     if not panels:
         return None
     columns = min(2, len(panels))
@@ -93,11 +97,11 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
     axes = figure.subplots(lines, columns, squeeze=False)
     names = list(dict.fromkeys(row.labels["defense"] for points in panels.values() for _, row, _ in points))
     for panel, (title, points) in zip(axes.flat, panels.items(), strict=False):
-        for seconds, row, card in points:
+        for spent, row, card in points:
             k, found = names.index(row.labels["defense"]), row.estimates["worst"]
             below, above = found.value - found.low, found.high - found.value
             bars = panel.errorbar(
-                seconds,
+                spent,
                 100 * found.value,
                 yerr=[[100 * max(below, 0.0)], [100 * max(above, 0.0)]],
                 color=COLOURS[k % len(COLOURS)],
@@ -107,21 +111,21 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
                 elinewidth=0.9,
             )
             device = (card.get("environment") or {}).get("device", "a device not noted")
-            words = f"{seconds:,.4g} s of training on {device}, {row.labels.get('budget') or 'budget not noted'}"
+            words = f"{amount(spent)} passes of training, {card.get('seconds') or math.nan:,.4g} s on {device}"
+            words += f", {row.labels.get('budget') or 'budget not noted'}"
             bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
-            under = any(at == seconds and other.estimates["worst"] > found for at, other, _ in points)
+            under = any(at == spent and other.estimates["worst"] > found for at, other, _ in points)
             beside = {"va": "top", "xytext": (5, -3)} if under else {"va": "bottom", "xytext": (5, 3)}
-            panel.annotate(
-                row.labels["defense"], (seconds, 100 * found.value), textcoords="offset points", fontsize=7, **beside
-            )
+            panel.annotate(row.labels["defense"], (spent, 100 * found.value), textcoords="offset points", fontsize=7, **beside)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+        panel.xaxis.set_major_formatter(lambda passes, _: amount(passes))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.margins(x=0.25)
+        costs = [spent for spent, _, _ in points]
+        panel.set_xlim(min(costs) / 2, 2 * max(costs))  # costs that differ by a few percent are to look equal
         accuracy_axis(panel)
         panel.set_title(title, fontsize=9)
-        panel.set_xlabel("training (seconds, on the device of the card)", fontsize=8)
+        panel.set_xlabel("training (passes of an image: forward 1, with its gradient 2, with the weights' 3)", fontsize=7)
     for panel in axes[:, 0]:
         panel.set_ylabel("worst-case accuracy (%)", fontsize=9)
     for panel in list(axes.flat)[len(panels) :]:

@@ -47,7 +47,21 @@ for (const grid of document.querySelectorAll("[data-grid]")) {
 const tip = document.getElementById("tip");
 for (const title of document.querySelectorAll("svg title")) {
   title.parentNode.dataset.tip = title.textContent;
+  title.parentNode.setAttribute("aria-label", title.textContent);
   title.remove();
+}
+const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
+for (const svg of document.querySelectorAll("figure svg")) {  // one tab stop a figure; arrows lead from point to point
+  const points = [...svg.querySelectorAll(".tip")];
+  svg.addEventListener("keydown", (event) => {
+    const at = points.indexOf(event.target);
+    if (at < 0 || !(event.key in steps)) return;
+    event.preventDefault();
+    const next = points[Math.max(0, Math.min(points.length - 1, at + steps[event.key]))];
+    event.target.setAttribute("tabindex", "-1");
+    next.setAttribute("tabindex", "0");
+    next.focus();
+  });
 }
 for (const element of document.querySelectorAll("main [title]")) {
   element.dataset.tip = element.title;

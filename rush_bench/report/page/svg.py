@@ -29,7 +29,8 @@ def page_svg(text: str, prefix: str) -> str:
     """A file of matplotlib's as an element of HTML.
 
     Colours become `var(--c-rrggbb, #rrggbb)`, which the page's dark style may replace; a marker with words (`figures.tips`)
-    becomes a group of class `tip` with a `title`, and a circle wide enough to point at.
+    becomes a group of class `tip` with a `title`, and a circle wide enough to point at. The first of a figure is a tab stop,
+    from which the page's script leads to the others by the arrow keys.
     """
     root = ElementTree.fromstring(text)
     for element in root.iter():  # HTML knows what svg is: no name space, hence no address
@@ -40,6 +41,8 @@ def page_svg(text: str, prefix: str) -> str:
             parent.remove(child)
     for element in list(root.iter()):
         _told(element)
+    for number, tip in enumerate(root.iterfind(".//*[@class='tip']")):
+        tip.attrib |= {"tabindex": "-1" if number else "0", "role": "img"}
     needed = {found for e in root.iter() for name in REFERS for found in re.findall(r"#(\w+)", e.get(name, ""))}
     for element in root.iter():
         if (own := element.attrib.pop("id", None)) in needed:
@@ -51,7 +54,7 @@ def page_svg(text: str, prefix: str) -> str:
             style = re.sub(r"font-family:[^;]*;?\s*", "", element.attrib["style"])  # the page's
             element.set("style", re.sub(r"#([0-9a-f]{6})\b", r"var(--c-\1, #\1)", style))
     width = float(root.attrib["viewBox"].split()[2])
-    root.attrib = {"viewBox": root.attrib["viewBox"], "style": f"--width: {width:g}", "role": "img"}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "style": f"--width: {width:g}", "role": "group"}
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -1,0 +1,24 @@
+"""`rush-bench pack`: a results folder as one file."""
+
+from pathlib import Path
+
+import click
+
+from rush_bench.cli import common
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path, exists=True, file_okay=False), default="results")
+@common.store
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write.  [default: RESULTS.zip]")
+@click.option("--adversarial", is_flag=True, help="With the stored x', which galleries of images need; they take most room.")
+def command(results: Path, store: Path, out: Path | None, adversarial: bool) -> None:
+    """Put RESULTS (default: results) into one file: records, tables, figures, audits, benchmark files, cards of models.
+
+    `table`, `figure` and `report` read it as they read the folder. Weights are not in it.
+    """
+    from rush_bench.packs import pack
+
+    path = pack(results, out, store=store, adversarial=adversarial)
+    click.echo(f"{path.stat().st_size / 1e6:.1f} MB", err=True)
+    click.echo(path)

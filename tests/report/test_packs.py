@@ -1,0 +1,90 @@
+"""A pack reads as the folder that it was made of."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+from click.testing import CliRunner
+
+from rush_bench.cli import main
+from rush_bench.errors import BadInput
+from rush_bench.files import digest, write_json
+from rush_bench.packs import opened, pack
+from rush_bench.report.page import write_page
+
+SHA = "ab" * 32
+
+
+@pytest.fixture
+def folder(lab):
+    """Records, a table, and what does not belong into a pack; cards of two models, of which one was measured."""
+    for attack, right in (("clean", [4] * 12), ("pgd", [4] * 8 + [1] * 4), ("worst", [4] * 7 + [0] * 5)):
+        cell = lab.cell("rush-cifar10@64", attack, right, repeats=4, votes=64, weights="rush-cifar10", sha256=SHA)
+    (lab.store.folder(cell) / "adversarial-0009.npy").write_bytes(b"x'")
+    (lab.folder / "digits.toml").write_text("title = 'one'")
+    (lab.folder / "worker-2.log").write_text("/home/somebody")
+    for name, sha in (("rush-cifar10", SHA), ("other", "cd" * 32)):
+        network = {"name": "tiny", "classes": 4, "channels": 3, "size": 32}
+        card = {"recipe": "rush", "dataset": "cifar10", "network": network, "votes": [64], "sha256": {"model": sha}, "seed": 0}
+        card |= {"pretrain_dataset": "cifar10", "settings": {"noise": "uniform:0.3"}, "data": {"n_train": 50, "n_pretrain": 50}}
+        card |= {"seconds": 12.5, "environment": {"device": "a device"}}
+        write_json(lab.folder / "models" / name / "card.json", card | {"digest": digest(card)})
+        (lab.folder / "models" / name / "model.safetensors").write_bytes(b"weights")
+    return lab.folder
+
+
+def answer(*words: object) -> str:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_tables_and_the_page_are_those_of_the_folder(folder, tmp_path_factory):
+    away = tmp_path_factory.mktemp("away")
+    packed = pack(folder, away / f"{folder.name}.zip", store=folder / "models")
+    whole = answer("table", "--results", folder, "--json", "--store", folder / "models", "--out", away)
+    written = (away / "table.csv").read_bytes()
+    assert json.loads(whole)[0]["training_seconds"] == 12.5
+    page = write_page(folder, store=folder / "models").read_text()
+    shutil.rmtree(folder)
+    assert answer("table", "--results", packed, "--json", "--store", away / "none") == whole
+    assert (away / "table.csv").read_bytes() == written
+    assert write_page(packed).read_text() == page and (away / "report.html").exists()
+
+
+def test_holds_what_a_reader_needs_and_no_more(folder, tmp_path):
+    names = zipfile.ZipFile(pack(folder, tmp_path / "a.zip", store=folder / "models")).namelist()
+    assert {"pack.json", "digits.toml", "models/rush-cifar10/card.json"} <= {*names}
+    assert sum(name.endswith("chunk-0001.npz") for name in names) == 3
+    assert not [name for name in names if name.endswith((".npy", ".safetensors", ".log", "other/card.json"))]
+    more = zipfile.ZipFile(pack(folder, tmp_path / "b.zip", adversarial=True)).namelist()
+    assert {*more} - {*names} == {name for name in more if name.endswith("adversarial-0009.npy")} != set()
+
+
+def test_the_same_folder_makes_the_same_bytes(folder, tmp_path_factory):
+    first, second = (pack(folder, tmp_path_factory.mktemp("packs") / "p.zip").read_bytes() for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "other version", "leads out", "no pack"])
+def test_what_is_no_whole_pack_is_refused(damage, folder, tmp_path_factory):
+    path = pack(folder, tmp_path_factory.mktemp("packs") / "p.zip")
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-100])
+    elif damage == "changed":
+        at = content.index(b"chunk-0000.npz") + 100
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    else:
+        about = {"format": 2 if damage == "other version" else 1, "made_by": {}, "modified": {"../out": 0}}
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("../out", "")
+            file.writestr("pack.json" if damage != "no pack" else "else.json", json.dumps(about))
+    with pytest.raises(BadInput, match=r"p\.zip"):
+        opened(path)
+
+
+def test_a_folder_without_records_is_no_pack(tmp_path):
+    with pytest.raises(BadInput, match="no record"):
+        pack(tmp_path)

@@ -18,12 +18,12 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from rush_bench.attacks.apgd import EOTAPGD
-from rush_bench.attacks.base import Threat
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.evaluation.score import score
 from rush_bench.networks import build
 from rush_bench.noise import Stream, Uniform
+from rush_bench.threats import Threat
 
 LAW, SHAPE = Uniform(0.3), (1, 16, 16)
 

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rush_bench.certify import Sampling, certify
-from rush_bench.certify.report import certified_accuracy
+from rush_bench.certify import Sampling
 from rush_bench.certify.tsv import frame_of
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Smoothed
+from rush_bench.evaluation import certify
 from rush_bench.noise import Gaussian
+from rush_bench.report.certificates import certified_accuracy
 
 
 def trained(data: Images, sigma: float, epochs: int = 60) -> nn.Module:

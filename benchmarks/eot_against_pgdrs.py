@@ -16,12 +16,12 @@ from known_point import network
 from torch import nn
 
 import rush_bench as rb
-from rush_bench.attacks.base import Threat
 from rush_bench.evaluation.score import check, score
-from rush_bench.evaluation.statistics import interval, paired_difference
 from rush_bench.networks import build
 from rush_bench.noise import Stream
+from rush_bench.records.statistics import interval, paired_difference
 from rush_bench.registry import attacks
+from rush_bench.threats import Threat
 
 SCALE = 0.05
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rush_bench.evaluation.statistics import Estimate, interval, paired_difference
+from rush_bench.records.statistics import Estimate, interval, paired_difference
 
 IMAGES, DRAWS, MEANS, CONCENTRATIONS = (30, 100, 1000), (1, 10, 100), (0.05, 0.2, 0.5), (0.2, 2.0, 50.0)
 CHANGES = ((0.05, 0.0), (0.1, 0.05), (0.3, 0.0), (0.2, 0.2))  # shares of images lost and won by a deterministic defence

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.evaluation.score import check, score
-from rush_bench.evaluation.statistics import interval, paired_difference
 from rush_bench.networks import build
 from rush_bench.noise import Stream, Uniform
+from rush_bench.records.statistics import interval, paired_difference
 from rush_bench.registry import attacks
+from rush_bench.threats import Threat
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rush_bench.evaluation.records import FORMAT, Cell, CellStore
+from rush_bench.records import FORMAT, Cell, CellStore
 
 ATTACKS = ("clean", "pgd", "eot", "aa", "worst")
 WAYS = ("first", "again")

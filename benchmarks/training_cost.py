@@ -21,7 +21,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rush_bench.bench.passes import PASSES
 from rush_bench.datasets import as_images
 from rush_bench.networks import build, resolve
 from rush_bench.registry import match, recipes
@@ -60,7 +59,7 @@ class Job:
     name: str
     stage: Stage
     optimiser: torch.optim.Optimizer
-    settings: Any
+    plan: Plan
     count: int = 0
 
     def step(self) -> None:
@@ -74,7 +73,7 @@ class Job:
 
     def passes(self) -> float:
         """Implied by the settings, an image: rows of the encoder."""
-        return PASSES[self.name](self.settings) * row_weight(self.stage)
+        return self.plan.passes * row_weight(self.stage)
 
     def flops(self) -> int:
         """Counted in a step."""
@@ -160,7 +159,7 @@ def make_job(name: str, plans: list[Plan], number: int, settings: Any, network: 
         stage.begin_epoch(0)
         if plan is not plans[number]:
             stage.finish()
-    return Job(f"{name} {plan.name}", stage, optimiser, settings)
+    return Job(f"{name} {plan.name}", stage, optimiser, plans[number])
 
 
 def has(settings: Any, key: str) -> bool:

@@ -137,8 +137,8 @@ def content(folder: Path) -> dict[str, Any]:
 
 def kills(folder: Path, count: int, draw: random.Random) -> dict[str, int]:
     """SIGKILL each command `count` times, one to three times a run, and let the same command finish."""
-    import rush_bench.certify.run  # here, so that each child need not
     import rush_bench.cli.train
+    import rush_bench.evaluation.certificates  # here, so that each child need not
     import rush_bench.evaluation.corruptions
     import rush_bench.training.run  # noqa: F401
 
@@ -185,7 +185,7 @@ def damages(folder: Path, count: int, draw: random.Random) -> dict[str, int]:
     import torch
 
     from rush_bench.errors import RushBenchError
-    from rush_bench.evaluation.records import load_results
+    from rush_bench.records import load_results
     from rush_bench.store import read_card, read_weights
     from rush_bench.training.checkpoint import CheckpointFile
 

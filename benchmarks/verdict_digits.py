@@ -26,8 +26,8 @@ from rush_bench.audit.book import Book
 from rush_bench.audit.settle import settle
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import load_defenses
-from rush_bench.evaluation.statistics import Estimate, clopper_pearson
 from rush_bench.files import write_text
+from rush_bench.records.statistics import Estimate, clopper_pearson
 from rush_bench.report import settle as tables
 from rush_bench.report.settle_figures import Line, sweep, write_figures
 

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rush_bench as rb
-from rush_bench.attacks.base import Threat
 from rush_bench.audit.book import Book
 from rush_bench.audit.finding import Finding
 from rush_bench.audit.run import judge, probe
 from rush_bench.audit.settle import Budget, settle
 from rush_bench.audit.verdict import ABOVE_CHANCE, STRENGTH, Claim
 from rush_bench.datasets import Images
+from rush_bench.threats import Threat
 
 SHAPE, RADII = (1, 16, 16), (8 / 255, 0.1)
 

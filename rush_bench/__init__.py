@@ -14,6 +14,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rush_bench.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from rush_bench.datasets import as_images as as_images
     from rush_bench.datasets import load_dataset as load_dataset
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from rush_bench.noise import Uniform as Uniform
     from rush_bench.report import table as table
     from rush_bench.training import train as train
-
-__version__ = "0.1.0"
 
 if "torch" not in sys.modules:  # OpenMP reads it once: threads that spin for each other starve on a machine with other work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch is imported by the functions that need it: names and 
     from torch import Tensor
 
 FORMAT = 1
+CARRIED = "carried/"  # begins the names of weights beside an encoder's own, kept for later stages: carried/<what>/<key>
 ENCODERS = "encoders"  # the folder of a store where encoders lie, each in the format of a model
 NETWORK = {"name", "classes", "channels", "size"}
 CARD = {"recipe": str, "dataset": str, "network": dict, "votes": list, "sha256": dict}  # what others read in a card

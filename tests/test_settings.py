@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from rush_bench.attacks.base import Threat
 from rush_bench.certify.sampling import Sampling
 from rush_bench.errors import BadInput
 from rush_bench.registry import attacks, recipes
 from rush_bench.settings import Count, NonNegative, Range, Settings, Share, check, hints, override, to_dict
+from rush_bench.threats import Threat
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import NetworkSettings, Optimisation, RunSettings
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
@@ -22,6 +22,7 @@ from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.defenses.base import margin
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
+from rush_bench.threats import Threat
 
 NAMES = {
     "eot-apgd": "our APGD on the mean over 16 or more draws: CE (of the soft vote), then margin, 100 steps each",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.components import Components, Effort, component_passes
 from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
@@ -22,6 +22,7 @@ from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
+from rush_bench.threats import Threat
 
 NAMES = {
     "aa": "AutoAttack standard (pyautoattack): APGD-CE, APGD-T, FAB-T, Square; a randomised defence on its bank",

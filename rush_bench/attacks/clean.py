@@ -4,9 +4,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 NAMES = {"clean": "no attack: accuracy on the images as they are"}
 

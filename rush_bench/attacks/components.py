@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.cost import at_once, module_rows, prediction_rows
 from rush_bench.attacks.parts import Name
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Settings, Whole
+from rush_bench.threats import Threat
 
 Offer = Callable[[Tensor, Tensor], None]  # points (n, C, H, W), positions (n,) in what was attacked
 NORMS = {"linf": "Linf", "l2": "L2"}

@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
 from rush_bench.settings import Count
+from rush_bench.threats import Threat
 
 NAMES = {"random-noise": "control: the worst of 100 random points of the ball, on held-apart draws"}
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rush_bench.attacks.base import Threat
 from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.base import cross_entropy, margin_to
 from rush_bench.defenses.body import Body, blocks
 from rush_bench.defenses.smoothed import _Network, positions
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 LOOKED, DRAWS, STEPS = 4, 8, 4  # images looked at, draws held fixed there at most, steps of the walk (eps/4 each)
 # Changes of a pixel. Fine ones lie below a grey level (1/255) and above float32's rounding; the smaller one meets fewer kinks

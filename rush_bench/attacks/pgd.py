@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.cost import gradient_rows, judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Range, Whole
+from rush_bench.threats import Threat
 
 NAMES = {
     "pgd": "PGD-20, step eps/4 (2/255 at 8/255), random start; the defence's own m draws per gradient",

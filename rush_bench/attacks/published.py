@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.components import Components, Effort, component_passes
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
@@ -19,6 +19,7 @@ from rush_bench.attacks.pgd import PGD
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
+from rush_bench.threats import Threat
 
 NAMES = {
     "pgd-published": "RUSH's PGD as published (fixed noise, last iterate): explains its number, measures no robustness",

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.cost import gradient_rows, prediction_rows
 from rush_bench.attacks.official import Official
 from rush_bench.attacks.pgd import PGD
@@ -18,6 +17,7 @@ from rush_bench.defenses.smoothed import positions
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, NonNegative, Whole
+from rush_bench.threats import Threat
 
 NAMES = {"pgd-purifier": "PGD on a purifier through a gradient by name: exact, adjoint, bpda or blind (as published: adjoint)"}
 

@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, PositiveShare
+from rush_bench.threats import Threat
 
 NAMES = {"square": "Square, 5000 queries, without gradients; the loss of a query is a mean over 20 draws"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.components import NORMS, Effort, component_passes, module_of
 from rush_bench.attacks.cost import module_rows
 from rush_bench.attacks.pgd import Step
@@ -19,6 +19,7 @@ from rush_bench.errors import BadInput, MissingPackage
 from rush_bench.noise import Gaussian, Noise, Stream, Uniform
 from rush_bench.packages import overwritten
 from rush_bench.settings import Count, Whole
+from rush_bench.threats import Threat
 
 NAMES = {
     "torchattacks-pgdrs": "torchattacks' own PGDRS, by RUSH's author: 40 steps, fresh noise (extra torchattacks)",

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rush_bench.attacks.apgd import EOTAPGD
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.defenses import Defense, load_defense, resolve
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
 from rush_bench.store import read_card
+from rush_bench.threats import Threat
 
 NAMES = {"transfer": "x' of our APGD on the network without its noise (source=base), or on any model of the store"}
 

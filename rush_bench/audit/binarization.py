@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.apgd import EOTAPGD
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.kept import positions
 from rush_bench.audit.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body, blocks
 from rush_bench.defenses.smoothed import _Network
 from rush_bench.errors import BadInput, RushBenchError
-from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.noise import Stream
+from rush_bench.records.statistics import clopper_pearson
+from rush_bench.threats import Threat
 
 PAPER = "Zimmermann et al. 2022, section 4"
 FEATURES = 2048  # at most, since a layer of each image's own is fitted to them

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rush_bench.audit.experiments import EXPERIMENTS
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval, paired_difference
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval, paired_difference
 
 
 @dataclass(frozen=True)

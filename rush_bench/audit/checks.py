@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from rush_bench.attacks.base import Threat
 from rush_bench.audit.book import Book, Entry
 from rush_bench.audit.experiments import THEIRS
 from rush_bench.audit.finding import Finding, judged, not_run, noted, within_chance
 from rush_bench.audit.flags import square_beats_white_box
 from rush_bench.certify.check import comparisons
-from rush_bench.evaluation.statistics import Estimate
+from rush_bench.records.statistics import Estimate
+from rush_bench.threats import Threat
 
 POINT = 0.01
 # What a required check needs to have been able to fail: images, queries of Square, random points, draws of the last gradient.

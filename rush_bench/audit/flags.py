@@ -17,7 +17,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.health import no_gradient, raw_logits, scores
 from rush_bench.attacks.kept import positions
 from rush_bench.audit.finding import Finding, judged, not_run, within_chance
@@ -25,8 +24,9 @@ from rush_bench.defenses import Bank, Defense
 from rush_bench.defenses.body import Body
 from rush_bench.defenses.smoothed import _Network
 from rush_bench.errors import BadInput, RushBenchError
-from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.noise import Stream
+from rush_bench.records.statistics import clopper_pearson
+from rush_bench.threats import Threat
 
 AUTOATTACK = "Croce and Hein 2020, flags of AutoAttack's reference implementation"
 # Mean and deviation a channel that training scripts subtract and divide by; of one channel, or of three.

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rush_bench.attacks.base import Threat
 from rush_bench.audit.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 PAPER = "Pintor et al. 2022, section 3"
 BOUNDLESS = (20, 0.25)  # steps, and their size as a share of the box, of I6

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from rush_bench.attacks.base import Threat
 from rush_bench.audit.binarization import binarization
 from rush_bench.audit.book import Book
 from rush_bench.audit.checks import checks
@@ -25,6 +24,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation.work import Job, check_asked, work
 from rush_bench.files import digest, flock, read_json, release, write_atomic, write_json
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 FOLDER = "audit"
 VERSION = 2  # of the probes: another version makes them again

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rush_bench.attacks.base import Norm, Threat
 from rush_bench.attacks.cost import prediction_rows
 from rush_bench.attacks.torchattacks_own import LAWS, real_torchattacks
 from rush_bench.audit.book import Book, entries_of
@@ -19,18 +18,19 @@ from rush_bench.audit.experiments import BUDGETS, SOURCES, WORST, Budget, Subjec
 from rush_bench.certify.bounds import certificate
 from rush_bench.certify.check import FOLDER as CERTIFICATES
 from rush_bench.certify.check import Comparison, clashes
-from rush_bench.certify.run import certify
 from rush_bench.certify.sampling import THIRDS, Sampling
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed, load_defense
 from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.load import listed
 from rush_bench.errors import BadInput, MissingPackage, unknown_name
-from rush_bench.evaluation.records import Cell, CellResult, CellStore, load_results
+from rush_bench.evaluation.certificates import certify
 from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
 from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.records import Cell, CellResult, CellStore, load_results
+from rush_bench.threats import Norm, Threat
 
 FOLDER = "settle"
 

@@ -8,13 +8,13 @@ import contextlib
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.health import FEW, UNTRUE, Health, health
 from rush_bench.attacks.kept import positions
 from rush_bench.audit.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 OURS = "ours: what is attacked must be what is judged"
 NO_GRADIENT = (RushBenchError, RuntimeError)  # none is there, or one that is not finite

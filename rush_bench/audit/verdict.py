@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rush_bench.audit.finding import Finding
-from rush_bench.evaluation.statistics import Estimate
+from rush_bench.records.statistics import Estimate
 
 Word = Literal["stands", "weakened", "refuted", "cannot say"]
 REFUTED, WEAKENED, ABOVE_CHANCE = 0.20, 0.03, 0.03

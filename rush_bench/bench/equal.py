@@ -1,4 +1,4 @@
-"""Equal training cost: a paper's schedule, stretched to what another training spends in passes (`passes`).
+"""Equal training cost: a paper's schedule, stretched to what another training spends in passes (`Plan.passes`).
 
 1. A linear head (SLF, NSLF, ALF) gets as many epochs as the reference's. Full fine-tuning (AFF) gets half of the budget.
 2. The stages before share the rest as their paper shares it: each gets the whole number of epochs nearest to what that buys.
@@ -9,7 +9,6 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from rush_bench.bench.passes import of_stage
 from rush_bench.errors import BadInput
 from rush_bench.training.stage import Plan, Recipe
 
@@ -38,14 +37,14 @@ def budget_of(system: Recipe, settings: Any) -> Budget:
     plans = system.plans(settings)
     if not _linear(settings, plans[-1]):
         raise BadInput(f"{system.name} has no linear head, whose epochs equal_cost takes; name a recipe such as rush")
-    return Budget(_spent(system, settings, plans), plans[-1].settings.epochs)
+    return Budget(_spent(system, plans), plans[-1].settings.epochs)
 
 
 def stretched(system: Recipe, settings: Any, budget: Budget, share: float) -> Stretched:
     """By the rule at the top; `settings` are the paper's, `share` the part of the budget that this training gets."""
     plans, whole = system.plans(settings), share * budget.passes
-    _spent(system, settings, plans)
-    each = {plan.name: of_stage(system, settings, plan) for plan in plans}
+    _spent(system, plans)
+    each = {plan.name: plan.encoder_passes for plan in plans}
     last, left, before, epochs = plans[-1], whole, plans, dict[str, int]()
     linear = _linear(settings, last)
     if linear or last.name in ("aff", "finetune"):
@@ -69,10 +68,10 @@ def _linear(settings: Any, plan: Plan) -> bool:
     return plan.name == "linear" or (plan.name == "finetune" and settings.finetune.protocol in LINEAR)
 
 
-def _spent(system: Recipe, settings: Any, plans: list[Plan]) -> float:
-    spent = sum(of_stage(system, settings, plan) * plan.settings.epochs for plan in plans)
+def _spent(system: Recipe, plans: list[Plan]) -> float:
+    spent = sum(plan.encoder_passes * plan.settings.epochs for plan in plans)
     if spent != spent:
-        raise BadInput(f"nobody has counted the passes of {system.name} (rush_bench/bench/passes.py); leave its cost out")
+        raise BadInput(f"nobody has counted the passes of {system.name} (`Plan.passes`); leave its cost out")
     return spent
 
 

@@ -15,8 +15,6 @@ from rush_bench.attacks.cost import prediction_rows
 from rush_bench.audit.settle import FOLDER as SETTLED
 from rush_bench.audit.settle import budget_named, images_left, rates
 from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, unfinished
-from rush_bench.bench.passes import of_stages
-from rush_bench.certify import run as certificates
 from rush_bench.certify.sampling import Sampling
 from rush_bench.cli.attack import Loader, asked_suite, check_count, own, stored
 from rush_bench.cli.certify import DEFAULT_N as CERTIFIED
@@ -28,17 +26,18 @@ from rush_bench.defenses import Defense
 from rush_bench.defenses.load import of_network
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, Failure, RushBenchError
-from rush_bench.evaluation import corruptions, runner
-from rush_bench.evaluation.records import CellStore
+from rush_bench.evaluation import certificates, corruptions, runner
 from rush_bench.evaluation.work import Job as CellJob
 from rush_bench.files import read_json
 from rush_bench.networks import build
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import noise_from
+from rush_bench.records import CellStore
 from rush_bench.report.settle import stem
 from rush_bench.settings import parse_number
 from rush_bench.store import ENCODERS, model_names
 from rush_bench.training.checkpoint import CheckpointFile, identity
+from rush_bench.training.cost import of_stages
 from rush_bench.training.encoders import shared
 from rush_bench.training.run import Prepared, overruns, prepare
 
@@ -49,7 +48,7 @@ ROWS = 256  # rows whose time predicts an attack's, as far as a defence has draw
 
 @dataclass(frozen=True)
 class Planned:
-    """A job, how far it is, and what its rest is expected to cost: forward equivalents (see `bench.passes`) and seconds here.
+    """A job, how far it is, and what its rest is expected to cost: forward equivalents (see `training.cost`) and seconds here.
 
     NaN where nobody can say. `why` an impossible job is impossible.
     """

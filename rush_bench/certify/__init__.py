@@ -1,4 +1,4 @@
-"""Certificates of smoothed defences: bounds, sampling, records, reports. Loaded when used: reports need no torch."""
+"""The mathematics of certificates: bounds, sampling, comparison with attacks, files in exchange. Loaded when used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from rush_bench.certify.check import Comparison as Comparison
     from rush_bench.certify.check import comparisons as comparisons
     from rush_bench.certify.check import contradictions as contradictions
-    from rush_bench.certify.run import certify as certify
     from rush_bench.certify.sampling import Sampling as Sampling
 
 _HOME = {
@@ -17,7 +16,6 @@ _HOME = {
     "Comparison": "check",
     "Sampling": "sampling",
     "certificate": "bounds",
-    "certify": "run",
     "comparisons": "check",
     "contradictions": "check",
 }

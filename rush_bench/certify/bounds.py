@@ -14,9 +14,10 @@ from scipy import stats
 
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.noise import Gaussian, Noise, Uniform
+from rush_bench.threats import Norm
 
 Floats = NDArray[np.float64]
-Norm = Literal["l2", "l1", "linf"]
+CertifiedNorm = Literal["l1"] | Norm
 
 
 def lower_bound(count: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Floats:
@@ -71,7 +72,7 @@ class Certificate:
     """A law of noise, a norm and a dimension: what turns a bound p into a radius and back."""
 
     law: Noise
-    norm: Norm
+    norm: CertifiedNorm
     dimension: int
 
     def radius(self, p: ArrayLike) -> Floats:
@@ -111,7 +112,7 @@ class Certificate:
         return eps * float(self.dimension) ** max(0.0, root[self.norm] - root[norm])
 
 
-NORMS: dict[type[Noise], tuple[Norm, ...]] = {Gaussian: ("l2",), Uniform: ("l1", "linf")}
+NORMS: dict[type[Noise], tuple[CertifiedNorm, ...]] = {Gaussian: ("l2",), Uniform: ("l1", "linf")}
 
 
 def certificate(law: Noise, norm: str | None, dimension: int) -> Certificate:

@@ -15,11 +15,10 @@ import numpy as np
 from scipy import stats
 
 from rush_bench.certify.bounds import Certificate, certificate
-from rush_bench.evaluation.records import CellResult, load_results
 from rush_bench.noise import noise_from
+from rush_bench.records import TOLERANCE, CellResult, load_results
 
 FOLDER = "certificates"  # of a results folder
-TOLERANCE = 1e-6  # what the scorer grants an x' beyond eps
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import CellResult
 from rush_bench.files import write_text
+from rush_bench.records import CellResult
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 

@@ -34,10 +34,10 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     with common.quiet_stdout():
         begun = time.monotonic()
         run = settled(asked)
-        from rush_bench.attacks.base import Threat
         from rush_bench.audit import run as audits
         from rush_bench.report import settle as report
         from rush_bench.report.settle_figures import write_figures
+        from rush_bench.threats import Threat
 
         deadline = None if asked["max_minutes"] is None else begun + 60 * asked["max_minutes"]
         found = []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rush_bench.certify.check import Comparison
-    from rush_bench.evaluation.records import CellResult
+    from rush_bench.records import CellResult
 
 DEFAULT_N = 500
 
@@ -105,8 +105,8 @@ def command(
 
     settings = Sampling(mode, selection, draws, parse_number(alpha), wanted, parse_number(hope))  # type: ignore[arg-type]
     with common.quiet_stdout():
-        from rush_bench.certify import run
         from rush_bench.devices import choose_device
+        from rush_bench.evaluation.certificates import certify
         from rush_bench.evaluation.work import Run, deadline_in, minutes_to, parse_shard
 
         images = Loader(data_dir, count, size, DEFAULT_N)
@@ -121,52 +121,52 @@ def command(
         whole = Run([], folder=out)
         for defenses, data in pairs:
             left = minutes_to(deadline)
-            whole.extend(run.certify(defenses, data, settings, norm=norm, out=out, seed=seed, shard=part, max_minutes=left))
+            whole.extend(certify(defenses, data, settings, norm=norm, out=out, seed=seed, shard=part, max_minutes=left))
     whole.contradictions = show_results(whole.results, wanted, out, as_json)
     common.finish(whole, shard, "certificates wait")
 
 
 def show_results(asked: "list[CellResult]", radii: tuple[float, ...], out: Path, as_json: bool) -> "list[Comparison]":
     """Print what was certified and draw the curve; returns the attacks that a certificate contradicts."""
-    from rush_bench.certify import check, report
-    from rush_bench.certify.run import FOLDER
+    from rush_bench.certify.check import FOLDER, contradictions
     from rush_bench.certify.tsv import frame_of
-    from rush_bench.evaluation.records import load_results
+    from rush_bench.records import load_results
+    from rush_bench.report import certificates
 
     whole = [result for result in asked if result.complete]
-    sets = {report.name_of(result): frame_of(result) for result in whole}
-    at = radii or report.shared_radii(whole)
+    sets = {certificates.name_of(result): frame_of(result) for result in whole}
+    at = radii or certificates.shared_radii(whole)
     if whole:
         norms = {str(result.labels["norm"]) for result in whole}
-        report.figure(sets, out / FOLDER / "curve.png", norms.pop() if len(norms) == 1 else "radius")
+        certificates.figure(sets, out / FOLDER / "curve.png", norms.pop() if len(norms) == 1 else "radius")
     attacks = [*load_results(out), *load_results(out / "settle")]
-    clash = check.contradictions(whole, {result.folder: result for result in attacks}.values())
+    clash = contradictions(whole, {result.folder: result for result in attacks}.values())
     if as_json:
         found = [
             {key: result.labels.get(key) for key in ("defense", "dataset", "law", "scale", "norm", "alpha", "suite")}
             | {"folder": str(result.folder), "chunks": result.chunks, "chunks_done": result.chunks_done}
-            | (report.summary(frame_of(result), at) if result.complete else {})
+            | (certificates.summary(frame_of(result), at) if result.complete else {})
             for result in asked
         ]
         common.print_json({"certificates": found, "contradictions": [str(one) for one in clash]})
     elif whole:
-        print_frame("certified accuracy (%)", report.table(sets, at))
+        print_frame("certified accuracy (%)", certificates.table(sets, at))
     return clash
 
 
 def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ...], as_json: bool) -> None:
     """Certificates read back: their table, and line by line a reference table; exit code 1 where a line differs."""
-    from rush_bench.certify import report
     from rush_bench.certify.tsv import read_folder
+    from rush_bench.report import certificates
 
     sets = read_folder(places)
-    at = radii or report.DEFAULT_RADII
-    compared = report.compare(sets, reference) if reference else None
+    at = radii or certificates.DEFAULT_RADII
+    compared = certificates.compare(sets, reference) if reference else None
     if as_json:
         lines = None if compared is None else compared.to_dict(orient="records")
-        common.print_json({"certificates": {k: report.summary(v, at) for k, v in sets.items()}, "table": lines})
+        common.print_json({"certificates": {k: certificates.summary(v, at) for k, v in sets.items()}, "table": lines})
     else:
-        print_frame("certified accuracy (%)", report.table(sets, at))
+        print_frame("certified accuracy (%)", certificates.table(sets, at))
         if compared is not None:
             print_frame("best certified accuracy, beside the reference table", compared)
     if compared is not None:

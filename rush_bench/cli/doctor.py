@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from rush_bench import __version__
 from rush_bench.cli import common
 from rush_bench.packages import overwritten, shipped_by
+from rush_bench.version import __version__
 
 # Optional packages: what must work in them, and the line that installs them.
 # robustbench 1.1.1 imports `autoattack`, but what PyPI has is `pyautoattack`: the name is aliased first.

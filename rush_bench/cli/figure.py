@@ -9,7 +9,7 @@ from rush_bench.cli import common
 from rush_bench.errors import BadInput, unknown_name
 
 if TYPE_CHECKING:
-    from rush_bench.evaluation.records import CellResult
+    from rush_bench.records import CellResult
 
 KINDS = ("accuracy", "images")
 SHOWN = 6  # images in a picture
@@ -29,7 +29,7 @@ def command(kinds: str, results: Path, out: Path | None, defense: str | None, da
     for part in wanted:
         if part not in KINDS:
             raise unknown_name("kind of figure", part, KINDS)
-    from rush_bench.evaluation.records import load_results
+    from rush_bench.records import load_results
     from rush_bench.report import figures
 
     found, folder = load_results(results), out or results
@@ -44,7 +44,7 @@ def command(kinds: str, results: Path, out: Path | None, defense: str | None, da
 def picture(results: "list[CellResult]", defense: str | None, data_dir: Path | None, path: Path) -> Path:
     """Images of the first chunk, clean and attacked at the smallest eps that PGD was run at: first those that it turned."""
     from rush_bench.datasets import load_dataset
-    from rush_bench.evaluation.records import Cell, CellStore
+    from rush_bench.records import Cell, CellStore
     from rush_bench.report import figures
 
     kept = [r for r in results if r.complete and (r.folder / "adversarial-0000.npy").exists() and r.labels["attack"] == "pgd"]

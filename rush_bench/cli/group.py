@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from rush_bench import __version__
 from rush_bench.errors import RushBenchError, unknown_name
+from rush_bench.version import __version__
 
 COMMANDS = {
     "run": "Run a benchmark file, or one that is shipped by its name: train, attack, write the tables.",

@@ -45,7 +45,7 @@ def command(style: str, results: tuple[Path, ...], out: Path | None, store: Path
     for part in wanted:
         if part not in FORMATS:
             raise unknown_name("table format", part, FORMATS)
-    from rush_bench.evaluation.records import load_results
+    from rush_bench.records import load_results
     from rush_bench.report import tables
 
     found = load_results(*results)
@@ -71,6 +71,6 @@ def trainings_of(store: Path, measured: set[str]) -> "dict[str, Training]":
     cards = [card for card in read_cards(store).values() if measured & set(card["sha256"].values())]
     if not cards:
         return {}
-    from rush_bench.bench.trainings import training_of
+    from rush_bench.report.cards import training_of
 
     return {digest: training_of(card) for card in cards for digest in card["sha256"].values()}

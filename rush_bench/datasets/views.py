@@ -168,12 +168,6 @@ def crop_and_resize(x: Tensor, draws: CropDraws, side: tuple[int, int], interpol
     return result.clamp_(0, 1)
 
 
-def random_flip(x: Tensor, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """Mirror each image left to right with probability p."""
-    flip = torch.rand(len(x), generator=generator, device=generator.device).to(x.device) < p
-    return torch.where(flip.view(-1, 1, 1, 1), x.flip(-1), x)
-
-
 def pad_crop(x: Tensor, generator: torch.Generator, padding: int = 4, flip: float = 0.5) -> Tensor:
     """Shift each image by up to `padding` pixels over a black border, then mirror it with probability `flip`.
 

@@ -16,11 +16,11 @@ from rush_bench.datasets import Images
 from rush_bench.datasets.corruptions import SEVERITIES, CorruptedImages
 from rush_bench.defenses import Defense
 from rush_bench.evaluation.behaviour import IMAGES
-from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.runner import default_repeats
 from rush_bench.evaluation.score import Meter, made_on, score
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
 from rush_bench.noise import Stream
+from rush_bench.records import Arrays, Cell, CellStore
 
 FOLDER = "corruptions"
 

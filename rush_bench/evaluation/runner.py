@@ -10,19 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.attacks.health import health
 from rush_bench.attacks.suites import REST, Suite, parse_suite
+from rush_bench.certify.check import clashes
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import work
-from rush_bench.evaluation.records import Arrays, Cell, CellStore
 from rush_bench.evaluation.score import Meter, check, made_on, score
 from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in
 from rush_bench.noise import Stream
+from rush_bench.records import Arrays, Cell, CellStore
 from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
+from rush_bench.threats import Threat
 
 BROKEN = 0.05  # the estimated chance of being right of an image that no further attack is made on
 
@@ -113,9 +115,6 @@ def attack(
     jobs = [job for defense in defenses for job in plan(defense, suite, data, seed, repeats, chunk)]
     failed, done = work.work(store, jobs, folder, title="attack", shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
     results = [store.result(job.cell) for job in jobs]
-    # certificates stand above this room, which no name at import time may know: the one place that looks up
-    from rush_bench.certify.check import clashes
-
     return Run(results, failed, folder, done, clashes(results, folder, folder / "settle"))
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.base import Threat
 from rush_bench.defenses import Defense
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
-
-TOLERANCE = 1e-6
+from rush_bench.records import TOLERANCE
+from rush_bench.threats import Threat
 
 
 def check(attacked: Tensor, images: Tensor, index: Tensor, threat: Threat) -> Tensor:

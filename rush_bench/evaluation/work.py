@@ -16,10 +16,10 @@ from rush_bench.datasets import Images, as_data
 from rush_bench.defenses import Defense, as_defenses
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation.behaviour import IMAGES, Changed, check_behaviour
-from rush_bench.evaluation.records import FORMAT, Cell, CellResult
 from rush_bench.files import digest
 from rush_bench.noise import check_seed
 from rush_bench.progress import Bar
+from rush_bench.records import FORMAT, Cell, CellResult
 
 
 class Store(Protocol):

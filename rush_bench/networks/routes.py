@@ -9,9 +9,10 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+CARRIED = "routes"  # where later stages of a training find the encoder with all its routes
 
 
 class RoutedBatchNorm(nn.Module):
@@ -89,15 +90,3 @@ def _unrouted(module: nn.Module, number: int) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _unrouted(child, number))
     return module
-
-
-@torch.no_grad()
-def route_distance(module: nn.Module, first: int, second: int) -> float:
-    """The largest difference of any BatchNorm tensor between two routes; below 1e-6 they have collapsed (S4.2)."""
-    largest = 0.0
-    for part in module.modules():
-        if isinstance(part, RoutedBatchNorm):
-            one, other = (part.sets[k].state_dict() for k in (first, second))
-            gaps = [(one[key] - other[key]).abs().max() for key in one if one[key].is_floating_point()]
-            largest = max(largest, float(torch.stack(gaps).max()))
-    return largest

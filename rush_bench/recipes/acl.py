@@ -19,7 +19,7 @@ from rush_bench.training.options import NetworkSettings
 from rush_bench.training.protocols import IMAGENET, LINEAR_RATES, LinearSettings, PretrainedSettings
 from rush_bench.training.routed import RoutedStage
 from rush_bench.training.semi import DistilSettings, SemiSettings, TeacherSettings, semi_supervised
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
 
 NAMES = {"acl": "ACL: adversarial contrastive learning, dual BatchNorm, also semi-supervised (Jiang et al. 2020)"}
 CLEAN, ATTACKED = 0, 1  # BatchNorm routes
@@ -113,10 +113,18 @@ def acl_projector(dim: int, out: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*first, *second, nn.Linear(dim, out, bias=False), nn.BatchNorm1d(out))
 
 
+def passes(settings: ACLSettings) -> float:
+    """Of an image in pre-training: the views that are attacked, the clean view where it is the attack's key, what learns."""
+    variant = settings.pretrain.variant
+    attacked = {"S2S": 0, "A2A": 2, "A2S": 1, "DS": 2}[variant]
+    learn = {"S2S": 2, "A2A": 2, "A2S": 2, "DS": 4}[variant]  # DS: both views, clean and attacked
+    return attacked * settings.attack.steps * ATTACK + (LOOK if variant == "A2S" else 0) + learn * LEARN
+
+
 def plans(settings: ACLSettings) -> list[Plan]:
     """Pre-training, then a fine-tuning protocol, or the teacher and its distillation."""
     own, attack = settings.pretrain, settings.attack
-    pretrain = Plan("pretrain", "pretrain", own, lambda context: ACLStage(context, own, attack))
+    pretrain = Plan("pretrain", "pretrain", own, lambda context: ACLStage(context, own, attack), passes=passes(settings))
     if settings.label_share == 1:
         if settings.aff.routes == 2 and own.variant not in ("DS", "A2S"):
             raise BadInput(f"aff.routes=2 needs two BatchNorm routes; use pretrain.variant=DS, not {own.variant}")

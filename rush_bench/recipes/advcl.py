@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
+from rush_bench.features import outputs
 from rush_bench.networks import build
 from rush_bench.recipes.simclr import SimCLRStage
 from rush_bench.settings import Count, NonNegative, Positive, Whole
@@ -23,8 +24,7 @@ from rush_bench.training.options import file_setting
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
 from rush_bench.training.routed import RoutedStage
 from rush_bench.training.seeds import derive, seeded
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
-from rush_bench.training.validation import outputs
+from rush_bench.training.stage import ATTACK, LEARN, Batch, Context, Plan, Recipe
 
 NAMES = {"advcl": "AdvCL: adversarial contrastive learning with high frequencies and pseudo-labels (Fan et al. 2021)"}
 NORMAL, PGD, PGD_CE = 0, 1, 2  # BatchNorm routes
@@ -155,10 +155,12 @@ def plans(settings: AdvCLSettings) -> list[Plan]:
         raise BadInput(f"pseudo_source=file needs a file, not {file!r}; --set pseudo_file=labels.npz")
     if settings.pseudo_source != "file" and settings.pseudo_file:
         raise BadInput("pseudo_file is given but not used; --set pseudo_source=file")
-    first = Plan("simclr", "pretrain", simclr, lambda context: LabelStage(context, simclr, own.clusters))
+    first = Plan("simclr", "pretrain", simclr, lambda context: LabelStage(context, simclr, own.clusters), passes=2 * LEARN)
+    # a, b and q learn; one image is attacked for each of two terms
+    passes = 3 * LEARN + 2 * attack.steps * ATTACK + 2 * LEARN
     return [
         *([] if file else [first]),
-        Plan("pretrain", "pretrain", own, lambda context: AdvCLStage(context, own, attack, file)),
+        Plan("pretrain", "pretrain", own, lambda context: AdvCLStage(context, own, attack, file), passes=passes),
         protocols.finetuning(settings),
     ]
 

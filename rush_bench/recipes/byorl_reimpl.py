@@ -20,7 +20,7 @@ from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import cosine
 from rush_bench.training.protocols import PretrainedSettings
 from rush_bench.training.seeds import seeded
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
 
 NAMES = {"byorl_reimpl": "re-implementation of BYORL (no code released): BYOL with an attacked view (Gowal et al. 2021)"}
 
@@ -101,7 +101,9 @@ class BYORLStage(ContrastiveStage):
 def plans(settings: BYORLSettings) -> list[Plan]:
     """Pre-training, then a fine-tuning protocol."""
     own, attack = settings.pretrain, settings.attack
-    first = Plan("pretrain", "pretrain", own, lambda context: BYORLStage(context, own, attack))
+    one_way = LOOK + attack.steps * ATTACK + LEARN  # the target network; the online view
+    passes = (2 if own.symmetric else 1) * one_way
+    first = Plan("pretrain", "pretrain", own, lambda context: BYORLStage(context, own, attack), passes=passes)
     return [first, protocols.finetuning(settings)]
 
 

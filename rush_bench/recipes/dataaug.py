@@ -15,10 +15,12 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import Classifier, build
 from rush_bench.recipes.cohen import CIFAR_MEAN
 from rush_bench.settings import Level, NonNegative, Positive, PositiveShare, Share
+from rush_bench.threats import Threat
 from rush_bench.training import losses
-from rush_bench.training.inner import InnerSettings, Mode, attack_mode, begin, project, untracked
+from rush_bench.training.inner import InnerSettings, Mode, attack_mode, begin, untracked
 from rush_bench.training.options import NetworkSettings, RunSettings, file_setting
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.protocols import trades_passes
+from rush_bench.training.stage import LOOK, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -78,8 +80,8 @@ def adam_ascent(
     objective: Callable[[Tensor], Tensor], images: Tensor, own: AdamAttackSettings, generator: torch.Generator
 ) -> Tensor:
     """Ascent of `objective` by Adam (Kingma and Ba 2015) in the pixels, projected at each step, from a uniform start."""
-    images = images.detach()
-    x = project(begin(images, own.eps, generator, "linf", own.start), images, own.eps, "linf")
+    images, threat = images.detach(), Threat("linf", own.eps)
+    x = threat.project(begin(images, threat, generator, own.start), images)
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     for step in range(own.steps):
         with torch.enable_grad():
@@ -89,7 +91,7 @@ def adam_ascent(
         square = 0.999 * square + 0.001 * gradient**2
         move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
         rate = own.step if step < (own.steps + 1) // 2 else own.late_step
-        x = project(x.detach() + rate * move, images, own.eps, "linf")
+        x = threat.project(x.detach() + rate * move, images)
     return x
 
 
@@ -206,7 +208,9 @@ class DataAugStage(SupervisedStage):
 
 def plans(settings: DataAugSettings) -> list[Plan]:
     """One stage."""
-    return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True)]
+    # mixed labels take the place of p(x) for the attack
+    passes = trades_passes(settings.attack) - (LOOK if settings.train.mixes else 0)
+    return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True, passes=passes)]
 
 
 def card(settings: DataAugSettings) -> dict[str, Any]:

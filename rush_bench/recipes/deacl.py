@@ -19,7 +19,7 @@ from rush_bench.training.losses import cosine
 from rush_bench.training.options import NetworkSettings
 from rush_bench.training.protocols import CIFAR, LinearSettings, PretrainedSettings
 from rush_bench.training.seeds import derive
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
 
 NAMES = {"deacl": "DeACL: decoupled adversarial contrastive learning, a student of SimCLR (Zhang et al. 2022)"}
 
@@ -98,9 +98,11 @@ class StudentStage(ContrastiveStage):
 
 def plans(settings: DeACLSettings) -> list[Plan]:
     """Teacher, student, then a fine-tuning protocol."""
+    own = settings.distil
+    passes = LOOK + settings.attack.steps * ATTACK + 2 * LEARN  # teacher; student attacked; clean and attacked
     return [
-        Plan("pretrain", "pretrain", settings.pretrain, lambda context: TeacherStage(context, settings.pretrain)),
-        Plan("distil", "pretrain", settings.distil, lambda context: StudentStage(context, settings.distil, settings.attack)),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: TeacherStage(c, settings.pretrain), passes=2 * LEARN),
+        Plan("distil", "pretrain", own, lambda c: StudentStage(c, own, settings.attack), passes=passes),
         protocols.finetuning(settings),
     ]
 

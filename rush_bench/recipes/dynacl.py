@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import Interpolation, SimCLRViews, pad_crop
 from rush_bench.errors import BadInput
+from rush_bench.features import outputs
 from rush_bench.networks import route, routed
+from rush_bench.networks.routes import CARRIED
 from rush_bench.recipes.acl import ATTACKED, CLEAN, ACLPretrainSettings, ACLStage
 from rush_bench.settings import Count, NonNegative, Share, Whole
 from rush_bench.training import protocols
@@ -21,10 +23,8 @@ from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import NetworkSettings, Optimisation
 from rush_bench.training.protocols import IMAGENET, LINEAR_RATES, LinearSettings, PretrainedSettings
-from rush_bench.training.routed import CARRIED
 from rush_bench.training.seeds import seeded
-from rush_bench.training.stage import Batch, Context, Plan, Recipe, Stage
-from rush_bench.training.validation import outputs
+from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe, Stage
 
 NAMES = {
     "dynacl": "DynACL: ACL with annealed augmentations and a momentum encoder (Luo et al. 2023)",
@@ -220,10 +220,17 @@ def plans(settings: DynACLSettings) -> list[Plan]:
     if settings.plus and (own.route, plus.routes) != (ATTACKED, 1):
         raise BadInput("DynACL++ trains the attacked route alone; leave pretrain.route=1 and trades.routes=1")
     clusters = probe.clusters if settings.plus else 0
-    first = Plan("pretrain", "pretrain", own, lambda context: DynACLStage(context, own, attack, clusters))
+    passes = 2 * attack.steps * ATTACK + 2 * (LEARN + LOOK)  # both views are attacked; queries learn, keys pass
+    first = Plan("pretrain", "pretrain", own, lambda context: DynACLStage(context, own, attack, clusters), passes=passes)
     more = [
-        Plan("probe", "pretrain", probe, lambda context: ProbeStage(context, probe)),
-        Plan("trades", "pretrain", plus, lambda context: PlusStage(context, plus, probe.clusters)),
+        Plan("probe", "pretrain", probe, lambda context: ProbeStage(context, probe), passes=LOOK),
+        Plan(
+            "trades",
+            "pretrain",
+            plus,
+            lambda context: PlusStage(context, plus, probe.clusters),
+            passes=protocols.trades_passes(plus.attack),
+        ),
     ]
     return [first, *(more if settings.plus else []), protocols.finetuning(settings)]
 

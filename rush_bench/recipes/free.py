@@ -12,7 +12,7 @@ from rush_bench.settings import Count
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.seeds import derive
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import LEARN, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
 from rush_bench.training.supervised import card as supervised
 
@@ -75,8 +75,9 @@ def plans(settings: FreeSettings) -> list[Plan]:
     """One stage, of as many passes over the images as m replays leave to do (rounded up)."""
     own = settings.train
     falls = tuple(fall / own.replays for fall in own.milestones)
-    passes = replace(own, epochs=math.ceil(own.epochs / own.replays), milestones=falls)
-    return [Plan("train", "train", passes, lambda c: FreeStage(c, own, settings.attack), labelled=True)]
+    shown = replace(own, epochs=math.ceil(own.epochs / own.replays), milestones=falls)
+    cost = own.replays * LEARN  # the image's gradient comes with the weights'
+    return [Plan("train", "train", shown, lambda c: FreeStage(c, own, settings.attack), labelled=True, passes=cost)]
 
 
 def card(settings: FreeSettings) -> dict[str, Any]:

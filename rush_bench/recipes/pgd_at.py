@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import Batch, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, Batch, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
 from rush_bench.training.supervised import card as supervised
 
@@ -34,7 +34,8 @@ class PGDATStage(SupervisedStage):
 
 def plans(settings: PGDATSettings) -> list[Plan]:
     """One stage."""
-    return [Plan("train", "train", settings.train, lambda c: PGDATStage(c, settings.train, settings.attack), labelled=True)]
+    make = lambda context: PGDATStage(context, settings.train, settings.attack)  # noqa: E731
+    return [Plan("train", "train", settings.train, make, labelled=True, passes=settings.attack.steps * ATTACK + LEARN)]
 
 
 def card(settings: PGDATSettings) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from rush_bench.settings import MOST, Count, NonNegative, Positive, PositiveShar
 from rush_bench.training.contrastive import ContrastiveSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import Optimisation, RunSettings
+from rush_bench.training.protocols import linear_passes
 from rush_bench.training.seeds import seeded
-from rush_bench.training.stage import Batch, Context, Plan, Recipe, Stage
+from rush_bench.training.stage import LEARN, Batch, Context, Plan, Recipe, Stage
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 
@@ -149,15 +150,24 @@ def plans(settings: PurifySettings) -> list[Plan]:
     """The DDPM without labels, then the classifier."""
     if settings.noise != "none":
         raise BadInput("the noise of a purifier is its own; leave noise=none, and set purification.start")
-    first = Plan("diffusion", "pretrain", settings.diffusion, lambda c: DiffusionStage(c, settings.diffusion))
+    diffusion = lambda context: DiffusionStage(context, settings.diffusion)  # noqa: E731
+    first = Plan("diffusion", "pretrain", settings.diffusion, diffusion, passes=LEARN, of_encoder=False)
     if settings.classifier == "supervised":
-        return [first, Plan("train", "train", settings.train, lambda c: PlainStage(c, settings.train), labelled=True)]
+        train = lambda context: PlainStage(context, settings.train)  # noqa: E731
+        return [first, Plan("train", "train", settings.train, train, labelled=True, passes=LEARN)]
     if settings.finetune.protocol != "SLF":
         raise BadInput(f"the SimCLR behind the purifier is SLF; leave finetune.protocol={settings.finetune.protocol} out")
     return [
         first,
-        Plan("pretrain", "pretrain", settings.pretrain, lambda c: SimCLRStage(c, settings.pretrain)),
-        Plan("finetune", "train", settings.finetune, lambda c: Finetune(c, settings.finetune), labelled=True),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: SimCLRStage(c, settings.pretrain), passes=2 * LEARN),
+        Plan(
+            "finetune",
+            "train",
+            settings.finetune,
+            lambda c: Finetune(c, settings.finetune),
+            labelled=True,
+            passes=linear_passes(settings.finetune),
+        ),
     ]
 
 

@@ -7,6 +7,7 @@ from rush_bench.errors import BadInput
 from rush_bench.recipes.rush import RushSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import RunSettings
+from rush_bench.training.protocols import linear_passes
 from rush_bench.training.stage import Plan, Recipe
 
 NAMES = {
@@ -43,7 +44,8 @@ def plans(settings: RandomProbeSettings, frozen: bool = False) -> list[Plan]:
         raise BadInput("random_probe is a smoothed defence; give it a noise law, as in --set noise=uniform:0.3")
     if settings.finetune.protocol != "NSLF":
         raise BadInput(f"random_probe is RUSH's second stage, NSLF; leave finetune.protocol={settings.finetune.protocol} out")
-    return [Plan("finetune", "train", settings.finetune, lambda context: Finetune(context, settings.finetune), labelled=True)]
+    own = settings.finetune
+    return [Plan("finetune", "train", own, lambda c: Finetune(c, own), labelled=True, passes=linear_passes(own))]
 
 
 def card(settings: RandomProbeSettings) -> dict[str, Any]:

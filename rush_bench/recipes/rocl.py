@@ -13,7 +13,7 @@ from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStag
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import multi_view
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
 
 NAMES = {"rocl": "RoCL: instance-wise adversarial contrastive learning (Kim et al. 2020)"}
 
@@ -97,7 +97,9 @@ class RoCLStage(ContrastiveStage):
 def plans(settings: RoCLSettings) -> list[Plan]:
     """Pre-training, then a fine-tuning protocol."""
     own, attack = settings.pretrain, settings.attack
-    pretrain = Plan("pretrain", "pretrain", own, lambda context: RoCLStage(context, own, attack))
+    # t' as the attack's target; t attacked; the pair; the three
+    passes = LOOK + attack.steps * ATTACK + 2 * LEARN + 3 * LEARN
+    pretrain = Plan("pretrain", "pretrain", own, lambda context: RoCLStage(context, own, attack), passes=passes)
     return [pretrain, protocols.finetuning(settings)]
 
 

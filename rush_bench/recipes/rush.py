@@ -15,7 +15,7 @@ from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStag
 from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import LEARN, Batch, Context, Plan, Recipe
 
 NAMES = {"rush": "RUSH: contrastive learning with randomised smoothing, one noisy view (Pang et al. 2022)"}
 
@@ -68,7 +68,7 @@ def plans(settings: RushSettings) -> list[Plan]:
     if own.protocol in ("SLF", "ALF") and (own.noisy or own.bn_adapt != "none"):
         raise BadInput(f"finetune.protocol={own.protocol} of rush: set finetune.noisy=false and finetune.bn_adapt=none as well")
     return [
-        Plan("pretrain", "pretrain", settings.pretrain, lambda context: RushStage(context, settings.pretrain)),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: RushStage(c, settings.pretrain), passes=2 * LEARN),
         protocols.finetuning(settings, pretrained_with_noise=True),
     ]
 

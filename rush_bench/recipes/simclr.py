@@ -19,7 +19,7 @@ from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
 from rush_bench.training.protocols import AFF_PRESETS, TUNING, adapt_finetuning, card, finetuning
-from rush_bench.training.stage import Batch, Plan, Recipe
+from rush_bench.training.stage import LEARN, Batch, Plan, Recipe
 
 NAMES = {"simclr": "SimCLR with a linear classifier (Chen et al. 2020): RUSH without its noise"}
 
@@ -61,7 +61,7 @@ class SimCLRStage(ContrastiveStage):
 def plans(settings: SimCLRSettings) -> list[Plan]:
     """Pre-training, then fine-tuning."""
     return [
-        Plan("pretrain", "pretrain", settings.pretrain, lambda context: SimCLRStage(context, settings.pretrain)),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: SimCLRStage(c, settings.pretrain), passes=2 * LEARN),
         finetuning(settings),
     ]
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from rush_bench.errors import BadInput
 from rush_bench.recipes.cohen import CIFAR_MEAN
 from rush_bench.settings import Count, Level, Positive, Settings, Whole
-from rush_bench.training.inner import ascent, attack_mode, lengths, pgd, project
+from rush_bench.threats import Threat
+from rush_bench.training.inner import attack_mode, pgd
 from rush_bench.training.options import NetworkSettings, RunSettings
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -67,6 +68,16 @@ def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return math.log(logits.shape[1]) - of_label.logsumexp(1)
 
 
+def lengths(delta: Tensor) -> Tensor:
+    """The l2 norm of each image's perturbation, (B, 1, 1, 1)."""
+    return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
+
+
+def unit(delta: Tensor) -> Tensor:
+    """A perturbation over its length as the paper's code divides, which rounds otherwise than `Threat.ascend`; 0 stays 0."""
+    return delta / lengths(delta).clamp_min(1e-20)
+
+
 def ddn(
     logits: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -96,11 +107,11 @@ def ddn(
         better = wrong & (size < smallest)
         kept, smallest = torch.where(better, delta, kept), torch.where(better, size, smallest)
         rate = 0.01 + 0.99 * (1 + math.cos(math.pi * (step + 1) / steps)) / 2  # a cosine to 0.01, stepped first
-        delta = delta + rate * ascent(gradient, "l2")
+        delta = delta + rate * unit(gradient)
         radius = torch.minimum(radius * torch.where(wrong, 1 - gamma, 1 + gamma), farthest)
-        delta = radius * ascent(delta, "l2")
+        delta = radius * unit(delta)
         delta = (images + delta).clamp(0, 1) - images
-    return project(images + kept, images, eps, "l2")
+    return Threat("l2", eps).project(images + kept, images)
 
 
 class SmoothAdvStage(SupervisedStage):
@@ -127,12 +138,12 @@ class SmoothAdvStage(SupervisedStage):
             return pgd(
                 lambda v: smoothed_loss(self.scores(v, noise), labels).sum(),
                 x,
-                eps=eps,
+                Threat("l2", eps),
                 step=2 * eps / own.steps,
                 steps=own.steps,
                 generator=batch.generator,
-                norm="l2",
                 start="zero",
+                ascend=unit,
             )
 
     def loss(self, batch: Batch) -> Tensor:
@@ -152,7 +163,9 @@ def plans(settings: SmoothAdvSettings) -> list[Plan]:
     if settings.attack.draws > settings.train.batch_size:
         raise BadInput("attack.draws must be 1 to train.batch_size, which is split into so many parts")
     make = lambda context: SmoothAdvStage(context, settings.train, settings.attack)  # noqa: E731
-    return [Plan("train", "train", settings.train, make, labelled=True)]
+    # each image is there m times, in m parts of the mini-batch in turn
+    passes = settings.attack.draws * (settings.attack.steps * ATTACK + LEARN)
+    return [Plan("train", "train", settings.train, make, labelled=True, passes=passes)]
 
 
 def card(settings: SmoothAdvSettings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rush_bench.training.joint import Joint, JointSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.pretext import Jigsaw, Rotation, Selfie, SelfieSettings, TaskSettings
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
-from rush_bench.training.stage import Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK, LEARN, LOOK, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 
@@ -103,13 +103,18 @@ class SSPFinetune(PGDATStage):
             part.eval()
 
 
+SECOND = 4  # a gradient in the image that is itself differentiated in it: forward and back, twice
+
+
 def plans(settings: SSPSettings, tasks: tuple[str, ...]) -> list[Plan]:
     """A pre-training stage for each task's network, then one fine-tuning for all."""
     check_members(settings, len(tasks))
 
     def pretrain(number: int, task: str) -> Plan:
         own = getattr(settings, task)
-        return Plan(task, "pretrain", own, lambda context: STAGES[task](context, own, settings.attack, number))
+        make = lambda context: STAGES[task](context, own, settings.attack, number)  # noqa: E731
+        passes = settings.attack.steps * ATTACK + 2 * LEARN  # clean and attacked
+        return Plan(task, "pretrain", own, make, passes=passes, of_encoder=task != "selfie")
 
     return [*(pretrain(number, task) for number, task in enumerate(tasks)), finetuning(settings)]
 
@@ -118,7 +123,16 @@ def joint_plans(settings: JointRunSettings) -> list[Plan]:
     """One pre-training stage for the three networks, then one fine-tuning."""
     check_members(settings, len(STAGES))
     own = settings.joint
-    return [Plan("joint", "pretrain", own, lambda context: Joint(context, own, settings.attack)), finetuning(settings)]
+    make = lambda context: Joint(context, own, settings.attack)  # noqa: E731
+    return [Plan("joint", "pretrain", own, make, passes=joint_passes(settings), of_encoder=False), finetuning(settings)]
+
+
+def joint_passes(settings: JointRunSettings) -> float:
+    """Of an image in the joint stage, whose tasks have rows of their own."""
+    diverse = settings.joint.diversity != 0
+    # Where the weights minimise log det too, the backward pass goes twice through the gradient's graph and the image's.
+    worst = LOOK + 1 + 2 + 2 if diverse and settings.joint.penalise else LEARN
+    return settings.attack.steps * (SECOND if diverse else ATTACK) + LEARN + worst
 
 
 def check_members(settings: SharedSettings, count: int) -> None:
@@ -143,7 +157,7 @@ def finetuning(settings: SharedSettings) -> Plan:
     def make(context: Context) -> SSPFinetune:
         return SSPFinetune(context, own, settings.finetune_attack)
 
-    return Plan("finetune", "train", own, make, labelled=True)
+    return Plan("finetune", "train", own, make, labelled=True, passes=settings.finetune_attack.steps * ATTACK + LEARN)
 
 
 def card(settings: SharedSettings) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from rush_bench.settings import NonNegative
 from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import Batch, Context, Plan, Recipe
+from rush_bench.training.protocols import trades_passes
+from rush_bench.training.stage import LOOK, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
 from rush_bench.training.supervised import card as supervised
 
@@ -59,7 +60,9 @@ class TradesStage(SupervisedStage):
 
 def plans(settings: TradesSettings) -> list[Plan]:
     """One stage."""
-    return [Plan("train", "train", settings.train, lambda c: TradesStage(c, settings.train, settings.attack), labelled=True)]
+    make = lambda context: TradesStage(context, settings.train, settings.attack)  # noqa: E731
+    passes = trades_passes(settings.attack) + LOOK  # and clean once more
+    return [Plan("train", "train", settings.train, make, labelled=True, passes=passes)]
 
 
 def card(settings: TradesSettings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rush_bench.audit.book import Book, entries_of
-from rush_bench.evaluation.records import CellResult
+from rush_bench.records import CellResult
 
 SHARED = ("subject", "suite", "threat_norm", "threat_eps", "dataset", "n")  # labels that the trials of one book share
 TRIAL = ("experiment", "trial", "on")

@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate, interval
 from rush_bench.files import write_text
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate, interval
 from rush_bench.report.writers import DASH, to_csv
 
 SEVERITIES = (1, 2, 3, 4, 5)

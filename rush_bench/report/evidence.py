@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rush_bench.attacks.suites import FULL, QUICK
 from rush_bench.errors import RushBenchError
-from rush_bench.evaluation.records import CellResult
+from rush_bench.records import CellResult
 from rush_bench.registry import attacks
 from rush_bench.settings import override
 

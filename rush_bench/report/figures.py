@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate
 from rush_bench.files import write_atomic
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate
 from rush_bench.report.rows import Row, rows
 
 DPI = 150

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rush_bench.attacks.suites import is_quick
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.report.evidence import doubt, unusual
 from rush_bench.report.trainings import Training, with_means
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from rush_bench.audit.book import Book, Entry
 from rush_bench.audit.experiments import EXPERIMENTS, THEIRS
-from rush_bench.evaluation.statistics import Estimate
 from rush_bench.files import write_text
-from rush_bench.report.published import PublishedRow, published
+from rush_bench.records.published import PublishedRow, published
+from rush_bench.records.statistics import Estimate
 from rush_bench.report.rows import Row, threat_text
 from rush_bench.report.tables import belongs_beside
 from rush_bench.report.writers import DASH, INTERVALS

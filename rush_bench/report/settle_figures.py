@@ -13,7 +13,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from rush_bench.audit.book import Book, Entry
 from rush_bench.audit.experiments import EXPERIMENTS
-from rush_bench.evaluation.statistics import Estimate
+from rush_bench.records.statistics import Estimate
 from rush_bench.report import figures
 from rush_bench.report import settle as tables
 from rush_bench.report.figures import COLOURS, DPI, MARKERS

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from rush_bench.errors import unknown_name
-from rush_bench.evaluation.records import CellResult
-from rush_bench.report.published import BLOCKS, PublishedRow, published
+from rush_bench.records import CellResult
+from rush_bench.records.published import BLOCKS, PublishedRow, published
 from rush_bench.report.rows import Row, rows
 from rush_bench.report.trainings import Training
 from rush_bench.report.writers import to_csv as to_csv

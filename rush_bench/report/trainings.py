@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.files import digest
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
 
 if TYPE_CHECKING:
     from rush_bench.report.rows import Row
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Training:
     """How a model came about: its system, the digest of all that decides the weights but the seed; the seed; and the cost.
 
-    `passes` are forward equivalents (`rush_bench.bench.passes`), `images` counts one as often as it was shown, `seconds` are
+    `passes` are forward equivalents (`rush_bench.training.cost`), `images` counts one as often as it was shown, `seconds` are
     those of the device that trained. None where the card does not tell.
     """
 

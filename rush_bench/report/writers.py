@@ -13,7 +13,7 @@ import pandas as pd
 from rush_bench.attacks.suites import is_quick
 from rush_bench.files import write_text
 from rush_bench.progress import amount
-from rush_bench.report.published import published
+from rush_bench.records.published import published
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,7 +3,6 @@
 `train("rush", dataset="digits")` runs a recipe and leaves a model in the store.
 """
 
-from rush_bench.training.progress import Progress
 from rush_bench.training.run import train
 
-__all__ = ["Progress", "train"]
+__all__ = ["train"]

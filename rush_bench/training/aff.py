@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from rush_bench.networks import route, routed
 from rush_bench.networks.ensemble import AnyEncoder, trunk
+from rush_bench.networks.routes import CARRIED
 from rush_bench.settings import NonNegative
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import kl, trades
-from rush_bench.training.routed import CARRIED
 from rush_bench.training.stage import Batch, Context
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage
 

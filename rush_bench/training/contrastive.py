@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.datasets.views import Interpolation, SimCLRViews
+from rush_bench.features import knn_accuracy, outputs
 from rush_bench.settings import Count, NonNegative, Positive, PositiveShare, Several, Share, Whole
 from rush_bench.training.options import Optimisation
 from rush_bench.training.seeds import seeded
 from rush_bench.training.stage import Context, Stage
-from rush_bench.training.validation import knn_accuracy, outputs
 
 BANK = 10_000  # training images that vote: beyond it the accuracy moves by less than its own interval
 

@@ -14,15 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-import rush_bench
 from rush_bench.files import digest
 from rush_bench.settings import to_dict
-from rush_bench.store import ENCODERS, model_names, read_card, read_weights, save_model
+from rush_bench.store import CARRIED, ENCODERS, model_names, read_card, read_weights, save_model
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import Context, Plan, Recipe
 
-CARRIED = "carried/"
-CODE = ("datasets", "networks", "recipes", "training", "noise.py")  # what decides the weights that a pre-training gives
+# what decides the weights that a pre-training gives
+CODE = ("datasets", "networks", "recipes", "training", "features.py", "noise.py", "threats.py")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def shared(system: Recipe, plans: list[Plan], settings: RunSettings, card: Mappi
 @cache
 def code_digest(module: str) -> str:
     """SHA-256 of the code that pre-trains, comments and docstrings left out: of `CODE` and of a plug-in's own module."""
-    root = Path(rush_bench.__file__).parent
+    root = Path(__file__).parents[1]
     files = [file for part in CODE for file in ([root / part] if part.endswith(".py") else sorted((root / part).glob("*.py")))]
     own = getattr(sys.modules[module], "__file__", None)
     files += [Path(own)] if own and Path(own) not in files else []

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
+from rush_bench.features import outputs
 from rush_bench.noise import noise_from
 from rush_bench.settings import Positive, Share, Whole
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import kl, trades
 from rush_bench.training.options import Optimisation
 from rush_bench.training.stage import Batch, Context, Stage
-from rush_bench.training.validation import accuracy, evenly, outputs, robust_accuracy
+from rush_bench.training.validation import accuracy, evenly, robust_accuracy
 
 BNAdapt = Literal["none", "beta", "affine", "stats", "beta_stats"]
 

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rush_bench.errors import RushBenchError
 from rush_bench.settings import Count, PositiveShare, Settings
+from rush_bench.threats import Threat
 
-Norm = Literal["linf", "l2"]
 Start = Literal["uniform", "zero", "gaussian"]
 Mode = Literal["eval", "train", "batch"]
 JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, sources S2.16)
@@ -28,42 +28,47 @@ class InnerSettings(Settings):
     start: Start = "uniform"
     mode: Mode = "eval"
 
+    @property
+    def threat(self) -> Threat:
+        """The ball that x' stays in."""
+        return Threat("linf", self.eps)
+
     def run(
         self, module: nn.Module, objective: Callable[[Tensor], Tensor], images: Tensor, generator: torch.Generator
     ) -> Tensor:
         """x' by `pgd` on an objective that goes through `module`, which is as it was afterwards (see `attack_mode`)."""
         with attack_mode(module, self.mode):
-            return pgd(objective, images, eps=self.eps, step=self.step, steps=self.steps, start=self.start, generator=generator)
+            return pgd(objective, images, self.threat, step=self.step, steps=self.steps, start=self.start, generator=generator)
 
 
 def pgd(
     objective: Callable[[Tensor], Tensor],
     images: Tensor,
+    threat: Threat,
     *,
-    eps: float,
     step: float,
     steps: int,
     generator: torch.Generator,
-    norm: Norm = "linf",
     start: Start = "uniform",
     box: bool = True,
+    ascend: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al. 2018) on `objective`, in pixel units; x' detached, as `images` otherwise.
 
     objective: x' (B, C, H, W) to a scalar, summed over the batch (in l-inf a mean would do as well). The gradient is
-    taken in x' alone. Each step ends in the eps-ball around `images` and, with `box`, in [0,1]. start: `uniform` in the
-    ball (l2: direction and radius uniform), `zero`, or `gaussian`, sigma 0.001. One host sync, at the end: a gradient that
-    was not finite is a RushBenchError that names the row of the batch.
+    taken in x' alone. Each step ends in the threat's ball around `images` and, with `box`, in [0,1]. start: `uniform` in the
+    ball (l2: direction and radius uniform), `zero`, or `gaussian`, sigma 0.001. ascend: a gradient to a unit step (None: the
+    threat's). One host sync, at the end: a gradient that was not finite is a RushBenchError that names the row of the batch.
     """
-    images = images.detach()
+    images, ascend = images.detach(), ascend or threat.ascend
     finite = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    x = project(begin(images, eps, generator, norm, start), images, eps, norm, box)
+    x = threat.project(begin(images, threat, generator, start), images, box)
     for _ in range(steps):
         with torch.enable_grad():
             x.requires_grad_()
             (gradient,) = torch.autograd.grad(objective(x), x)
         finite &= gradient.flatten(1).isfinite().all(1)
-        x = project(x.detach() + step * ascent(gradient, norm), images, eps, norm, box)
+        x = threat.project(x.detach() + step * ascend(gradient), images, box)
     if not finite.all():
         raise RushBenchError(
             f"the inner attack's gradient at image {int(finite.int().argmin())} of the batch is not finite; lower the learning "
@@ -72,41 +77,19 @@ def pgd(
     return x
 
 
-def begin(images: Tensor, eps: float, generator: torch.Generator, norm: Norm, start: Start) -> Tensor:
+def begin(images: Tensor, threat: Threat, generator: torch.Generator, start: Start) -> Tensor:
     """Where the attack starts, before any projection: a new tensor."""
     if start == "zero":
         return images.clone()
     shape, device = images.shape, generator.device
     if start == "gaussian":
         return images + JITTER * torch.randn(shape, generator=generator, device=device, dtype=images.dtype)
-    if norm == "linf":
+    if threat.norm == "linf":
         uniform = torch.rand(shape, generator=generator, device=device, dtype=images.dtype)
-        return images + eps * (2 * uniform - 1)
-    direction = ascent(torch.randn(shape, generator=generator, device=device, dtype=images.dtype), norm)
+        return images + threat.eps * (2 * uniform - 1)
+    direction = threat.ascend(torch.randn(shape, generator=generator, device=device, dtype=images.dtype))
     radius = torch.rand((len(images), 1, 1, 1), generator=generator, device=device, dtype=images.dtype)
-    return images + eps * radius * direction
-
-
-def ascent(gradient: Tensor, norm: Norm) -> Tensor:
-    """The unit step of steepest ascent: the sign for l-inf, the gradient over its length for l2 (0 stays 0)."""
-    if norm == "linf":
-        return gradient.sign()
-    return gradient / lengths(gradient).clamp_min(1e-20)
-
-
-def project(x: Tensor, images: Tensor, eps: float, norm: Norm, box: bool = True) -> Tensor:
-    """Into the ball around `images`, then into the box, which moves towards them and so stays in the ball."""
-    if norm == "linf":
-        x = x.clamp(images - eps, images + eps)
-    else:
-        delta = x - images
-        x = images + delta * (eps / lengths(delta).clamp_min(1e-12)).clamp_max(1)
-    return x.clamp(0, 1) if box else x
-
-
-def lengths(delta: Tensor) -> Tensor:
-    """The l2 norm of each image's perturbation, (B, 1, 1, 1)."""
-    return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
+    return images + threat.eps * radius * direction
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rush_bench.datasets import Images
 from rush_bench.errors import RushBenchError, WorkLeft
+from rush_bench.progress import Bar
 from rush_bench.training.checkpoint import CheckpointFile
 from rush_bench.training.optimisers import learning_rate, make_optimiser
-from rush_bench.training.progress import Progress
 from rush_bench.training.seeds import derive, permutation
 from rush_bench.training.stage import Batch, Plan, Stage
 
@@ -39,9 +39,7 @@ class Where:
 class Loop:
     """State of a run while it trains: where it is, the checkpoint file, the clock."""
 
-    def __init__(
-        self, file: CheckpointFile, seed: int, device: torch.device, progress: Progress, max_minutes: float | None
-    ) -> None:
+    def __init__(self, file: CheckpointFile, seed: int, device: torch.device, progress: Bar, max_minutes: float | None) -> None:
         self.file, self.seed, self.device, self.progress = file, seed, device, progress
         self.began = monotonic()
         self.deadline = None if max_minutes is None else self.began + 60 * max_minutes
@@ -53,6 +51,7 @@ class Loop:
         self.best_state: dict[str, Tensor] | None = None
         self.pending: list[Tensor] = []
         self.save_cost = 0.0
+        self.numbers = ""  # the latest of validation, as the bar shows them
 
     def begin_at(self, where: Where) -> None:
         """Begin there: what comes before was done by another run, whose time counts."""
@@ -74,7 +73,8 @@ class Loop:
             stage.prepare(fresh=True)
         where, batches = self.where, max(1, len(data) // settings.batch_size)
         steps = batches * stage.replays
-        self.progress.start(plan.name, settings.epochs, settings.epochs * steps, where.epoch * steps + where.step)
+        self.numbers = ""
+        self.progress.begin(plan.name, settings.epochs * steps, where.epoch * steps + where.step)
         generator = torch.Generator(self.device)
         while where.epoch < settings.epochs:
             # An epoch is whole batches only: the last few images of its order wait for another epoch.
@@ -108,7 +108,8 @@ class Loop:
         save = stop or now - self.saved >= SAVE_INSIDE
         if save or where.step == steps or len(self.pending) >= READ_EVERY or now - self.read_at >= READ_SECONDS:
             loss = self.read_losses(plan)
-            self.progress.update(where.epoch, where.epoch * steps + where.step, loss)
+            text = f"epoch {where.epoch + 1}/{plan.settings.epochs}  loss {loss:.4f}{self.numbers}"
+            self.progress.show(where.epoch * steps + where.step, text)
         if save:
             self.save(plan, stage, optimiser)
         if stop:
@@ -141,7 +142,7 @@ class Loop:
         entry = {"stage": plan.name, "epoch": where.epoch + 1, "loss": where.loss_sum / max(1, where.loss_count)}
         if stage.due(where.epoch, plan.settings.epochs):
             numbers = stage.validate()
-            self.progress.measured(numbers)
+            self.numbers = "".join(f"  {key} {100 * value:.1f} %" for key, value in numbers.items())
             entry |= numbers
             if stage.score is not None and numbers[stage.score] > where.best.get("score", -1.0):
                 where.best = {"score": numbers[stage.score], "epoch": where.epoch + 1}

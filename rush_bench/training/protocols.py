@@ -12,8 +12,9 @@ from typing import Any, Literal
 from rush_bench.errors import BadInput
 from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
+from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
-from rush_bench.training.stage import Plan
+from rush_bench.training.stage import ATTACK, LEARN, LOOK, Plan
 
 TUNING = ("finetune", "aff", "noise")  # what pre-training without a noise law does not read (`Recipe.tuning`)
 IMAGENET = NetworkSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -48,11 +49,29 @@ def finetuning(settings: Any, pretrained_with_noise: bool = False) -> Plan:
     """The last stage: `finetune` for SLF, NSLF and ALF, `aff` for AFF. BadInput where the noise does not go with it."""
     check_noise(settings, pretrained_with_noise)
     if settings.finetune.protocol == "AFF":
-        return Plan("aff", "train", settings.aff, lambda context: AFF(context, settings.aff), labelled=True)
+        full = settings.aff
+        return Plan("aff", "train", full, lambda context: AFF(context, full), labelled=True, passes=full_passes(full))
     own = settings.finetune
     if own.protocol == "ALF" and own.alf_lr is not None:
         own = replace(own, lr=own.alf_lr)
-    return Plan("finetune", "train", own, lambda context: Finetune(context, own), labelled=True)
+    return Plan("finetune", "train", own, lambda context: Finetune(context, own), labelled=True, passes=linear_passes(own))
+
+
+def trades_passes(attack: InnerSettings) -> float:
+    """TRADES: p(x) for the attack; clean and attacked images learn."""
+    return LOOK + attack.steps * ATTACK + 2 * LEARN
+
+
+def full_passes(own: AFFSettings) -> float:
+    """Adversarial full fine-tuning: all weights learn, by TRADES or from attacked images alone."""
+    return trades_passes(own.attack) if own.objective == "trades" else own.attack.steps * ATTACK + LEARN
+
+
+def linear_passes(own: Any) -> float:
+    """A linear stage: the head alone learns, or BatchNorm's biases with it, to which a pass goes back."""
+    if own.protocol == "ALF":  # TRADES looks at the clean image twice more
+        return own.attack.steps * ATTACK + LOOK + (2 * LOOK if own.alf_loss == "trades" else 0)
+    return LOOK if own.bn_adapt in ("none", "stats") else ATTACK
 
 
 def check_noise(settings: Any, pretrained_with_noise: bool = False) -> None:

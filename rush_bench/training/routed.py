@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.networks import route, routed, routes
+from rush_bench.networks.routes import CARRIED
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.stage import Context
-
-CARRIED = "routes"  # where later stages find the encoder with all its routes
 
 
 class RoutedStage(ContrastiveStage):

@@ -17,6 +17,7 @@ from rush_bench.devices import choose_device, keep_freed_memory
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.networks import build, resolve
 from rush_bench.noise import check_seed, noise_from
+from rush_bench.progress import Bar
 from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
 from rush_bench.store import check_name, read_card, save_model
@@ -24,7 +25,6 @@ from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_othe
 from rush_bench.training.encoders import shared
 from rush_bench.training.loop import Loop, Where
 from rush_bench.training.options import RunSettings, file_digests
-from rush_bench.training.progress import Progress
 from rush_bench.training.seeds import derive
 from rush_bench.training.semi import label_splits
 from rush_bench.training.stage import Context, Recipe
@@ -49,7 +49,7 @@ def train(
     device: str = "auto",
     max_minutes: float | None = None,
     n_train: int | None = None,
-    report: Progress | None = None,
+    report: Bar | None = None,
 ) -> Path:
     """Train a system and return its folder in the store, `<store>/<name>`.
 
@@ -66,7 +66,7 @@ def train(
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
     """
     keep_freed_memory()
-    where, progress = choose_device(device), report or Progress()
+    where, progress = choose_device(device), report or Bar()
     given: dict[str, Any] = {"from_": from_, "protocol": protocol, "noise": noise, "pretrain_on": pretrain_on}
     given |= {"preset": preset, "config": config, "sets": sets, "name": name, "store": store, "seed": seed}
     asked = prepare(recipe, dataset=dataset, data_dir=data_dir, n_train=n_train, **given)

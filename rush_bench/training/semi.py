@@ -13,16 +13,16 @@ from rush_bench.datasets import Images
 from rush_bench.datasets.splits import ranked
 from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
+from rush_bench.features import outputs
 from rush_bench.networks import Classifier, build, routed, single_route
+from rush_bench.networks.routes import CARRIED
 from rush_bench.settings import NonNegative, Positive, Settings, Share
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import cross_entropy_to, kl
 from rush_bench.training.options import file_setting
-from rush_bench.training.routed import CARRIED
 from rush_bench.training.seeds import permutation
 from rush_bench.training.stage import Batch, Context, Plan
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage
-from rush_bench.training.validation import outputs
 
 
 @dataclass(frozen=True)

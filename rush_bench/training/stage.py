@@ -5,6 +5,7 @@ perturbations as buffers): its state dict and the optimiser's are all that a che
 step comes from (seed, stage, step) alone. Override `loss`; the other methods are hooks with sensible defaults.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from rush_bench.datasets import Images
 from rush_bench.networks import Classifier
 from rush_bench.training.options import Optimisation, RunSettings
+
+# Passes of an image through the encoder: forward; and back to the image, whose gradient alone is wanted; and the weights'
+# gradients. benchmarks/training_cost.py holds what plans say against FLOPs counted in real steps.
+LOOK, ATTACK, LEARN = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -117,13 +122,24 @@ class Stage(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage of a recipe: its name, the split it sees, its settings and how to build it."""
+    """One stage of a recipe: its name, the split it sees, its settings and how to build it.
+
+    `passes`: what one image costs in one epoch, in forward equivalents (LOOK, ATTACK, LEARN; NaN: nobody has counted); not
+    `of_encoder`: through another network than the encoder, such as a U-Net.
+    """
 
     name: str
     split: str  # pretrain, train, or labelled and unlabelled, which share `train` by the setting `label_share`
     settings: Optimisation
     make: Callable[[Context], Stage]
     labelled: bool = False
+    passes: float = math.nan
+    of_encoder: bool = True
+
+    @property
+    def encoder_passes(self) -> float:
+        """Passes of one image through the encoder in one epoch; NaN where that is not what it takes."""
+        return self.passes if self.of_encoder else math.nan
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 from rush_bench.datasets import Images
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.networks import resolve
+from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.settings import to_dict
 from rush_bench.store import ENCODERS, model_names
 from rush_bench.training.encoders import Stored, read_stored
 from rush_bench.training.options import NetworkSettings
-from rush_bench.training.routed import CARRIED as ROUTES
 from rush_bench.training.stage import Recipe
 
 

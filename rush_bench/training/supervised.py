@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.datasets.views import SimCLRViews, pad_crop
+from rush_bench.features import outputs
 from rush_bench.networks import Classifier
 from rush_bench.noise import noise_from
 from rush_bench.settings import Count, Share, Whole
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import Optimisation
 from rush_bench.training.stage import Batch, Context, Stage
-from rush_bench.training.validation import accuracy, outputs, robust_accuracy
+from rush_bench.training.validation import accuracy, robust_accuracy
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.suites import is_quick, parse_suite
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.noise import Stream, Uniform
 from rush_bench.registry import attacks
+from rush_bench.threats import Threat
 
 SHAPE = (1, 4, 4)
 STREAM = Stream(0, "attack")

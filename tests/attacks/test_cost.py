@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.autoattack import AutoAttack
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.square import Square
 from rush_bench.attacks.suites import FULL, QUICK
@@ -22,6 +21,7 @@ from rush_bench.networks import build
 from rush_bench.noise import Stream
 from rush_bench.registry import attacks
 from rush_bench.settings import override
+from rush_bench.threats import Threat
 
 SHAPE = (1, 8, 8)
 STREAM = Stream(0, "attack")

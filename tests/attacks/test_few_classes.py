@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import rush_bench as rb
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.parts import STANDARD, parts_for
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.audit.experiments import BUDGETS, Subject, plan
@@ -14,6 +13,7 @@ from rush_bench.defenses.base import dlr, dlr_to, margin, margin_to
 from rush_bench.noise import Stream
 from rush_bench.registry import attacks
 from rush_bench.settings import override
+from rush_bench.threats import Threat
 
 SHAPE, COUNT = (1, 4, 4), 6
 SHORT = {"steps": 3, "queries": 10, "points": 3, "draws": 2, "eot_iter": 2, "select_draws": 2, "least_bank": 2}

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.health import FEW, UNTRUE, health, no_gradient
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed
 from rush_bench.defenses.base import Gradient, Prediction, cross_entropy
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 SHAPE = (1, 16, 16)
 THREATS = [Threat("linf", 0.1), Threat("linf", 4 / 255), Threat("l2", 0.5)]

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.noise import Stream, Uniform
 from rush_bench.registry import attacks
+from rush_bench.threats import Threat
 
 SHAPE = (1, 6, 6)
 IMAGES = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(5))

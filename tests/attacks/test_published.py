@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.autoattack import AutoAttack, QuickAPGD, RandAutoAttack
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.published import PublishedAutoAttack, PublishedPGD
@@ -21,9 +20,10 @@ from rush_bench.defenses import Defense, Deterministic, Passes, Prediction, Smoo
 from rush_bench.errors import BadInput, MissingPackage
 from rush_bench.evaluation import attack as run_suite
 from rush_bench.evaluation.score import score
-from rush_bench.evaluation.statistics import paired_difference
 from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.records.statistics import paired_difference
+from rush_bench.threats import Threat
 
 SMALL, DIGIT = (1, 4, 4), (1, 8, 8)
 STREAM = Stream(0, "attack")

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.apgd import EOTAPGD, TargetedEOTAPGD, _checkpoints
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.control import RandomNoise
 from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.square import Square
@@ -21,6 +20,7 @@ from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
 from rush_bench.registry import attacks
 from rush_bench.store import save_model
+from rush_bench.threats import Threat
 
 SMALL, DIGIT = (1, 4, 4), (1, 8, 8)
 STREAM = Stream(0, "attack")

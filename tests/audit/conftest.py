@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from rush_bench.audit.book import Book, Entry
 from rush_bench.audit.experiments import BUDGETS, Budget
 from rush_bench.datasets import load_dataset
-from rush_bench.evaluation.records import CellResult
 from rush_bench.networks import build
 from rush_bench.noise import Stream
+from rush_bench.records import CellResult
 from rush_bench.store import save_model
 
 EPS = 0.1

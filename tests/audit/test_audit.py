@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.pgd import EOT
 from rush_bench.audit import checks as rules
 from rush_bench.audit import run as room
@@ -20,9 +19,10 @@ from rush_bench.datasets import as_images, load_dataset
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import score
-from rush_bench.evaluation.statistics import paired_difference
 from rush_bench.noise import Gaussian, Stream
+from rush_bench.records.statistics import paired_difference
 from rush_bench.report.settle import markdown
+from rush_bench.threats import Threat
 
 EPS = 0.1
 THREAT = Threat("linf", EPS)

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.apgd import EOTAPGD
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.control import RandomNoise
 from rush_bench.audit import binarization as module
 from rush_bench.audit.binarization import Binarization, binarization, edge, fisher
@@ -13,9 +12,10 @@ from rush_bench.audit.finding import judged, within_chance
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.records.statistics import clopper_pearson
+from rush_bench.threats import Threat
 
 STREAM, THREATS = Stream(0, "binarization"), [Threat("linf", 0.1), Threat("l2", 1.0)]
 FEW = Binarization(inner=60, draws=8, judging=64, points=10)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rush_bench.audit.book import entries_of
-from rush_bench.evaluation.statistics import clopper_pearson
+from rush_bench.records.statistics import clopper_pearson
 
 
 def test_its_own_are_attacks_on_itself_at_its_threat_that_are_finished(made_by_hand) -> None:

@@ -8,7 +8,6 @@ from torch import nn
 
 from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.autoattack import QuickAPGD
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.control import RandomNoise
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.square import Square
@@ -21,6 +20,7 @@ from rush_bench.defenses.aggregate import objective_named
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import check, score
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 THREAT = Threat("linf", 0.1)
 

@@ -9,13 +9,13 @@ import torch
 from scipy import stats
 from torch import nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.audit import flags as module
 from rush_bench.audit.flags import flags
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.defenses.randomised import Randomised
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream, Uniform
+from rush_bench.threats import Threat
 
 SHAPE, STREAM, THREAT = (1, 4, 4), Stream(0, "flags"), Threat("linf", 0.025)
 

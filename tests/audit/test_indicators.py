@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.audit import indicators as module
 from rush_bench.audit.indicators import Path, indicators
 from rush_bench.defenses import Defense, Deterministic, Smoothed
 from rush_bench.noise import Stream, Uniform
+from rush_bench.threats import Threat
 
 SHAPE, STREAM, THREAT = (1, 4, 4), Stream(0, "indicators"), Threat("linf", 0.025)
 NAMES = {

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.audit.flags import flags
 from rush_bench.audit.indicators import indicators
 from rush_bench.audit.scale import usual_scale
@@ -13,6 +12,7 @@ from rush_bench.audit.truth import depends_on_image, same_in_later_calls, same_u
 from rush_bench.defenses import Deterministic, Randomised, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.noise import Gaussian, Stream
+from rush_bench.threats import Threat
 
 THREAT = Threat("linf", 0.1)
 

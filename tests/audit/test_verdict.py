@@ -8,7 +8,7 @@ import pytest
 
 from rush_bench.audit.finding import Finding, judged, not_run
 from rush_bench.audit.verdict import BUGS, REQUIRED, REQUIRED_RANDOMISED, STRENGTH, Claim, images_needed, verdict
-from rush_bench.evaluation.statistics import Estimate, interval
+from rush_bench.records.statistics import Estimate, interval
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rush_bench.evaluation.statistics import Estimate, clopper_pearson
+from rush_bench.records.statistics import Estimate, clopper_pearson
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import torch
 from scipy import stats
 
 from rush_bench.attacks.suites import parse_suite
-from rush_bench.certify import Sampling, certify, check
+from rush_bench.certify import Sampling, check
 from rush_bench.certify.tsv import frame_of
 from rush_bench.defenses import Deterministic, Smoothed
-from rush_bench.evaluation import attack
-from rush_bench.evaluation.records import Cell, CellStore, load_results
+from rush_bench.evaluation import attack, certify
+from rush_bench.records import Cell, CellStore, load_results
 
 SHAPE = (1, 4, 4)
 SIGMA = 0.1

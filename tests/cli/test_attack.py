@@ -11,7 +11,7 @@ import pytest
 from rush_bench.attacks.autoattack import QuickAPGD
 from rush_bench.attacks.pgd import PGD
 from rush_bench.errors import MissingPackage
-from rush_bench.evaluation.records import load_results
+from rush_bench.records import load_results
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from rush_bench.attacks.pgd import PGD
-from rush_bench.evaluation.records import load_results
 from rush_bench.files import sha256_file
+from rush_bench.records import load_results
 
 FILE = """
 title = "two systems in a moment"

@@ -10,7 +10,7 @@ import pytest
 from rush_bench.attacks.control import RandomNoise
 from rush_bench.audit.experiments import BUDGETS
 from rush_bench.evaluation import runner
-from rush_bench.evaluation.records import load_results
+from rush_bench.records import load_results
 
 SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "sweep_steps": 2, "queries": (4,), "certificate": 200}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rush_bench.evaluation.records import FORMAT, Cell, CellStore
+from rush_bench.records import FORMAT, Cell, CellStore
 
 
 def write(folder: Path, attack: str, right: int, defense: str = "net", seed: int = 0) -> Path:

@@ -19,7 +19,6 @@ from rush_bench.datasets.views import (
     crop_and_resize,
     crop_draws,
     pad_crop,
-    random_flip,
     random_resized_crop,
     shift_and_flip,
 )
@@ -113,14 +112,6 @@ def test_pad_crop_draws_every_shift_as_often() -> None:
     }
     assert {tuple(kind) for kind in kinds.tolist()} == expected
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
-
-
-def test_random_flip() -> None:
-    x = torch.rand(2000, 1, 2, 3)
-    out = random_flip(x, generator(), p=0.3)
-    flipped = (out == x.flip(-1)).flatten(1).all(1)
-    assert abs(flipped.double().mean() - 0.3) < 4 * math.sqrt(0.21 / 2000)
-    assert torch.equal(out[~flipped], x[~flipped])
 
 
 def test_views_are_crop_flip_jitter_gray_in_the_papers_order() -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.purifier import PurifierPGD
 from rush_bench.defenses import Randomised, Smoothed
 from rush_bench.defenses.chain import Chain
@@ -16,6 +15,7 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.networks.ddpm import UNet, linear_schedule
 from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.threats import Threat
 
 SHAPE = (1, 8, 8)
 STREAM = Stream(3, "test", torch.tensor([10, 3, 99]))

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.noise import Stream, Uniform
 from rush_bench.registry import attacks
 from rush_bench.settings import override
+from rush_bench.threats import Threat
 
 IMAGES = torch.rand((20, 1, 4, 4), generator=torch.Generator().manual_seed(1))
 

@@ -16,7 +16,7 @@ from rush_bench.cli import main
 from rush_bench.defenses import load_defense, load_defenses, resolve, zoo
 from rush_bench.errors import BadInput, MissingPackage, RushBenchError
 from rush_bench.noise import Stream, Uniform
-from rush_bench.report.published import published
+from rush_bench.records.published import published
 
 NAME = "robustbench:cifar10/Linf/Mine2026"
 UTILS = """

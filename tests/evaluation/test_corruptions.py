@@ -12,8 +12,8 @@ from rush_bench.datasets.corruptions import CorruptedImages, load_corrupted
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.corruptions import evaluate
-from rush_bench.evaluation.records import load_results
 from rush_bench.noise import Uniform
+from rush_bench.records import load_results
 from rush_bench.report.corruptions import table
 
 # right[corruption][severity - 1] of 20 images: what `Reads` gets right

@@ -14,9 +14,9 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation import attack
 from rush_bench.evaluation import work as work_module
 from rush_bench.evaluation.runner import default_repeats
-from rush_bench.evaluation.statistics import interval
 from rush_bench.evaluation.work import parse_shard
 from rush_bench.noise import Stream, Uniform
+from rush_bench.records.statistics import interval
 from rush_bench.registry import attacks
 
 SHAPE = (1, 4, 4)

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rush_bench.attacks.base import Threat
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.audit import run as audits
 from rush_bench.audit.finding import Finding
-from rush_bench.certify import Sampling, certify
+from rush_bench.certify import Sampling
 from rush_bench.datasets import as_images
 from rush_bench.datasets.corruptions import CorruptedImages, load_corrupted
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
-from rush_bench.evaluation import attack, corruptions
+from rush_bench.evaluation import attack, certify, corruptions
 from rush_bench.evaluation.work import Run
+from rush_bench.threats import Threat
 
 CIFAR = (3, 32, 32)
 
@@ -181,9 +181,10 @@ def test_shards_and_stops_leave_the_same_bits(kind: Kind, tmp_path: Path) -> Non
 
 def test_what_another_process_holds_is_waited_for(kind: Kind, tmp_path: Path, monkeypatch) -> None:
     """The first round finds every chunk held; while it waits, the other lets go."""
-    from rush_bench.evaluation import records, work
+    from rush_bench.evaluation import work
+    from rush_bench.records import sharing
 
-    held, real = [True], records.flock
+    held, real = [True], sharing.flock
 
     def flock(path: Path, wait: bool) -> Any:
         if held[0] and not wait:
@@ -192,7 +193,7 @@ def test_what_another_process_holds_is_waited_for(kind: Kind, tmp_path: Path, mo
             return contextlib.nullcontext(False)
         return real(path, wait)
 
-    monkeypatch.setattr(records, "flock", flock)
+    monkeypatch.setattr(sharing, "flock", flock)
     monkeypatch.setattr(audits, "flock", flock)
     monkeypatch.setattr(work.time, "sleep", lambda seconds: held.__setitem__(0, False))
     assert kind.run([smooth(Net, "net")], tmp_path / "out") == ({}, True)

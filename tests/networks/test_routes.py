@@ -8,7 +8,7 @@ from torch import nn
 
 from rush_bench.errors import BadInput
 from rush_bench.networks import build, resolve, route, routed, routes, set_route, single_route
-from rush_bench.networks.routes import RoutedBatchNorm, route_distance
+from rush_bench.networks.routes import RoutedBatchNorm
 
 SPEC = {"name": "resnet", "blocks": [1, 1], "width": 4, "channels": 1, "size": 8, "classes": 3}
 
@@ -106,13 +106,6 @@ def test_a_projector_can_be_routed_too():
     head = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     view = routed(head, 2)
     assert routes(view) == 2 and routes(head) == 1 and isinstance(single_route(view, 1)[1], nn.BatchNorm1d)
-
-
-def test_collapsed_routes_have_no_distance():
-    network = build({**SPEC, "routes": 2})
-    assert route_distance(network, 0, 1) == 0
-    network.encoder.bn1.sets[1].bias.data[0] = 0.25
-    assert route_distance(network, 0, 1) == 0.25
 
 
 def test_padding_of_the_stem():

@@ -12,7 +12,8 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.recipes import dataaug, free, noise_sup, pgd_at, smoothadv, ssp, trades
 from rush_bench.settings import override
-from rush_bench.training.inner import InnerSettings, attack_mode, lengths, project
+from rush_bench.threats import Threat
+from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step
 from rush_bench.training.optimisers import make_optimiser
 from rush_bench.training.stage import Batch, Context
@@ -216,7 +217,7 @@ def test_ddn_finds_the_nearest_boundary_of_a_plane():
     exact = score.abs() / w.norm()
     assert torch.all(logits(attacked)[:, 0].argmax(1) != labels) and torch.all(distance >= exact - 1e-5)
     assert float((distance - exact).max()) < 0.02
-    assert float(lengths(attacked - x).max()) <= 0.3 + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
+    assert float((attacked - x).flatten(1).norm(dim=1).max()) <= 0.3 + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
     assert torch.equal(smoothadv.ddn(logits, x, labels, eps=1e-4, steps=2), x)  # nothing found: the clean image
 
 
@@ -233,7 +234,7 @@ def test_smoothadv_fixes_its_draws_trains_on_them_and_ramps_eps(method, epoch):
     assert len(seen) == 4 + 1 and all(noise is seen[0][1] for _, noise in seen)
     (x, noise), (attacked, _) = seen[0], seen[-1]
     assert noise.shape == (4, 4, 1, 8, 8) and float(noise.std()) == pytest.approx(0.12, rel=0.1)
-    assert float(lengths(attacked - x).max()) <= min(1, (epoch + 1) / 2) + 1e-5
+    assert float((attacked - x).flatten(1).norm(dim=1).max()) <= min(1, (epoch + 1) / 2) + 1e-5
     assert attacked.min() >= 0 and attacked.max() <= 1 and (method == "ddn" or (attacked - x).abs().max() > 0)
     with torch.no_grad():
         rows = [softmax(row) for row in real(attacked, noise).flatten(0, 1).double().tolist()]
@@ -307,7 +308,7 @@ def test_adam_ascent_equals_torchs_adam_with_projections():
         adam.zero_grad()
         (target * theirs).square().sum().backward()
         adam.step()
-        theirs.data = project(theirs.data, x, 0.3, "linf")
+        theirs.data = Threat("linf", 0.3).project(theirs.data, x)
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-5, rtol=0)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rush_bench.audit.book import Book, entries_of
-from rush_bench.evaluation.records import FORMAT, Cell, CellStore, load_results
+from rush_bench.records import FORMAT, Cell, CellStore, load_results
 
 
 class Lab:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import FORMAT, Cell, CellResult, CellStore
+from rush_bench.records import FORMAT, Cell, CellResult, CellStore
 from rush_bench.report.corruptions import ce, lay_out, table, write
 
 SIZE = 40

@@ -9,7 +9,7 @@ import rush_bench as rb
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.datasets import Images
 from rush_bench.evaluation import runner
-from rush_bench.evaluation.records import Cell, CellStore
+from rush_bench.records import Cell, CellStore
 from rush_bench.report import tables
 from rush_bench.report.writers import best
 

@@ -23,16 +23,17 @@ from rush_bench.attacks.suites import parse_suite
 from rush_bench.audit.book import Book
 from rush_bench.audit.run import judge, sentence, write
 from rush_bench.audit.verdict import Claim
-from rush_bench.certify import Sampling, certify
-from rush_bench.certify.report import shared_radii, summary
+from rush_bench.certify import Sampling
 from rush_bench.certify.tsv import frame_of
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.errors import BadInput
+from rush_bench.evaluation import certify
 from rush_bench.evaluation.runner import attack
 from rush_bench.noise import Gaussian
 from rush_bench.report import settle, tables
 from rush_bench.report.books import books
+from rush_bench.report.certificates import shared_radii, summary
 from rush_bench.report.page import PARTS, write_page
 from rush_bench.report.page.gallery import SHOWN
 from rush_bench.store import save_model

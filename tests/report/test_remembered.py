@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation import index, records
+from rush_bench.records import index
+from rush_bench.records import results as records
 from rush_bench.report import tables
 
 
@@ -30,7 +31,7 @@ def chunk_of(lab, attack):
 @pytest.fixture
 def unread(monkeypatch):
     """From here on no chunk can be read."""
-    return lambda: monkeypatch.setattr(records, "_read_chunk", lambda *_: pytest.fail("a chunk was read"))
+    return lambda: monkeypatch.setattr(records, "read_chunk", lambda *_: pytest.fail("a chunk was read"))
 
 
 def test_nothing_is_read_twice(settled, unread):
@@ -97,8 +98,8 @@ def test_what_may_not_hold_is_read_again(settled, monkeypatch, how):
         settled.table()
     else:
         path.unlink()
-    real = records._read_chunk
-    monkeypatch.setattr(records, "_read_chunk", lambda *rest: read.append(rest) or real(*rest))
+    real = records.read_chunk
+    monkeypatch.setattr(records, "read_chunk", lambda *rest: read.append(rest) or real(*rest))
     pd.testing.assert_frame_equal(settled.table(), settled.before)
     assert len(read) == 4
 

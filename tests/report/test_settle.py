@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rush_bench.evaluation.statistics import Estimate, any_of_k, interval, paired_difference
+from rush_bench.records.published import published
+from rush_bench.records.statistics import Estimate, any_of_k, interval, paired_difference
 from rush_bench.report import settle
-from rush_bench.report.published import published
 
 RNG = np.random.default_rng(0)
 RIGHT = {name: RNG.integers(0, 5, 20) for name in "abcdef"}  # of 4 predictions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from rush_bench.evaluation.statistics import Estimate, interval, paired_difference
+from rush_bench.records.statistics import Estimate, interval, paired_difference
 from rush_bench.report import figures, settle
 from rush_bench.report import settle_figures as drawing
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.statistics import any_of_k, clopper_pearson, interval
+from rush_bench.records.statistics import any_of_k, clopper_pearson, interval
 from rush_bench.report.tables import table
 
 TWENTY = np.arange(20)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rush_bench.evaluation.statistics import any_of_k, clopper_pearson, interval
+from rush_bench.records.statistics import any_of_k, clopper_pearson, interval
 from rush_bench.report.tables import table
 from rush_bench.report.trainings import Training
 from rush_bench.report.writers import to_csv, to_markdown

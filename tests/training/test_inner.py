@@ -7,9 +7,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rush_bench.errors import RushBenchError
 from rush_bench.networks import build
-from rush_bench.training.inner import InnerSettings, attack_mode, lengths, pgd, untracked
+from rush_bench.threats import Threat
+from rush_bench.training.inner import InnerSettings, attack_mode, pgd, untracked
 
-SIZES = {"eps": 0.1, "step": 0.025, "steps": 10}
+STEPS = {"step": 0.025, "steps": 10}
+SIZES = {"eps": 0.1, **STEPS}
+LINF = Threat("linf", 0.1)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -27,15 +30,16 @@ def small_network() -> nn.Module:
 @pytest.mark.parametrize("start", ["uniform", "zero", "gaussian"])
 def test_linf_is_exact_on_a_linear_objective(start):
     x, w = some_images(), torch.randn(6, 1, 8, 8, generator=seeded(2))
-    attacked = pgd(lambda v: (w * v).sum(), x, **SIZES, generator=seeded(), start=start)
+    attacked = pgd(lambda v: (w * v).sum(), x, LINF, **STEPS, generator=seeded(), start=start)
     torch.testing.assert_close(attacked, (x + 0.1 * w.sign()).clamp(0, 1))
 
 
 @pytest.mark.parametrize("start", ["uniform", "zero", "gaussian"])
 def test_l2_is_exact_on_a_linear_objective(start):
     x, w = some_images(), torch.randn(6, 1, 8, 8, generator=seeded(2))
-    sizes = {"eps": 0.5, "step": 0.2, "steps": 60}
-    attacked = pgd(lambda v: (w * v).sum(), x, **sizes, generator=seeded(), norm="l2", start=start, box=False)
+    attacked = pgd(
+        lambda v: (w * v).sum(), x, Threat("l2", 0.5), step=0.2, steps=60, generator=seeded(), start=start, box=False
+    )
     torch.testing.assert_close(attacked, x + 0.5 * w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1), atol=1e-3, rtol=0)
 
 
@@ -44,16 +48,19 @@ def test_l2_is_exact_on_a_linear_objective(start):
 @pytest.mark.parametrize("steps", [0, 3])
 def test_raises_the_loss_inside_ball_and_box(norm, start, steps):
     network, x, y = small_network().eval(), some_images(), torch.arange(6)
-    eps = 0.1 if norm == "linf" else 0.8
+    threat = Threat(norm, 0.1 if norm == "linf" else 0.8)
 
     def objective(v):
         return nn.functional.cross_entropy(network(v), y, reduction="sum")
 
     before = x.clone()
-    attacked = pgd(objective, x, eps=eps, step=eps / 2, steps=steps, generator=seeded(), norm=norm, start=start)
+    attacked = pgd(objective, x, threat, step=threat.eps / 2, steps=steps, generator=seeded(), start=start)
     assert torch.equal(x, before) and not attacked.requires_grad and attacked.dtype == x.dtype
-    size = (attacked - x).abs().amax() if norm == "linf" else lengths(attacked - x).amax()
-    assert float(size) <= eps + 1e-6 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
+    assert (
+        float(threat.size(attacked - x).amax()) <= threat.eps + 1e-6
+        and float(attacked.min()) >= 0
+        and float(attacked.max()) <= 1
+    )
     assert all(weight.grad is None for weight in network.parameters())
     if steps:
         assert float(objective(attacked).detach()) > float(objective(x).detach()) + 0.1
@@ -63,11 +70,12 @@ def test_raises_the_loss_inside_ball_and_box(norm, start, steps):
 
 def test_the_start_fills_the_ball():
     x = torch.full((200, 1, 8, 8), 0.5)
-    linf = pgd(lambda v: v.sum(), x, eps=0.1, step=0, steps=0, generator=seeded()) - x
+    linf = pgd(lambda v: v.sum(), x, LINF, step=0, steps=0, generator=seeded()) - x
     assert -0.1 <= float(linf.min()) < -0.099 and 0.099 < float(linf.max()) <= 0.1 + 1e-6 and abs(float(linf.mean())) < 1e-3
-    l2 = lengths(pgd(lambda v: v.sum(), x, eps=0.3, step=0, steps=0, generator=seeded(), norm="l2") - x)
+    ball = Threat("l2", 0.3)
+    l2 = ball.size(pgd(lambda v: v.sum(), x, ball, step=0, steps=0, generator=seeded()) - x)
     assert float(l2.max()) <= 0.3 + 1e-6 and float(l2.mean()) == pytest.approx(0.15, abs=0.02)
-    jitter = pgd(lambda v: v.sum(), x, eps=0.1, step=0, steps=0, generator=seeded(), start="gaussian") - x
+    jitter = pgd(lambda v: v.sum(), x, LINF, step=0, steps=0, generator=seeded(), start="gaussian") - x
     assert float(jitter.std()) == pytest.approx(1e-3, rel=0.05)
 
 
@@ -76,7 +84,7 @@ def test_images_do_not_see_each_other_and_the_generator_decides():
 
     def run(x, y, seed=0):
         loss = lambda v: nn.functional.cross_entropy(network(v), y, reduction="sum")  # noqa: E731
-        return pgd(loss, x, **SIZES, generator=seeded(seed), start="zero" if seed == 9 else "uniform")
+        return pgd(loss, x, LINF, **STEPS, generator=seeded(seed), start="zero" if seed == 9 else "uniform")
 
     assert torch.equal(run(x, y), run(x, y)) and not torch.equal(run(x, y), run(x, y, 1))
     torch.testing.assert_close(run(x, y, 9)[:2], run(x[:2], y[:2], 9))
@@ -158,4 +166,4 @@ def test_a_gradient_that_is_not_finite_names_the_row(norm, value):
     slope = torch.ones(6, 1, 8, 8)
     slope[4, 0, 3, 3] = value
     with pytest.raises(RushBenchError, match="image 4 of the batch is not finite"):
-        pgd(lambda v: (slope * v).sum(), some_images(), **SIZES, generator=seeded(), norm=norm)
+        pgd(lambda v: (slope * v).sum(), some_images(), Threat(norm, 0.1), **STEPS, generator=seeded())

@@ -10,6 +10,7 @@ from torch import nn
 from rush_bench.datasets import as_images
 from rush_bench.errors import BadInput
 from rush_bench.networks import build, route, routed
+from rush_bench.networks.routes import CARRIED
 from rush_bench.recipes.acl import ACLSettings
 from rush_bench.training import losses, protocols
 from rush_bench.training.aff import AFF, AFFSettings
@@ -18,7 +19,6 @@ from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step
 from rush_bench.training.optimisers import make_optimiser
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
-from rush_bench.training.routed import CARRIED
 from rush_bench.training.semi import Teacher, TeacherSettings, share_labels
 from rush_bench.training.stage import Batch, Context
 

@@ -14,8 +14,9 @@ from rush_bench import registry
 from rush_bench.datasets import load_dataset
 from rush_bench.errors import BadInput, RushBenchError, WorkLeft
 from rush_bench.networks import build
+from rush_bench.progress import Bar
 from rush_bench.store import read_card, read_weights
-from rush_bench.training import Progress, run, train
+from rush_bench.training import run, train
 from rush_bench.training.checkpoint import CheckpointFile
 from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.stage import Plan, Recipe, Stage
@@ -272,7 +273,7 @@ def test_a_learning_rate_that_explodes_is_an_error(tmp_path):
 
 def test_batches_shrink_to_the_data_and_the_card_says_so(tmp_path):
     stream = io.StringIO()
-    quick(tmp_path, "finetune.batch_size=999", report=Progress(stream))
+    quick(tmp_path, "finetune.batch_size=999", report=Bar(stream=stream))
     assert "finetune.batch_size is 64: there are no more images" in stream.getvalue()
     assert read_card(tmp_path, "simclr-digits")["settings"]["finetune"]["batch_size"] == 64
 
@@ -284,7 +285,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys):
     for stream in (Terminal(), io.StringIO()):
-        quick(tmp_path / f"{stream.isatty()}", name="mine", report=Progress(stream))
+        quick(tmp_path / f"{stream.isatty()}", name="mine", report=Bar(stream=stream))
         text = stream.getvalue()
         assert "pretrain" in text and "loss" in text and "is finished: validation clean" in text
         assert ("\x1b[" in text) is stream.isatty()

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rush_bench.attacks.base import Attack, Threat
+from rush_bench.attacks.base import Attack
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 
 @dataclass(frozen=True)

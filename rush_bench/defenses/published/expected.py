@@ -14,10 +14,10 @@ from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.places import data_folder, on_disk
 from rush_bench.defenses.smoothed import Deterministic, Smoothed
 from rush_bench.errors import BadInput
+from rush_bench.features import knn_accuracy, outputs
 from rush_bench.networks import Classifier
 from rush_bench.noise import Noise, Stream
 from rush_bench.settings import parse_number
-from rush_bench.training.validation import knn_accuracy, outputs
 
 IMAGES = 500
 VOTES = 16  # of a smoothed model: the published numbers take many more, which moves them by about a point

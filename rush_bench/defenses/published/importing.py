@@ -17,12 +17,11 @@ from rush_bench.defenses.published.shapes import check_coverage, check_trained, 
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import sha256_file
 from rush_bench.networks import build
+from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.noise import Noise, noise_from
 from rush_bench.protocols import in_words
 from rush_bench.registry import datasets
-from rush_bench.store import ENCODERS, check_name, model_names, read_card, save_model
-from rush_bench.training.encoders import CARRIED
-from rush_bench.training.routed import CARRIED as ROUTES
+from rush_bench.store import CARRIED, ENCODERS, check_name, model_names, read_card, save_model
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "digits": 10}
 ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (S4.2)

@@ -17,23 +17,22 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import rush_bench
 from rush_bench.audit import run as audits
 from rush_bench.audit.book import Book
 from rush_bench.audit.settle import FOLDER as SETTLE
 from rush_bench.certify import check
-from rush_bench.certify import report as certificates
 from rush_bench.certify.tsv import frame_of
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as corrupting
-from rush_bench.evaluation.records import CellResult, load_results
 from rush_bench.files import digest, write_text
-from rush_bench.report import corruptions, figures, settle, settle_figures, tables
+from rush_bench.records import CellResult, load_results
+from rush_bench.records.published import BLOCKS
+from rush_bench.report import certificates, corruptions, figures, settle, settle_figures, tables
 from rush_bench.report.books import books
 from rush_bench.report.page import audited, gallery, grids, models
 from rush_bench.report.page.svg import inline
-from rush_bench.report.published import BLOCKS
 from rush_bench.report.rows import Row, rows
+from rush_bench.version import __version__
 
 HERE = Path(__file__).parent
 GALLERIES = 24  # of 8 images: two megabytes at 32 x 32 pixels
@@ -96,7 +95,7 @@ def write_page(
     )
     text = environment.get_template("page.html.j2").render(
         title=title or f"rush-bench: {results.resolve().name}",
-        version=rush_bench.__version__,
+        version=__version__,
         clashes=[str(one) for one in check.contradictions(certified, attacks)],
         left_out=left_out,
         count=len(page.records.anchors),

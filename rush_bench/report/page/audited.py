@@ -10,8 +10,8 @@ from rush_bench.audit.finding import Finding
 from rush_bench.audit.run import Audit
 from rush_bench.audit.verdict import Claim, Verdict
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.statistics import Estimate
 from rush_bench.files import read_json
+from rush_bench.records.statistics import Estimate
 from rush_bench.report.settle import percent
 
 

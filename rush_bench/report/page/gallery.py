@@ -14,7 +14,7 @@ from PIL import Image
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.places import data_folder, on_disk
 from rush_bench.errors import RushBenchError
-from rush_bench.evaluation.records import Cell, CellResult, CellStore
+from rush_bench.records import Cell, CellResult, CellStore
 from rush_bench.report.rows import Row
 
 SHOWN = 8  # images of a row

@@ -13,10 +13,9 @@ import pandas as pd
 from rush_bench.audit import run as audits
 from rush_bench.audit.book import Book
 from rush_bench.audit.experiments import EXPERIMENTS
-from rush_bench.certify import report as certificates
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import Estimate
-from rush_bench.report import corruptions, settle
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import Estimate
+from rush_bench.report import certificates, corruptions, settle
 from rush_bench.report.figures import percent
 from rush_bench.report.rows import Row
 from rush_bench.report.writers import BOUND, DASH, HEADERS, NARROW, is_text, lay_out, measured_name

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from rush_bench.evaluation.records import CellResult
+from rush_bench.records import CellResult
 from rush_bench.report.figures import COLOURS, MARKERS, accuracy_axis, percent, save, tips
 from rush_bench.report.rows import Row
 from rush_bench.store import read_cards

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rush_bench.bench.passes import of_card
 from rush_bench.files import digest
 from rush_bench.report.trainings import Training
 from rush_bench.training.checkpoint import IDENTITY, identity
+from rush_bench.training.cost import of_card
 
 
 def training_of(card: Mapping[str, Any]) -> Training:

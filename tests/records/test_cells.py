@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rush_bench.errors import BadInput, RushBenchError
-from rush_bench.evaluation.records import FORMAT, Cell, CellStore, load_results
 from rush_bench.files import digest
+from rush_bench.records import FORMAT, Cell, CellStore, load_results
 
 N, CHUNK, CLASSES = 25, 10, 4
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rush_bench.certify import report
 from rush_bench.certify.tsv import COLUMNS, read_folder, read_tsv, six_columns
 from rush_bench.errors import BadInput
+from rush_bench.report import certificates as report
 
 HEAD = "\t".join(COLUMNS)
 # In the form of Cohen's logs, made up: 0.25 is certified at exactly 0.25 because radii are rounded.

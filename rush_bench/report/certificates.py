@@ -13,9 +13,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import CellResult
-from rush_bench.evaluation.statistics import clopper_pearson
 from rush_bench.files import write_atomic
+from rush_bench.records import CellResult
+from rush_bench.records.statistics import clopper_pearson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.statistics import (
+from rush_bench.records.statistics import (
     any_of_k,
     clopper_pearson,
     interval,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rush_bench.errors import BadInput
-from rush_bench.report.published import BLOCKS, FILE, published
+from rush_bench.records.published import BLOCKS, FILE, published
 
 # RUSH paper, Table 1: block, method, standard, PGD, AA, footnotes
 TABLE1 = """

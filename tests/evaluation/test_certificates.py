@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.certify import Sampling, certify
-from rush_bench.certify import run as run_module
+from rush_bench.certify import Sampling
 from rush_bench.certify.bounds import lower_bound
 from rush_bench.certify.tsv import frame_of
 from rush_bench.datasets import Images, as_images
 from rush_bench.defenses import Defense, Deterministic, Passes, Smoothed
 from rush_bench.errors import BadInput
+from rush_bench.evaluation import certificates as run_module
+from rush_bench.evaluation import certify
 from rush_bench.noise import Gaussian, Uniform
 
 SHAPE = (1, 4, 4)

@@ -1,6 +1,6 @@
 """Certifying a smoothed defence: chunk by chunk, resumable, one cell a (network, noise, norm, settings, images, seed).
 
-A cell is a cell of the records (`rush_bench.evaluation.records`) under `<results>/certificates`: a row per image, `counts`
+A cell is a cell of the records (`rush_bench.records`) under `<results>/certificates`: a row per image, `counts`
 of its estimation draws, `repeats` how many there were, `correct` how many of them got the label; besides, `predict` (-1:
 abstained), `bound` and `radius` in full precision. When a cell is whole, `certificate.tsv` (all columns) and `cohen.tsv`
 (the six columns of Cohen's code) lie beside its chunks.
@@ -23,10 +23,10 @@ from rush_bench.certify.tsv import write_tsv
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.records import Arrays, CellStore
 from rush_bench.evaluation.score import made_on
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
 from rush_bench.noise import Stream
+from rush_bench.records import Arrays, CellStore
 
 GUARDED = 16  # votes at which the guard looks, whatever the defence's: a certificate is of them all
 

@@ -1,0 +1,42 @@
+"""What a training costs in passes of an image through the encoder (see `Plan.passes`), from its settings or its card alone."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rush_bench.errors import RushBenchError
+from rush_bench.registry import recipes
+from rush_bench.settings import override
+from rush_bench.training.stage import Recipe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Images that a stage or a training shows to its network, one as often as it is shown, and passes through the encoder."""
+
+    images: int
+    passes: float
+
+
+def of_stages(system: Recipe, settings: Any, sizes: Mapping[str, Any]) -> dict[str, Cost]:
+    """What each stage costs; `sizes` are those of its data, `n_train` say, as a card has them. Epochs are whole batches."""
+    made = {}
+    for plan in system.plans(settings):
+        own = plan.settings
+        images = own.epochs * (sizes[f"n_{plan.split}"] // own.batch_size * own.batch_size)
+        made[plan.name] = Cost(images, images * plan.encoder_passes)
+    return made
+
+
+def of_card(card: Mapping[str, Any]) -> Cost | None:
+    """What the training of a model took, from its card; None for what was imported, began elsewhere or nobody has counted."""
+    if "from" in card or not card.get("settings"):
+        return None
+    try:
+        system = recipes.load(card["recipe"])
+        stages = of_stages(system, override(system.settings, card["settings"]), card["data"]).values()
+    except (RushBenchError, KeyError):  # a plug-in that is not here, a setting that is no more
+        return None
+    whole = Cost(sum(stage.images for stage in stages), sum(stage.passes for stage in stages))
+    return None if math.isnan(whole.passes) else whole

@@ -69,7 +69,7 @@ class Square(Attack):
             noise = own.named("draws").skip(renewed * span)
             return margin(asked.predictions(points, noise, repeats, exact=False).logs.logsumexp(0), truth)
 
-        alive = everyone = torch.arange(len(images), device=images.device)
+        alive = everyone = kept.everyone
         renewed = 0
         own, clean, truth = stream.at(kept.positions), images, labels
         best = moves.start(images, own.named("start"))
@@ -89,7 +89,7 @@ class Square(Attack):
                 rows = (~kept.broken[alive]).nonzero()[:, 0]
                 if self.stop and len(rows) < len(alive):
                     alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
-                    own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+                    own, clean, truth = stream.at(kept.places(alive)), images[alive], labels[alive]
                 if not len(alive):
                     return kept.best
             if renew:

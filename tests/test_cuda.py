@@ -4,18 +4,35 @@ devices, and the host waits for the device no more often than it must.
 What differs by design: training on a real device draws from its own generators, and a CPU cuts draws into smaller blocks.
 """
 
+import dataclasses
 import functools
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rush_bench.attacks.suites import parse_suite
+from rush_bench.audit.experiments import BUDGETS
+from rush_bench.audit.run import probe
+from rush_bench.audit.settle import settle
+from rush_bench.certify import Sampling
+from rush_bench.datasets import Images, as_images
+from rush_bench.datasets.corruptions import load_corrupted
 from rush_bench.defenses import Defense, Deterministic, Smoothed
+from rush_bench.evaluation import attack, certify
+from rush_bench.evaluation.corruptions import evaluate
 from rush_bench.noise import Stream
-from rush_bench.registry import attacks
+from rush_bench.registry import attacks, recipes
+from rush_bench.store import read_weights
 from rush_bench.threats import Threat
-from tests.fakecuda import CudaTensor, Waits, fake_cuda
+from rush_bench.training import loop, train
+from tests.fakecuda import DEVICE_NAME, CudaTensor, Waits, fake_cuda
 
 SHAPE = (1, 5, 5)
 THREAT = Threat("linf", 0.03)
@@ -196,3 +213,154 @@ def test_waits_of_an_attack_are_those_of_its_steps_and_looks(name, settings, mos
     waits.clear()
     attack.run(defense, x, y, Threat("linf", 1e-4), Stream(0, "attack"))
     assert waits.total() <= most, waits
+
+
+SMALL = ("n_train=24", "size=8", "network.name=resnet", "network.width=4")
+BLOCKS = {"ssp": "1,1", "ssp_joint": "1,1", "ssp_selfie": "1,1"}  # as many stages as the task needs
+SETS = {"advcl": ("pretrain.clusters=2,3",)}
+ATTENDS = {"ssp", "ssp_selfie"}  # a CPU has an attention kernel of its own, which rounds otherwise
+WAITS = {"advcl": 2}  # attacks inside a step: each asks once whether its gradients were finite
+
+
+def few(name: str) -> tuple[str, ...]:
+    """Settings of a run of one step a stage."""
+    recipe = recipes.load(name)
+    known = {field.name for field in dataclasses.fields(recipe.settings)}
+    steps = [f"{attack}.steps=1" for attack in ("attack", "finetune_attack") if attack in known]
+    epochs = [f"{plan.name}.epochs=1" for plan in recipe.plans(recipe.settings)]
+    return (*SMALL, f"network.blocks={BLOCKS.get(name, '1')}", *steps, *dict.fromkeys(epochs), *SETS.get(name, ()))
+
+
+@pytest.mark.parametrize("name", sorted(recipes.entries.keys() - {"finetune"}))  # which needs an encoder
+def test_every_recipe_takes_the_steps_that_it_takes_on_the_cpu(name, tmp_path, monkeypatch) -> None:
+    step, most = loop.train_step, 0
+
+    def counted(*arguments) -> Tensor:
+        nonlocal most
+        waits.clear()
+        loss = step(*arguments)
+        most = max(most, waits.total())
+        return loss
+
+    def trained(device: str) -> dict:
+        folder = train(name, dataset="digits", preset="smoke", sets=few(name), store=tmp_path / device, device=device)
+        return json.loads((folder / "card.json").read_text())
+
+    with fake_cuda() as waits, monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", counted)
+        made = trained("cuda")
+    known = trained("cpu")
+    assert most <= WAITS.get(name, 1)
+    if name in ATTENDS:
+        weights = [read_weights(tmp_path / device, known["name"], "model") for device in ("cuda", "cpu")]
+        assert all((weights[0][key] - weights[1][key]).abs().max() < 1e-3 for key in weights[0])
+    else:
+        assert made["sha256"] == known["sha256"]
+    assert (made["environment"].pop("device"), known["environment"].pop("device")) == (DEVICE_NAME, "cpu")
+    assert made["environment"] == known["environment"] and made["settings"]["precision"] == "float32"
+
+
+@pytest.fixture(scope="module")
+def data(images: Tensor, labels: Tensor) -> Images:
+    return as_images((255 * images).to(torch.uint8), labels, classes=list("abcde"), name="made")
+
+
+def same(made: pd.DataFrame, known: pd.DataFrame) -> None:
+    """Records are equal but for the time that they took."""
+    pd.testing.assert_frame_equal(*(each.drop(columns="seconds", errors="ignore") for each in (made, known)), atol=1e-5)
+
+
+@contextmanager
+def on(device: str) -> Iterator[None]:
+    """Where there is a device only for what runs on it."""
+    with fake_cuda() if device == "cuda" else nullcontext():
+        yield
+
+
+@pytest.mark.parametrize("kind", VOTES)
+def test_the_measuring_loop_with_its_looks_at_gradients_and_at_behaviour(kind, defended, data, tmp_path) -> None:
+    suite = parse_suite("linf8-quick", ("clean", "pgd", "square"), {"pgd.steps": 2, "square.queries": 6})
+    frames = []
+    for device in ("cuda", "cpu"):
+        with on(device):  # the second meets what the first wrote down of the defence's behaviour
+            run = attack(defended(kind, device), suite, data, out=tmp_path, repeats=3, quiet=True)
+        assert not run.failed
+        frames.append([result.frame for result in run.results])
+        if device == "cuda":
+            with np.load(next((tmp_path / "runs").rglob("chunk-*.npz"))) as chunk:
+                assert str(chunk["made_on"]) == f"{DEVICE_NAME}, torch {torch.__version__}, search in float32"
+            shutil.rmtree(tmp_path / "runs")
+    for made, known in zip(*frames, strict=True):
+        same(made, known)
+
+
+def test_certificates(network, data, tmp_path) -> None:
+    settings, frames = Sampling(selection=4, draws=30), []
+    for device in ("cuda", "cpu"):
+        with on(device):
+            defense = Smoothed(network, noise="gaussian:0.25", votes=4, shape=SHAPE, device=device)
+            run = certify([defense], data, settings=settings, out=tmp_path / device, quiet=True)
+        assert not run.failed
+        frames.append(run.results[0].frame)
+    same(*frames)
+
+
+def test_corruptions(defended, tmp_path) -> None:
+    folder, n = tmp_path / "data" / "CIFAR-10-C", 6
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (5 * n, 32, 32, 3), np.uint8)
+    np.save(folder / "fog.npy", pixels)
+    np.save(folder / "labels.npy", np.tile(np.arange(n), 5))
+    data, frames = load_corrupted("cifar10", ("fog",), data_dir=tmp_path / "data"), []
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval()
+    for device in ("cuda", "cpu"):
+        with on(device):
+            run = evaluate([Deterministic(network, device=device)], data, out=tmp_path / device, quiet=True)
+        assert not run.failed
+        frames.append([result.frame for result in run.results])
+    for made, known in zip(*frames, strict=True):
+        same(made, known)
+
+
+@pytest.mark.parametrize("kind", VOTES)
+def test_probes_of_the_audit(kind, defended, data, tmp_path) -> None:
+    found = []
+    for device in ("cuda", "cpu"):
+        with on(device):
+            (findings,) = probe([defended(kind, device)], data, THREAT, tmp_path / device, quiet=True, count=3).values()
+        found.append([(each.check, each.status) for each in findings])
+    assert found[0] == found[1] and len(found[0]) > 5
+
+
+def test_settle(defended, data, tmp_path) -> None:
+    budget = dataclasses.replace(
+        BUDGETS["quick"],
+        points=2,
+        sweep=(1, 4),
+        steps=2,
+        draws=2,
+        lengths=(1, 2),
+        restarts=2,
+        losses_steps=1,
+        rand=(2,),
+        rand_steps=1,
+        banks=(4,),
+        part_steps=1,
+        queries=(4,),
+        sweep_steps=1,
+        votes=(1, 4),
+        certificate=100,
+        published={"steps": 1, "queries": 4, "targets": 1},
+        long=2,
+        targets=1,
+    )
+    found = []
+    for device in ("cuda", "cpu"):
+        with on(device):
+            where = {"out": tmp_path / device, "store": tmp_path / "models", "quiet": True}
+            run = settle([defended("many votes", device)], data, budget=budget, eps=0.03, repeats=2, **where)
+        assert not run.failed
+        found.append({(each.experiment, each.trial): each.result.frame for each in run.books[0].entries})
+    assert found[0].keys() == found[1].keys()
+    for key, frame in found[0].items():
+        same(frame, found[1][key])

@@ -213,11 +213,12 @@ class Stream:
             raise ValueError(f"stream holds {images.numel()} image positions for a batch of {batch}")
         digest = hashlib.sha256(f"{self.seed}\0{self.purpose}".encode()).digest()
         salts = [int.from_bytes(digest[4 * k : 4 * k + 4], "little", signed=True) for k in range(4)]
-        image = images.to(torch.int64).to(torch.int32).reshape(-1, 1).to(device)
-        draw = torch.arange(self.first_draw, self.first_draw + draws, dtype=torch.int64).to(torch.int32).to(device)
+        # non_blocking: the host need not wait until a GPU has done what it was asked before
+        image = images.to(torch.int64).to(torch.int32).reshape(-1, 1).to(device, non_blocking=True)
+        draw = torch.arange(self.first_draw, self.first_draw + draws, dtype=torch.int64, device=device).to(torch.int32)
         # Two 32-bit keys an (image, draw): with one alone, a million draws would hold a hundred equal pairs. Side by side: on
         # a small network the count of operations is the time.
-        salt = torch.tensor(salts, dtype=torch.int32).to(device)[:, None, None]
+        salt = torch.tensor(salts, dtype=torch.int32).to(device, non_blocking=True)[:, None, None]
         keys = _mix(_mix(image ^ salt[::2]) + _mix(draw * _GOLDEN + salt[1::2]))
         first, second = keys.expand(2, batch, draws)[..., None]
         pixels = torch.arange(math.prod(shape), dtype=torch.int64, device=device).to(torch.int32)

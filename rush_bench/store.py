@@ -19,6 +19,7 @@ from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import digest, read_json, sha256_file, write_atomic, write_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that need it: names and cards are listed without it
+    import torch
     from torch import Tensor
 
 FORMAT = 1
@@ -49,7 +50,7 @@ def save_model(
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         write_atomic(path, partial(save_file, plain), fails=SafetensorError)
         sha256[stem] = sha256_file(path)
-    card = {"format": FORMAT, **card, "environment": environment(), "sha256": sha256}
+    card = {"format": FORMAT, **card, "environment": environment(next(iter(state.values())).device), "sha256": sha256}
     write_json(folder / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})
 
 
@@ -135,17 +136,16 @@ def remove_model(store: Path, name: str) -> None:
     shutil.rmtree(store / name)
 
 
-def environment() -> dict[str, str]:
-    """What the numbers were made on: versions, processor, device. No host name and no path."""
+def environment(device: "torch.device") -> dict[str, str]:
+    """What the numbers were made on: versions, processor, the device of the weights. No host name and no path."""
     import numpy
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "machine": platform.machine(),
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": str(torch.get_num_threads()),
     }

@@ -123,7 +123,7 @@ def audit(
         Traceback (most recent call last):
         rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, not 0.78
     """
-    stated = None if claim is None else stated_claim(claim, eps, named["dataset"] if "dataset" in named else None)
+    stated = None if claim is None else stated_claim(claim, eps, data if isinstance(data, str) else None)
     deadline, called_off = deadline_in(max_minutes), False
 
     def hear(planned: list[Planned]) -> bool:

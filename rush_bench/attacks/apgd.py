@@ -60,7 +60,6 @@ class EOTAPGD(Attack):
         if not self.losses:
             return self.on(defense).run(defense, images, labels, threat, stream)
         kept = Kept(defense, images, labels, stream, self.select_draws)
-        everyone = torch.arange(len(images), device=images.device)
         ranked = None
         for loss in self.losses:
             targeted, objective = loss.partition("@")[0] in TARGETED, steepened(loss, defense.steepness)
@@ -71,11 +70,11 @@ class EOTAPGD(Attack):
             )
             # the noise is that of the loss, not of the group: which units share a batch depends on the other images
             search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), objective, kept)
-            while units and len(alive := kept.standing() if self.stop else everyone):
+            while units and len(alive := kept.standing() if self.stop else kept.everyone):
                 # the first run breaks most of what will break; only then do the others pay as rows of one batch
                 width = 1 if not kept.value.isfinite().any() else max(1, self.rows // len(alive))
                 group, units = units[:width], units[width:]
-                own = stream.at(kept.positions[alive.cpu()])
+                own = stream.at(kept.places(alive))
                 start = [threat.start(images[alive], own.named(f"start/{loss}/{r}" + f"/{t}" * targeted)) for r, t in group]
                 answers = [labels[alive]] * len(group)
                 if targeted and ranked is not None:
@@ -211,7 +210,7 @@ class _Search:
         units, n = s.loss.shape
         draws = 1 if self.defense.deterministic else self.settings.draws or max(self.defense.draws, 16)
         redraw = self.settings.redraw
-        place = self.kept.positions[alive.cpu()].repeat(units)
+        place = self.kept.places(alive).repeat(units)
         stream = self.stream.at(place).skip(0 if redraw == 0 else self.calls // redraw * draws)
         self.calls += 1
         labels = s.answers.flatten(0, 1)

@@ -29,25 +29,36 @@ class Kept:
         self.best = images.clone()
         self.value = torch.full((len(images),), -torch.inf, device=images.device, dtype=wide(images.device))
         self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.everyone = torch.arange(len(images), device=images.device)
+        self._placed = self.everyone, self.positions
 
     def offer(self, points: Tensor, where: Tensor | None = None) -> None:
         """Candidates (n, C, H, W) for the images at positions `where` (n,) of the batch, each at most once; None is all."""
-        where = torch.arange(len(points), device=points.device) if where is None else where
+        where = self.everyone if where is None else where
         self.take(points, where, *self._judge(points, where))
 
     def take(self, points: Tensor, where: Tensor, value: Tensor, broken: Tensor | bool = False) -> None:
         """Candidates that were judged already: what each is worth (n,), and whether it breaks its image."""
         better = value > self.value[where]
-        rows, broken = where[better], torch.as_tensor(broken, device=better.device).expand_as(better)
-        self.best[rows], self.value[rows], self.broken[rows] = points[better], value[better].to(self.value), broken[better]
+        # all rows are written: how many are better is not for the host to wait for
+        self.best[where] = torch.where(better[:, None, None, None], points, self.best[where])
+        self.value[where] = torch.where(better, value.to(self.value), self.value[where])
+        self.broken[where] = torch.where(better, broken, self.broken[where])
 
     def standing(self) -> Tensor:
         """Positions of the images that are not broken."""
         return (~self.broken).nonzero()[:, 0]
 
+    def places(self, where: Tensor) -> Tensor:
+        """Positions in their data set, on the CPU, of the images at these positions of the batch (n,); the last are kept, so
+        that the host does not wait for them at every step."""
+        if where is not self._placed[0]:
+            self._placed = where, self.positions[where.cpu()]
+        return self._placed[1]
+
     def _judge(self, points: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """What each point is worth, higher is better for the attacker, and whether it breaks its image."""
-        labels, stream = self.labels[where], self.stream.at(self.positions[where.cpu()])
+        labels, stream = self.labels[where], self.stream.at(self.places(where))
         predictions = self.defense.predictions(points, stream, self.repeats, exact=self.defense.deterministic)
         total, votes = predictions.probabilities.mean(0), predictions.votes.sum(0)
         # A prediction of one draw errs when that draw errs; one of many, when another class gathers more.

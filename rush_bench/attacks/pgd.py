@@ -68,8 +68,8 @@ class PGD(Attack):
         kept = Kept(defense, images, labels, stream, self.select_draws)
         looks = self.keep == "best" and not defense.deterministic
         for restart in range(self.restarts):
-            alive = kept.standing() if self.stop else torch.arange(len(images), device=images.device)
-            own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+            alive = kept.standing() if self.stop and restart else kept.everyone
+            own, clean, truth = stream.at(kept.places(alive)), images[alive], labels[alive]
             attacked = threat.start(clean, own.named(f"start{restart}")) if self.random_start else clean
             delta = attacked - clean
             for step in range(self.steps):
@@ -78,7 +78,7 @@ class PGD(Attack):
                     rows = (~kept.broken[alive]).nonzero()[:, 0]
                     if self.stop and len(rows) < len(alive):
                         alive, clean, truth, attacked, delta = (x[rows] for x in (alive, clean, truth, attacked, delta))
-                        own = stream.at(kept.positions[alive.cpu()])
+                        own = stream.at(kept.places(alive))
                 if not len(alive):
                     break
                 fresh = step // self.redraw if self.redraw else 0

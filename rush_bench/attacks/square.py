@@ -69,7 +69,7 @@ class Square(Attack):
             noise = own.named("draws").skip(renewed * span)
             return margin(asked.predictions(points, noise, repeats, exact=False).logs.logsumexp(0), truth)
 
-        alive = everyone = torch.arange(len(images), device=images.device)
+        alive = kept.everyone
         renewed = 0
         own, clean, truth = stream.at(kept.positions), images, labels
         best = moves.start(images, own.named("start"))
@@ -81,15 +81,15 @@ class Square(Attack):
             best, best_loss = torch.where(better[:, None, None, None], found, best), torch.maximum(value, best_loss)
         for query in range(1, self.queries):
             renew = not defense.deterministic and query % self.redraw == 0
-            due = everyone[: len(alive) if renew else 0]
-            if defense.deterministic and self.stop:
-                due = (best_loss > 0).nonzero()[:, 0]
-            if len(due):
-                kept.offer(best[due], alive[due])
+            due = (best, alive) if renew else ()
+            if defense.deterministic and self.stop and len(rows := (best_loss > 0).nonzero()[:, 0]):
+                due = best[rows], alive[rows]
+            if due:
+                kept.offer(*due)
                 rows = (~kept.broken[alive]).nonzero()[:, 0]
                 if self.stop and len(rows) < len(alive):
                     alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
-                    own, clean, truth = stream.at(kept.positions[alive.cpu()]), images[alive], labels[alive]
+                    own, clean, truth = stream.at(kept.places(alive)), images[alive], labels[alive]
                 if not len(alive):
                     return kept.best
             if renew:

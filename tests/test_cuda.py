@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.suites import parse_suite
-from rush_bench.audit.experiments import BUDGETS
-from rush_bench.audit.run import probe
-from rush_bench.audit.settle import settle
-from rush_bench.certify import Sampling
+from rush_bench.audits.experiments import BUDGETS
+from rush_bench.audits.run import probe
+from rush_bench.audits.settle import settle
+from rush_bench.certificates import Sampling
 from rush_bench.datasets import Images, as_images
 from rush_bench.datasets.corruptions import load_corrupted
 from rush_bench.defenses import Defense, Deterministic, Smoothed
@@ -170,8 +170,7 @@ def test_every_attack_gives_what_it_gives_on_the_cpu(name, kind, defended, image
 
 
 def _attacked(attack, defense, images, labels):
-    attacked = attack.run(defense, images, labels, THREAT, STREAM)
-    return attacked, attack.extra(defense, attacked, labels, STREAM)
+    return attack.recorded(defense, images, labels, THREAT, STREAM)
 
 
 @pytest.mark.parametrize("kind", VOTES)

@@ -17,7 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.suites import parse_suite
+from rush_bench.audits import binarization, truth
 from rush_bench.audits.experiments import BUDGETS
 from rush_bench.audits.run import probe
 from rush_bench.audits.settle import settle
@@ -321,8 +323,11 @@ def test_corruptions(defended, tmp_path) -> None:
         same(made, known)
 
 
-@pytest.mark.parametrize("kind", VOTES)
-def test_probes_of_the_audit(kind, defended, data, tmp_path) -> None:
+@pytest.mark.parametrize("kind", ["deterministic", "one vote"])
+def test_probes_of_the_audit(kind, defended, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(truth, "same_in_later_calls", lambda *of, later=truth.same_in_later_calls: later(*of[:4], calls=4))
+    for name in ("ATTACK", "RANDOMISED"):
+        monkeypatch.setattr(binarization, name, EOTAPGD(steps=2, draws=2, select_draws=2))
     found = []
     for device in ("cuda", "cpu"):
         with on(device):
@@ -331,33 +336,18 @@ def test_probes_of_the_audit(kind, defended, data, tmp_path) -> None:
     assert found[0] == found[1] and len(found[0]) > 5
 
 
+FORMS = ["T0", "T6", "T12", "T13", "T16"]
+
+
+@pytest.mark.usefixtures("unlooked")
 def test_settle(defended, data, tmp_path) -> None:
-    budget = dataclasses.replace(
-        BUDGETS["quick"],
-        points=2,
-        sweep=(1, 4),
-        steps=2,
-        draws=2,
-        lengths=(1, 2),
-        restarts=2,
-        losses_steps=1,
-        rand=(2,),
-        rand_steps=1,
-        banks=(4,),
-        part_steps=1,
-        queries=(4,),
-        sweep_steps=1,
-        votes=(1, 4),
-        certificate=100,
-        published={"steps": 1, "queries": 4, "targets": 1},
-        long=2,
-        targets=1,
-    )
+    """On every form of a defence: itself, a bank, other votes, certified, without noise; every attack is above."""
+    budget = dataclasses.replace(BUDGETS["quick"], points=2, banks=(4,), part_steps=1, votes=(1, 4), steps=2, certificate=100)
     found = []
     for device in ("cuda", "cpu"):
         with on(device):
             where = {"out": tmp_path / device, "store": tmp_path / "models", "quiet": True}
-            run = settle([defended("many votes", device)], data, budget=budget, eps=0.03, repeats=2, **where)
+            run = settle([defended("many votes", device)], data, only=FORMS, budget=budget, eps=0.03, repeats=2, **where)
         assert not run.failed
         found.append({(each.experiment, each.trial): each.result.frame for each in run.books[0].entries})
     assert found[0].keys() == found[1].keys()

@@ -30,7 +30,7 @@ from rush_bench.version import __version__
 FORMAT = 1
 ABOUT, CARDS = "pack.json", "models"
 ATTACKED = "adversarial-*.npy"
-LEFT_OUT = ("*.safetensors", "*.lock", "*.log", "*.part*", "*.zip", ".*", "report.html", ABOUT)
+LEFT_OUT = ("jobs", "*.safetensors", "*.lock", "*.log", "*.part*", "*.zip", ".*", "report.html", ABOUT)
 SINCE = (1980, 1, 1, 0, 0, 0)  # a zip's own times have no zone: `pack.json` has them
 PACKAGES = ("numpy", "scipy", "pandas", "torch", "torchvision")
 

@@ -64,7 +64,7 @@ class Joint(Stage):
     Selfie needs the trunk only, so that its member's last stage stays as it was made. In the end each member has its own copy.
     """
 
-    name = "joint"
+    name, twice = "joint", True
 
     def __init__(self, context: Context, settings: JointSettings, attack: InnerSettings) -> None:
         super().__init__(context)

@@ -76,7 +76,7 @@ class Loop:
         stage.to(self.device)
         optimiser = make_optimiser(plan.settings, stage.parameter_groups())
         learning = [weight for group in optimiser.param_groups for weight in group["params"]]
-        with self.processes.share(stage, learning):
+        with self.processes.share(stage, learning, stage.twice):
             self.run_shared(number, plan, stage, optimiser, data)
 
     def run_shared(self, number: int, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, data: Images) -> None:

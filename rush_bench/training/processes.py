@@ -73,10 +73,10 @@ class Processes:
         return bool(decision)
 
     @contextlib.contextmanager
-    def share(self, stage: nn.Module, learning: Iterable[Tensor]) -> Iterator[None]:
+    def share(self, stage: nn.Module, learning: Iterable[Tensor], twice: bool = False) -> Iterator[None]:
         """Inside, the stage's networks of `SPLIT` share every batch's rows, and a backward pass leaves whole gradients.
 
-        learning: the parameters that the optimiser updates.
+        learning: the parameters that the optimiser updates. twice: whether gradients are differentiated again.
         """
         if self.count == 1:
             yield
@@ -90,7 +90,7 @@ class Processes:
             for network in tables.values():
                 ending.enter_context(self._cut(network))
             for norm in norms.values():  # in place: views of a network hold the very same parts
-                norm.__class__ = SharedBatchNorm
+                norm.__class__ = FusedBatchNorm if norm.weight.is_cuda and not twice else SharedBatchNorm
                 ending.callback(setattr, norm, "__class__", nn.BatchNorm2d)
             for weight in learning:
                 if weight.requires_grad:
@@ -188,13 +188,17 @@ class Sum(torch.autograd.Function):
         return Sum.apply(own)
 
 
-class SharedBatchNorm(nn.SyncBatchNorm, nn.BatchNorm2d):
-    """BatchNorm over the rows of all processes. torch's SyncBatchNorm needs a GPU; elsewhere it is written out here."""
+class FusedBatchNorm(nn.SyncBatchNorm, nn.BatchNorm2d):
+    """BatchNorm over the rows of all processes by torch's kernels, which need a GPU and have no second derivative."""
 
     process_group = None  # all of them
 
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """The same written out: for the CPU, and where gradients are differentiated again."""
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda or not self.training:
+        if not self.training:
             return super().forward(x)
         wide, axes, shape = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), (1, -1, 1, 1)
         totals = Sum.apply(torch.cat([wide.sum(axes), wide.new_tensor([x.numel() / x.shape[1]])]))

@@ -65,6 +65,7 @@ class Stage(nn.Module):
     """Base of all stages: holds the network under training; subclasses add modules and say what the loss is."""
 
     name = "stage"
+    twice = False  # whether the loss differentiates a gradient again
     replays = 1  # steps taken on each mini-batch in turn (Free-m)
     score: str | None = None  # the validation number by which the best epoch is chosen; None: the last epoch is the best
     best: Mapping[str, Tensor] | None = None  # `weights` after the best epoch, once `finish` is called

@@ -24,6 +24,8 @@ def folder(lab):
     (lab.store.folder(cell) / "adversarial-0009.npy").write_bytes(b"x'")
     (lab.folder / "digits.toml").write_text("title = 'one'")
     (lab.folder / "worker-2.log").write_text("/home/somebody")
+    (lab.folder / "jobs").mkdir()
+    (lab.folder / "jobs" / "7_0_log.out").write_text("hostname=theirs")
     for name, sha in (("rush-cifar10", SHA), ("other", "cd" * 32)):
         network = {"name": "tiny", "classes": 4, "channels": 3, "size": 32}
         card = {"recipe": "rush", "dataset": "cifar10", "network": network, "votes": [64], "sha256": {"model": sha}, "seed": 0}
@@ -57,7 +59,7 @@ def test_holds_what_a_reader_needs_and_no_more(folder, tmp_path):
     names = zipfile.ZipFile(pack(folder, tmp_path / "a.zip", store=folder / "models")).namelist()
     assert {"pack.json", "digits.toml", "models/rush-cifar10/card.json"} <= {*names}
     assert sum(name.endswith("chunk-0001.npz") for name in names) == 3
-    assert not [name for name in names if name.endswith((".npy", ".safetensors", ".log", "other/card.json"))]
+    assert not [name for name in names if name.endswith((".npy", ".safetensors", ".log", ".out", "other/card.json"))]
     more = zipfile.ZipFile(pack(folder, tmp_path / "b.zip", adversarial=True)).namelist()
     assert {*more} - {*names} == {name for name in more if name.endswith("adversarial-0009.npy")} != set()
 

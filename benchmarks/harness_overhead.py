@@ -12,6 +12,7 @@ import torch
 
 import rush_bench as rb
 from rush_bench.attacks.suites import parse_suite
+from rush_bench.evaluation.runner import attack
 from rush_bench.networks import build
 
 STEPS, VOTES, IMAGES, REPEATS, SELECT = 10, 8, 24, 4, 32
@@ -31,7 +32,7 @@ def main() -> None:
     totals = [0.0, 0.0]
     for round_ in range(ROUNDS + 1):
         begun = time.perf_counter()
-        rb.attack([defense], suite, images, repeats=REPEATS, seed=round_, quiet=True)
+        attack([defense], suite, images, repeats=REPEATS, seed=round_, quiet=True)  # into a temporary folder
         harness = time.perf_counter() - begun
         begun = time.perf_counter()
         gradient_rows(folded, IMAGES * VOTES * STEPS, rows)

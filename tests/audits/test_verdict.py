@@ -125,7 +125,7 @@ def produced() -> set[str]:
     """The names under which any check or probe makes a finding, from their sources: the first argument as it is written."""
     names: set[str] = set()
     for name in ("checks", "flags", "truth", "indicators", "binarization"):
-        text = (ROOT / "rush_bench" / "audit" / f"{name}.py").read_text()
+        text = (ROOT / "rush_bench" / "audits" / f"{name}.py").read_text()
         names |= set(re.findall(r'(?:judged|not_run|_loss)\(\s*"([a-z-]+)"', text))
     return names
 

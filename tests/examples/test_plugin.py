@@ -15,7 +15,6 @@ from rush_bench import registry
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.cli import main
 from rush_bench.defenses import Deterministic
-from rush_bench.evaluation.runner import attack
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rush-bench-plugin"
 
@@ -54,9 +53,9 @@ def test_the_attack_is_exact_on_a_linear_network(installed: None, linear, grey, 
     eps = 4 / 255
     defense = Deterministic(linear, shape=(1, 4, 4), name="linear")
     suite = parse_suite("linf4-quick", only=("clean", "fgsm"), overrides={"fgsm.loss": "margin"})
-    run = attack([defense], suite, grey, out=tmp_path, quiet=True)
+    run = rb.attack(defense, suite, grey, out=tmp_path, quiet=True)
     assert run.failed == {}
-    table = run.table()
+    table = run.table().frame
     assert 0 < table["fgsm"].item() < table["clean"].item() == 100  # every finished estimate is a column
     frame = next(result.frame for result in run.results if result.labels["attack"] == "fgsm")
     images = grey.floats()

@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack

@@ -284,8 +284,15 @@ def fake_cuda() -> Iterator[Waits]:
         # so that a module moves its parameters in place, as with a real device, though they become of another class
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
         torch.__future__.set_swap_module_params_on_conversion(True)
+        door, engine = _Door(waits), torch.autograd._engine_run_backward
+
+        def run_backward(*arguments: Any, **named: Any) -> Any:
+            with door:  # closed while one of torch's functions runs, as this one does; what is inside may be anybody's code
+                return engine(*arguments, **named)
+
+        stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", run_backward))
         stack.enter_context(device)
-        stack.enter_context(_Door(waits))
+        stack.enter_context(door)
         yield waits
 
 

@@ -1,4 +1,4 @@
-"""Noise laws, and counter-based streams of noise for evaluation.
+"""Noise laws with their certificates, and counter-based streams of noise for evaluation.
 
 A stream is (seed, purpose). The noise of image i, draw j, pixel p depends on (seed, purpose, i, j, p) and on nothing else:
 the same for every batch size, order, shard and device (protocol 3). No generator is kept, none is disturbed.
@@ -8,12 +8,17 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
 from torch import Tensor
 
 from rush_bench.errors import BadInput, unknown_name
+
+Floats = NDArray[np.float64]
 
 
 def check_seed(seed: int) -> int:
@@ -25,9 +30,17 @@ def check_seed(seed: int) -> int:
 
 @dataclass(frozen=True)
 class Noise:
-    """A law of additive noise, i.i.d. per pixel and channel. `scale` is in pixel units ([0,1])."""
+    """A law of additive noise, i.i.d. per pixel and channel: how it is drawn, and what smoothing by it certifies.
+
+    `scale` is in pixel units ([0,1]). `norms` are those that it has a theorem in, the usual one first, last the one that
+    attacks are held against. For such a norm, `dimension` pixels times channels, and p a lower bound on the probability that
+    one noisy copy of an image gets the class: `radius(p)`, within which no x' has another top class (below 0 where
+    p < 1/2); `probability(radius)`, its inverse (above 1 where no bound does); `moved(p, distance)`, what the class keeps of
+    p at any x' so far away. All three are vectorised, float64.
+    """
 
     scale: float
+    norms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
@@ -42,26 +55,96 @@ class Noise:
         uniform = torch.rand(shape, generator=generator, device=generator.device)
         return self.transform(uniform.clamp_(2**-25, 1 - 2**-24))
 
+    def radius(self, p: ArrayLike, norm: str, dimension: int) -> Floats:
+        raise NotImplementedError
+
+    def probability(self, radius: ArrayLike, norm: str, dimension: int) -> Floats:
+        raise NotImplementedError
+
+    def moved(self, p: ArrayLike, distance: ArrayLike, norm: str, dimension: int) -> Floats:
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
         """`{"law": ..., "scale": ...}`, which `noise_from` reads back."""
         return {"law": type(self).__name__.lower(), **dataclasses.asdict(self)}
 
 
 class Uniform(Noise):
-    """U(-scale, scale); RUSH uses scale 0.3 (RUSH paper, section 5.1)."""
+    """U(-scale, scale); RUSH uses scale 0.3 (RUSH paper, section 5.1).
+
+    Certifies in l1 (Lee et al. 2019; Yang et al. 2020), and in l-inf (Yang et al. 2020), where a shift by r in all d
+    coordinates leaves the noise cubes an overlap of (1 - r / 2 scale)^d, and p can fall by what is not in it.
+    """
+
+    norms = ("l1", "linf")
 
     def transform(self, uniform: Tensor) -> Tensor:
         return (uniform * 2 - 1) * self.scale
 
+    def radius(self, p: ArrayLike, norm: str, dimension: int) -> Floats:
+        p = np.asarray(p, np.float64)
+        if norm == "l1":
+            return 2 * self.scale * (p - 0.5)
+        # At d = 3072 the root is 1 - 2e-4, so it is taken through log1p and expm1, which lose no digits.
+        return -2 * self.scale * np.expm1(np.log1p(0.5 - p) / dimension)
+
+    def probability(self, radius: ArrayLike, norm: str, dimension: int) -> Floats:
+        radius = np.asarray(radius, np.float64)
+        if norm == "l1":
+            return 0.5 + radius / (2 * self.scale)
+        share = np.minimum(radius / (2 * self.scale), 1 - 1e-16)  # beyond, the noise cubes do not meet
+        return 0.5 - np.expm1(dimension * np.log1p(-share))
+
+    def moved(self, p: ArrayLike, distance: ArrayLike, norm: str, dimension: int) -> Floats:
+        return np.clip(np.asarray(p, np.float64) - (self.probability(distance, norm, dimension) - 0.5), 0, 1)
+
 
 class Gaussian(Noise):
-    """N(0, scale^2) (Cohen et al. 2019; RUSH paper eq. 1)."""
+    """N(0, scale^2) (RUSH paper eq. 1). Certifies in l2 (Cohen et al. 2019, theorem 1 with p_B = 1 - p_A)."""
+
+    norms = ("l2",)
 
     def transform(self, uniform: Tensor) -> Tensor:
         return torch.erfinv(uniform * 2 - 1) * (math.sqrt(2) * self.scale)
 
+    def radius(self, p: ArrayLike, norm: str, dimension: int) -> Floats:
+        return self.scale * special.ndtri(p)
 
-LAWS: dict[str, type[Noise]] = {"uniform": Uniform, "gaussian": Gaussian}
+    def probability(self, radius: ArrayLike, norm: str, dimension: int) -> Floats:
+        return special.ndtr(np.asarray(radius, np.float64) / self.scale)
+
+    def moved(self, p: ArrayLike, distance: ArrayLike, norm: str, dimension: int) -> Floats:
+        return special.ndtr(special.ndtri(p) - np.asarray(distance, np.float64) / self.scale)
+
+
+class Laplace(Noise):
+    """Density exp(-|n| / scale) / 2 scale. Certifies in l1, -scale log 2(1 - p) (Teng et al. 2019; p_B = 1 - p_A).
+
+    The worst shift in l1 is along one pixel, and of all sets of probability p the half-space loses most by it (Yang et al.
+    2020: at the rate min(p, 1 - p) / scale), so that radius and distance add up on the law's own quantiles.
+    """
+
+    norms = ("l1",)
+
+    def transform(self, uniform: Tensor) -> Tensor:
+        centred = uniform * 2 - 1
+        return -centred.sign() * torch.log1p(-centred.abs()) * self.scale
+
+    def radius(self, p: ArrayLike, norm: str, dimension: int) -> Floats:
+        p = np.asarray(p, np.float64)
+        with np.errstate(divide="ignore"):  # infinite at 0 and 1
+            return self.scale * np.where(p < 0.5, np.log(2 * p), -np.log(2 * (1 - p)))
+
+    def probability(self, radius: ArrayLike, norm: str, dimension: int) -> Floats:
+        share = np.asarray(radius, np.float64) / self.scale
+        tail = np.exp(-np.abs(share)) / 2
+        return np.where(share < 0, tail, 1 - tail)
+
+    def moved(self, p: ArrayLike, distance: ArrayLike, norm: str, dimension: int) -> Floats:
+        return self.probability(self.radius(p, norm, dimension) - np.asarray(distance, np.float64), norm, dimension)
+
+
+LAWS: dict[str, type[Noise]] = {law.__name__.lower(): law for law in (Uniform, Gaussian, Laplace)}
 
 
 def noise_from(spec: str | dict[str, Any] | Noise | None) -> Noise | None:

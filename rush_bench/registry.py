@@ -80,9 +80,20 @@ def match(kind: str, patterns: Iterable[str], known: Iterable[str]) -> list[str]
 
 
 def _literal_names(file: Path) -> dict[str, str]:
+    """What a module states as NAMES; BadInput, with the file, for one that is not written out."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "NAMES" for t in node.targets):
-            return ast.literal_eval(node.value)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "NAMES" for target in targets):
+            try:
+                names = ast.literal_eval(node.value) if isinstance(node, ast.Assign | ast.AnnAssign) and node.value else None
+            except ValueError:
+                names = None
+            if not isinstance(names, dict) or not all(isinstance(part, str) for entry in names.items() for part in entry):
+                raise BadInput(
+                    f'{file}, line {node.lineno}: NAMES must be written out, as in NAMES = {{"name": "one-line summary"}}; '
+                    "it is read without importing the module"
+                )
+            return names
     return {}
 
 

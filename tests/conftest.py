@@ -1,5 +1,6 @@
 """Networks whose answers are known in closed form, shared by the tests of defences, attacks and evaluation."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -96,6 +97,30 @@ def grey() -> Images:
     weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(7))
     labels = (weight @ (pixels.flatten(1).float().T / 255 - 0.5)).argmax(0)
     return as_images(pixels, labels, classes=list("abcde"), name="grey")
+
+
+WATERFALL = {
+    "AA as published": {"name": "aa-published", "fab": "untargeted", "hand_back": "clean"},
+    "never the clean image back": {"name": "aa-published", "fab": "untargeted", "hand_back": "best"},
+    "PGD as published": {"name": "pgd-published", "keep": "last", "redraw": 0, "draws": 0},
+    "fresh noise at every step": {"name": "pgd-published", "draws": 0},
+    "torchattacks' own PGDRS": {"name": "torchattacks-pgdrs"},
+}
+
+
+def does(experiment: str, trial: str) -> dict[str, object]:
+    """What such a trial of the plan does, as far as its role depends on it, as a record has it."""
+    if experiment == "T1":
+        return {"draws": int(trial.removeprefix("m="))}
+    if experiment == "T3":
+        steps, restarts = re.search(r"T=(\d+)", trial), re.search(r"(\d+) restarts", trial)
+        return {"steps": int(steps[1]) if steps else 1, "restarts": int(restarts[1]) if restarts else 1}
+    return WATERFALL.get(trial, {}) if experiment == "T15" else {}
+
+
+@pytest.fixture(name="does", scope="session")
+def _does():
+    return does
 
 
 def worst_margin(network: Linear, images: Tensor, labels: Tensor, norm: str, eps: float) -> Tensor:

@@ -184,8 +184,7 @@ def test_every_attack_gives_what_it_gives_on_the_cpu(name, kind, defended, image
 
 
 def _attacked(attack, defense, images, labels):
-    attacked = attack.run(defense, images, labels, THREAT, STREAM)
-    return attacked, attack.extra(defense, attacked, labels, STREAM)
+    return attack.recorded(defense, images, labels, THREAT, STREAM)
 
 
 @pytest.mark.parametrize("kind", VOTES)

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from rush_bench.errors import BadInput
-from rush_bench.noise import Gaussian, Stream, Uniform, noise_from
+from rush_bench.noise import Gaussian, Laplace, Stream, Uniform, noise_from
 
 SHAPE = (3, 8, 8)
 
@@ -46,7 +46,12 @@ def test_no_two_image_draw_pairs_share_their_noise():
 
 
 @pytest.mark.parametrize(
-    ("law", "cdf"), [(Uniform(0.3), stats.uniform(-0.3, 0.6).cdf), (Gaussian(0.25), stats.norm(0, 0.25).cdf)]
+    ("law", "cdf"),
+    [
+        (Uniform(0.3), stats.uniform(-0.3, 0.6).cdf),
+        (Gaussian(0.25), stats.norm(0, 0.25).cdf),
+        (Laplace(0.2), stats.laplace(0, 0.2).cdf),
+    ],
 )
 def test_laws(law, cdf):
     hashed = Stream(1, "laws").noise(law, 20, 10, SHAPE, "cpu")
@@ -62,7 +67,10 @@ def test_generator_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(("text", "law"), [("uniform:0.3", Uniform(0.3)), ("gaussian:1/4", Gaussian(0.25)), ("none", None)])
+@pytest.mark.parametrize(
+    ("text", "law"),
+    [("uniform:0.3", Uniform(0.3)), ("gaussian:1/4", Gaussian(0.25)), ("laplace:0.2", Laplace(0.2)), ("none", None)],
+)
 def test_noise_from_text(text, law):
     assert noise_from(text) == law
     assert noise_from(law.to_dict() if law else None) == law

@@ -6,7 +6,6 @@ import pytest
 
 from rush_bench import progress
 from rush_bench.progress import Bar
-from rush_bench.training import Progress
 
 
 class Terminal(io.StringIO):
@@ -42,22 +41,6 @@ def test_a_quiet_one_speaks_at_its_end_alone(clock):
     assert stream.getvalue() == "certify: 3/3, 0 s left\n"
 
 
-def test_training_names_stage_epoch_loss_and_what_was_measured(clock):
-    stream = io.StringIO()
-    with Progress(stream) as bar:
-        bar.start("pretrain", 4, total=40, done=10)
-        bar.update(1, 11, 3.0)  # too soon
-        bar.measured({"knn": 0.5})
-        clock[0] += 10
-        bar.update(1, 20, 2.5)
-        bar.start("finetune", 2, total=8, done=0)
-        bar.update(1, 8, 1.25)
-    assert stream.getvalue().splitlines() == [
-        "pretrain: 20/40, 20 s left  epoch 2/4  loss 2.5000  knn 50.0 %",
-        "finetune: 8/8, 0 s left  epoch 2/2  loss 1.2500",
-    ]
-
-
 @pytest.mark.parametrize("name", ["[bold]/x", "resume[0]"])
 def test_a_bar_on_a_terminal_shows_text_as_it_is(name):
     stream = Terminal()
@@ -70,9 +53,9 @@ def test_a_bar_on_a_terminal_shows_text_as_it_is(name):
 
 def test_stages_follow_one_another_on_one_bar():
     stream = Terminal()
-    with Progress(stream) as bar:
+    with Bar(stream=stream) as bar:
         for stage in ("pretrain", "finetune"):
-            bar.start(stage, 1, total=2, done=0)
-            bar.update(0, 2, 1.0)
+            bar.begin(stage, 2)
+            bar.show(2, "loss 1.0")
             assert bar.rich is not None and [task.description for task in bar.rich.tasks] == [stage]
     assert bar.rich is None

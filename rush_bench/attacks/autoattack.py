@@ -67,15 +67,18 @@ class AutoAttack(Attack):
                     attacked[rows] = attack.apgd.perturb(images[rows].contiguous(), labels[rows], best_loss=True)
         return threat.project(attacked.detach(), images)
 
-    def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
+    def recorded(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
+    ) -> tuple[Tensor, dict[str, Any]]:
+        attacked = self.run(defense, images, labels, threat, stream)
         if defense.deterministic:
-            return {}
+            return attacked, {}
         right = [
             (self._fixed(defense, other).predict(attacked, stream).labels == labels).long().cpu().numpy()
             for other in range(1 + UNSEEN)
         ]
         ones = torch.ones_like(labels).cpu().numpy()
-        return {
+        return attacked, {
             "bank_correct": right[0],
             "bank_repeats": ones,
             "unseen_correct": sum(right[1:]),
@@ -87,7 +90,7 @@ class AutoAttack(Attack):
         rows, effort = prediction_rows(fixed), Effort(steps=self.steps or 100)
         parts = [component_passes(part, fixed, effort) for part in self.parts or STANDARD]
         checks = 8  # of the package, before it starts
-        if not defense.deterministic:  # the best point where it hands back the clean image, and `extra`
+        if not defense.deterministic:  # the best point where it hands back the clean image, and `recorded`
             parts.append(component_passes("apgd-ce", fixed, effort))
             checks += UNSEEN
         return sum(f for f, _ in parts) + checks * rows, sum(b for _, b in parts)
@@ -152,7 +155,9 @@ class RandAutoAttack(Official):
     select_draws: Count = 64
     parts: tuple[Name, ...] = RAND
 
-    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+    def attempt(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
+    ) -> tuple[Tensor, Tensor]:
         kept = Kept(defense, images, labels, stream, self.select_draws)
         with torch.random.fork_rng():
             components = Components(defense, threat, stream, self._effort(defense))
@@ -172,9 +177,7 @@ class RandAutoAttack(Official):
                 offer(claimed[changed], changed)
                 with torch.no_grad():
                     standing[rows] &= components.right(claimed, y)
-        attacked = threat.project(kept.best, images)
-        self._note(attacked, standing)
-        return attacked
+        return threat.project(kept.best, images), standing
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         parts = [component_passes(part, defense, self._effort(defense)) for part in parts_for(defense.classes, self.parts)]

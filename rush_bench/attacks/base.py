@@ -37,12 +37,14 @@ class Attack(Settings):
         """
         return self
 
-    def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
-        """Further per-image arrays for the record, such as the score on the attack's own bank."""
-        return {}
+    def recorded(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """x' of `run`, and further per-image arrays (B,) for the record, such as the score on the attack's own bank."""
+        return self.run(defense, images, labels, threat, stream), {}
 
     def passes(self, defense: Defense) -> tuple[float, float]:
-        """Rows that will go forward and backward for one image, `extra` included: an estimate from above, before the run.
+        """Rows that will go forward and backward for one image, `recorded` included: an estimate from above, before the run.
 
         What it reckons with is that nothing ends early. NaN where an attack does not say.
         """

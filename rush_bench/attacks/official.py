@@ -9,24 +9,30 @@ from torch import Tensor
 from rush_bench.attacks.base import Attack
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
+from rush_bench.threats import Threat
 
 
 @dataclass(frozen=True)
 class Official(Attack):
-    """`extra` says which images the package's bookkeeping counts as robust: `official_correct` of `official_repeats` (1).
+    """A subclass gives `attempt`. The count belongs to the run, not to x': it depends on single noisy passes."""
 
-    That count belongs to the run, not to x' (it depends on single noisy passes), so the run notes it for `extra`.
-    """
+    def attempt(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
+    ) -> tuple[Tensor, Tensor]:
+        """x' (B, C, H, W), and which images (B,) were never wrong in a pass that decided: the package counts them as robust."""
+        raise NotImplementedError
 
-    def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
-        noted, standing = self.__dict__.get("_noted", (None, None))
-        if noted is None or noted.shape != attacked.shape or not torch.equal(noted, attacked):
-            raise ValueError("the official count is that of the last run: call extra with the x' that it returned")
-        return {
-            "official_correct": standing.long().cpu().numpy(),
-            "official_repeats": torch.ones_like(labels).cpu().numpy(),
-        }
+    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        return self.attempt(defense, images, labels, threat, stream)[0]
 
-    def _note(self, attacked: Tensor, standing: Tensor) -> None:
-        """`standing` (B,) bool: never wrong in a pass that decided."""
-        self.__dict__["_noted"] = attacked, standing  # no field: it is no setting and enters no key
+    def recorded(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
+    ) -> tuple[Tensor, dict[str, Any]]:
+        attacked, standing = self.attempt(defense, images, labels, threat, stream)
+        return attacked, counted(standing)
+
+
+def counted(standing: Tensor) -> dict[str, Any]:
+    """`official_correct` of `official_repeats` (1) of each image, from `standing` (B,) bool."""
+    ones = torch.ones_like(standing, dtype=torch.int64).cpu().numpy()
+    return {"official_correct": standing.long().cpu().numpy(), "official_repeats": ones}

@@ -55,7 +55,7 @@ class PublishedAutoAttack(Official):
     stands wherever the clean image would: the first correction. Up to there both make the same passes.
 
     `steps` (APGD and FAB), `queries` (Square) and `targets` (0 is every other class) make it affordable. torchattacks 3.5.1
-    has 10 steps and `fab="targeted"`. `parts`: these instead, if any. Where `extra` says `official_correct`, the image stood
+    has 10 steps and `fab="targeted"`. `parts`: these instead, if any. Where the record says `official_correct`, the image stood
     every pass.
     """
 
@@ -67,7 +67,9 @@ class PublishedAutoAttack(Official):
     select_draws: Count = 64
     parts: tuple[Name, ...] = ()
 
-    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+    def attempt(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
+    ) -> tuple[Tensor, Tensor]:
         kept = Kept(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
         attacked = images.clone()
         standing = torch.arange(len(images), device=images.device)
@@ -98,9 +100,7 @@ class PublishedAutoAttack(Official):
                         "apgd-ce", images[unseen], labels[unseen], lambda p, r: kept.offer(p, unseen[r]), everyone=True
                     )
                 attacked = torch.where(clean[:, None, None, None], kept.best, attacked)
-        attacked = threat.project(attacked, images)
-        self._note(attacked, stood)
-        return attacked
+        return threat.project(attacked, images), stood
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         parts = [component_passes(part, defense, self._effort()) for part in self._parts(defense)]

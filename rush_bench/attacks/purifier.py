@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.cost import gradient_rows, prediction_rows
-from rush_bench.attacks.official import Official
+from rush_bench.attacks.official import counted
 from rush_bench.attacks.pgd import PGD
 from rush_bench.defenses import Defense, Gradient, Randomised
 from rush_bench.defenses.body import blocks
@@ -23,7 +23,7 @@ NAMES = {"pgd-purifier": "PGD on a purifier through a gradient by name: exact, a
 
 
 @dataclass(frozen=True)
-class PurifierPGD(PGD, Official):
+class PurifierPGD(PGD):
     """Defaults: as published. The adjoint's gradient at one draw, fresh at each of 40 steps of eps/4, the last iterate.
 
     `surrogate`: `exact`, `adjoint` and `bpda` are those of `Chain`; `blind` is the gradient of the network without its
@@ -41,13 +41,15 @@ class PurifierPGD(PGD, Official):
     states: NonNegative = 0.0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        attacked = PGD.run(self.on(defense), self._guided(defense), images, labels, threat, stream)  # type: ignore[arg-type]
-        if self.keep == "last":
-            self._note(attacked, defense.predict(attacked, stream.named("one pass")).labels == labels)
-        return attacked
+        return PGD.run(self.on(defense), self._guided(defense), images, labels, threat, stream)  # type: ignore[arg-type]
 
-    def extra(self, defense: Defense, attacked: Tensor, labels: Tensor, stream: Stream) -> dict[str, Any]:
-        return super().extra(defense, attacked, labels, stream) if self.keep == "last" else {}
+    def recorded(
+        self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
+    ) -> tuple[Tensor, dict[str, Any]]:
+        attacked = self.run(defense, images, labels, threat, stream)
+        if self.keep != "last":
+            return attacked, {}
+        return attacked, counted(defense.predict(attacked, stream.named("one pass")).labels == labels)
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         guided, draws, steps = self._guided(defense), self.draws or defense.draws or 1, self.restarts * self.steps

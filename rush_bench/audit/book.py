@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audit.roles import AS_PUBLISHED, Role, role_of
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval, paired_difference
 
@@ -24,6 +25,16 @@ class Entry:
     def complete(self) -> bool:
         """Whether every chunk is there; only then has it numbers."""
         return self.result.complete
+
+    @property
+    def attack(self) -> dict[str, Any]:
+        """The attack with its settings, as the record has them."""
+        return self.result.identity["attack"]
+
+    @property
+    def role(self) -> Role | None:
+        """What checks, claims and figures know it by."""
+        return role_of(self.experiment, self.attack, self.result.labels["on"])
 
     @property
     def eps(self) -> float:
@@ -88,17 +99,17 @@ class Book:
     certificates: tuple[CellResult, ...] = ()
     uncertified: int = 0
 
-    def of(self, experiment: str, prefix: str = "", complete: bool = True) -> list[Entry]:
-        """The trials of an experiment whose names begin so, in the order of the plan; finished ones unless told."""
-        return [
-            entry
-            for entry in self.entries
-            if entry.experiment == experiment and entry.trial.startswith(prefix) and (entry.complete or not complete)
-        ]
+    def of(self, experiment: str, complete: bool = True) -> list[Entry]:
+        """The trials of an experiment in the order of the plan; finished ones unless told."""
+        return [entry for entry in self.entries if entry.experiment == experiment and (entry.complete or not complete)]
 
-    def get(self, experiment: str, trial: str) -> Entry | None:
-        """One finished trial by its name, None where it is not there."""
-        return next((entry for entry in self.of(experiment) if entry.trial == trial), None)
+    def playing(self, *roles: Role) -> list[Entry]:
+        """The finished trials of these roles in the order of the plan."""
+        return [entry for entry in self.entries if entry.complete and entry.role in roles]
+
+    def get(self, role: Role) -> Entry | None:
+        """The first finished trial of a role, None where there is none."""
+        return next(iter(self.playing(role)), None)
 
     def own(self) -> Iterator[Entry]:
         """Finished attacks on the defence itself at the threat itself: those that may lower its worst case."""
@@ -113,19 +124,17 @@ class Book:
     @property
     def worst(self) -> Entry | None:
         """The per-image worst case over all."""
-        found = self.of("T11") or self.of("T15", "worst")
-        return found[0] if found else None
+        return self.get(Role.WORST)
 
     @property
     def replay(self) -> Entry | None:
         """The highest of the published evaluations replayed on these weights (T15; PGD-20 of a deterministic defence)."""
-        found = [entry for entry in self.of("T15") if "as published" in entry.trial or entry.trial == "PGD-20"]
-        return max(found, key=lambda entry: entry.estimate.value, default=None)
+        return max(self.playing(*AS_PUBLISHED, Role.USUAL_PGD), key=lambda entry: entry.estimate.value, default=None)
 
     @property
     def clean(self) -> Entry | None:
         """Accuracy on clean images."""
-        return self.get("T10", "0")
+        return next((entry for entry in self.of("T10") if entry.attack["name"] == "clean"), None)
 
     @property
     def complete(self) -> bool:

@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import THEIRS
+from rush_bench.audit.experiments import still
 from rush_bench.audit.finding import Finding, judged, not_run, noted, within_chance
 from rush_bench.audit.flags import square_beats_white_box
+from rush_bench.audit.roles import Role
 from rush_bench.certify.check import comparisons
 from rush_bench.records.statistics import Estimate
 from rush_bench.threats import Threat
@@ -60,7 +61,7 @@ def white_box(book: Book) -> list[Entry]:
 
 def white_box_minimum(book: Book) -> Entry | None:
     """T4's per-image minimum where it is there, else the strongest white-box attack."""
-    return book.get("T4", "per-image minimum") or strongest(white_box(book))
+    return book.get(Role.MINIMUM) or strongest(white_box(book))
 
 
 def _loss(check: str, what: str, loss: Estimate, threshold: float, source: str, note: str = "") -> Finding:
@@ -85,7 +86,7 @@ def _too_few(entry: Entry, what: str = "", got: int = IMAGES, needed: int = 0) -
 def iterative_beats_single_step(book: Book) -> Finding:
     """One step of eps must leave at least as much as the best iterative attack."""
     what = "accuracy under the best iterative attack less that under one step of eps"
-    one, best = book.get("T3", "one step"), white_box_minimum(book)
+    one, best = book.get(Role.ONE_STEP), white_box_minimum(book)
     if one is None or best is None:
         return not_run("iterative-beats-single-step", what, CARLINI, "needs T3 and T4")
     return _loss("iterative-beats-single-step", what, best.minus(one), 0.0, CARLINI)
@@ -133,7 +134,7 @@ def white_box_beats_black_box(book: Book) -> Finding:
     rates = np.min([entry.rates for entry in best], axis=0)
     repeats = None if book.labels["deterministic"] else int(min(entry.repeats.min() for entry in [*best, *square]))
     finding = square_beats_white_box(threat, rates, square[-1].rates, repeats)
-    queries = int(square[-1].result.identity["attack"]["queries"])
+    queries = int(square[-1].attack["queries"])
     return _able(finding, _too_few(square[-1], "queries", queries, QUERIES))
 
 
@@ -160,7 +161,7 @@ def random_noise_is_harmless(book: Book) -> Finding:
     random, best = next(iter(book.of("T0")), None), white_box_minimum(book)
     if random is None or best is None:
         return not_run("random-noise", what, source, "needs T0 and T4")
-    points = int(random.result.identity["attack"]["points"])
+    points = int(random.attack["points"])
     return _able(_loss("random-noise", what, best.minus(random), 0.0, source), _too_few(random, "points", points, POINTS))
 
 
@@ -173,20 +174,20 @@ def more_draws_change_nothing(book: Book) -> Finding:
         return not_run("more-draws", what, source, why)
     before, last = curve[-2:]
     finding = _loss("more-draws", what, before.minus(last), 3 * POINT, source, f"{before.trial} to {last.trial}")
-    return _able(finding, _too_few(last, "draws", int(last.result.identity["attack"]["draws"]), DRAWS))
+    return _able(finding, _too_few(last, "draws", int(last.attack["draws"]), DRAWS))
 
 
 def more_steps_change_nothing(book: Book) -> Finding:
     """From the second longest run to the longest, or to restarts, at most 3 points may be lost."""
     what = "accuracy lost from the second longest run to the longest, or with restarts"
     source = "protocol T3; Carlini et al. 2019, section 3"
-    lengths = [entry for entry in book.of("T3", "T=") if "restarts" not in entry.trial]
+    lengths = book.playing(Role.LENGTH)
     if len(lengths) < 2:
         return not_run("more-steps", what, source, "needs T3")
     losses = [(lengths[-2].minus(lengths[-1]), f"{lengths[-2].trial} to {lengths[-1].trial}")]
-    for entry in book.of("T3", "T="):
-        single = book.get("T3", entry.trial.split(",")[0])
-        if "restarts" in entry.trial and single is not None:
+    for entry in book.playing(Role.RESTARTED):
+        single = next((one for one in lengths if one.attack["steps"] == entry.attack["steps"]), None)
+        if single is not None:
             losses.append((single.minus(entry), f"{single.trial} to {entry.trial}"))
     loss, note = max(losses, key=lambda found: found[0].low)
     return _loss("more-steps", what, loss, 3 * POINT, source, note)
@@ -216,7 +217,7 @@ def certificate_below_attack(book: Book) -> Finding:
 def steep_m_curve(book: Book) -> Finding:
     """A curve that falls steeply with the draws of a gradient is a sign of noise in gradients, not of robustness."""
     what, source = "accuracy with one draw a gradient less that with the most draws", "sources S6.3"
-    one, curve = book.get("T1", "m=1"), book.of("T1")
+    one, curve = book.get(Role.ONE_DRAW), book.of("T1")
     if one is None or len(curve) < 2:
         why = "the defence is deterministic" if book.labels.get("deterministic") else "needs T1"
         return not_run("steep-m-curve", what, source, why)
@@ -226,7 +227,7 @@ def steep_m_curve(book: Book) -> Finding:
 def aa_above_pgd(book: Book) -> Finding:
     """As published, an ensemble of attacks cannot leave more than one of its kind, but by its bookkeeping."""
     what, source = "accuracy under AA as published less that under PGD as published", "sources S6.1, S6.2"
-    aa, pgd = book.get("T15", "AA as published"), book.get("T15", "PGD as published")
+    aa, pgd = book.get(Role.PUBLISHED_AA), book.get(Role.PUBLISHED_PGD)
     if aa is None or pgd is None:
         why = "the defence is deterministic" if book.labels.get("deterministic") else "needs T15"
         return not_run("aa-above-pgd", what, source, why)
@@ -260,18 +261,13 @@ def emulation_agrees(book: Book) -> Finding:
     """Our replay of the published evaluation must be that of the package it was made with, where that is installed."""
     what = "largest difference between torchattacks' own attacks and our emulation, ends of the paired intervals nearest 0"
     source = "protocol 5, T15"
-    pairs = (
-        (f"{THEIRS} AutoAttack", f"{THEIRS} AutoAttack, emulated"),
-        (f"{THEIRS} PGDRS", "fresh noise at every step"),
-    )
     found = []
-    for theirs, ours in pairs:
-        a, b = book.get("T15", theirs), book.get("T15", ours)
+    for theirs, ours in ((Role.THEIR_AA, Role.EMULATED_AA), (Role.THEIR_PGD, Role.CORRECTED_PGD)):
+        a, b = book.get(theirs), book.get(ours)
         if a is not None and b is not None:
             gap = b.minus(a)
-            found.append(
-                (max(gap.low, -gap.high, 0.0), f"{ours}: {100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]")
-            )
+            words = f"{b.trial}: {100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+            found.append((max(gap.low, -gap.high, 0.0), words))
     if not found:
         why = "the defence is deterministic" if book.labels.get("deterministic") else "needs T15 and the extra torchattacks"
         return not_run("emulation-agrees", what, source, why)
@@ -292,15 +288,15 @@ def same_through_both_doors(book: Book) -> Finding:
     """The randomised code path without noise must give AutoAttack's numbers on a deterministic network."""
     what, source = "largest difference between AutoAttack and our randomised code path without noise", "protocol T16"
     pairs = []
-    for entry in book.of("T16"):
-        if entry.trial.endswith("AutoAttack"):
-            other = book.get("T16", entry.trial.removesuffix("AutoAttack") + "randomised code path, no noise")
-            if other is not None:
-                n = len(entry.correct)
-                # one image of n is the least difference there is
-                allowed, gap = max(0.003, 1.001 / n), entry.minus(other)
-                beyond = max(gap.low, -gap.high) - allowed
-                pairs.append((beyond, allowed, gap, f"{entry.trial} less ours, n={n}"))
+    ours = {entry.result.labels["on"]: entry for entry in book.playing(Role.OUR_PATH)}
+    for entry in book.playing(Role.REFERENCE):
+        other = ours.get(still(entry.result.labels["on"]))
+        if other is not None:
+            n = len(entry.correct)
+            # one image of n is the least difference there is
+            allowed, gap = max(0.003, 1.001 / n), entry.minus(other)
+            beyond = max(gap.low, -gap.high) - allowed
+            pairs.append((beyond, allowed, gap, f"{entry.trial} less ours, n={n}"))
     if not pairs:
         return not_run("same-through-both-doors", what, source, "needs T16 and a deterministic model in the store")
     beyond, allowed, gap, note = max(pairs, key=lambda pair: pair[0])

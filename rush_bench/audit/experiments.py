@@ -12,7 +12,6 @@ from rush_bench.attacks.parts import STANDARD, Name, parts_for
 from rush_bench.errors import BadInput, unknown_name
 
 WORST = "worst"  # trial.attack of a per-image worst case; settings name the experiments that it is over
-THEIRS = "torchattacks' own"  # begins the names of T15's trials that are no bars of the waterfall
 SOURCES = ("pgd_at", "trades", "dataaug", "free", "acl", "simclr")  # recipes, the best sources of transfer first (T8)
 ABLATIONS = ("simclr", "noise_sup", "random_probe", "cohen", "rush")  # recipes that isolate an ingredient of RUSH (T14)
 
@@ -334,11 +333,11 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
     # what the package itself gives, beside our emulation of it; bars of their own, no part of the waterfall
     theirs = []
     if s.has_torchattacks and s.norm == "linf":
-        theirs.append(Trial("T15", f"{THEIRS} PGDRS", "torchattacks-pgdrs"))
+        theirs.append(Trial("T15", "torchattacks' own PGDRS", "torchattacks-pgdrs"))
         if s.classes >= 4 and s.has_module and (not b.small or s.draws <= 8):
             effort = {key: b.published.get(key, default) for key, default in (("steps", 10), ("queries", 5_000))}
-            theirs.append(Trial("T15", f"{THEIRS} AutoAttack", "torchattacks-aa", effort))
-            theirs.append(Trial("T15", f"{THEIRS} AutoAttack, emulated", "aa-published", {**effort, "fab": "targeted"}))
+            theirs.append(Trial("T15", "torchattacks' own AutoAttack", "torchattacks-aa", effort))
+            theirs.append(Trial("T15", "torchattacks' own AutoAttack, emulated", "aa-published", {**effort, "fab": "targeted"}))
     more = max(b.draws, s.draws) if s.has_chain else max(b.sweep[-1], 2 * s.draws)  # a purifier's draw is many rows
     bars = _purified(b, more) if s.has_chain else _smoothed(s, b, more)
     bars.append(
@@ -398,10 +397,14 @@ def _t16(s: Subject, b: Budget) -> list[Trial]:
     ours = {"steps": b.part_steps or b.sweep_steps, "losses": losses, "draws": 1, "select_draws": 1}
     trials = []
     for on, prefix in subjects:
-        still = f"still{on and ':' + on}"
         trials.append(Trial("T16", prefix + "AutoAttack", "aa", {"parts": _parts(s, b), "steps": b.part_steps}, on=on))
-        trials.append(Trial("T16", prefix + "randomised code path, no noise", "eot-apgd", ours, on=still))
+        trials.append(Trial("T16", prefix + "randomised code path, no noise", "eot-apgd", ours, on=still(on)))
     return trials
+
+
+def still(on: str) -> str:
+    """The same form of a defence (`Trial.on`) through the randomised code path without noise."""
+    return f"still:{on}" if on else "still"
 
 
 EXPERIMENTS: dict[str, Experiment] = {

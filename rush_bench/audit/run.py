@@ -1,7 +1,6 @@
-"""The audit: probes of the defence, checks on its records, the verdict; kept as JSON and Markdown, resumable probe by probe."""
+"""The audit: probes of the defence, checks on its records, the verdict. Resumable probe by probe."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from rush_bench.audit.flags import flags
 from rush_bench.audit.indicators import indicators
 from rush_bench.audit.scale import usual_scale
 from rush_bench.audit.truth import truth
-from rush_bench.audit.verdict import BUGS, STRENGTH, Claim, Verdict, verdict
+from rush_bench.audit.verdict import Claim, Verdict, verdict
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.work import Job, check_asked, work
-from rush_bench.files import digest, flock, read_json, release, write_atomic, write_json
+from rush_bench.files import digest, flock, read_json, release, write_json
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat
 
@@ -180,46 +179,3 @@ def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: 
         made("indicators", lambda scaled, images, labels, stream: indicators(scaled, images, labels, threat, stream)),
         made("binarization", lambda scaled, images, labels, stream: binarization(scaled, images, threat, stream)),
     ]
-
-
-def lay_out(audit: Audit, sources: bool = True) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the findings, as text; without `sources` what a terminal has room for."""
-    rows = []
-    for f in audit.findings:
-        decides = "bug" if f.status == "bug" or f.check in BUGS else "strength" if f.check in STRENGTH else "sign"
-        needed = "" if f.threshold is None else f"{f.relation} {f.threshold:.4g}"
-        figure = "" if f.figure is None else f"{f.figure:.4g}"
-        if f.low is not None and f.high is not None:
-            figure += f" [{f.low:.3g}, {f.high:.3g}]"
-        rows.append([f.check, f.status.upper() if f.status in ("flag", "bug") else f.status, figure, needed, decides, f.what])
-        rows[-1] += ["; ".join(text for text in (f.source, f.note) if text)] if sources else []
-    header = ["Check", "Outcome", "Figure", "Passes if", "Weighs as", "What"]
-    return [*header, "Source and notes"] if sources else header, rows
-
-
-def sentence(audit: Audit) -> str:
-    """The verdict in one line."""
-    name, labels = audit.book.subject, audit.book.labels
-    if audit.verdict is None:
-        return f"{name}: no verdict yet, experiments or probes are missing; run the same command again"
-    v = audit.verdict
-    worst = f"{100 * v.worst.value:.1f} % [{100 * v.worst.low:.1f}, {100 * v.worst.high:.1f}]"
-    return (
-        f"{name} on {labels.get('dataset')} at {labels['norm']} {labels['eps']:.4g}, n={labels.get('n')}: the claim of "
-        f"{100 * v.claim.value:.1f} % ({v.claim.source}) {_verb(v.word)}. Worst case {worst}. Rule {v.rule}: {v.reason}. "
-        f"Decided by: {', '.join(v.decided_by) or 'the claim itself'}."
-    )
-
-
-def _verb(word: str) -> str:
-    return {"stands": "STANDS", "weakened": "IS WEAKENED", "refuted": "IS REFUTED", "cannot say": "CANNOT BE SETTLED"}[word]
-
-
-def write(audit: Audit, folder: Path, stem: str, markdown: Callable[[Any, Any], str]) -> list[Path]:
-    """The audit as `<stem>.json` and `<stem>.md`; `markdown` lays out a table."""
-    folder = Path(folder) / FOLDER
-    json_path, text_path = folder / f"{stem}.json", folder / f"{stem}.md"
-    write_atomic(json_path, lambda path: path.write_text(json.dumps(audit.to_dict(), indent=2, default=str) + "\n"))
-    text = f"# {audit.book.subject}\n\n{sentence(audit)}\n\n{markdown(*lay_out(audit))}\nRules: docs/verdict.md.\n"
-    write_atomic(text_path, lambda path: path.write_text(text))
-    return [json_path, text_path]

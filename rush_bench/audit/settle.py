@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from rush_bench.evaluation.certificates import certify
 from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
 from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
 from rush_bench.networks.specs import image_shape
-from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.noise import Stream, Uniform
 from rush_bench.records import Cell, CellResult, CellStore, load_results
 from rush_bench.threats import Norm, Threat
 
@@ -203,7 +203,9 @@ def _planned(
         has_still=isinstance(defense, Deterministic),
         has_chain=isinstance(getattr(defense, "transform", None), Chain),
         has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
-        radii=tuple((norm, radius) for norm, sampling in certificates for radius in sampling.radii if radius > 0),
+        radii=tuple(
+            _attackable(defense, norm, radius) for norm, sampling in certificates for radius in sampling.radii if radius > 0
+        ),
         peers=_peers(defense, data, store),
     )
     quick = budget_name == "quick"
@@ -293,14 +295,21 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
 
 
 def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling], ...]:
-    """What to certify (norm, sampling): Gaussian noise in l2, uniform noise in l-inf, at thirds of the largest radius."""
+    """What to certify (norm, sampling): in the law's norm that attacks are held against, at thirds of the largest radius."""
     law = getattr(defense, "noise", None)
-    if not isinstance(defense, Smoothed) or law is None or law.scale <= 0:
+    if not isinstance(defense, Smoothed) or law is None or law.scale <= 0 or not law.norms:
         return ()
-    norm = "l2" if isinstance(law, Gaussian) else "linf"
+    norm = law.norms[-1]
     largest = certificate(law, norm, int(np.prod(defense.shape))).largest(budget.certificate, 0.001)
     radii = tuple(share * largest for share in THIRDS)
     return ((norm, Sampling("staged", 100, budget.certificate, 0.001, radii)),)
+
+
+def _attackable(defense: Defense, norm: str, radius: float) -> tuple[str, float]:
+    """A ball of a norm that attacks know inside a certified one: itself, or the largest in l2."""
+    own = norm if norm in get_args(Norm) else "l2"
+    theorem = certificate(defense.noise, norm, math.prod(defense.shape))  # type: ignore[attr-defined]  # it is smoothed
+    return own, radius / theorem.covering(own, 1.0)
 
 
 def _priced(

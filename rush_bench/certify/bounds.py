@@ -1,4 +1,4 @@
-"""Bounds of certificates: one-sided Clopper-Pearson, and radii from a bound on the probability of the top class.
+"""Bounds of certificates: one-sided Clopper-Pearson, and the theorem of a law of noise in a norm (`rush_bench.noise`).
 
 Everything is vectorised over numpy arrays, in float64. `p` is a lower bound on the probability that one noisy copy of an
 image gets the class, wrong with probability at most alpha; where it holds, no x' within the radius has another top class.
@@ -6,18 +6,14 @@ A radius is in pixel units, in the norm of the law's theorem; `dimension` is the
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.noise import Gaussian, Noise, Uniform
-from rush_bench.threats import Norm
-
-Floats = NDArray[np.float64]
-CertifiedNorm = Literal["l1"] | Norm
+from rush_bench.noise import LAWS, Floats, Noise
 
 
 def lower_bound(count: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Floats:
@@ -48,57 +44,25 @@ def best_bound(n: int, alpha: float) -> float:
     return float(np.exp(np.log(alpha) / n))
 
 
-def gaussian_l2(p: ArrayLike, sigma: float) -> Floats:
-    """sigma Phi^-1(p) for N(0, sigma^2) noise (Cohen et al. 2019, theorem 1 with p_B = 1 - p_A)."""
-    return sigma * stats.norm.ppf(p)
-
-
-def uniform_l1(p: ArrayLike, scale: float) -> Floats:
-    """2 lambda (p - 1/2) for U(-lambda, lambda) noise (Yang et al. 2020; Lee et al. 2019)."""
-    return 2 * scale * (np.asarray(p, np.float64) - 0.5)
-
-
-def uniform_linf(p: ArrayLike, scale: float, dimension: int) -> Floats:
-    """2 lambda (1 - (3/2 - p)^(1/d)) for U(-lambda, lambda) noise in d dimensions (Yang et al. 2020).
-
-    A shift by r in all d coordinates leaves the noise cubes an overlap of (1 - r / 2 lambda)^d, and p can fall by what is
-    not in it. At d = 3072 the root is 1 - 2e-4, so it is taken through log1p and expm1, which lose no digits.
-    """
-    return -2 * scale * np.expm1(np.log1p(0.5 - np.asarray(p, np.float64)) / dimension)
-
-
 @dataclass(frozen=True)
 class Certificate:
     """A law of noise, a norm and a dimension: what turns a bound p into a radius and back."""
 
     law: Noise
-    norm: CertifiedNorm
+    norm: str
     dimension: int
 
     def radius(self, p: ArrayLike) -> Floats:
         """Radius of a bound p; below 0 where p < 1/2, which certifies nothing."""
-        if isinstance(self.law, Gaussian):
-            return gaussian_l2(p, self.law.scale)
-        if self.norm == "l1":
-            return uniform_l1(p, self.law.scale)
-        return uniform_linf(p, self.law.scale, self.dimension)
+        return self.law.radius(p, self.norm, self.dimension)
 
     def probability(self, radius: ArrayLike) -> Floats:
         """The bound p that certifies a radius: the inverse of `radius`. Above 1 where no bound does."""
-        radius = np.asarray(radius, np.float64)
-        if isinstance(self.law, Gaussian):
-            return stats.norm.cdf(radius / self.law.scale)
-        if self.norm == "l1":
-            return 0.5 + radius / (2 * self.law.scale)
-        share = np.minimum(radius / (2 * self.law.scale), 1 - 1e-16)  # beyond, the noise cubes do not meet
-        return 0.5 - np.expm1(self.dimension * np.log1p(-share))
+        return self.law.probability(radius, self.norm, self.dimension)
 
     def moved(self, p: ArrayLike, distance: ArrayLike) -> Floats:
         """What is left of a bound p at an x' so far away: the class has at least this probability there."""
-        p, distance = np.asarray(p, np.float64), np.asarray(distance, np.float64)
-        if isinstance(self.law, Gaussian):
-            return stats.norm.cdf(stats.norm.ppf(p) - distance / self.law.scale)
-        return np.clip(p - (self.probability(distance) - 0.5), 0, 1)
+        return self.law.moved(p, distance, self.norm, self.dimension)
 
     def largest(self, n: int, alpha: float) -> float:
         """The largest radius that `n` draws can certify: 3.8115 sigma at n = 100,000 and alpha = 0.001."""
@@ -112,21 +76,17 @@ class Certificate:
         return eps * float(self.dimension) ** max(0.0, root[self.norm] - root[norm])
 
 
-NORMS: dict[type[Noise], tuple[CertifiedNorm, ...]] = {Gaussian: ("l2",), Uniform: ("l1", "linf")}
-
-
 def certificate(law: Noise, norm: str | None, dimension: int) -> Certificate:
-    """The theorem for a law and a norm; None is the law's first (l2 for Gaussian, l1 for uniform noise)."""
-    norms = NORMS.get(type(law), ())
-    if not norms or law.scale <= 0:
-        raise BadInput(f"there is no certificate for the noise {law}; it takes gaussian or uniform noise of a scale above 0")
+    """The theorem for a law and a norm; None is the law's first (l2 for Gaussian, l1 for uniform and Laplace noise)."""
+    if not law.norms or law.scale <= 0:
+        known = " or ".join(name for name, kind in LAWS.items() if kind.norms)
+        raise BadInput(f"there is no certificate for the noise {law}; it takes {known} noise of a scale above 0")
     if norm is None:
-        return Certificate(law, norms[0], dimension)
-    for known in norms:
-        if norm == known:
-            return Certificate(law, known, dimension)
-    name = type(law).__name__.lower()
-    raise BadInput(f"{name} noise certifies {' or '.join(norms)}, not {norm!r}; leave out --norm, or give one of these")
+        norm = law.norms[0]
+    if norm not in law.norms:
+        name = type(law).__name__.lower()
+        raise BadInput(f"{name} noise certifies {' or '.join(law.norms)}, not {norm!r}; leave out --norm, or give one of these")
+    return Certificate(law, norm, dimension)
 
 
 def _checked(count: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[Any, Any, Any]:

@@ -35,6 +35,7 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         begun = time.monotonic()
         run = settled(asked)
         from rush_bench.audit import run as audits
+        from rush_bench.report import audits as shown
         from rush_bench.report import settle as report
         from rush_bench.report.settle_figures import write_figures
         from rush_bench.threats import Threat
@@ -52,7 +53,7 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
             found += [audits.judge(book, probes.get(book.subject), stated or published_claim(book)) for book in books]
         paths = [*report.write(run.books, run.folder), *write_figures(run.books, run.folder)] if found else []
         for one in found:
-            paths += audits.write(one, asked["out"], report.stem(one.book), report.markdown)
+            paths += shown.write(one, asked["out"])
         for path in paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
@@ -60,8 +61,8 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         common.print_json({**said, "audits": [one.to_dict() for one in found]})
     else:
         for one in found:
-            common.print_rows(report.title(one.book), *audits.lay_out(one, sources=False))
-            click.echo(audits.sentence(one) + "\n")
+            common.print_rows(report.title(one.book), *shown.lay_out(one, sources=False))
+            click.echo(shown.sentence(one) + "\n")
     if not asked["plan_only"]:
         common.finish(run, asked["shard"], "tables wait")
     if run.complete and any(one.verdict is None for one in found):

@@ -29,7 +29,7 @@ DEFAULT_N = 500
 @click.option(
     "--mode", default="fixed", show_default=True, help="fixed, staged (stops early) or target (one radius, yes or no)."
 )
-@click.option("--norm", help="l2 for Gaussian noise; l1 or linf for uniform noise.  [default: the first of the law]")
+@click.option("--norm", help="l2 for Gaussian noise, l1 or linf for uniform, l1 for Laplace.  [default: the first of the law]")
 @click.option("--radius", "radii", multiple=True, metavar="R", help="Radius to report, to settle (staged) or decide (target).")
 @click.option("--n0", "selection", type=int, default=100, show_default=True, help="Draws that select the class.")
 @click.option("--draws", "--N", type=int, default=100_000, show_default=True, help="Draws that bound its probability.")

@@ -103,9 +103,9 @@ def certify(
     """Certify smoothed defences on images. The same call again, from any number of processes, finishes what is left.
 
     What is certified is the defence with infinitely many votes, so `rush@1` and `rush@64` have one certificate. `norm` is
-    the law's first unless given (l2 for Gaussian noise; l1 or linf for uniform noise); `out` the results folder (None: a
-    temporary one); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks. Errors: BadInput for a
-    defence without noise, a bank, a norm without a theorem, images that do not fit.
+    the law's first unless given (l2 for Gaussian noise, l1 or linf for uniform, l1 for Laplace); `out` the results folder
+    (None: a temporary one); `shard` (k, n) takes every n-th chunk; `max_minutes` stops between chunks. Errors: BadInput for
+    a defence without noise, a bank, a norm without a theorem, images that do not fit.
     """
     settings = settings or Sampling()
     defenses, data = check_asked(defenses, data, shard, seed, "certify")

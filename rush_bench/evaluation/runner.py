@@ -63,11 +63,12 @@ class Job(work.Job):
             rows = standing.nonzero()[:, 0]
             own = stream.at(part.index[rows.cpu()])
             asked = defense, images[rows], labels[rows], threat, own
-            found = self.attack.go_on(*asked, attacked[rows]) if self.of else self.attack.run(*asked)
+            if self.of:
+                found = self.attack.go_on(*asked, attacked[rows])
+            else:
+                found, extra = self.attack.recorded(*asked)
             attacked = found if standing.all() else attacked.index_copy(0, rows, found)
         distance = check(attacked, images, part.index, threat)
-        if self.attack is not None and not self.of:
-            extra |= self.attack.extra(defense, attacked, labels, stream)
         cost = meter.cost(len(part))
         if self.attack is not None and self.attack.climbs:
             key = (id(defense), threat, c)

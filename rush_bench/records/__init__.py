@@ -18,4 +18,5 @@ from rush_bench.records.chunks import TOLERANCE as TOLERANCE
 from rush_bench.records.chunks import Arrays as Arrays
 from rush_bench.records.results import CellResult as CellResult
 from rush_bench.records.results import load_results as load_results
+from rush_bench.records.results import save_indexes as save_indexes
 from rush_bench.records.sharing import CellStore as CellStore

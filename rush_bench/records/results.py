@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +126,13 @@ def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> l
                 if mine.chunks_done > found.setdefault(name, mine).chunks_done:
                     found[name] = mine
     return list(found.values())
+
+
+def save_indexes(results: Iterable[CellResult]) -> None:
+    """Keep what was made of these results where a later table finds it (see `rush_bench.records.index`)."""
+    for index in {result.index for result in results}:
+        if index is not None:
+            index.save()
 
 
 def _look(folder: Path) -> dict[str, Any]:

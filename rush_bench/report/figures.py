@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 
 from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic
-from rush_bench.records import CellResult
+from rush_bench.records import CellResult, save_indexes
 from rush_bench.records.statistics import Estimate
+from rush_bench.report import columns
 from rush_bench.report.rows import Row, rows
 
 DPI = 150
@@ -23,14 +24,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = "osD^vP*"
 TIPS = "\u241e"  # stands before each text of an artist's gid: what a reader who points at a marker is told
 METADATA = {".png": ("Software",), ".svg": ("Date", "Creator"), ".pdf": ("CreationDate", "Creator", "Producer")}  # left out
-PANELS = {
-    "pgd": "PGD",
-    "eot": "EOT-PGD",
-    "apgd": "APGD (quick stand-in for AA)",
-    "aa": "AutoAttack",
-    "worst": "Worst case of the suite",
-}
-COLUMNS = {"clean": "clean", **PANELS, "square": "Square on the rest"}
+PANELS = {column.name: column.panel for column in columns.COLUMNS if column.panel}
+COLUMNS = {"clean": "clean", **PANELS, "square": columns.header_of("square")}
 
 
 def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
@@ -39,7 +34,10 @@ def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
     Lines start at eps 0, the clean accuracy. Finished cells only; lines never join different n, K, seed or suite variants.
     BadInput where nothing was attacked. Returns the path of the PNG.
     """
-    found = [row for row in rows(results) if row.threat and set(row.estimates) & set(PANELS)]
+    results = list(results)
+    measured = rows(results)
+    save_indexes(results)
+    found = [row for row in measured if row.threat and set(row.estimates) & set(PANELS)]
     if not found:
         raise BadInput("there is no finished attack to draw; run `rush-bench attack` first")
     return against_eps(found, path)
@@ -76,15 +74,15 @@ def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
     The rows must share data set, threat and suite: they stand on one axis.
     """
     order = sorted(sheet, key=lambda row: min(row.estimates[name].value for name in COLUMNS if name in row.estimates))
-    columns = [name for name in COLUMNS if any(name in row.estimates for row in order)]
+    shown = [name for name in COLUMNS if any(name in row.estimates for row in order)]
     figure = Figure(figsize=(5.2, 0.3 * len(order) + 1.3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    for k, name in enumerate(columns):
+    for k, name in enumerate(shown):
         there = [(at, row) for at, row in enumerate(order) if name in row.estimates]
         found = [row.estimates[name] for _, row in there]
         bars = axes.errorbar(
             [100 * one.value for one in found],
-            [at + 0.1 * ((len(columns) - 1) / 2 - k) for at, _ in there],
+            [at + 0.1 * ((len(shown) - 1) / 2 - k) for at, _ in there],
             xerr=[[100 * max(one.value - one.low, 0) for one in found], [100 * max(one.high - one.value, 0) for one in found]],
             label=COLUMNS[name],
             color=COLOURS[k % len(COLOURS)],

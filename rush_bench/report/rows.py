@@ -87,9 +87,6 @@ def rows(results: Iterable[CellResult], trainings: Mapping[str, Training] | None
         said = _differences(cells)
         found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
-    for index in {result.index for result in results}:
-        if index is not None:
-            index.save()
     found = _told_apart(found)
     if trainings:
         found = [dataclasses.replace(row, training=trainings.get(str(row.labels.get("sha256")))) for row in found]
@@ -174,7 +171,8 @@ def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
             doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
     notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
     wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
-    bounds = [name for name in estimates if name.split("_")[0] in (wrong | {"worst"} if wrong else wrong)]
+    weak = wrong | {"worst"} if wrong else wrong
+    bounds = [name for name, cell in behind.items() if cell.labels["attack"] in weak]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
     identity = first.identity
     return Row(

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from rush_bench.audit.book import Book, Entry
-from rush_bench.audit.experiments import EXPERIMENTS, THEIRS
+from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audit.roles import AS_PUBLISHED, THEIRS
 from rush_bench.files import write_text
 from rush_bench.records.published import PublishedRow, published
 from rush_bench.records.statistics import Estimate
@@ -21,7 +22,6 @@ COLUMNS = ["Trial", "Accuracy", "Besides", "K", "Forward", "Back", "Seconds"]
 WIDE = ("Forward", "Back")  # a terminal has no room for them
 OTHER = {"bank": "on its bank", "unseen": "on unseen banks", "official": "by its own bookkeeping"}  # counts of a record
 ANY = (10, 100)  # T11
-AS_PUBLISHED = "as published"  # in the names of the bars of T15 that explain a number and measure no robustness
 NUMBERS = ("accuracy", "low", "high")
 
 
@@ -38,14 +38,14 @@ class Bar:
     @property
     def as_published(self) -> bool:
         """Whether it explains a published number and measures no robustness."""
-        return AS_PUBLISHED in self.entry.trial
+        return self.entry.role in AS_PUBLISHED
 
 
 def bars(book: Book) -> list[Bar]:
     """The waterfall, unfinished bars included: corrections in order, the worst case last; empty where T15 was not asked for."""
     found: list[Bar] = []
-    for entry in (entry for entry in book.of("T15", complete=False) if not entry.trial.startswith(THEIRS)):
-        before = found[-1].entry if found and AS_PUBLISHED not in entry.trial else None
+    for entry in (entry for entry in book.of("T15", complete=False) if entry.role not in THEIRS):
+        before = found[-1].entry if found and entry.role not in AS_PUBLISHED else None
         finished = before is not None and before.complete and entry.complete
         found.append(Bar(entry, entry.minus(before) if before is not None and finished else None))
     return found
@@ -145,12 +145,12 @@ def document(book: Book) -> str:
     for name, entries in sections(book):
         experiment = EXPERIMENTS[name]
         parts.append(f"## {name} {experiment.title}\n\nReading: {experiment.reading}.\n")
-        steps = {bar.entry.trial: bar.step for bar in bars(book)} if name == "T15" else {}
+        steps = {id(bar.entry): bar.step for bar in bars(book)} if name == "T15" else {}
         columns, lines = list(COLUMNS), [texts(entry) for entry in entries]
         if steps:
             columns.insert(2, "Change")
             for entry, line in zip(entries, lines, strict=True):
-                step = steps.get(entry.trial)
+                step = steps.get(id(entry))
                 line.insert(2, DASH if step is None else percent(step, signed=True))
         kept = [k for k, column in enumerate(columns) if column != "Besides" or any(line[k] for line in lines)]
         parts.append(markdown([columns[k] for k in kept], [[line[k] for k in kept] for line in lines]))

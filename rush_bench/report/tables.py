@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from rush_bench.errors import unknown_name
-from rush_bench.records import CellResult
+from rush_bench.records import CellResult, save_indexes
 from rush_bench.records.published import BLOCKS, PublishedRow, published
+from rush_bench.report import columns as columns_of
 from rush_bench.report.rows import Row, rows
 from rush_bench.report.trainings import Training
 from rush_bench.report.writers import to_csv as to_csv
@@ -21,22 +22,9 @@ from rush_bench.report.writers import to_markdown as to_markdown
 from rush_bench.report.writers import to_rich as to_rich
 
 STYLES = ("plain", "paper")
-PLAIN = ("clean", "pgd", "eot", "apgd", "aa", "square", "worst", "worst_any10", "apgd_bank", "aa_bank")
 PUBLISHED = ("standard", "pgd", "aa")
 FACTS = ("protocol", "extra_data", "architecture")
 TRAINING = ("training_seeds", "training_passes", "training_images", "training_seconds")
-# measured column -> the estimate it shows; measured_aa and measured_aa_fresh are one number for a randomised defence
-MEASURED = {
-    "measured_standard": "clean",
-    "measured_pgd": "pgd",
-    "measured_aa": "aa",
-    "measured_apgd": "apgd",
-    "measured_aa_bank": "aa_bank",
-    "measured_aa_fresh": "aa",
-    "measured_eot": "eot",
-    "measured_square": "square",
-    "measured_worst": "worst",
-}
 WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may be missing
 Line = tuple[PublishedRow | None, Row | None]  # of the paper style: what is published, what was measured; one at least
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
@@ -51,16 +39,19 @@ def table(results: Iterable[CellResult], style: str = "plain", trainings: Mappin
     """
     if style not in STYLES:
         raise unknown_name("table style", style, STYLES)
+    results = list(results)
     found = rows(results, trainings)
+    save_indexes(results)
     return plain(found) if style == "plain" else paper(paper_lines(found))
 
 
 def plain(found: Sequence[Row]) -> pd.DataFrame:
     """The plain style: a line a row, in their order."""
     columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
-    columns += [part for name in PLAIN for part in _parts(name)]
+    shown = {column.name: column.estimate for column in columns_of.plain(_measured_in(found))}
+    columns += [part for name in shown for part in _parts(name)]
     columns += ["K", "n", *FACTS, "budget", *TRAINING, "in_mean", "seed", "upper_bounds", "notes"]
-    made = [_about(row) | _numbers(row, {name: name for name in PLAIN}) for row in found]
+    made = [_about(row) | _numbers(row, shown) for row in found]
     return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
 
 
@@ -92,17 +83,22 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
 
 def paper(lines: Sequence[Line]) -> pd.DataFrame:
     """The paper style: a row a line, in their order."""
-    made = []
+    made, shown = [], columns_of.paper(_measured_in(row for _, row in lines if row))
     for entry, row in lines:
         about = _published(entry) if entry else {}
         if row and not entry:
             about = {"block": block_of(row.labels), "method": row.labels["defense"]}
-        made.append(about | (_measured(row) if row else {}))
+        made.append(about | (_measured(row, shown) if row else {}))
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
-    columns += ["measured_as", *(part for name in MEASURED for part in _parts(name)), "n", "K", *FACTS, "budget"]
+    columns += ["measured_as", *(part for column in shown for part in _parts(column.in_paper)), "n", "K", *FACTS, "budget"]
     columns += [*TRAINING, "in_mean", "suite", "seed", "upper_bounds", "notes"]
     return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
+
+
+def _measured_in(found: Iterable[Row]) -> set[str]:
+    """The names of all estimates there are."""
+    return {name for row in found for name in row.estimates}
 
 
 def _needed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -149,10 +145,9 @@ def _training(row: Row) -> dict[str, Any]:
     return {"training_seeds": ",".join(map(str, seeds)), **costs}
 
 
-def _measured(row: Row) -> dict[str, Any]:
-    wanted = dict(MEASURED)
-    if row.labels["deterministic"]:  # no bank, hence nothing but one number
-        del wanted["measured_aa_fresh"]
+def _measured(row: Row, shown: Sequence[columns_of.Column]) -> dict[str, Any]:
+    # a deterministic defence has no bank, hence nothing but one number
+    wanted = {column.in_paper: column.estimate for column in shown if not (column.of and row.labels["deterministic"])}
     about = _about(row)
     kept = ("n", "K", *FACTS, "budget", *TRAINING, "in_mean", "suite", "seed", "notes", "upper_bounds")
     return {name: about[name] for name in kept if name in about} | {
@@ -185,6 +180,6 @@ def belongs_beside(entry: PublishedRow, labels: Mapping[str, Any]) -> bool:
 
 def _width(row: Row) -> tuple[Any, ...]:
     """What is shown where several rows would fit: attacked at all, full suite, largest n, most columns, paper's training."""
-    attacked = sum(name in row.estimates for name in ("pgd", "eot", "aa", "apgd", "worst"))
+    attacked = sum(column.panel is not None and column.name in row.estimates for column in columns_of.COLUMNS)
     paper = row.labels.get("preset") == "paper"
     return (attacked > 0, not row.quick and bool(row.threat), row.labels["n"], attacked, paper, row.repeats)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def _mean(group: Sequence["Row"]) -> "Row | None":
     columns = [name for name in first.estimates if all(name in row.estimates for row in ranked)]
     if not columns:
         return None
-    cells = [{cell.labels["attack"]: cell for cell in row.cells.values()} for row in ranked]
+    cells = [row.cells for row in ranked]
     estimates = {name: _pooled(name, cells) for name in columns}
     spread = {name: float(np.std([row.estimates[name].value for row in ranked], ddof=1)) for name in columns}
     trainings = [row.training for row in ranked if row.training is not None]
@@ -94,10 +94,10 @@ def _average(numbers: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(numbers) else None
 
 
-def _pooled(name: str, cells: Sequence[dict[str, CellResult]]) -> Estimate:
+def _pooled(name: str, cells: Sequence[Mapping[str, CellResult]]) -> Estimate:
     """Over the trainings' mean rate of each image, as over the rates of a randomised defence (protocol 1, 2)."""
-    attack, _, kind = name.partition("_")
-    frames = [by_attack[attack].frame for by_attack in cells]
+    frames = [by_column[name].frame for by_column in cells]
+    kind = name.removeprefix(cells[0][name].labels["attack"]).removeprefix("_")
     if kind.startswith("any"):
         k = int(kind.removeprefix("any"))
         right = 1 - np.mean([any_of_k(f["correct"].to_numpy(), f["repeats"].to_numpy(), k) for f in frames], axis=0)

@@ -14,6 +14,9 @@ from rush_bench.attacks.suites import is_quick
 from rush_bench.files import write_text
 from rush_bench.progress import amount
 from rush_bench.records.published import published
+from rush_bench.report.columns import COLUMNS, Column, estimate_of, header_of
+from rush_bench.report.columns import paper as paper_columns
+from rush_bench.report.columns import plain as plain_columns
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,31 +27,12 @@ HEADERS = {
     "dataset": "Data set",
     "threat": "Threat",
     "suite": "Suite",
-    "clean": "Clean",
-    "pgd": "PGD",
-    "eot": "EOT",
-    "aa": "AA",
-    "apgd": "APGD (quick)",
-    "square": "Square on the rest",
-    "worst": "Worst",
-    "worst_any10": "Worst, any of 10",
-    "aa_bank": "AA on bank",
-    "apgd_bank": "APGD on bank (quick)",
     "method": "Method",
     "published_standard": "Standard (published)",
     "published_pgd": "PGD (published)",
     "published_aa": "AA (published)",
     "published_setting": "Setting (published)",
     "measured_as": "Measured",
-    "measured_standard": "Standard",
-    "measured_pgd": "PGD",
-    "measured_aa": "AA",
-    "measured_apgd": "APGD (quick)",
-    "measured_aa_bank": "AA on bank",
-    "measured_aa_fresh": "AA on fresh draws",
-    "measured_eot": "EOT",
-    "measured_square": "Square on the rest",
-    "measured_worst": "Worst",
     "protocol": "Protocol",
     "extra_data": "Extra data",
     "architecture": "Architecture",
@@ -57,44 +41,11 @@ HEADERS = {
     "setting": "Protocol, network, extra data",
 }
 TEXT = ("protocol", "extra_data", "architecture", "budget")
-PLAIN: tuple[str, ...] = (
-    "defense",
-    "dataset",
-    "threat",
-    "suite",
-    "clean",
-    "pgd",
-    "eot",
-    "apgd",
-    "aa",
-    "square",
-    "worst",
-    "worst_any10",
-)
-PLAIN += ("apgd_bank", "aa_bank", "K", "n", *TEXT[:3], "training_passes")
-PAPER: tuple[str, ...] = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
-PAPER += ("measured_standard", "measured_pgd", "measured_aa", "measured_apgd", "measured_aa_bank", "measured_aa_fresh")
-PAPER += ("measured_eot", "measured_square", "measured_worst", "n", "K", *TEXT, "training_passes")
-OPTIONAL = (
-    "apgd",
-    "aa",
-    "eot",
-    "square",
-    "apgd_bank",
-    "aa_bank",
-    "worst_any10",
-    "measured_apgd",
-    "measured_square",
-    "training_passes",
-)  # left out where all are empty
 # Left out on a terminal: the suite's name tells the threat, and one column, `setting`, has the facts.
-NARROW = ("threat", "published_setting", "measured_aa_bank", "measured_aa_fresh", *TEXT)
-WEAK = (
-    "measured_pgd",
-    "measured_eot",
-    "measured_square",
-    "measured_worst",
-)  # a quick suite runs these with fewer steps: marked
+NARROW = ("threat", "published_setting", *(column.in_paper for column in COLUMNS if column.wide), *TEXT)
+PLAIN_FIRST, PLAIN_LAST = ("defense", "dataset", "threat", "suite"), ("K", "n", *TEXT[:3], "training_passes")
+PAPER_FIRST = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
+PAPER_LAST = ("n", "K", *TEXT, "training_passes")
 QUICK, BOUND = "q", "†"
 REST = "Square on the rest: without gradients, from the worst x' so far, on images that no column before it breaks."
 CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
@@ -120,10 +71,9 @@ class Layout:
     notes: list[tuple[str, str]]
 
 
-def measured_name(column: str) -> str:
-    """The estimate that a column of either style shows: `measured_standard` is `clean`."""
-    name = column.removeprefix("measured_").removesuffix("_fresh")
-    return "clean" if name == "standard" else name
+def header(column: str) -> str:
+    """What a table calls a column."""
+    return HEADERS.get(column) or header_of(column)
 
 
 def is_text(column: str) -> bool:
@@ -139,7 +89,7 @@ def to_csv(frame: pd.DataFrame, path: Path) -> None:
 def to_markdown(frame: pd.DataFrame, path: Path | None = None) -> str:
     """GitHub Markdown, a table a block; written to `path` if there is one."""
     layout = lay_out(frame)
-    head = "| " + " | ".join(_markdown(HEADERS.get(name, name)) for name in layout.columns) + " |"
+    head = "| " + " | ".join(_markdown(header(name)) for name in layout.columns) + " |"
     rule = "|" + "|".join("---" if is_text(name) else "---:" for name in layout.columns) + "|"
     lines = []
     for title, span in layout.blocks:
@@ -162,7 +112,7 @@ def to_latex(frame: pd.DataFrame, path: Path | None = None) -> str:
     sides = "".join("l" if is_text(name) else "r" for name in layout.columns)
     lines = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "\\centering"]
     lines += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{{sides}}}", "\\toprule"]
-    lines += [" & ".join(_latex(HEADERS.get(name, name)) for name in layout.columns) + " \\\\"]
+    lines += [" & ".join(_latex(header(name)) for name in layout.columns) + " \\\\"]
     for title, span in layout.blocks:
         lines.append("\\midrule")
         if title:
@@ -189,7 +139,7 @@ def to_rich(frame: pd.DataFrame) -> "Table":
         row[0] = re.sub(r" \([^()]*, \d{4}\)", "", row[0])
         row[:] = [re.sub(r"^([^\[]+) \[", r"\1\n[", text) for text in row]
     for name in layout.columns:
-        head = re.sub(r"(.*) \(published\)", r"Published\n\1", HEADERS.get(name, name))
+        head = re.sub(r"(.*) \(published\)", r"Published\n\1", header(name))
         whole = name in ("defense", "dataset", "suite")  # a folded name reads badly; intervals fold well
         made.add_column(Text(head), justify="left" if is_text(name) else "right", overflow="fold", no_wrap=whole)
     for title, span in layout.blocks:
@@ -214,11 +164,14 @@ def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
         frame = frame[frame["in_mean"].ne(True)].reset_index(drop=True)
     if paper:
         frame = frame.assign(published_setting=_setting(frame, "published_"))
-    columns = list(PAPER if paper else PLAIN)
+    shown = measured_columns(frame)
+    columns = [*(PAPER_FIRST if paper else PLAIN_FIRST), *shown, *(PAPER_LAST if paper else PLAIN_LAST)]
     if narrow:
         frame = frame.assign(setting=_setting(frame))
         columns = [*(name for name in columns if name not in NARROW), "setting"]
-    columns = [name for name in columns if name not in OPTIONAL or (name in frame and frame[name].notna().any())]
+    style = "paper" if paper else "plain"
+    optional = {name for name, column in shown.items() if style not in column.always} | {"training_passes"}
+    columns = [name for name in columns if name not in optional or (name in frame and frame[name].notna().any())]
     frame = frame.reset_index(drop=True)
     cells = [list(row) for row in zip(*(_texts(frame, name) for name in columns), strict=True)]
     blocks = _blocks(frame) if paper else [("", range(len(frame)))]
@@ -229,12 +182,18 @@ def lay_out(frame: pd.DataFrame, narrow: bool = False) -> Layout:
             marks[i, 0] = frame.at[i, "footnotes"]
         bounds = str(frame.at[i, "upper_bounds"]).split(",")
         for k, name in enumerate(columns):
-            weak = paper and quick[i] and name in WEAK
-            found = [mark for mark, holds in ((QUICK, weak), (BOUND, measured_name(name) in bounds)) if holds]
+            weak = paper and quick[i] and name in shown and shown[name].weak
+            found = [mark for mark, holds in ((QUICK, weak), (BOUND, estimate_of(name) in bounds)) if holds]
             if found and cells[i][k] != DASH:
                 marks[i, k] = ",".join(found)
     bold = {(i, columns.index(name)) for i, name in best(frame) if name in columns}
     return Layout(columns, cells, marks, bold, blocks, _notes(frame, paper, any(quick)))
+
+
+def measured_columns(frame: pd.DataFrame) -> dict[str, Column]:
+    """The measured accuracies of a frame made by `table`, by their names in it, in order."""
+    names = {estimate_of(name) for name in frame if f"{name}_low" in frame}
+    return {c.in_paper: c for c in paper_columns(names)} if "block" in frame else {c.name: c for c in plain_columns(names)}
 
 
 def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
@@ -247,10 +206,10 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
     if frame.empty:
         return set()
     bounds = [str(names).split(",") for names in frame["upper_bounds"]]
-    shown = {name: [measured_name(name) in row for row in bounds] for name in frame if f"{name}_low" in frame}
+    shown = {name: [estimate_of(name) in row for row in bounds] for name in frame if f"{name}_low" in frame}
     frame = frame.assign(**{name: frame[name].mask(pd.Series(hidden, frame.index)) for name, hidden in shown.items()})
     if "block" not in frame:
-        names = [name for name in PLAIN if f"{name}_low" in frame]
+        names = list(measured_columns(frame))
         terms = ["dataset", "pretrain_dataset", "threat", "suite", "n"]
         return {hit for _, part in frame.groupby(terms, dropna=False) for name in names for hit in _tops(part[name])}
     found: set[tuple[int, str]] = set()
@@ -261,7 +220,7 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
         if len(measured):
             terms = measured.assign(full=~measured["suite"].astype(str).map(is_quick))[["full", "n"]]
             equal = measured[(terms == terms.sort_values(["full", "n"]).iloc[-1]).all(axis=1)]
-            found |= {hit for name in PAPER if f"{name}_low" in frame for hit in _tops(equal[name])}
+            found |= {hit for name in measured_columns(frame) for hit in _tops(equal[name])}
     return found
 
 
@@ -317,10 +276,11 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     if any_quick:
         what = "fewer steps and draws than the column's name promises; never compare it with a full suite."
         notes.append((QUICK, f"quick suite: {what}") if paper else ("", f"Suites named -quick: {what}"))
-    columns = {measured_name(name): frame[name].to_numpy(float) for name in frame if f"{name}_low" in frame}
+    columns = {estimate_of(name): frame[name].to_numpy(float) for name in frame if f"{name}_low" in frame}
     if "square" in columns and not np.isnan(columns["square"]).all():
         notes.append(("", REST))
-    attacks = [columns[name] for name in ("clean", "pgd", "eot", "apgd", "aa", "square") if name in columns]
+    derived = {column.name for column in COLUMNS if column.derived} | {"worst"}
+    attacks = [column for name, column in columns.items() if name not in derived and not name.endswith("_bank")]
     if len(frame) and any(np.any(columns["worst"].round(1) > column.round(1)) for column in attacks):
         notes.append(("", CHOSEN))
     if any(isinstance(said, str) and said for said in frame["upper_bounds"]):

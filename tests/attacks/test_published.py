@@ -233,8 +233,7 @@ def test_the_coin_under_rand_counts_a_filter_at_each_stage_and_ours_does_not():
 
     images, labels = COINS
     attack = RandAutoAttack(eot_iter=2, steps=30, select_draws=8)
-    attacked = attack.run(Coin(), images, labels, LINF, STREAM)
-    extra = attack.extra(Coin(), attacked, labels, STREAM)
+    attacked, extra = attack.recorded(Coin(), images, labels, LINF, STREAM)
     assert _near(extra["official_correct"].mean(), 0.9**3) and (extra["official_repeats"] == 1).all()
     assert (attacked != images).flatten(1).any(1).all()
     correct, repeats = _rate(Coin(), attacked, labels)
@@ -251,8 +250,8 @@ def test_the_coin_as_published_hands_back_what_stood_four_passes():
     """A_resc of sources S6.2 with q = p = 0.9: the share that stands is 0.9^4, and all of it comes back clean."""
     images, labels = COINS
     attack = PublishedAutoAttack(steps=3, queries=4)
-    attacked = attack.run(Coin(), images, labels, LINF, STREAM)
-    stood = attack.extra(Coin(), attacked, labels, STREAM)["official_correct"] == 1
+    attacked, extra = attack.recorded(Coin(), images, labels, LINF, STREAM)
+    stood = extra["official_correct"] == 1
     assert _near(stood.mean(), 0.9**4)
     assert _unchanged(attacked, images)[torch.from_numpy(stood)].all()
     correct, repeats = _rate(Coin(), attacked, labels)
@@ -267,8 +266,8 @@ def test_the_first_correction_changes_what_was_handed_back_and_nothing_else(digi
     threat, found, counts = Threat("linf", 0.12), {}, {}
     for how in ("clean", "best"):
         attack = PublishedAutoAttack(steps=10, queries=30, hand_back=how)
-        found[how] = attack.run(defense, images, labels, threat, STREAM)
-        counts[how] = attack.extra(defense, found[how], labels, STREAM)["official_correct"]
+        found[how], extra = attack.recorded(defense, images, labels, threat, STREAM)
+        counts[how] = extra["official_correct"]
     clean = _unchanged(found["clean"], images)
     assert np.array_equal(counts["clean"], counts["best"]) and clean[torch.from_numpy(counts["clean"] == 1)].all()
     assert 3 <= clean.sum() < len(images) and not _unchanged(found["best"], images).any()
@@ -285,16 +284,14 @@ def test_rand_returns_points_at_least_as_strong_as_one_apgd_run_of_the_package(d
     network, images, labels = digits
     defense = Smoothed(network, noise=Uniform(0.3), votes=1, shape=DIGIT)
     attack = RandAutoAttack(eot_iter=4, steps=20)
-    attacked = attack.run(defense, images, labels, LINF, STREAM)
-    official = attack.extra(defense, attacked, labels, STREAM)["official_correct"]
+    attacked, extra = attack.recorded(defense, images, labels, LINF, STREAM)
+    official = extra["official_correct"]
     with torch.random.fork_rng(), torch.no_grad():
         package = APGDAttack(as_module(defense, Stream(3, "package")), n_iter=20, eot_iter=4, eps=0.1, device="cpu")
         theirs = package.perturb(images, labels, best_loss=True)
     ours, other = (np.divide(*_rate(defense, x, labels)).mean() for x in (attacked, theirs))
     assert ours <= other + 0.03
     assert official.mean() < ours  # it gives images away to luck
-    with pytest.raises(ValueError, match="last run"):
-        attack.extra(defense, images, labels, STREAM)
 
 
 def test_too_few_classes_for_torchattacks_are_refused(grey):
@@ -310,8 +307,7 @@ def test_x_of_a_bank_is_scored_on_five_others(digits):
     network, images, labels = digits
     defense = Smoothed(network, noise=Uniform(0.3), votes=1, shape=DIGIT)
     attack = QuickAPGD(bank=1, bank_seed=10)
-    attacked = attack.run(defense, images, labels, LINF, STREAM)
-    extra = attack.extra(defense, attacked, labels, STREAM)
+    attacked, extra = attack.recorded(defense, images, labels, LINF, STREAM)
     rights = [defense.bank(1, 10 + k).predict(attacked, STREAM).labels == labels for k in range(6)]
     assert np.array_equal(extra["bank_correct"], rights[0].long())
     assert np.array_equal(extra["unseen_correct"], torch.stack(rights[1:]).sum(0))

@@ -1,6 +1,7 @@
 """Controls for the audit: a small network on digits, the ways to make it look robust that it is not, and sound ones."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -267,14 +268,15 @@ def zoo() -> SimpleNamespace:
     )
 
 
-def made_entry(experiment: str, trial: str, correct, repeats=1, *, attack="eot-apgd", complete=True, votes=4, **labels):
+def made_entry(does, experiment: str, trial: str, correct, repeats=1, *, attack="eot-apgd", complete=True, votes=4, **labels):
     """A trial with a record made by hand: `correct` (n,) right predictions of `repeats`."""
     right = np.asarray(correct)
     of = np.broadcast_to(np.asarray(repeats), right.shape)
     deterministic = bool((of == 1).all()) and votes == 0
     said = {"experiment": experiment, "trial": trial, "attack": attack, "on": "", "scale": 1.0, "norm": "linf", "eps": 0.1}
     said |= {"defense": f"made@{votes}", "dataset": "made", "split": "test", "deterministic": deterministic, "n": len(right)}
-    extra, settings = labels.pop("columns", {}), {"queries": 1_000, "points": 20, "draws": 64, **labels.pop("settings", {})}
+    extra, settings = labels.pop("columns", {}), {"queries": 1_000, "points": 20, "draws": 64}
+    settings |= {**does(experiment, trial), **labels.pop("settings", {})}
     said |= labels
     who = {"weights": "w", "noise": {"law": "gaussian", "scale": 0.5}, "votes": votes, "outputs": "logits"}
     identity = {"defense": who, "attack": {"name": attack, **settings}, "threat": {"norm": said["norm"], "eps": said["eps"]}}
@@ -310,13 +312,13 @@ def made_book(*entries: Entry, certificates=(), deterministic=False, **labels) -
 
 
 @pytest.fixture(scope="session")
-def made_by_hand() -> SimpleNamespace:
+def made_by_hand(does) -> SimpleNamespace:
     """Books without a network: `entry`, `certificate`, `book`, and `share(n, q)`, (n,) of which q are 1."""
 
     def share(q: float, n: int = 100) -> np.ndarray:
         return (np.arange(n) < round(q * n)).astype(int)
 
-    return SimpleNamespace(entry=made_entry, certificate=made_certificate, book=made_book, share=share)
+    return SimpleNamespace(entry=functools.partial(made_entry, does), certificate=made_certificate, book=made_book, share=share)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from rush_bench.attacks.pgd import EOT
 from rush_bench.audit import checks as rules
 from rush_bench.audit import run as room
 from rush_bench.audit.finding import Finding
-from rush_bench.audit.run import judge, lay_out, probe, sentence, write
+from rush_bench.audit.roles import Role
+from rush_bench.audit.run import judge, probe
 from rush_bench.audit.settle import settle
 from rush_bench.audit.verdict import STRENGTH, Claim, verdict
 from rush_bench.datasets import as_images, load_dataset
@@ -21,7 +22,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import score
 from rush_bench.noise import Gaussian, Stream
 from rush_bench.records.statistics import paired_difference
-from rush_bench.report.settle import markdown
+from rush_bench.report.audits import lay_out, sentence, write
 from rush_bench.threats import Threat
 
 EPS = 0.1
@@ -112,7 +113,7 @@ def test_what_only_looks_robust_never_stands_and_its_files_say_why(zoo, audit, t
 
 def agree(found, folder) -> None:
     """The files of a refuted audit say what it found."""
-    paths = write(found, folder, "mine", markdown)
+    paths = write(found, folder)
     assert [path.suffix for path in paths] == [".json", ".md"] and all(path.parent.name == "audit" for path in paths)
     said, text = json.loads(paths[0].read_text()), paths[1].read_text()
     assert said["defense"] == "mine" and said["verdict"]["word"] == found.verdict.word == "refuted"
@@ -157,9 +158,9 @@ def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name, mo
 def test_a_smoothed_network_whose_replay_is_far_above_its_worst_case(noisy, audit, digits) -> None:
     defense = Smoothed(noisy, noise=Gaussian(1.0), votes=1, shape=(1, 16, 16), name="noisy@1")
     found = audit(defense, load_dataset("digits", "test", 12), repeats=10, steps=2)
-    replay = found.book.get("T15", "AA as published").estimate.value
+    replay = found.book.get(Role.PUBLISHED_AA).estimate.value
     assert found.verdict.word in ("refuted", "weakened")
-    assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get("T15", "PGD as published").estimate.value))
+    assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get(Role.PUBLISHED_PGD).estimate.value))
     assert "as published" in found.verdict.claim.source and found.verdict.claim.value - found.verdict.worst.high > 0.03
     assert "replay-above-worst" in flagged(found)
     text = sentence(found)

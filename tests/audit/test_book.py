@@ -23,10 +23,13 @@ def test_its_own_are_attacks_on_itself_at_its_threat_that_are_finished(made_by_h
 
 def test_worst_clean_and_complete(made_by_hand) -> None:
     entry, share = made_by_hand.entry, made_by_hand.share
-    clean, least = entry("T10", "0", share(0.9), attack="clean"), entry("T11", "worst case over all", share(0.2))
-    last = entry("T15", "worst case over all", share(0.3))
+    clean, least = (
+        entry("T10", "0", share(0.9), attack="clean"),
+        entry("T11", "worst case over all", share(0.2), attack="worst"),
+    )
+    last = entry("T15", "worst case over all", share(0.3), attack="worst")
     curve = entry("T10", "0.5 eps", share(0.5))
-    book = made_by_hand.book(curve, clean, last, least)
+    book = made_by_hand.book(curve, clean, least, last)
     assert (book.worst, book.clean, book.complete) == (least, clean, True)
     assert made_by_hand.book(curve, last).worst == last and made_by_hand.book(curve).clean is None
     assert made_by_hand.book().worst is None

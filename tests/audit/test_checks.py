@@ -1,12 +1,19 @@
 """Every check on a book made by hand: one that passes, one that does not, one that lacks its experiment; and chance."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rush_bench.audit import checks as room
 from rush_bench.audit.checks import checks
+from rush_bench.audit.experiments import BUDGETS, EXPERIMENTS, WORST, Subject, plan
+from rush_bench.audit.roles import Role, role_of
 from rush_bench.audit.run import judge
 from rush_bench.audit.verdict import Claim
+from rush_bench.registry import attacks
+from rush_bench.settings import override
 
 
 @pytest.fixture
@@ -51,8 +58,8 @@ def table(made_by_hand):
             [("T15", "PGD as published", 0.9, {}), ("T11", "worst case over all", 0.48, {"attack": "worst"})],
         ),
         "same-through-both-doors": (
-            [("T16", "AutoAttack", 0.5, {}), ("T16", "randomised code path, no noise", 0.51, {})],
-            [("T16", "AutoAttack", 0.5, {}), ("T16", "randomised code path, no noise", 0.7, {})],
+            [("T16", "AutoAttack", 0.5, {}), ("T16", "randomised code path, no noise", 0.51, {"on": "still"})],
+            [("T16", "AutoAttack", 0.5, {}), ("T16", "randomised code path, no noise", 0.7, {"on": "still"})],
         ),
         "emulation-agrees": (
             [("T15", "torchattacks' own PGDRS", 0.5, {}), ("T15", "fresh noise at every step", 0.5, {})],
@@ -104,6 +111,45 @@ def test_nothing_is_judged_without_its_experiment(made_by_hand) -> None:
     assert {f.check for f in findings} == {*NAMES, "certificate-above-attack", "bank-and-fresh", "repeated-queries"}
 
 
+def test_renaming_what_is_printed_changes_no_check(table, made_by_hand) -> None:
+    """Trials are known by what they did: under any other words each check says the same."""
+    for good_and_bad in table.values():
+        for rows in good_and_bad:
+            made = [made_by_hand.entry(e, t, made_by_hand.share(q), **how) for e, t, q, how in rows]
+            renamed = [replace(entry, trial=f"number {k}") for k, entry in enumerate(made)]
+            one, two = (made_by_hand.book(*entries) for entries in (made, renamed))
+            assert [(f.status, f.figure) for f in checks(one)] == [(f.status, f.figure) for f in checks(two)]
+            assert [e and e.result for e in (one.worst, one.replay, one.clean)] == [
+                e and e.result for e in (two.worst, two.replay, two.clean)
+            ]
+
+
+@pytest.mark.parametrize("draws", [0, 1, 16])
+@pytest.mark.parametrize("chain", [False, True])
+def test_every_role_is_played_once_in_the_plan_or_is_not_for_this_defence(draws, chain) -> None:
+    """The plan's own trials, by the settings that their records will have."""
+    peers = (("other", "pgd_at", 0),)
+    subject = Subject(draws, 10, "linf", 8 / 255, has_chain=chain, has_torchattacks=bool(draws), peers=peers)
+    played = Counter()
+    for trial in plan(subject, BUDGETS["full"], [name for name in EXPERIMENTS if name != "T8"]):  # which needs a store
+        if trial.attack == WORST:
+            settings = {"name": WORST}
+        else:
+            made = override(attacks.load(trial.attack)(), trial.settings)
+            settings = {"name": trial.attack, **made.settings()}
+        played[role_of(trial.experiment, settings, trial.on)] += 1
+    del played[None]
+    several = {Role.LENGTH: 4, Role.WORST: 2, Role.PUBLISHED_GRADIENT: 3}
+    smoothed = {Role.PUBLISHED_PGD, Role.PUBLISHED_AA, Role.CORRECTED_PGD}
+    theirs = {Role.THEIR_PGD, Role.THEIR_AA, Role.EMULATED_AA}
+    expected = {Role.ONE_STEP, Role.LENGTH, Role.RESTARTED, Role.MINIMUM, Role.WORST, Role.REFERENCE, Role.OUR_PATH}
+    if draws:
+        expected |= {Role.ONE_DRAW} | theirs | ({Role.PUBLISHED_GRADIENT} if chain else smoothed)
+    else:
+        expected |= {Role.USUAL_PGD}
+    assert played == {role: several.get(role, 1) for role in expected}
+
+
 def test_an_unfinished_trial_is_not_there(made_by_hand) -> None:
     entry, share = made_by_hand.entry, made_by_hand.share
     short = entry("T10", "4 eps", share(0.9), scale=4.0)
@@ -141,9 +187,10 @@ def test_a_loss_within_chance_is_none(made_by_hand, name) -> None:
     """Fifty images, of which two more are lost: 4 points, and no reason to doubt anything."""
     entry, few = made_by_hand.entry, lambda right: made_by_hand.share(right / 50, 50)
     before, after = few(30), few(28)
-    rows = [("T4", "per-image minimum", before), ("T1", "m=1", before), ("T1", "m=4", after), ("T0", "random", after)]
+    rows = [("T1", "m=16", before), ("T1", "m=64", after), ("T0", "random", after)]
     rows += [("T3", "T=5", before), ("T3", "T=10", after), ("T5", "eot_iter=1", after), ("T8", "from x", after)]
-    finding = found(made_by_hand.book(*(entry(e, t, right) for e, t, right in rows)), name)
+    least = entry("T4", "per-image minimum", before, attack="worst")
+    finding = found(made_by_hand.book(least, *(entry(e, t, right) for e, t, right in rows)), name)
     assert finding.status == "pass" and finding.figure == pytest.approx(0.04) and "chance" in finding.note
     assert finding.low is not None and finding.low <= finding.threshold < finding.figure
 
@@ -154,7 +201,8 @@ def test_chance_in_draws_is_allowed_for_too(made_by_hand) -> None:
     for repeats, status in ((4, "pass"), (400, "flag")):
         one, two = rng.binomial(repeats, 0.54, 50), rng.binomial(repeats, 0.50, 50)
         book = made_by_hand.book(
-            made_by_hand.entry("T4", "per-image minimum", one, repeats), made_by_hand.entry("T8", "from x", two, repeats)
+            made_by_hand.entry("T4", "per-image minimum", one, repeats, attack="worst"),
+            made_by_hand.entry("T8", "from x", two, repeats),
         )
         assert found(book, "white-box-beats-transfer").status == status
 

@@ -16,12 +16,16 @@ from rush_bench.audit.settle import form, rates, settle
 from rush_bench.datasets import as_images
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Randomised, Smoothed
 from rush_bench.errors import BadInput
-from rush_bench.noise import Gaussian, Stream, Uniform
+from rush_bench.noise import Gaussian, Laplace, Stream, Uniform
 
 SHAPE = (1, 4, 4)
 EPS = 0.1
 
 pytestmark = pytest.mark.usefixtures("unlooked")
+
+
+def named(book, experiment: str, trial: str):
+    return next(entry for entry in book.of(experiment) if entry.trial == trial)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def test_all_experiments_of_a_smoothed_defence(linear, run) -> None:
     of = set(book.worst.result.identity["attack"]["of"])
     parts = {entry.result.folder.name for entry in book.own()}
     assert {key[:16] for key in of} == parts | {book.clean.result.folder.name}
-    assert book.get("T15", "worst case over all").result.identity["attack"]["of"] == list(
+    assert named(book, "T15", "worst case over all").result.identity["attack"]["of"] == list(
         book.worst.result.identity["attack"]["of"]
     )
     least = min(entry.estimate.value for entry in book.own())
@@ -113,7 +117,7 @@ def test_a_cell_of_two_experiments_is_run_once(linear, run, tmp_path, monkeypatc
     entries = found.books[0].entries
     cells = {entry.result.folder for entry in entries}
     assert len(cells) < len(entries) and len(calls) == len(cells) == len(set(calls))
-    assert found.books[0].get("T1", "m=4").result.folder == found.books[0].get("T9", "projected").result.folder
+    assert named(found.books[0], "T1", "m=4").result.folder == named(found.books[0], "T9", "projected").result.folder
 
 
 def test_stopped_at_once_and_finished_later(linear, run, tmp_path) -> None:
@@ -270,7 +274,7 @@ def test_a_network_that_gives_probabilities_goes_through_the_other_door_too(line
 def test_a_multiple_of_an_l2_radius_is_not_cut_to_the_box(linear, run) -> None:
     for norm, eps, expected in (("l2", 0.5, [2.0, 4.0]), ("linf", 0.3, [1.0, 1.0])):
         book = run(Deterministic(linear, shape=SHAPE, name="plain"), norm=norm, eps=eps, only=["T10"]).books[0]
-        assert [book.get("T10", f"{scale} eps").eps for scale in (4, 8)] == expected
+        assert [named(book, "T10", f"{scale} eps").eps for scale in (4, 8)] == expected
 
 
 @pytest.mark.parametrize(
@@ -331,8 +335,12 @@ def test_other_code_around_the_same_weights_is_not_taken_for_the_same_defence(li
             run(made(other), only=["T0"])
 
 
-def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypatch) -> None:
-    """Scores that say nothing is right where a certificate holds: the run itself finds it, in whichever room it lies."""
+@pytest.mark.parametrize("law", [Gaussian(0.1), Laplace(0.05)], ids=lambda v: str(v))
+def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypatch, law) -> None:
+    """Scores that say nothing is right where a certificate holds: the run itself finds it, in whichever room it lies.
+
+    An l1 certificate meets attacks in the largest l2 ball that it holds.
+    """
     from rush_bench.evaluation import runner
 
     original = runner.score
@@ -345,8 +353,9 @@ def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypat
         return scored | {"correct": np.zeros_like(scored["correct"])}
 
     monkeypatch.setattr(runner, "score", lying)
-    defense = Smoothed(_sure(linear), noise=Gaussian(0.1), votes=4, shape=SHAPE, name="sure@4")
+    defense = Smoothed(_sure(linear), noise=law, votes=4, shape=SHAPE, name="sure@4")
     found = run(defense, only=["T10", "T12"])
+    assert {entry.result.labels["norm"] for entry in found.books[0].of("T12")} == {"l2"}
     assert found.contradictions and all(one.contradiction for one in found.contradictions)
     monkeypatch.undo()
     assert not run(defense, only=["T10", "T12"], seed=1, out=room.Path(found.folder).parent / "other").contradictions

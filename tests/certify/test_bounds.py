@@ -8,7 +8,7 @@ from scipy import stats
 
 from rush_bench.certify.bounds import best_bound, certificate, lower_bound, needed_count, upper_bound
 from rush_bench.errors import BadInput
-from rush_bench.noise import Gaussian, Noise, Uniform
+from rush_bench.noise import Gaussian, Laplace, Noise, Uniform
 
 D = 3072
 
@@ -61,7 +61,9 @@ def test_uniform_l1_reaches_lambda_and_the_worst_linf_radius_of_the_protocol() -
 
 
 @pytest.mark.parametrize(
-    ("law", "norm"), [(Gaussian(0.25), "l2"), (Uniform(0.3), "l1"), (Uniform(0.3), "linf")], ids=lambda v: str(v)
+    ("law", "norm"),
+    [(Gaussian(0.25), "l2"), (Uniform(0.3), "l1"), (Uniform(0.3), "linf"), (Laplace(0.2), "l1")],
+    ids=lambda v: str(v),
 )
 def test_at_the_radius_one_half_is_left(law: Noise, norm: str) -> None:
     theorem = certificate(law, norm, 48)
@@ -73,6 +75,46 @@ def test_at_the_radius_one_half_is_left(law: Noise, norm: str) -> None:
     assert np.all(theorem.moved(p, 2 * radius[1:].max()) <= 0.5)
     assert theorem.moved(0.6, 1e9) == 0
     assert theorem.radius(0.4) < 0
+
+
+@pytest.mark.parametrize(
+    ("law", "norm", "own"),
+    [
+        (Gaussian(0.25), "l2", stats.norm(0, 0.25)),
+        (Laplace(0.2), "l1", stats.laplace(0, 0.2)),
+        (Uniform(0.3), "l1", stats.uniform(-0.3, 0.6)),
+    ],
+    ids=lambda v: str(v)[:12],
+)
+def test_a_half_space_across_one_pixel_is_certified_up_to_its_border(law: Noise, norm: str, own) -> None:
+    """1[x_1 < t] has the class with probability F(t) and loses it at distance t: the certificate is tight there, and at
+    every distance before and beyond what is left is F(t - distance)."""
+    theorem, t = certificate(law, norm, D), np.array([0.01, 0.1, 0.2, 0.28])
+    assert theorem.radius(own.cdf(t)) == pytest.approx(t, rel=1e-9)
+    assert theorem.probability(t) == pytest.approx(own.cdf(t), rel=1e-12)
+    for distance in (0.0, 0.05, 0.2, 0.4):
+        assert theorem.moved(own.cdf(t), distance) == pytest.approx(own.cdf(t - distance), rel=1e-9, abs=1e-15)
+
+
+def test_laplace_certifies_what_no_other_set_loses_sooner() -> None:
+    """By brute force on a grid of two pixels: of sets ordered by the likelihood ratio of a shift (Neyman and Pearson), whatever
+    its direction in l1, none keeps less than `moved` says, and the shift along one pixel keeps just that."""
+    law = Laplace(1.0)
+    grid = np.linspace(-14, 14, 1401)
+    x, y = np.meshgrid(grid, grid, indexing="ij")
+    density = np.exp(-np.abs(x) - np.abs(y))
+    density /= density.sum()
+    for distance in (0.5, 1.5):
+        for share in (1.0, 0.75, 0.5):
+            one, two = share * distance, (1 - share) * distance
+            shifted = np.exp(-np.abs(x - one) - np.abs(y - two))
+            shifted /= shifted.sum()
+            order = np.argsort((shifted / density).ravel())  # the class keeps what the shift favours least
+            before, after = density.ravel()[order].cumsum(), shifted.ravel()[order].cumsum()
+            for p in (0.7, 0.9, 0.99):
+                kept, bound = np.interp(p, before, after), float(law.moved(p, distance, "l1", 2))
+                assert kept >= bound - 2e-2 * bound
+                assert share != 1.0 or kept == pytest.approx(bound, rel=2e-2)
 
 
 def test_uniform_noise_certifies_nothing_beyond_its_width() -> None:
@@ -89,6 +131,7 @@ def test_uniform_noise_certifies_nothing_beyond_its_width() -> None:
         (Uniform(0.5), "l1", "linf", D),
         (Uniform(0.5), "l1", "l2", D**0.5),
         (Uniform(0.5), "linf", "l2", 1),
+        (Laplace(0.5), "l1", "linf", D),
         (Uniform(0.5), "linf", "l1", 1),
     ],
 )
@@ -109,6 +152,7 @@ def test_linf_two_255ths_is_the_l2_radius_of_the_literature() -> None:
         (lambda: upper_bound(1, 4, 0.0), "between 0 and 1"),
         (lambda: certificate(Gaussian(0.5), "linf", D), "gaussian noise certifies l2"),
         (lambda: certificate(Uniform(0.5), "l2", D), "uniform noise certifies l1 or linf"),
+        (lambda: certificate(Laplace(0.5), "l2", D), "laplace noise certifies l1,"),
         (lambda: certificate(Uniform(0.0), "l1", D), "scale above 0"),
         (lambda: certificate(Noise(0.5), None, D), "no certificate for the noise"),
         (lambda: certificate(Gaussian(0.5), None, D).covering("l3", 1), "norm"),

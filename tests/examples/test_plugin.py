@@ -56,6 +56,8 @@ def test_the_attack_is_exact_on_a_linear_network(installed: None, linear, grey, 
     suite = parse_suite("linf4-quick", only=("clean", "fgsm"), overrides={"fgsm.loss": "margin"})
     run = attack([defense], suite, grey, out=tmp_path, quiet=True)
     assert run.failed == {}
+    table = run.table()
+    assert 0 < table["fgsm"].item() < table["clean"].item() == 100  # every finished estimate is a column
     frame = next(result.frame for result in run.results if result.labels["attack"] == "fgsm")
     images = grey.floats()
     bound = worst_margin(linear, images, grey.labels, "linf", eps)

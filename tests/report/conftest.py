@@ -81,7 +81,7 @@ def shared_lab(tmp_path_factory):
 
 
 @pytest.fixture
-def book(lab):
+def book(lab, does):
     """Makes a Book of `settle`: a trial is (experiment, name, attack, right predictions of each image, more).
 
     `more` may hold settings, on, scale, repeats, bank and chunks_done; see `Lab.cell`.
@@ -91,7 +91,7 @@ def book(lab):
         entries, labels = [], {}
         for order, (experiment, name, attack, right, more) in enumerate(trials):
             more = {"repeats": 4 if votes else 1, "on": "", "scale": 1.0, **more, **about}
-            scale, settings = more["scale"], {"trial": name, **more.pop("settings", {})}
+            scale, settings = more["scale"], {"trial": name, **does(experiment, name), **more.pop("settings", {})}
             how = {"experiment": experiment, "trial": name, "order": order, "settings": settings}
             cell = lab.cell(subject, attack, right, votes=votes, norm=norm, eps=scale * eps, **how, **more)
             result = lab.store.result(cell)

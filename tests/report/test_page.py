@@ -21,7 +21,7 @@ from torch import nn
 
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.audit.book import Book
-from rush_bench.audit.run import judge, sentence, write
+from rush_bench.audit.run import judge
 from rush_bench.audit.verdict import Claim
 from rush_bench.certify import Sampling
 from rush_bench.certify.tsv import frame_of
@@ -32,6 +32,7 @@ from rush_bench.evaluation import certify
 from rush_bench.evaluation.runner import attack
 from rush_bench.noise import Gaussian
 from rush_bench.report import settle, tables
+from rush_bench.report.audits import sentence, write
 from rush_bench.report.books import books
 from rush_bench.report.certificates import shared_radii, summary
 from rush_bench.report.page import PARTS, write_page
@@ -292,7 +293,7 @@ def test_corruptions_have_mce_where_a_reference_is_named(lab) -> None:
         write_page(lab.folder, reference="none")
 
 
-def claimed(lab) -> Book:
+def claimed(lab, does) -> Book:
     """Finished trials of a defence, on disk as `settle` leaves them."""
     room = type(lab)(lab.folder / "settle")
     about = {
@@ -309,7 +310,7 @@ def claimed(lab) -> Book:
             "experiment": experiment,
             "trial": trial,
             "order": order,
-            "settings": {"trial": trial},
+            "settings": {"trial": trial, **does(experiment, trial)},
             "repeats": 4,
             "votes": 64,
         }
@@ -318,10 +319,10 @@ def claimed(lab) -> Book:
     return book
 
 
-def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab) -> None:
-    book = claimed(lab)
+def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab, does) -> None:
+    book = claimed(lab, does)
     audit = judge(book, [], Claim(0.7, "stated"))
-    write(audit, lab.folder, settle.stem(book), settle.markdown)
+    write(audit, lab.folder)
     page = read(write_page(lab.folder))
     assert [part for part in PARTS if part in page.sections] == ["claims"]
     shown = [float(cell["data-v"]) for cell in page.cells["trials-0"] if "data-low" in cell]
@@ -331,8 +332,8 @@ def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab) -> None:
     assert "by the records and this version" not in page.text
 
 
-def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undrawn, lab) -> None:
-    book = claimed(lab)
+def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undrawn, lab, does) -> None:
+    book = claimed(lab, does)
     old = book.of("T15")[0].result
     labels = {
         key: old.labels[key] for key in ("subject", "threat_norm", "threat_eps", "on", "scale", "experiment", "trial", "order")
@@ -346,10 +347,10 @@ def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undr
     assert "2 records are of trials that are there under several settings" in read(write_page(lab.folder)).text
 
 
-def test_a_verdict_on_other_records_says_so(undrawn, lab) -> None:
-    book = claimed(lab)
+def test_a_verdict_on_other_records_says_so(undrawn, lab, does) -> None:
+    book = claimed(lab, does)
     audit = judge(book, [], Claim(0.7, "stated"))
-    write(audit, lab.folder, settle.stem(book), settle.markdown)
+    write(audit, lab.folder)
     path = lab.folder / "audit" / f"{settle.stem(book)}.json"
     kept = json.loads(path.read_text())
     kept["verdict"]["worst"]["high"] += 0.01

@@ -17,17 +17,18 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rush_bench.audit import run as audits
 from rush_bench.audit.book import Book
+from rush_bench.audit.run import FOLDER as AUDITS
+from rush_bench.audit.run import Audit
 from rush_bench.audit.settle import FOLDER as SETTLE
 from rush_bench.certify import check
 from rush_bench.certify.tsv import frame_of
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as corrupting
 from rush_bench.files import digest, write_text
-from rush_bench.records import CellResult, load_results
+from rush_bench.records import CellResult, load_results, save_indexes
 from rush_bench.records.published import BLOCKS
-from rush_bench.report import certificates, corruptions, figures, settle, settle_figures, tables
+from rush_bench.report import audits, certificates, corruptions, figures, settle, settle_figures, tables
 from rush_bench.report.books import books
 from rush_bench.report.page import audited, gallery, grids, models
 from rush_bench.report.page.svg import inline
@@ -74,13 +75,14 @@ def write_page(
     kinds = {name: load_results(results / name, warn=warn) for name in ("", SETTLE, corrupting.FOLDER)}
     certified = [one for part in ("", SETTLE) for one in load_results(results / part / check.FOLDER, warn=warn)]
     found = [*(result for part in kinds.values() for result in part), *certified]
-    verdicts = audited.read(results / audits.FOLDER, warn)
+    verdicts = audited.read(results / AUDITS, warn)
     if not found and not verdicts:
         raise BadInput(
             f"no record under {results}; run `rush-bench attack` first, or name the folder that was its --out (it holds runs/)"
         )
     page = _Page(grids.Records(found, results))
     measured = rows(kinds[""])
+    save_indexes(found)
     cards, changed = models.cards_of(found, store)
     page.tables(measured)
     page.overview(measured, cards)
@@ -186,7 +188,7 @@ class _Page:
             raise BadInput(f"the reference {reference!r} was not measured under corruptions; name a defence of that table")
         self.add("corruptions", parts)
 
-    def claims(self, results: Sequence[CellResult], certified: Sequence[CellResult], verdicts: Sequence[audits.Audit]) -> None:
+    def claims(self, results: Sequence[CellResult], certified: Sequence[CellResult], verdicts: Sequence[Audit]) -> None:
         """A part a defence under audit: verdict, checks, experiments, figures; then the figures that they share."""
         found = books(results, certified)
         shown = {entry.result.folder for book in found for entry in book.entries}

@@ -15,10 +15,11 @@ from rush_bench.datasets import Images, load_dataset
 from rush_bench.datasets.places import data_folder, on_disk
 from rush_bench.errors import RushBenchError
 from rush_bench.records import Cell, CellResult, CellStore
+from rush_bench.report.figures import PANELS
 from rush_bench.report.rows import Row
 
 SHOWN = 8  # images of a row
-ATTACKS = ("worst", "aa", "apgd", "eot", "pgd")  # whose x' is shown: the first that is there
+ATTACKS = tuple(reversed(PANELS))  # whose x' is shown: the first that is there
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audit import run as audits
 from rush_bench.audit.book import Book
 from rush_bench.audit.experiments import EXPERIMENTS
+from rush_bench.audit.run import Audit
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate
-from rush_bench.report import certificates, corruptions, settle
+from rush_bench.report import audits, certificates, corruptions, settle
+from rush_bench.report.columns import estimate_of
 from rush_bench.report.figures import percent
 from rush_bench.report.rows import Row
-from rush_bench.report.writers import BOUND, DASH, HEADERS, NARROW, is_text, lay_out, measured_name
+from rush_bench.report.writers import BOUND, DASH, NARROW, header, is_text, lay_out
 
 NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "suite", "dataset")  # labels in a record's name
 
@@ -102,8 +103,8 @@ def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], record
         column, row = layout.columns[k], lines[i]
         value = frame.at[i, column] if column in frame else None
         number = float(value) if isinstance(value, numbers.Real) and not math.isnan(value) else None
-        found = row.estimates.get(measured_name(column)) if row else None
-        result = row.cells.get(measured_name(column)) if row else None
+        found = row.estimates.get(estimate_of(column)) if row else None
+        result = row.cells.get(estimate_of(column)) if row else None
         if column.startswith("measured_") and number is None:  # a deterministic defence has no fresh draws
             found = result = None
         marks = layout.marks.get((i, k), "")
@@ -111,7 +112,7 @@ def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], record
         why += [str(frame.at[i, "notes"])] if BOUND in marks and row and row.notes else []
         tip = ""
         if found is not None and result is not None:
-            tip = f"{percent(HEADERS.get(column, column), found)} · {settings_text(result)}"
+            tip = f"{percent(header(column), found)} · {settings_text(result)}"
         elif number is not None and column.startswith("published_"):
             tip = f"published: {frame.at[i, 'published_source']}"
         interval = (100 * found.low, 100 * found.high) if found else None
@@ -120,7 +121,7 @@ def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], record
 
     columns = [
         Column(
-            HEADERS.get(column, column),
+            header(column),
             "words" if is_text(column) else "number",
             (column == "threat" or column not in NARROW) and any(line[k] != DASH for line in layout.cells),
         )
@@ -143,7 +144,7 @@ def trials(name: str, book: Book, records: Records) -> Grid:
     """The trials of a book, a block an experiment; with the waterfall's differences where there are any."""
     values = {id(entry): line for entry, line in zip(book.entries, settle.frame(book).to_dict("records"), strict=True)}
     keys = {"Accuracy": "accuracy", "K": "k", "Forward": "forwards", "Back": "backwards", "Seconds": "seconds"}
-    steps = {bar.entry.trial: bar.step for bar in settle.bars(book) if bar.step is not None}
+    steps = {id(bar.entry): bar.step for bar in settle.bars(book) if bar.step is not None}
     blocks = []
     for experiment, entries in settle.sections(book):
         lines = []
@@ -156,7 +157,7 @@ def trials(name: str, book: Book, records: Records) -> Grid:
                     made = _accuracy(text, entry.trial, entry.estimate, entry.result, records)
                 line.append(made)
             if steps:
-                step = steps.get(entry.trial) if experiment == "T15" else None
+                step = steps.get(id(entry))
                 line.insert(2, Cell("") if step is None else Cell(settle.percent(step, signed=True), 100 * step.value))
             lines.append(line)
         blocks.append((f"{experiment} {EXPERIMENTS[experiment].title}. Reading: {EXPERIMENTS[experiment].reading}.", lines))
@@ -171,16 +172,16 @@ def _accuracy(text: str, name: str, found: Estimate, result: CellResult, records
     return Cell(text, 100 * found.value, (100 * found.low, 100 * found.high), tip, records.anchor(result))
 
 
-def findings(name: str, audit: audits.Audit) -> Grid:
+def findings(name: str, audit: Audit) -> Grid:
     """The checks of an audit."""
-    header, lines = audits.lay_out(audit)
+    names, lines = audits.lay_out(audit)
     columns = {"Figure": "number", "Passes if": "number", "What": "long", "Source and notes": "long"}
     made = []
     for finding, line in zip(audit.findings, lines, strict=True):
         kinds = {"Outcome": finding.status.replace(" ", "-")}
         values = {"Figure": finding.figure, "Passes if": finding.threshold}
-        made.append([Cell(t, values.get(c), kind=kinds.get(c, "")) for c, t in zip(header, line, strict=True)])
-    return Grid(name, [Column(column, columns.get(column, "words")) for column in header], [("", made)])
+        made.append([Cell(t, values.get(c), kind=kinds.get(c, "")) for c, t in zip(names, line, strict=True)])
+    return Grid(name, [Column(column, columns.get(column, "words")) for column in names], [("", made)])
 
 
 def certified(name: str, whole: Mapping[str, CellResult], sets: Mapping[str, pd.DataFrame], records: Records) -> Grid:

@@ -1,0 +1,47 @@
+"""Columns: one row each, and one for an attack that nobody foresaw."""
+
+import pytest
+
+from rush_bench.report.columns import COLUMNS, header_of
+from rush_bench.report.tables import table
+from rush_bench.report.writers import to_markdown
+
+
+def test_an_attack_that_no_row_names_has_a_column_in_both_styles(lab) -> None:
+    lab.cell("acl-cifar10", "clean", [1] * 9 + [0])
+    lab.cell("acl-cifar10", "pgd", [1] * 6 + [0] * 4)
+    lab.cell("acl-cifar10", "my_fgsm", [1] * 7 + [0] * 3, bank=[1] * 5 + [0] * 5)
+    plain, paper = table(lab.results()), table(lab.results(), "paper")
+    assert plain["my_fgsm"].tolist() == [70.0] and plain["my_fgsm_bank"].tolist() == [50.0]
+    names = list(plain)
+    assert names.index("square") < names.index("my_fgsm") < names.index("worst")
+    assert paper["measured_my_fgsm"].dropna().tolist() == [70.0]
+    for frame in (plain, paper):
+        text = to_markdown(frame)
+        assert " my\\_fgsm |" in text and "70.0 [" in text and "my\\_fgsm on bank" in text
+
+
+def test_a_doubtful_attack_bounds_all_its_columns_and_no_other(lab, monkeypatch) -> None:
+    monkeypatch.setattr("rush_bench.report.rows.doubt", lambda cell: "broken" * (cell.labels["attack"] == "my_fgsm"))
+    lab.cell("acl-cifar10", "pgd", [1] * 6 + [0] * 4)
+    lab.cell("acl-cifar10", "my_fgsm", [1] * 7 + [0] * 3, bank=[1] * 5 + [0] * 5)
+    assert table(lab.results())["upper_bounds"].tolist() == ["my_fgsm,my_fgsm_bank"]
+
+
+def test_without_such_an_attack_there_is_no_such_column(lab) -> None:
+    lab.cell("acl-cifar10", "pgd", [1] * 6 + [0] * 4)
+    shown = [name for name in table(lab.results()) if f"{name}_low" in table(lab.results())]
+    assert shown == [column.name for column in COLUMNS if column.plain]
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("clean", "Clean"),
+        ("measured_standard", "Standard"),
+        ("measured_aa_fresh", "AA on fresh draws"),
+        ("x_bank", "x on bank"),
+    ],
+)
+def test_headers(name: str, header: str) -> None:
+    assert header_of(name) == header

@@ -97,7 +97,7 @@ def test_every_setting_is_explained(kind: str) -> None:
 
 def test_a_setting_that_presets_differ_in_says_so(rush_bench) -> None:
     text = rush_bench("show", "rush").stdout
-    assert "paper 1000, short 100, smoke 2, demo 40" in text and "passes over the training images" in text
+    assert "paper 1000, short 100, smoke 2, demo 15" in text and "passes over the training images" in text
 
 
 @pytest.mark.parametrize(

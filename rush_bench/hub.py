@@ -46,7 +46,7 @@ def place_of(url: str) -> Place:
 
 
 def push(what: str, url: str, *, store: Path) -> str:
-    """Upload a model of the store by its name, or a pack by its file; returns where it is.
+    """Upload a model of the store by its name, or a pack by its file; returns its address.
 
     Errors: BadInput for a name or file that is none, or weights that are not those of the card; MissingPackage; RushBenchError
     where the hub refuses.
@@ -73,7 +73,7 @@ def push(what: str, url: str, *, store: Path) -> str:
             api.upload_folder(
                 repo_id=place.repository, repo_type=place.kind, folder_path=folder, commit_message=f"{what}, rush-bench"
             )
-    return f"https://huggingface.co/{'datasets/' if place.kind == 'dataset' else ''}{place.repository}"
+    return url
 
 
 def pull(url: str, *, store: Path, name: str | None = None, out: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from rush_bench.audits.experiments import BUDGETS
 from rush_bench.datasets import load_dataset
 
 SMALL = {"steps": 10, "lengths": (5, 10, 20), "restarts": 2, "losses_steps": 10, "part_steps": 15, "sweep_steps": 20}
-SMALL |= {"long": 20, "targets": 2, "points": 10}
+SMALL |= {"long": 20, "targets": 2, "points": 10, "queries": (200,)}
 
 
 @pytest.fixture(scope="module")

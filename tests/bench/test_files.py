@@ -49,7 +49,7 @@ def test_the_example_is_right(tmp_path):
 def test_the_demo_is_two_systems_and_two_suites(tmp_path):
     jobs = jobs_of("demo", tmp_path, no_images)
     kinds = [job.kind for job in jobs.values()]
-    assert kinds == ["train"] * 2 + ["attack"] * 4 + ["table", "figure", "report"]
+    assert kinds == ["train"] * 2 + ["attack"] * 4 + ["table", "report"]
     attack = jobs["attack rush-digits linf25.5-quick"].context().params
     suite = parse_suite(attack["suite"], tuple(attack["columns"].split(",")))
     assert suite.shown == "linf25.5-quick without apgd" and attack["sets"] == ("square.queries=100",)

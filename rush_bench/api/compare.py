@@ -1,12 +1,11 @@
 """`rush_bench.compare`: two defences on the images that both were measured on."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rush_bench.api.table import Results, load_results
+from rush_bench.api.table import Results, cells_of
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
@@ -43,11 +42,7 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
         >>> rb.compare("linear", "linear", measured).frame["difference"].tolist()
         [0.0, 0.0, 0.0]
     """
-    if isinstance(results, str | Path):
-        results = [results]
-    given: list[Any] = list(results)
-    cells = [one for one in given if isinstance(one, CellResult)] or load_results(*given)
-    cells = [cell for cell in cells if cell.complete and "correct" in cell.arrays]
+    cells = [cell for cell in cells_of(results)[0] if cell.complete and "correct" in cell.arrays]
     known = list(dict.fromkeys(str(cell.labels["defense"]) for cell in cells))
     for name in (first, second):
         if name not in known:
@@ -56,8 +51,8 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
     rows = [row for terms in ours if terms in theirs and (row := _row(ours[terms], theirs[terms]))]
     if not rows:
         raise BadInput(f"{first} and {second} share no finished attack on the same images: run the same suite on both")
-    header = ["Data set", "Threat", "Suite", "Attack", first, second, "Difference", "n"]
-    return worded(pd.DataFrame(rows), header, [_words(row) for row in rows], f"{first} less {second}", [PAIRED])
+    heads = ["Data set", "Threat", "Suite", "Attack", first, second, "Difference", "n"]
+    return worded(pd.DataFrame(rows), heads, [_words(row) for row in rows], f"{first} less {second}", [PAIRED])
 
 
 def _of(cells: Sequence[CellResult], name: str) -> list[CellResult]:

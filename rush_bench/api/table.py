@@ -64,17 +64,20 @@ def table(
         | Defence | Clean |
     """
     check_style(style)
-    if isinstance(results, str | Path):
-        results = [results]
-    given: list[Path | str | CellResult] = list(results)
-    folders = [one for one in given if isinstance(one, str | Path)]
-    cells = [one for one in given if isinstance(one, CellResult)] or load_results(*folders)
+    cells, folders = cells_of(results)
     if style == "plain" and not any(cell.complete for cell in cells):
         places = ", ".join(map(str, folders)) or "the cells given"
         raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
     packed = [cards for folder in folders if (cards := opened(Path(folder)).cards)]
     made = measured(cells, style, trainings_of([Path(store), *packed], {str(cell.labels.get("sha256")) for cell in cells}))
     return made.select(columns) if columns else made
+
+
+def cells_of(results: Results) -> tuple[list[CellResult], list[Path | str]]:
+    """The cells that are given, or those of the folders; and the folders."""
+    given: list[Path | str | CellResult] = [results] if isinstance(results, str | Path) else list(results)
+    folders = [one for one in given if isinstance(one, str | Path)]
+    return [one for one in given if isinstance(one, CellResult)] or load_results(*folders), folders
 
 
 def trainings_of(stores: Iterable[Path], digests: set[str]) -> "Trainings":

@@ -17,6 +17,7 @@ from rush_bench.networks.ddpm import UNet, linear_schedule
 from rush_bench.noise import Gaussian, Stream
 from rush_bench.recipes.simclr import PRESETS, SimCLRStage
 from rush_bench.recipes.simclr import adapt as adapt_simclr
+from rush_bench.recipes.standard import StandardStage
 from rush_bench.settings import MOST, Count, NonNegative, Positive, PositiveShare, Range, Settings, Share, Whole
 from rush_bench.training.contrastive import ContrastiveSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
@@ -24,7 +25,7 @@ from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.protocols import linear_passes
 from rush_bench.training.seeds import seeded
 from rush_bench.training.stage import LEARN, Batch, Context, Plan, Recipe, Stage
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
+from rush_bench.training.supervised import SupervisedSettings, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 
 NAMES = {
@@ -139,21 +140,14 @@ class DiffusionStage(Stage):
         self.carried["transform"] = self.average.state_dict()
 
 
-class PlainStage(SupervisedStage):
-    """min E CE(f(t(x)), y): the classifier sees neither noise nor purified images before the test, as in DiffPure."""
-
-    def loss(self, batch: Batch) -> Tensor:
-        return self.cross_entropy(self.inputs(batch), batch.labels)
-
-
 def plans(settings: PurifySettings) -> list[Plan]:
     """The DDPM without labels, then the classifier."""
     if settings.noise != "none":
         raise BadInput("the noise of a purifier is its own; leave noise=none, and set purification.start")
     diffusion = lambda context: DiffusionStage(context, settings.diffusion)  # noqa: E731
     first = Plan("diffusion", "pretrain", settings.diffusion, diffusion, passes=LEARN, of_encoder=False)
-    if settings.classifier == "supervised":
-        train = lambda context: PlainStage(context, settings.train)  # noqa: E731
+    if settings.classifier == "supervised":  # it sees neither noise nor purified images before the test, as in DiffPure
+        train = lambda context: StandardStage(context, settings.train)  # noqa: E731
         return [first, Plan("train", "train", settings.train, train, labelled=True, passes=LEARN)]
     if settings.finetune.protocol != "SLF":
         raise BadInput(f"the SimCLR behind the purifier is SLF; leave finetune.protocol={settings.finetune.protocol} out")

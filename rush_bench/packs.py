@@ -24,7 +24,7 @@ from typing import Any
 
 from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic
-from rush_bench.store import read_cards
+from rush_bench.store import cards_measured
 from rush_bench.version import __version__
 
 FORMAT = 1
@@ -61,9 +61,7 @@ def pack(results: Path, out: Path | None = None, *, store: Path | None = None, a
         str(labels.get("sha256")) for name, path in files.items() if name.endswith("cell.json") for labels in _labels(path)
     }
     if store is not None:
-        cards = read_cards(store).items()
-        mine = [name for name, card in cards if measured & set(card["sha256"].values())]
-        files |= {f"{CARDS}/{name}/card.json": store / name / "card.json" for name in mine}
+        files |= {f"{CARDS}/{name}/card.json": store / name / "card.json" for name in cards_measured(store, measured)}
     about: dict[str, Any] = {"format": FORMAT, "made_by": _environment()}
     about["modified"] = {name: path.stat().st_mtime_ns for name, path in sorted(files.items())}
     write_atomic(out, lambda path: _write(path, about, files))

@@ -95,6 +95,11 @@ def read_cards(store: Path) -> dict[str, dict[str, Any]]:
     return cards
 
 
+def cards_measured(store: Path, digests: set[str]) -> dict[str, dict[str, Any]]:
+    """The cards, by name, of the models with a file of weights of one of these SHA-256, as records name what they measured."""
+    return {name: card for name, card in read_cards(store).items() if digests & set(card["sha256"].values())}
+
+
 @cache
 def _say(text: str) -> None:
     print(text, file=sys.stderr)

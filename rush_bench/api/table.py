@@ -10,7 +10,7 @@ from rush_bench.packs import opened
 from rush_bench.records import CellResult
 from rush_bench.report.table import Table, measured
 from rush_bench.report.tables import check_style
-from rush_bench.store import read_cards
+from rush_bench.store import cards_measured
 
 if TYPE_CHECKING:
     from rush_bench.report.trainings import Trainings
@@ -82,7 +82,7 @@ def cells_of(results: Results) -> tuple[list[CellResult], list[Path | str]]:
 
 def trainings_of(stores: Iterable[Path], digests: set[str]) -> "Trainings":
     """How the models came about that were measured, as far as the stores have their cards."""
-    cards = [card for store in stores for card in read_cards(store).values() if digests & set(card["sha256"].values())]
+    cards = [card for store in stores for card in cards_measured(store, digests).values()]
     if not cards:
         return {}
     from rush_bench.report.cards import training_of  # needs torch, which a table alone does not

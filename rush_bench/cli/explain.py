@@ -116,14 +116,22 @@ def explained(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _line(owner: type, name: str) -> str:
-    comment = next((found[name] for one in owner.__mro__ if name in (found := _comments(one))), "")
+    return line(name, next((found[name] for one in owner.__mro__ if name in (found := _comments(one))), ""))
+
+
+def line(name: str, comment: str) -> str:
+    """What a setting is, from its name and the comment beside it; empty where nothing is known."""
     return "; ".join(part for part in (GLOSSARY.get(name, ""), comment) if part)
+
+
+def comments(source: str) -> dict[str, str]:
+    """The comments beside the fields of a class, from its source."""
+    return dict(FIELD.findall(source))
 
 
 @cache
 def _comments(owner: type) -> dict[str, str]:
-    """The comments beside the fields of a class, which may go on in the lines below."""
     try:
-        return dict(FIELD.findall(inspect.getsource(owner)))
+        return comments(inspect.getsource(owner))
     except (OSError, TypeError):
         return {}

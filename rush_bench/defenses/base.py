@@ -209,8 +209,9 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
     if not len(images):
         return
-    wrong = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
-    if wrong.any():
+    low, high = images.aminmax()  # NaN where any pixel is
+    if not (low >= 0) & (high <= 1):
+        wrong = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
         raise BadInput(
             f"image {int(wrong.int().argmax())} of the batch has pixels outside [0,1] or not finite; scale pixels to [0,1]"
         )
@@ -218,9 +219,8 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_finite(values: Tensor, images: Tensor | None, what: str) -> None:
     """A value that is not finite is an error that names the image: its position in the data set, where that is known."""
-    wrong = ~values.flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.isfinite()
-    if wrong.any():
-        row = int(wrong.int().argmax())
+    if not (finite := values.isfinite()).all():
+        row = int((~finite.flatten(1).all(1) if values.ndim > 1 else ~finite).int().argmax())
         known = images is not None and images.numel() == len(values)
         image = f"image {int(images[row])}" if images is not None and known else f"image {row} of the batch"
         raise RushBenchError(f"{what} of {image} is not finite; look at the network there, {REMEDY}")

@@ -95,23 +95,30 @@ class _Network(Defense):
         """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
         forward, draws = self._forward(stream, len(images))
+        shape, geometric = (repeats, len(images), self.classes), self.how.geometric
         kinds = torch.arange(self.classes, device=self.device)
-        votes = torch.zeros(repeats, len(images), self.classes, dtype=torch.int64, device=self.device)
-        geometric = self.how.geometric
-        empty = 0.0 if geometric else -torch.inf
-        total = torch.full((repeats, len(images), self.classes), empty, dtype=self.body.wide, device=self.device)
+        votes = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        total = torch.empty(shape, dtype=self.body.wide, device=self.device)
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
             # nothing is saved for a backward pass here, so four times the rows fit in the same budget
             for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
                 log_p = forward(images[i].to(self.device), i, j, exact)
                 log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
                 k = slice(j.start // draws, -(-j.stop // draws))
+                if draws == 1:  # its own sum and its own vote
+                    total[k, i] = log_p[:, :, 0]
+                    continue
                 votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
-                total[k, i] = total[k, i] + log_p.sum(2) if geometric else torch.logaddexp(total[k, i], log_p.logsumexp(2))
+                more = log_p.sum(2) if geometric else log_p.logsumexp(2)
+                total[k, i] = self.how.join(total[k, i], more) if j.start % draws else more
         scores = self.how.scores(self.how.mean(total, draws))
         probabilities = scores.exp()
-        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
-        labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
+        if draws == 1:
+            labels = total.argmax(2)
+            votes.scatter_(2, labels[..., None], 1)
+        else:
+            # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
+            labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
         return Prediction(labels, votes, probabilities.float(), scores)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:

@@ -49,6 +49,16 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     return without
 
 
+@pytest.fixture(autouse=True)
+def priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan times its defence first, which takes longer than what is planned; test_settle times one by a clock of its own."""
+    from rush_bench.audits import settle
+    from rush_bench.bench import plan
+
+    for module in (settle, plan):
+        monkeypatch.setattr(module, "rates", lambda defense, data, rows=512: (1e-4, 2e-4))
+
+
 @pytest.fixture
 def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cell looks at its gradients, which takes longer than attacks of few steps; test_evidence holds cells to looking."""

@@ -1,9 +1,11 @@
+import hashlib
 import math
 
 import pytest
 import torch
 from scipy import stats
 
+import rush_bench.noise
 from rush_bench.errors import BadInput
 from rush_bench.noise import Gaussian, Laplace, Stream, Uniform, noise_from
 
@@ -17,6 +19,33 @@ def test_draws_depend_on_image_and_draw_alone():
     assert torch.equal(stream.at(order).uniform(3, 10, SHAPE), whole[order])
     assert torch.equal(stream.skip(4).uniform(6, 3, SHAPE), whole[:, 4:7])
     assert torch.equal(stream.at(torch.tensor([2])).uniform(4, 2, SHAPE), whole[2:3, :2].expand(4, 2, *SHAPE))
+
+
+@pytest.mark.parametrize("images", [None, torch.tensor([2**31 + 5]), torch.tensor([7, 0, 2**33, -1])])
+@pytest.mark.parametrize("shape", [(1, 1, 1), SHAPE, (3, 160, 160)])
+def test_every_device_makes_the_same_numbers(images, shape, monkeypatch):
+    stream = Stream(3, "test", images, 2**31 - 1)
+    by_numpy = stream.uniform(4, 3, shape)
+    monkeypatch.setattr(rush_bench.noise, "_hashed", rush_bench.noise._hashed_by_torch)
+    assert torch.equal(stream.uniform(4, 3, shape), by_numpy)
+
+
+def test_the_numbers_of_a_stream_are_those_of_committed_records():
+    """The formula in whole numbers: two keys of the image and the draw; the pixel, hashed with one and then with the other."""
+
+    def mix(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+            x = (x ^ x >> shift) * factor % 2**32
+        return x
+
+    digest = hashlib.sha256(b"3\0test").digest()
+    salts = [int.from_bytes(digest[4 * k : 4 * k + 4], "little") for k in range(4)]
+    golden = 0x9E3779B9
+    image, draw, pixel = 11, 5, 100
+    a, b = (mix((mix(image ^ salts[2 * k]) + mix((draw * golden + salts[2 * k + 1]) % 2**32)) % 2**32) for k in (0, 1))
+    expected = ((mix((mix(pixel * golden % 2**32 ^ a) + b) % 2**32) >> 9) + 0.5) * 2.0**-23
+    found = Stream(3, "test", torch.tensor([11]), 5).uniform(1, 1, SHAPE)
+    assert float(found.flatten()[pixel]) == expected
 
 
 @pytest.mark.parametrize(

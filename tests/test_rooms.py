@@ -25,7 +25,7 @@ ORDER = (
     ("certificates",),
     ("features", "threats", "hub"),
     ("packs",),
-    ("records", "noise", "store", "datasets", "networks"),
+    ("records", "noise", "store", "datasets", "networks", "declared"),
     ("devices", "files", "packages", "places", "progress", "protocols", "registry", "settings", "version"),
     ("errors",),
 )

@@ -2,11 +2,11 @@
 
 import dataclasses
 import inspect
-import re
 from functools import cache
 from typing import Any
 
-FIELD = re.compile(r"^    (\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)
+from rush_bench.declared import comments
+
 # By the last part of a setting's name.
 GLOSSARY = {
     "area": "share of the pixels in the first square",
@@ -122,11 +122,6 @@ def _line(owner: type, name: str) -> str:
 def line(name: str, comment: str) -> str:
     """What a setting is, from its name and the comment beside it; empty where nothing is known."""
     return "; ".join(part for part in (GLOSSARY.get(name, ""), comment) if part)
-
-
-def comments(source: str) -> dict[str, str]:
-    """The comments beside the fields of a class, from its source."""
-    return dict(FIELD.findall(source))
 
 
 @cache

@@ -9,7 +9,7 @@ import click
 
 from rush_bench import registry
 from rush_bench.cli import catalogue, common, complete, explain
-from rush_bench.cli.declared import Declared, declared
+from rush_bench.declared import declared
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
 from rush_bench.store import ENCODERS, read_card
@@ -80,7 +80,7 @@ def suite(name: str, store: Path, results: Path) -> dict[str, Any]:
     from rush_bench.attacks.suites import parse_suite
 
     parsed = parse_suite(name)
-    columns = {column: _attack(column).settings | settings for column, settings in parsed.columns.items()}
+    columns = {column: _attack(column)[0] | settings for column, settings in parsed.columns.items()}
     return {"norm": parsed.norm, "eps": parsed.eps, "quick": parsed.quick, "columns": columns}
 
 
@@ -165,16 +165,17 @@ def by_preset(presets: Mapping[str, Mapping[str, Any]], explained: Mapping[str, 
     return rows
 
 
-def _attack(name: str) -> Declared:
-    """An attack's settings, as they stand before a suite changes them."""
+def _attack(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """An attack's settings, as they stand before a suite changes them, and a line for each."""
     entry = registry.attacks.get(name)
     if entry.entry_point is None:
-        return declared(entry)
+        settings, comments = declared(entry)
+        return settings, {key: explain.line(key, comments.get(key, "")) for key in settings}
     made = registry.attacks.load(name)()
     settings = made.settings()
     if not isinstance(settings, dict):
         raise BadInput(f"attack {name!r}: its settings() must give a dict")
-    return Declared(settings, explain.explained(made) if is_dataclass(made) else {})
+    return settings, explain.explained(made) if is_dataclass(made) else {}
 
 
 def _text(value: Any) -> str:

@@ -10,8 +10,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from rush_bench import registry
-from rush_bench.cli import common, doctor, main
-from rush_bench.cli.declared import declared
+from rush_bench.cli import common, doctor, main, show
 from rush_bench.cli.doctor import BROKEN, OPTIONAL_MISSING, WORKS
 from rush_bench.cli.explain import explained
 from rush_bench.records import load_results
@@ -91,7 +90,7 @@ def test_show_of_a_result(rush_bench, store: Path, mine: Path, quick: list[str])
 @pytest.mark.parametrize("entry", [e for e in registry.attacks.entries.values() if e.entry_point is None], ids=lambda e: e.name)
 def test_what_is_read_of_an_attack_is_what_it_is(entry: registry.Entry) -> None:
     made = registry.attacks.load(entry.name)()
-    assert declared(entry) == (to_dict(made), explained(made))
+    assert show._attack(entry.name) == (to_dict(made), explained(made))
 
 
 @pytest.mark.parametrize("kind", ["recipes", "attacks"])

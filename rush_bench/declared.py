@@ -1,26 +1,19 @@
 """The settings that a built-in attack declares, read from its source as NAMES are: importing it takes torch's seconds."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import rush_bench
-from rush_bench.cli.explain import comments, line
 from rush_bench.registry import Entry
 
-PACKAGE = Path(rush_bench.__file__).parent
+PACKAGE = Path(__file__).parent
+FIELD = re.compile(r"^    (\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)
 
 
-class Declared(NamedTuple):
-    """The settings of an attack: each with its default, and what it is in a line."""
-
-    settings: dict[str, Any]
-    lines: dict[str, str]
-
-
-def declared(entry: Entry) -> Declared:
-    """What the class of a built-in attack declares, its bases' settings first."""
+def declared(entry: Entry) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of the class of a built-in attack with their defaults, its bases' first; and the comments beside them."""
     tree, _ = _read(entry.module)
     (make,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "make")
     made: Any = make.body[-1]
@@ -28,8 +21,12 @@ def declared(entry: Entry) -> Declared:
     if isinstance(target, ast.Subscript):  # {"pgd": PGD, "eot": EOT}[name]
         table: Any = target.value
         target = {key.value: value for key, value in zip(table.keys, table.values, strict=True)}[entry.name]
-    settings, said = _class(entry.module, target.id)
-    return Declared(settings, {name: line(name, said.get(name, "")) for name in settings})
+    return _class(entry.module, target.id)
+
+
+def comments(source: str) -> dict[str, str]:
+    """The comments beside the fields of a class, from its source."""
+    return dict(FIELD.findall(source))
 
 
 def _class(module: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -86,7 +86,7 @@ def check(jobs: Iterable[Job]) -> None:
             if "count" in asked:
                 check_count(asked["count"])
             if job.kind == "attack":
-                asked_suite(asked["suite"], asked["columns"], asked["sets"])
+                asked_suite(asked["suite"], asked["attacks"], asked["sets"])
             elif job.kind == "certify":
                 _sampling(asked)
             elif job.kind in ("settle", "audit"):
@@ -216,7 +216,7 @@ class Planner:
             how, norm, seed = _sampling(asked), asked["norm"], asked["seed"]
             cells: list[CellJob] = [one for group, data in pairs for one in certificates.plan(group, data, how, norm, seed)]
             return self.cells(job, CellStore(self.place.out / certificates.FOLDER), cells)
-        suite = asked_suite(asked["suite"], asked["columns"], asked["sets"])
+        suite = asked_suite(asked["suite"], asked["attacks"], asked["sets"])
         keyed = (asked["seed"], asked["repeats"], asked["chunk"])
         cells = [one for group, data in pairs for defense in group for one in runner.plan(defense, suite, data, *keyed)]
         return self.cells(job, CellStore(self.place.out), cells)

@@ -75,7 +75,9 @@ class Table:
 
         BadInput for a column that the table has not.
         """
-        return Table(self.frame, choose(self.whole, columns), title=self.title, about=self.about)
+        whole = choose(self.whole, columns)
+        parts = [part for name in columns for part in tables.parts_of(name) if part in self.frame]
+        return Table(self.frame[parts], whole, title=self.title, about=self.about)
 
     def write(
         self,

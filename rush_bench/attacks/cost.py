@@ -17,8 +17,8 @@ def gradient_rows(defense: Defense, draws: int, loss: str) -> tuple[int, int]:
     """Rows forward and backward of one `Defense.gradient` of one image."""
     rows = _draws(defense) if defense.deterministic else draws
     name, _, how = loss.partition("@")
-    geometric = how == "logits" or (not how and getattr(getattr(defense, "how", None), "geometric", False))
-    # draws that do not fit in memory go forward twice, unless a running sum does; see `_Network.gradient`
+    geometric = how == "logits" or (not how and getattr(getattr(defense, "averaging", None), "geometric", False))
+    # draws that do not fit in memory go forward twice, unless a running sum does; see `Network.gradient`
     once = rows <= _room(defense) or (name == "ce" and not geometric)
     there, again, back = _chain(defense)
     return rows * ((1 if once else 2) * (1 + there) + again), rows * (1 + back)
@@ -41,7 +41,7 @@ def module_rows(defense: Defense, batch: int = 1) -> tuple[int, int]:
 
 
 def _draws(defense: Defense) -> int:
-    return defense.draws or getattr(defense, "size", 1)
+    return getattr(defense, "averaged", defense.draws or 1)
 
 
 def _chain(defense: Defense) -> tuple[int, int, int]:

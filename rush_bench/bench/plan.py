@@ -1,6 +1,5 @@
 """What a benchmark file asks for against what is there: every job's state, and the cost of what it lacks."""
 
-import copy
 import json
 import math
 import time
@@ -309,8 +308,7 @@ class Planner:
         spec = getattr(getattr(body, "network", None), "spec", None)
         key = f"{_shape(spec)} {defense.precision}" if spec else str(id(body or defense))
         if key not in self.speed:
-            few = copy.copy(defense)  # the same network and counters; its votes would only take longer
-            few.draws = min(few.draws, ROWS // 32)
+            few = defense.of_votes(min(defense.draws, ROWS // 32))  # more would only take longer
             self.speed[key] = rates(few, data, rows=ROWS)
         return self.speed[key]
 

@@ -97,7 +97,7 @@ def _scale_free(defense: Defense, loss: str) -> str:
 def scores(raw: Defense, points: Tensor, stream: Stream, draws: int) -> Tensor:
     """What judges, (P, K) in float64: mean logits of a network of ours (`raw_logits`), else the log of the mean probability."""
     if not isinstance(raw, Network):
-        return raw.predict(points, stream).probabilities.double().clamp_min(1e-30).log()
+        return raw.predict(points, stream).logs.double()
     forward = raw.sampler.forward(raw.body, stream, len(points))
     draws = raw.averaged if raw.deterministic else draws
     rows: dict[int, Tensor] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rush_bench.devices import wide
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
@@ -28,8 +29,10 @@ class Prediction:
 
     @property
     def logs(self) -> Tensor:
-        """`scores`, or else the log of the probabilities, bounded below."""
-        return self.probabilities.clamp_min(1e-30).log() if self.scores is None else self.scores
+        """`scores`, or else the log of the probabilities, bounded below, in float64."""
+        if self.scores is not None:
+            return self.scores
+        return self.probabilities.to(wide(self.probabilities.device)).clamp_min(1e-30).log()
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,7 @@ class Body:
 
     def _spread(self, rows: Tensor) -> float:
         with torch.no_grad():
-            out = self.outcome(rows, exact=True)
-        return float((out.amax(1) - out.amin(1)).median())
+            return usual_spread(self.outcome(rows, exact=True))
 
     def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.
@@ -186,6 +185,11 @@ class Body:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.log_probabilities(self.before(images), exact=False)
         return sum(saved.values())
+
+
+def usual_spread(logits: Tensor) -> float:
+    """The median over rows (R, K) of the largest logit less the smallest; trained networks have about STEEP."""
+    return float((logits.amax(1) - logits.amin(1)).median())
 
 
 def log_probabilities(body: Body, rows: Tensor, exact: bool) -> Tensor:

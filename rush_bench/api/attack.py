@@ -16,10 +16,10 @@ MOST = 1000  # images of a named data set where no number is asked for
 
 
 class AttackRun(Run):
-    """What an attack leaves: `results` (a cell a defence and column), `failed`, `complete`, and its table."""
+    """What an attack leaves: `results` (a cell per defence and column), `failed`, `complete`, and its table."""
 
     def table(self, style: str = "plain") -> Table:
-        """A row a defence; `paper` lays it out as Table 1 of the RUSH paper. Cells that are not finished are a dash."""
+        """A row per defence; `paper` lays it out as Table 1 of the RUSH paper. Cells that are not finished are a dash."""
         return measured(self.results, style)
 
 

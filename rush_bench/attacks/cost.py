@@ -54,5 +54,5 @@ def _chain(defense: Defense) -> tuple[int, int, int]:
 
 
 def _room(defense: Defense) -> float:
-    body = getattr(defense, "body", None)  # a defence of one's own says nothing of its memory
+    body = getattr(defense, "body", None)  # a custom defence says nothing of its memory
     return body.rows if body is not None else float("inf")

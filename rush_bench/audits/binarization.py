@@ -94,7 +94,7 @@ def binarization(
     success = int((binary.middle(attacked, judge, settings.judging) > 0).sum())
     chance = float((binary.middle(lucky, judge, settings.judging) > 0).double().mean())
     low, high = clopper_pearson(success, count)
-    hard = judged(
+    random = judged(
         "binarization-random",
         f"share of binarized images that the best of {settings.points} random points on the edge breaks",
         chance,
@@ -104,10 +104,10 @@ def binarization(
         otherwise="not run",
     )
     note = left_out if count < len(images) else ""
-    if hard.status == "not run":
-        return [not_run("binarization", what, source, f"random points break {chance:.0%}: the test is too easy here"), hard]
+    if random.status == "not run":
+        return [not_run("binarization", what, source, f"random points break {chance:.0%}: the test is too easy here"), random]
     found = judged("binarization", what, success / count, ">=", 0.95, source, note=note, low=float(low), high=float(high))
-    return [within_chance(found), hard]
+    return [within_chance(found), random]
 
 
 def _random_search(binary: "_Binarized", images: Tensor, threat: Threat, stream: Stream, settings: Binarization) -> Tensor:

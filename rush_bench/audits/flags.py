@@ -89,7 +89,7 @@ def flat_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Find
     """Whether probabilities were taken for logits, which shows at any scale where a network can be looked into.
 
     Its outputs are then never negative, and add up to the same for every image (softmax), or leave most images with the same
-    largest and smallest one (sigmoids). Of a defence of one's own the softmax of probabilities shows: it never exceeds
+    largest and smallest one (sigmoids). Of a custom defence the softmax of probabilities shows: it never exceeds
     e / (e + K - 1).
     """
     source = "ours: the defect is AutoAttack's flag 'softmax output'"

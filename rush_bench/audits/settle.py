@@ -290,7 +290,7 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
         if fits and name.split("@")[0] != own:
             votes = int(name.partition("@")[2] or 0)
             found.append((name, str(card["recipe"]), votes))
-    # one row a model: a randomised one at its most votes
+    # one row per model: a randomised one at its most votes
     best = {name.split("@")[0]: (name, recipe, votes) for name, recipe, votes in sorted(found, key=lambda peer: peer[2])}
     rank = {recipe: place for place, recipe in enumerate(SOURCES)}
     return tuple(sorted(best.values(), key=lambda peer: (peer[2] != 0, rank.get(peer[1], len(rank)), peer[0])))
@@ -368,7 +368,7 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
         for k in range(predictions):
             defense.predict(images, stream.skip(k))
         _wait(defense.device)
-        # a defence of one's own may not count; a purifier counts its steps
+        # a custom defence may not count; a purifier counts its steps
         made = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
         forward = (time.perf_counter() - begun) / made
         begun, before = time.perf_counter(), counted()

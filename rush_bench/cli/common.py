@@ -121,7 +121,7 @@ def print_json(value: Any) -> None:
 
 
 def records(frame: Any) -> list[dict[str, Any]]:
-    """A pandas frame as plain values, a dict a row; what is not there is None."""
+    """A pandas frame as plain values, a dict per row; what is not there is None."""
     found: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
     return found
 

@@ -58,7 +58,7 @@ class Passes:
 class Defense:
     """A classifier under attack. Images are float32 in [0,1], (B, C, H, W).
 
-    A defence of one's own sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
+    A custom defence sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
     What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
     image, and so are less than 1 draws of a gradient.

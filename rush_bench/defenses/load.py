@@ -147,7 +147,7 @@ def of_network(network: Classifier, law: Noise | None, votes: int, **options: An
 
 
 def stored_transform(model: str, *, store: Path | str = "models", device: torch.device | str = "cpu") -> tuple[Keyed, Average]:
-    """What stands in front of a model of the store, for networks of one's own too, and how its draws are averaged.
+    """What stands in front of a model of the store, for other networks too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do
     not fit.

@@ -45,7 +45,7 @@ class _Job(Job):
     def figure(self, made: Arrays) -> str:
         """Share certified so far, and at what cost."""
         right = (made["predict"] == made["label"]).mean()
-        return f"{right:.0%} certified, {made['repeats'].mean():.0f} draws an image in the last chunk"
+        return f"{right:.0%} certified, {made['repeats'].mean():.0f} draws per image in the last chunk"
 
     def chunk(self, store: CellStore, c: int) -> tuple[Arrays, None]:
         """Certify the images of chunk c."""

@@ -18,7 +18,7 @@ FACTS = ("threat", "published_setting", "measured_as", "training_passes", *TEXT)
 
 
 class Table:
-    """What was measured, as a table. `frame` has every number, a row a defence; `print` and a notebook show the rest.
+    """What was measured, as a table. `frame` has every number, a row per defence; `print` and a notebook show the rest.
 
     Accuracies are percent; `<column>_low` and `<column>_high` are the ends of the 95 % interval.
     """

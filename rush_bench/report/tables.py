@@ -56,7 +56,7 @@ def check_formats(formats: Sequence[str]) -> Sequence[str]:
 
 
 def plain(found: Sequence[Row]) -> pd.DataFrame:
-    """The plain style: a line a row, in their order."""
+    """The plain style: a line per row, in their order."""
     columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
     shown = {column.name: column.estimate for column in columns_of.plain(_measured_in(found))}
     columns += [part for name in shown for part in parts_of(name)]
@@ -69,7 +69,7 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
     """Blocks and rows as in the paper; what is measured stands beside its row, other systems follow in their block."""
     eligible = [row for row in found if (row.is_linf8() or not row.threat) and not row.in_mean]
     best: dict[tuple[str, ...], Row] = {}
-    for row in eligible:  # one row a defence: l-inf 8/255 with its widest evaluation
+    for row in eligible:  # one row per defence: l-inf 8/255 with its widest evaluation
         who = (block_of(row.labels), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
         if who not in best or _width(row) > _width(best[who]):
             best[who] = row
@@ -92,7 +92,7 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
 
 
 def paper(lines: Sequence[Line]) -> pd.DataFrame:
-    """The paper style: a row a line, in their order."""
+    """The paper style: a row per line, in their order."""
     made, shown = [], columns_of.paper(_measured_in(row for _, row in lines if row))
     for entry, row in lines:
         about = _published(entry) if entry else {}

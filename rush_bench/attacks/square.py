@@ -122,7 +122,7 @@ class Square(Attack):
 
 @dataclass(frozen=True)
 class _LInf:
-    """Squares of +-eps, one sign a channel (algorithm 2); starts from vertical stripes."""
+    """Squares of +-eps, one sign per channel (algorithm 2); starts from vertical stripes."""
 
     threat: Threat
 

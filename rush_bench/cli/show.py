@@ -154,7 +154,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def by_preset(presets: Mapping[str, Mapping[str, Any]], explained: Mapping[str, str]) -> list[list[str]]:
-    """One row a key: its value, by preset where they differ, and what it is."""
+    """One row per key: its value, by preset where they differ, and what it is."""
     flat = {name: flatten(settings) for name, settings in presets.items()}
     rows = []
     for key in next(iter(flat.values())):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rush_bench.devices import wide
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
@@ -28,8 +29,10 @@ class Prediction:
 
     @property
     def logs(self) -> Tensor:
-        """`scores`, or else the log of the probabilities, bounded below."""
-        return self.probabilities.clamp_min(1e-30).log() if self.scores is None else self.scores
+        """`scores`, or else the log of the probabilities, bounded below, in float64."""
+        if self.scores is not None:
+            return self.scores
+        return self.probabilities.to(wide(self.probabilities.device)).clamp_min(1e-30).log()
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Passes:
 class Defense:
     """A classifier under attack. Images are float32 in [0,1], (B, C, H, W).
 
-    A defence of one's own sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
+    A custom defence sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
     What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
     image, and so are less than 1 draws of a gradient.

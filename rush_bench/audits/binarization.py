@@ -275,7 +275,7 @@ class _Binarized(Network):
         draws = 1 if self.deterministic else draws
         rows: list[Tensor] = []
         with torch.no_grad():
-            for i, j in blocks(len(points), draws, 4 * self.body.block(draws)):
+            for i, j in blocks(len(points), draws, self.body.forward_block(draws)):
                 piece = forward(points[i].to(self.device), i, j, True)
                 if j.start == 0:
                     rows.append(piece)

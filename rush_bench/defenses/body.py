@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rush_bench.defenses import probe
 from rush_bench.defenses.base import Passes
+from rush_bench.defenses.memory import Peak
 from rush_bench.defenses.owner import (
     device_of,
     in_train_mode,
@@ -32,6 +33,7 @@ DEFAULT_MEMORY = 2 * 2**30
 # other packages' attacks get them so, too.
 FLAT, ROUNDED, STEEP = 2.5, 0.1, 20.0
 CACHE = 2**25  # on a CPU blocks of this many bytes stay near the cache: 1.2 times as fast as twice the size on a small network
+DRAWN = 4  # copies of an image that lie side by side while a draw of it is made and added
 FEWEST = 16  # rows of such a block: with fewer, a ResNet-18 waits for its weights
 
 Read = Callable[["Body", Tensor, bool], Tensor]  # (body, rows (R, C, H, W), exact) -> (R, K), or whatever a probe reads
@@ -92,6 +94,7 @@ class Body:
                 probe.check_function(self, rows)
                 self.search, self.layout = probe.fastest(self, rows)
                 self.row_bytes = self._row_bytes(shape)
+            self.forward_bytes = self._forward_bytes(shape)
             self.spread = self._spread(rows)
             seeds = not random and own_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
@@ -150,6 +153,10 @@ class Body:
         """Rows for one block: as many as memory takes, on a CPU rather fewer, but all draws of an image if they fit."""
         return min(self.rows, max(draws, self.brisk))
 
+    def forward_block(self, draws: int) -> int:
+        """Rows for one block of predictions, where nothing is saved for a backward pass."""
+        return min(max(1, self.memory // self.forward_bytes), 4 * self.block(draws))
+
     def gradient(self, objective: Tensor, images: Tensor, rows: int) -> Tensor:
         """d objective / d images; `rows` network rows went into it."""
         self.count_backward(rows)
@@ -172,6 +179,16 @@ class Body:
         """What one row more takes: twice what autograd saves for it, as gradients lie beside it in the backward pass."""
         one, three = (self._saved(rows, shape) for rows in (1, 3))
         return three - one + 3 * 4 * math.prod(shape)
+
+    def _forward_bytes(self, shape: tuple[int, int, int]) -> int:
+        """What one row more takes in a prediction: what lives at once on its way through the network, and its draw."""
+        one, three = (self._lives(rows, shape) for rows in (1, 3))
+        return (three - one) // 2 + DRAWN * 4 * math.prod(shape)
+
+    def _lives(self, rows: int, shape: tuple[int, int, int]) -> int:
+        with torch.no_grad(), Peak() as peak:
+            self.log_probabilities(self.before(torch.full((rows, *shape), 0.5, device=self.device)), exact=True)
+        return peak.most
 
     def _saved(self, rows: int, shape: tuple[int, int, int]) -> int:
         """Bytes that autograd saves for the input gradient of so many rows, copies of weights included."""

@@ -92,8 +92,7 @@ class Network(Defense):
         votes = torch.zeros(shape, dtype=torch.int64, device=self.device)
         total = torch.empty(shape, dtype=self.body.wide, device=self.device)
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
-            # nothing is saved for a backward pass here, so four times the rows fit in the same budget
-            for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
+            for i, j in whole_blocks(len(images), repeats, draws, self.body.forward_block(draws)):
                 log_p = forward(images[i].to(self.device), i, j, exact)
                 log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
                 k = slice(j.start // draws, -(-j.stop // draws))

@@ -141,13 +141,13 @@ def parse_count(text: str, otherwise: int) -> int:
     return int(text) if text.isdecimal() and len(text) <= 18 else otherwise
 
 
-def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`["a.b=1", "c=x"]` as a flat mapping of dotted keys to text."""
+def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict[str, Any]:
+    """`["a.b=1", "c=x"]`, as an option takes them, as a flat mapping of dotted keys to text."""
     layer = {}
     for assignment in assignments:
         key, separator, value = assignment.partition("=")
         if not separator or not key.strip():
-            raise BadInput(f"--set takes key=value, not {assignment!r}")
+            raise BadInput(f"{option} takes key=value, not {assignment!r}")
         layer[key.strip()] = value.strip()
     return layer
 

@@ -25,8 +25,8 @@ ORDER = (
     ("certificates",),
     ("features", "threats", "hub"),
     ("packs",),
-    ("records", "noise", "store", "datasets", "networks"),
-    ("devices", "files", "packages", "progress", "protocols", "registry", "settings", "version"),
+    ("records", "noise", "store", "datasets", "networks", "declared"),
+    ("devices", "files", "packages", "places", "progress", "protocols", "registry", "settings", "version"),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
@@ -107,10 +107,11 @@ def test_an_arrow_upwards_is_found(module: str, source: str, found: list[str]) -
 LIGHT = (
     "import rush_bench.records, rush_bench.records.statistics, rush_bench.records.published",
     "from pathlib import Path; from rush_bench.records import load_results; load_results(Path('nowhere'))",
+    "from rush_bench.cli import main; [main(['show', name], standalone_mode=False) for name in ('linf8', 'eot')]",
 )
 
 
 @pytest.mark.parametrize("code", LIGHT)
-def test_records_need_no_torch(code: str) -> None:
+def test_records_and_names_need_no_torch(code: str) -> None:
     asked = f"import sys; {code}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", asked], env={"PYTHONPATH": str(ROOT)}).returncode == 0

@@ -1,12 +1,13 @@
 """`rush_bench.attack`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from rush_bench.api.named import ByName, Target, refuse_for_given, say_where, subjects
 from rush_bench.attacks.suites import Suite, parse_suite
 from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput
 from rush_bench.evaluation import runner
 from rush_bench.evaluation.work import Run, deadline_in, minutes_to
 from rush_bench.report.table import Table, measured
@@ -15,10 +16,10 @@ MOST = 1000  # images of a named data set where no number is asked for
 
 
 class AttackRun(Run):
-    """What an attack leaves: `results` (a cell a defence and column), `failed`, `complete`, and its table."""
+    """What an attack leaves: `results` (a cell per defence and column), `failed`, `complete`, and its table."""
 
     def table(self, style: str = "plain") -> Table:
-        """A row a defence; `paper` lays it out as Table 1 of the RUSH paper. Cells that are not finished are a dash."""
+        """A row per defence; `paper` lays it out as Table 1 of the RUSH paper. Cells that are not finished are a dash."""
         return measured(self.results, style)
 
 
@@ -27,6 +28,8 @@ def attack(
     suite: str | Suite = "linf8",
     data: Any = None,
     *,
+    attacks: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
     out: Path | str = "results",
     seed: int = 0,
     repeats: int | None = None,
@@ -45,6 +48,8 @@ def attack(
         data: float images (N, C, H, W) in [0, 1] or uint8, and labels (N,), as `(x, y)`; a Dataset or DataLoader of
             (image, label); the name of a data set or a path, of which 1000 images are taken unless `n` says how many. For
             models of the store, None is what each was trained for.
+        attacks: registered attacks to run in place of the suite's: `["clean", "pgd", "square", "eot-apgd"]`.
+        settings: of attacks, by dotted names: `{"pgd.steps": 40}`.
         out: results folder. Records lie in `runs/` in it, a row per image and cell.
         seed: of everything that is random.
         repeats: K, the independent predictions that each attacked image is scored by. None: 1 if the defence is deterministic,
@@ -73,7 +78,10 @@ def attack(
         >>> run.complete, len(run.table().frame)
         (True, 1)
     """
-    deadline, parsed = deadline_in(max_minutes), parse_suite(suite) if isinstance(suite, str) else suite
+    deadline = deadline_in(max_minutes)
+    if not isinstance(suite, str) and (attacks or settings):
+        raise BadInput("attacks and settings go with the name of a suite; of a parsed one give them to parse_suite")
+    parsed = parse_suite(suite, attacks, settings) if isinstance(suite, str) else suite
     refuse_for_given(defenses, precision=precision, **named)
     found = subjects(defenses, data, out, most=MOST, searched=True, precision=precision, **named)
     found.begin()

@@ -23,19 +23,19 @@ Mode = Literal["fixed", "staged", "target"]
 
 @dataclass(repr=False)
 class CertifyRun(Run):
-    """What certifying leaves: `results`, a cell a network and law of noise; `radii`, at which its table reports."""
+    """What certifying leaves: `results`, a cell per network and law of noise; `radii`, at which its table reports."""
 
     radii: tuple[float, ...] = ()
 
     def table(self) -> Table:
-        """A row a certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius."""
+        """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius."""
         whole = [result for result in self.results if result.complete]
         sets = {report.name_of(result): frame_of(result) for result in whole}
         frame = report.table(sets, self.radii or report.shared_radii(whole))
         return worded(frame, [str(name) for name in frame], frame.to_numpy().tolist(), "certified accuracy (%)")
 
     def summaries(self) -> list[dict[str, Any]]:
-        """A dict a certificate, JSON-able: what it is of, how far it is, and its numbers where it is whole."""
+        """A dict per certificate, JSON-able: what it is of, how far it is, and its numbers where it is whole."""
         at = self.radii or report.shared_radii([result for result in self.results if result.complete])
         return [
             {key: result.labels.get(key) for key in ("defense", "dataset", "law", "scale", "norm", "alpha", "suite")}

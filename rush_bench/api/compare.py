@@ -29,8 +29,8 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
         results: a results folder, several, or cells (`load_results`).
 
     Returns:
-        A table, a row an attack of the same suite that both have finished, on the images that both have: accuracies of both and
-        their difference in percent, with `difference_low` and `difference_high`, the ends of its 95 % interval.
+        A table, a row per attack of the same suite that both have finished, on the images that both have: accuracies of
+        both and their difference in percent, with `difference_low` and `difference_high`, the ends of its 95 % interval.
 
     Raises:
         BadInput: a name that no finished cell has, or no attack and image that both have.

@@ -22,13 +22,13 @@ Which = Literal["set15", "all19"]
 
 @dataclass(repr=False)
 class CorruptionsRun(Run):
-    """What it leaves: a cell a defence, corruption and severity; `reference` names what mCE is relative to."""
+    """What it leaves: a cell per defence, corruption and severity; `reference` names what mCE is relative to."""
 
     reference: str | None = None
     paths: list[Path] = field(default_factory=list)
 
     def table(self) -> Table:
-        """A row a defence and corruption, the mean and mCE last, in percent."""
+        """A row per defence and corruption, the mean and mCE last, in percent."""
         frame = report.table(self.results, self.reference)
         return worded(frame, *report.lay_out(frame), title=report.caption(frame))
 

@@ -33,7 +33,7 @@ class SettleRun(runner.SettleRun):
         return "\n\n".join(map(str, self.tables()))
 
     def tables(self) -> list[Table]:
-        """A table a defence: an experiment after another, with how it is to be read, and its trials."""
+        """A table per defence: an experiment after another, with how it is to be read, and its trials."""
         return [worded(report.frame(book), *report.lay_out(book), title=report.title(book)) for book in self.books]
 
     def to_dicts(self) -> list[dict[str, Any]]:

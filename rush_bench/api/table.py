@@ -1,6 +1,6 @@
 """`rush_bench.table` and `rush_bench.load_results`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,11 @@ from rush_bench import records
 from rush_bench.errors import BadInput
 from rush_bench.packs import opened
 from rush_bench.records import CellResult
-from rush_bench.report.table import Table, measured
+from rush_bench.report.filters import only as rows_of
+from rush_bench.report.filters import ordered
+from rush_bench.report.table import Table, of_frame
 from rush_bench.report.tables import check_style
+from rush_bench.report.tables import table as frame_of
 from rush_bench.store import cards_measured
 
 if TYPE_CHECKING:
@@ -37,7 +40,13 @@ def load_results(*folders: Path | str) -> list[CellResult]:
 
 
 def table(
-    results: Results = "results", style: str = "plain", *, store: Path | str = "models", columns: Sequence[str] | None = None
+    results: Results = "results",
+    style: str = "plain",
+    *,
+    store: Path | str = "models",
+    columns: Sequence[str] | None = None,
+    only: Mapping[str, str | Sequence[str]] | None = None,
+    sort: str | None = None,
 ) -> Table:
     """The table of everything measured, from the records alone.
 
@@ -48,12 +57,14 @@ def table(
         store: folder of the models, whose cards add what training cost; trainings that differ in their seed alone get a row for
             their mean.
         columns: the columns to show, in this order: `["defense", "clean", "worst"]` (None: all that were measured).
+        only: rows to show, by patterns of their text in columns: `{"defense": "rush*", "dataset": ["digits", "cifar10"]}`.
+        sort: a column to sort rows by, `"-worst"` from the highest down (None: by data set, threat, suite, n and name).
 
     Returns:
         A `Table`: `print` shows it, `frame` is the pandas frame (accuracies in percent), `to_latex()` and others write it.
 
     Raises:
-        BadInput: no finished cell, a wrong style or column, records that were changed.
+        BadInput: no finished cell, a wrong style or column, no row that fits, records that were changed.
 
     Examples:
         >>> import rush_bench as rb
@@ -69,7 +80,9 @@ def table(
         places = ", ".join(map(str, folders)) or "the cells given"
         raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
     packed = [cards for folder in folders if (cards := opened(Path(folder)).cards)]
-    made = measured(cells, style, trainings_of([Path(store), *packed], {str(cell.labels.get("sha256")) for cell in cells}))
+    digests = {str(cell.labels.get("sha256")) for cell in cells}
+    frame = rows_of(frame_of(cells, style, trainings_of([Path(store), *packed], digests)), only or {})
+    made = of_frame(ordered(frame, sort) if sort else frame)
     return made.select(columns) if columns else made
 
 

@@ -5,20 +5,18 @@ looked at, each near itself and along the path of an attack, for about fifty for
 of ours the logits themselves are compared, since differences of float32 log-probabilities vanish where logits are tiny.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rush_bench.defenses import Bank, Defense
+from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.base import cross_entropy, margin_to
-from rush_bench.defenses.body import Body, blocks
-from rush_bench.defenses.smoothed import _Network, positions
+from rush_bench.defenses.body import blocks
+from rush_bench.defenses.samplers import positions
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat
@@ -93,15 +91,15 @@ def _none(gradient: Tensor) -> Tensor:
 
 
 def _scale_free(defense: Defense, loss: str) -> str:
-    return f"{loss}@logits" if isinstance(defense, _Network) else loss
+    return f"{loss}@logits" if isinstance(defense, Network) else loss
 
 
 def scores(raw: Defense, points: Tensor, stream: Stream, draws: int) -> Tensor:
     """What judges, (P, K) in float64: mean logits of a network of ours (`raw_logits`), else the log of the mean probability."""
-    if not isinstance(raw, _Network):
-        return raw.predict(points, stream).probabilities.double().clamp_min(1e-30).log()
-    forward, fixed = raw._forward(stream, len(points))
-    draws = fixed if raw.deterministic else draws
+    if not isinstance(raw, Network):
+        return raw.predict(points, stream).logs.double()
+    forward = raw.sampler.forward(raw.body, stream, len(points))
+    draws = raw.averaged if raw.deterministic else draws
     rows: dict[int, Tensor] = {}
     with torch.no_grad():
         for i, j in blocks(len(points), draws, raw.body.block(draws)):
@@ -124,7 +122,7 @@ class _Slope:
 
     def __init__(self, defense: Defense, image: Tensor, label: Tensor, stream: Stream) -> None:
         self.defense, self.image, self.stream = defense, image, stream
-        self.draws = max(1, min(defense.draws, DRAWS) if isinstance(defense, _Network) else defense.draws)
+        self.draws = max(1, min(defense.draws, DRAWS) if isinstance(defense, Network) else defense.draws)
         self.raw = raw_logits(defense)
         other = self.scores(image).scatter(1, label[:, None], -torch.inf).argmax(1)
         self.name, self.labels = _scale_free(defense, "margin-to"), torch.stack([label, other], 1)
@@ -210,28 +208,8 @@ def _at_edge(x: Tensor) -> Tensor:
     return (x == 0) | (x == 1)
 
 
-class _Raw(Body):
-    """A body whose log-probabilities are the logits themselves."""
-
-    def __init__(self, body: Body) -> None:
-        self.__dict__ |= body.__dict__
-
-    def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
-        return self.outcome(rows, exact=exact)
-
-
 def raw_logits(defense: Defense) -> Defense:
     """The same defence with logits in place of log-probabilities; itself where it is not made of a network of ours."""
-    return with_body(defense, _Raw)
-
-
-def with_body(defense: Defense, change: Callable[[Body], Body]) -> Defense:
-    """The same defence around another body, a bank's draws included; itself where it has none."""
-    if isinstance(defense, Bank):
-        whole: Any = with_body(defense.whole, change)
-        return Bank(whole, defense.size, defense.seed)
-    if not isinstance(defense, _Network):
+    if not isinstance(defense, Network):
         return defense
-    other: Any = copy.copy(defense)
-    other.body = change(defense.body)
-    return other
+    return defense.with_body(defense.body.variant(read=lambda body, rows, exact: body.outcome(rows, exact=exact)))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.defenses import Defense
-from rush_bench.defenses.smoothed import positions as positions
+from rush_bench.defenses.samplers import positions as positions
 from rush_bench.devices import wide
 from rush_bench.noise import Stream
 

@@ -1,6 +1,5 @@
 """PGD on a purified defence through a gradient by name: what papers on purifiers did, and what corrects it."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +9,10 @@ from torch import Tensor
 from rush_bench.attacks.cost import gradient_rows, prediction_rows
 from rush_bench.attacks.official import counted
 from rush_bench.attacks.pgd import PGD
-from rush_bench.defenses import Defense, Gradient, Randomised
+from rush_bench.defenses import Defense, Gradient, Network, Prediction
 from rush_bench.defenses.body import blocks
 from rush_bench.defenses.chain import Chain
-from rush_bench.defenses.smoothed import positions
+from rush_bench.defenses.samplers import TransformSampler, positions
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, NonNegative, Whole
@@ -62,23 +61,33 @@ class PurifierPGD(PGD):
         return steps * forward + judged + one_pass, steps * backward
 
     def _guided(self, defense: Defense) -> "_Guided":
-        if not isinstance(defense, Randomised) or not isinstance(defense.transform, Chain):
+        chain = getattr(defense, "transform", None)
+        if not isinstance(defense, Network) or defense.deterministic or not isinstance(chain, Chain):
             raise BadInput(
                 f"pgd-purifier is for a purifier in front of a network, Randomised(net, transform=Chain), not {defense.name}"
             )
         if self.states and self.surrogate != "exact":
             raise BadInput("a loss of the states goes with the exact gradient; set surrogate=exact, or states=0")
-        return _Guided(defense, defense.transform, self.surrogate, self.states)
+        return _Guided(defense, chain, self.surrogate, self.states)
 
 
-class _Guided(Randomised):
+class _Guided(Defense):
     """A purified defence, its network and counters shared: gradients by a surrogate, predictions as they are."""
 
-    def __init__(self, defense: Randomised, chain: Chain, surrogate: str, states: float) -> None:
-        self.__dict__ |= defense.__dict__
+    def __init__(self, defense: Network, chain: Chain, surrogate: str, states: float) -> None:
+        self.name, self.classes, self.shape, self.draws = defense.name, defense.classes, defense.shape, defense.draws
+        self.device, self.precision, self.steepness = defense.device, defense.precision, defense.steepness
+        self.passes, self.defense = defense.passes, defense
         self.chain, self.states, self.blind = chain, states, surrogate == "blind"
-        self.through = copy.copy(defense)
-        self.through.transform = _as_they_are if self.blind else chain.with_gradient(surrogate)
+        assert isinstance(defense.sampler, TransformSampler)
+        other = _as_they_are if self.blind else chain.with_gradient(surrogate)
+        self.through = defense.with_sampler(defense.sampler.with_transform(other))
+
+    def predict(self, images: Tensor, stream: Stream) -> Prediction:
+        return self.defense.predict(images, stream)
+
+    def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
+        return self.defense.predictions(images, stream, repeats, exact=exact)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
         found = self.through.gradient(images, labels, loss, 1 if self.blind else draws, stream)
@@ -89,7 +98,7 @@ class _Guided(Randomised):
     def _of_states(self, images: Tensor, draws: int, stream: Stream) -> Tensor:
         """Gradient (B, C, H, W) of the mean over draws of the states' squared distance, a mean over pixels and states."""
         where, out = positions(stream, len(images)), torch.zeros_like(images)
-        for i, j in blocks(len(images), draws, self.body.block(draws)):
+        for i, j in blocks(len(images), draws, self.defense.body.block(draws)):
             with torch.enable_grad():
                 x, count, apart = images[i].detach().requires_grad_(), j.stop - j.start, list[Tensor]()
 

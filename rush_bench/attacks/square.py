@@ -122,7 +122,7 @@ class Square(Attack):
 
 @dataclass(frozen=True)
 class _LInf:
-    """Squares of +-eps, one sign a channel (algorithm 2); starts from vertical stripes."""
+    """Squares of +-eps, one sign per channel (algorithm 2); starts from vertical stripes."""
 
     threat: Threat
 
@@ -178,7 +178,8 @@ class _L2:
         norm = (delta * there).square().sum((2, 3), keepdim=True).sqrt()
         pooled = (delta * (there | source)).square().sum((2, 3), keepdim=True)
         unused = (self.threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0)
-        bump = self._bumps(side, uniform[:, 4])[torch.arange(batch, device=images.device)[:, None, None], row, column]
+        every, row, column = torch.arange(batch, device=images.device), row.clamp(0, side - 1), column.clamp(0, side - 1)
+        bump = self._bumps(side, uniform[:, 4])[every[:, None, None], row[:, :, None], column[:, None]]
         new = (bump[:, None] * _signs(uniform[:, 5:])[:, :, None, None] + delta / norm.clamp_min(1e-12)) * there
         new = new / new.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
         new = new * (pooled + unused / channels).sqrt()
@@ -209,12 +210,12 @@ def _bump(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _window(images: Tensor, top: Tensor, left: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which pixels lie in the square of each image (B, 1, H, W), and each pixel's row and column in it, clipped to it."""
+    """Which pixels lie in the square of each image (B, 1, H, W); the place in it of each row (B, H) and column (B, W)."""
     height, width = images.shape[2:]
-    row = torch.arange(height, device=images.device)[None, :, None] - top[:, None, None]
-    column = torch.arange(width, device=images.device)[None, None, :] - left[:, None, None]
-    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-    return inside[:, None], row.clamp(0, side - 1).expand_as(inside), column.clamp(0, side - 1).expand_as(inside)
+    row = torch.arange(height, device=images.device) - top[:, None]
+    column = torch.arange(width, device=images.device) - left[:, None]
+    down, across = (row >= 0) & (row < side), (column >= 0) & (column < side)
+    return (down[:, :, None] & across[:, None])[:, None], row, column
 
 
 def _corner(uniform: Tensor, last: int) -> Tensor:

@@ -4,6 +4,7 @@ Suites are names and settings only: parsing one imports no torch.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +53,11 @@ class Suite:
         return " ".join([self.name, *parts])
 
 
-def parse_suite(name: str, only: tuple[str, ...] = (), overrides: dict[str, Any] | None = None) -> Suite:
-    """`linf8`, `linf25.5-quick`, `l2-0.5`; `only` keeps some columns, `overrides` are dotted (`pgd.steps=40`).
+def parse_suite(name: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Suite:
+    """`linf8`, `linf25.5-quick`, `l2-0.5`; `only` these attacks, any registered ones; `overrides` are dotted (`pgd.steps=40`).
 
-    BadInput for a radius that was surely meant otherwise (`linf0.031`, `linf8/255`, `l2-8`), a column or a setting that is
-    none, a value out of range.
+    Square goes last, on what all others leave standing. BadInput for a radius that was surely meant otherwise (`linf0.031`,
+    `linf8/255`, `l2-8`), an attack or a setting that is none, a value out of range.
     """
     found = re.fullmatch(r"(linf|l2-)([\d.]+(?:/\d+)?)(-quick)?", name)
     if not found:
@@ -69,7 +70,7 @@ def parse_suite(name: str, only: tuple[str, ...] = (), overrides: dict[str, Any]
             attacks.get(column)
             columns[column] = {}
     if only:
-        columns = {column: columns[column] for column in columns if column in only}
+        columns = {column: columns[column] for column in sorted(columns, key=REST.__eq__) if column in only}
     changed = set()
     for key, value in (overrides or {}).items():
         column, dot, setting = key.partition(".")

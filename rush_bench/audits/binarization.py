@@ -19,9 +19,9 @@ from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.kept import positions
 from rush_bench.audits.finding import Finding, judged, not_run, within_chance
-from rush_bench.defenses import Bank, Defense
-from rush_bench.defenses.body import Body, blocks
-from rush_bench.defenses.smoothed import _Network
+from rush_bench.defenses import Defense, Network
+from rush_bench.defenses.body import Body, blocks, log_probabilities
+from rush_bench.defenses.samplers import Fixed, Forward, Sampler
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 from rush_bench.records.statistics import clopper_pearson
@@ -29,6 +29,7 @@ from rush_bench.threats import Threat
 
 PAPER = "Zimmermann et al. 2022, section 4"
 FEATURES = 2048  # at most, since a layer of each image's own is fitted to them
+NO_STREAM = "each image of the binarization test has its own layer; take an attack that keeps the stream: eot-apgd"
 INNER = 0.95  # inner points lie in a ball of this share of eps (the paper's gap of 5 %)
 
 
@@ -69,13 +70,13 @@ def binarization(
     """
     settings, what = settings or Binarization(), "share of binarized images that the attack breaks"
     source = f"{PAPER}: 95 %"
-    if not isinstance(defense, _Network) or isinstance(defense, Bank):
+    if not isinstance(defense, Network) or defense.whole is not None:
         why = f"{type(defense).__name__} shows no network whose last layer to replace; audit it as a Deterministic or Smoothed"
         return [not_run("binarization", what, source, why)]
     stream = stream.at(positions(stream, len(images)))
     try:
-        body = _Binary(defense.body, last_weighted(defense, images[:1], stream.at(None)))  # any noise will do
-        binary, sound = _fit(defense, body, images, threat, stream, settings)
+        layer = _Layer(last_weighted(defense, images[:1], stream.at(None)))  # any noise will do
+        binary, sound = _fit(defense, layer, images, threat, stream, settings)
     except (LookupError, RushBenchError) as error:
         return [not_run("binarization", what, source, str(error))]
     rows = sound.nonzero()[:, 0]
@@ -93,7 +94,7 @@ def binarization(
     success = int((binary.middle(attacked, judge, settings.judging) > 0).sum())
     chance = float((binary.middle(lucky, judge, settings.judging) > 0).double().mean())
     low, high = clopper_pearson(success, count)
-    hard = judged(
+    random = judged(
         "binarization-random",
         f"share of binarized images that the best of {settings.points} random points on the edge breaks",
         chance,
@@ -103,10 +104,10 @@ def binarization(
         otherwise="not run",
     )
     note = left_out if count < len(images) else ""
-    if hard.status == "not run":
-        return [not_run("binarization", what, source, f"random points break {chance:.0%}: the test is too easy here"), hard]
+    if random.status == "not run":
+        return [not_run("binarization", what, source, f"random points break {chance:.0%}: the test is too easy here"), random]
     found = judged("binarization", what, success / count, ">=", 0.95, source, note=note, low=float(low), high=float(high))
-    return [within_chance(found), hard]
+    return [within_chance(found), random]
 
 
 def _random_search(binary: "_Binarized", images: Tensor, threat: Threat, stream: Stream, settings: Binarization) -> Tensor:
@@ -146,7 +147,7 @@ def fisher(inside: Tensor, planted: Tensor) -> Tensor:
     return (direction / direction.norm().clamp_min(1e-300)).float()
 
 
-def last_weighted(defense: _Network, image: Tensor, stream: Stream) -> dict[bool, nn.Module]:
+def last_weighted(defense: Network, image: Tensor, stream: Stream) -> dict[bool, nn.Module]:
     """The last layer with weights that a prediction (True) and a gradient (False) run through; LookupError if there is none.
 
     Of networks of ours it is the head, whatever it holds.
@@ -180,24 +181,22 @@ def last_weighted(defense: _Network, image: Tensor, stream: Stream) -> dict[bool
     return found
 
 
-class _Binary(Body):
-    """A body that hands out features, or log-probabilities of two classes from a layer of each image's own.
+class _Layer:
+    """Reads features off a body, or log-probabilities of two classes from a layer of each image's own.
 
     `heads` (b, F + 1), weights and threshold of the images that come next; None for features. Rows are b images x k draws.
     """
 
-    heads: Tensor | None = None
+    def __init__(self, last: dict[bool, nn.Module]) -> None:
+        self.last = last
+        self.heads: Tensor | None = None
 
-    def __init__(self, body: Body, last: dict[bool, nn.Module]) -> None:
-        self.__dict__ |= body.__dict__
-        self.last, self.classes = last, 2
-
-    def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
+    def __call__(self, body: Body, rows: Tensor, exact: bool) -> Tensor:
         caught: list[Tensor] = []
         handle = self.last[exact].register_forward_pre_hook(lambda module, given: caught.append(given[0]))
         try:
             # what the network itself makes of them follows: the spread of its logits is that of the new layer
-            scores = super().log_probabilities(rows, exact=exact)
+            scores = log_probabilities(body, rows, exact)
         finally:
             handle.remove()
         features = _flat(caught[-1].float())
@@ -216,46 +215,59 @@ def _flat(features: Tensor) -> Tensor:
     return flat if flat.shape[1] <= FEATURES or features.ndim < 3 else features.flatten(2).mean(2)
 
 
-class _Binarized(_Network):
-    """The defence with a layer of its own for each image, found by the image's position in the stream.
+class _Heads(Sampler):
+    """The draws of another sampler, each image before a layer of its own, found by its position in the stream.
 
     `heads` (n, F + 1) are filled in once they are fitted.
     """
 
-    def __init__(self, defense: _Network, body: _Binary, place: Tensor) -> None:
-        inner: Any = object.__new__(type(defense))
-        inner.__dict__ |= defense.__dict__
-        inner.body = body
-        self.__dict__ |= inner.__dict__
-        self.inner, self.how, self.hard = inner, defense.how, defense.hard
-        self.name, self.classes = f"{defense.name}-binarized", 2
+    def __init__(self, sampler: Sampler, layer: _Layer, place: Tensor) -> None:
+        self.drawn, self.layer, self.keyed = sampler, layer, sampler.keyed
         self.row = {int(position): k for k, position in enumerate(place)}
         self.heads = torch.empty(0)
 
-    def _forward(self, stream: Stream, batch: int) -> tuple[Any, int]:
-        inner, draws = self.inner._forward(stream, batch)
+    def forward(self, body: Body, stream: Stream, batch: int) -> Forward:
+        inner = self.drawn.forward(body, stream, batch)
         heads = self.heads[[self.row[int(position)] for position in positions(stream, batch)]]
 
         def forward(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
-            self.inner.body.heads = heads[i]
+            self.layer.heads = heads[i]
             return inner(x, i, j, exact)
 
-        return forward, draws
+        def one_by_one(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
+            each = [(x[k : k + 1], slice(i.start + k, i.start + k + 1)) for k in range(len(x))]
+            return torch.cat([forward(image, place, j, exact) for image, place in each])
+
+        return one_by_one if self.drawn.apart else forward
+
+    def fixed(self, body: Body, size: int, seed: int) -> Fixed:
+        raise BadInput(NO_STREAM)
+
+
+class _Binarized(Network):
+    """The defence with a layer of its own for each image."""
+
+    sampler: _Heads
+
+    def __init__(self, defense: Network, layer: _Layer, place: Tensor) -> None:
+        body, sampler = defense.body.variant(read=layer, classes=2), _Heads(defense.sampler, layer, place)
+        how: dict[str, Any] = {"averaging": defense.averaging, "by_vote": defense.by_vote, "about": defense.about}
+        super().__init__(body, sampler, name=f"{defense.name}-binarized", draws=defense.draws, **how)
 
     def as_module(self, stream: Stream) -> nn.Module:
-        raise BadInput("each image of the binarization test has its own layer; take an attack that keeps the stream: eot-apgd")
+        raise BadInput(NO_STREAM)
 
     def base(self) -> Defense:
         raise BadInput("the binarization test has no source to transfer from; take a white-box attack: eot-apgd or pgd")
 
     def features(self, points: Tensor, stream: Stream, draws: int) -> Tensor:
         """Features and, last, the spread of the logits, of points (P, C, H, W): (P, k, F + 1)."""
-        self.inner.body.heads = None
-        return self._rows(self.inner._forward(stream, len(points))[0], points, draws).float()
+        self.sampler.layer.heads = None
+        return self._rows(self.sampler.drawn.forward(self.body, stream, len(points)), points, draws).float()
 
     def middle(self, points: Tensor, stream: Stream, draws: int) -> Tensor:
         """The median over draws (n,) of the log-odds of class 1: above 0 where more than half of the draws say so."""
-        log_p = self._rows(self._forward(stream, len(points))[0], points, draws)
+        log_p = self._rows(self.sampler.forward(self.body, stream, len(points)), points, draws)
         return (log_p[..., 1] - log_p[..., 0]).median(1).values.to(points.device)
 
     def _rows(self, forward: Any, points: Tensor, draws: int) -> Tensor:
@@ -263,7 +275,7 @@ class _Binarized(_Network):
         draws = 1 if self.deterministic else draws
         rows: list[Tensor] = []
         with torch.no_grad():
-            for i, j in blocks(len(points), draws, 4 * self.body.block(draws)):
+            for i, j in blocks(len(points), draws, self.body.forward_block(draws)):
                 piece = forward(points[i].to(self.device), i, j, True)
                 if j.start == 0:
                     rows.append(piece)
@@ -273,11 +285,11 @@ class _Binarized(_Network):
 
 
 def _fit(
-    defense: _Network, body: _Binary, images: Tensor, threat: Threat, stream: Stream, settings: Binarization
+    defense: Network, layer: _Layer, images: Tensor, threat: Threat, stream: Stream, settings: Binarization
 ) -> tuple[_Binarized, Tensor]:
     """The binarized defence, and for which images (n,) it is sound: the planted point is of class 1, the image of class 0."""
     place = positions(stream, len(images))
-    binary, planted = _Binarized(defense, body, place), edge(images, threat, stream.named("planted"))
+    binary, planted = _Binarized(defense, layer, place), edge(images, threat, stream.named("planted"))
     inner = settings.inner or (999 if defense.deterministic else 200)
     shrunk = dataclasses.replace(threat, eps=INNER * threat.eps)
     heads, gaps = [], []
@@ -296,6 +308,6 @@ def _fit(
         size = spread / (features @ direction - threshold).abs().max().clamp_min(1e-30)
         heads.append(torch.cat([direction, threshold[None]]) * size)
         gaps.append(gap)
-    binary.heads = torch.stack(heads)
+    binary.sampler.heads = torch.stack(heads)
     right, wrong = (binary.middle(x, stream.named("judge"), settings.judging) > 0 for x in (planted, images))
     return binary, (torch.stack(gaps).to(images.device) > 0) & right & ~wrong

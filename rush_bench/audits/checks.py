@@ -216,7 +216,7 @@ def certificate_below_attack(book: Book) -> Finding:
 
 def steep_m_curve(book: Book) -> Finding:
     """A curve that falls steeply with the draws of a gradient is a sign of noise in gradients, not of robustness."""
-    what, source = "accuracy with one draw a gradient less that with the most draws", "sources S6.3"
+    what, source = "accuracy with one draw per gradient less that with the most draws", "sources S6.3"
     one, curve = book.get(Role.ONE_DRAW), book.of("T1")
     if one is None or len(curve) < 2:
         why = "the defence is deterministic" if book.labels.get("deterministic") else "needs T1"

@@ -5,12 +5,10 @@ train mode, one that returns probabilities and one that detaches its input are r
 is built; what is looked for here passes that door, or comes as a `Defense` of the user's own.
 """
 
-import copy
 import math
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +18,8 @@ from torch import Tensor
 from rush_bench.attacks.health import no_gradient, raw_logits, scores
 from rush_bench.attacks.kept import positions
 from rush_bench.audits.finding import Finding, judged, not_run, within_chance
-from rush_bench.defenses import Bank, Defense
-from rush_bench.defenses.body import Body
-from rush_bench.defenses.smoothed import _Network
+from rush_bench.defenses import Defense, Network
+from rush_bench.defenses.body import Body, log_probabilities
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 from rush_bench.records.statistics import clopper_pearson
@@ -92,12 +89,12 @@ def flat_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Find
     """Whether probabilities were taken for logits, which shows at any scale where a network can be looked into.
 
     Its outputs are then never negative, and add up to the same for every image (softmax), or leave most images with the same
-    largest and smallest one (sigmoids). Of a defence of one's own the softmax of probabilities shows: it never exceeds
+    largest and smallest one (sigmoids). Of a custom defence the softmax of probabilities shows: it never exceeds
     e / (e + K - 1).
     """
     source = "ours: the defect is AutoAttack's flag 'softmax output'"
     bound = math.e / (math.e + defense.classes - 1)
-    if isinstance(defense, _Network) and defense.body.outputs == "logits":
+    if isinstance(defense, Network) and defense.body.outputs == "logits":
         found = scores(raw_logits(defense), images, stream, max(defense.draws, 1))
         spread, total = found.amax(1) - found.amin(1), found.sum(1)
         alike = (spread - spread.median()).abs() <= 2e-3 * spread.median()
@@ -217,15 +214,19 @@ def other_pixel_range(defense: Defense, images: Tensor, labels: Tensor, stream: 
     """
     what = "most that accuracy rises when pixels are shifted and scaled by usual constants"
     source = "ours: 10 points are beyond the chance of 30 images; no network is better on inputs it was not made for"
-    if not isinstance(getattr(defense, "body", None), Body) or isinstance(defense, Bank):
+    if not isinstance(defense, Network):
         why = f"{type(defense).__name__} shows no network to feed; audit it as a Deterministic or Smoothed"
         return not_run("other-pixel-range", what, source, why)
     if len(images) < 8:
         return not_run("other-pixel-range", what, source, f"{len(images)} images are too few; give at least 8")
 
     def accuracy(mean: Sequence[float], deviation: Sequence[float]) -> float:
-        changed: Any = copy.copy(defense)
-        changed.body = _Rescaled(changed.body, mean, deviation)
+        shift, scale = (torch.tensor(values, device=defense.device)[:, None, None] for values in (mean, deviation))
+
+        def rescaled(body: Body, rows: Tensor, exact: bool) -> Tensor:  # noise included
+            return log_probabilities(body, (rows - shift) / scale, exact)
+
+        changed = defense.with_body(defense.body.variant(read=rescaled))
         try:
             return float((changed.predict(images, stream).labels == labels).double().mean())
         except RushBenchError:  # outputs that are not finite: the network is not made for these pixels
@@ -239,17 +240,6 @@ def other_pixel_range(defense: Defense, images: Tensor, labels: Tensor, stream: 
     if accuracies[best] - plain > 0.1:
         note += ": put the normalisation into the network"
     return judged("other-pixel-range", what, accuracies[best] - plain, "<=", 0.1, source, note=note)
-
-
-class _Rescaled(Body):
-    """The same network, fed (x - mean) / deviation in place of every row x, noise included."""
-
-    def __init__(self, body: Body, mean: Sequence[float], deviation: Sequence[float]) -> None:
-        self.__dict__ |= body.__dict__
-        self.shift, self.scale = (torch.tensor(values, device=body.device)[:, None, None] for values in (mean, deviation))
-
-    def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
-        return super().log_probabilities((rows - self.shift) / self.scale, exact=exact)
 
 
 def _output(defense: Defense, images: Tensor, stream: Stream) -> Tensor:

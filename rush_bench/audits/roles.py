@@ -8,7 +8,7 @@ from typing import Any
 class Role(Enum):
     """Trials that checks, claims and figures ask for; most trials have none of these roles."""
 
-    ONE_DRAW = auto()  # T1 with one draw a gradient
+    ONE_DRAW = auto()  # T1 with one draw per gradient
     ONE_STEP = auto()  # T3 in one step of eps
     LENGTH = auto()  # T3 in several steps from one start
     RESTARTED = auto()  # T3 from several starts

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from rush_bench.certificates.check import FOLDER as CERTIFICATES
 from rush_bench.certificates.check import Comparison, clashes
 from rush_bench.certificates.sampling import THIRDS, Sampling
 from rush_bench.datasets import Images
-from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed, load_defense
+from rush_bench.defenses import Defense, Network, load_defense
 from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.load import listed
+from rush_bench.defenses.samplers import NoiseSampler
 from rush_bench.errors import BadInput, MissingPackage, unknown_name
-from rush_bench.evaluation.certificates import certify
+from rush_bench.evaluation.certificates import certify, law_of
 from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
 from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
 from rush_bench.networks.specs import image_shape
@@ -150,20 +151,16 @@ def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
     if not on:
         return defense
     if kind == "votes":
-        other = copy.copy(defense)  # the same network and counters, another m
-        other.draws, other.name = int(rest), f"{defense.name.split('@')[0]}@{rest}"
-        return other
+        return defense.of_votes(int(rest))
     if kind == "bank":
         return defense.bank(int(rest), 0)
     if kind == "model":
         return load(rest)
     if on.startswith("still"):
         source = form(defense, on.partition(":")[2], load)
-        if not isinstance(source, Deterministic):
+        if not _is_plain(source):
             raise BadInput(f"{source.name} cannot go through the randomised code path without noise")
-        options: dict[str, Any] = {"shape": source.shape, "device": source.device, "memory": source.body.memory}
-        options |= {"outputs": source.body.outputs, "precision": source.precision}
-        return Smoothed(source.body.network, noise=Uniform(0.0), votes=1, name=f"{source.name}-still", **options)
+        return Network(source.body, NoiseSampler(Uniform(0.0)), name=f"{source.name}-still", draws=1)
     raise BadInput(f"no form {on!r} of a defence")
 
 
@@ -198,9 +195,9 @@ def _planned(
         diameter=diameter(defense, threat),
         has_base=_has(lambda: defense.base()),
         has_bank=_has(lambda: defense.bank(2, 0)),
-        has_votes=isinstance(defense, Smoothed | Randomised),
+        has_votes=isinstance(defense, Network) and not defense.deterministic,
         has_module=_has(lambda: defense.as_module(Stream(0, "module"))),
-        has_still=isinstance(defense, Deterministic),
+        has_still=_is_plain(defense),
         has_chain=isinstance(getattr(defense, "transform", None), Chain),
         has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
         radii=tuple(
@@ -240,6 +237,11 @@ def _planned(
         k = trial.repeats or repeats or default_repeats(about.draws, quick)
         jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, repeats=k, **same)))
     return _priced(defense, jobs, data, certificates, cells)
+
+
+def _is_plain(defense: Defense) -> TypeGuard[Network]:
+    """Whether it is a network of ours that draws nothing."""
+    return isinstance(defense, Network) and defense.deterministic and defense.whole is None
 
 
 def diameter(defense: Defense, threat: Threat) -> float:
@@ -288,7 +290,7 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
         if fits and name.split("@")[0] != own:
             votes = int(name.partition("@")[2] or 0)
             found.append((name, str(card["recipe"]), votes))
-    # one row a model: a randomised one at its most votes
+    # one row per model: a randomised one at its most votes
     best = {name.split("@")[0]: (name, recipe, votes) for name, recipe, votes in sorted(found, key=lambda peer: peer[2])}
     rank = {recipe: place for place, recipe in enumerate(SOURCES)}
     return tuple(sorted(best.values(), key=lambda peer: (peer[2] != 0, rank.get(peer[1], len(rank)), peer[0])))
@@ -296,8 +298,8 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
 
 def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling], ...]:
     """What to certify (norm, sampling): in the law's norm that attacks are held against, at thirds of the largest radius."""
-    law = getattr(defense, "noise", None)
-    if not isinstance(defense, Smoothed) or law is None or law.scale <= 0 or not law.norms:
+    law = law_of(defense)
+    if law is None or law.scale <= 0 or not law.norms:
         return ()
     norm = law.norms[-1]
     largest = certificate(law, norm, int(np.prod(defense.shape))).largest(budget.certificate, 0.001)
@@ -366,7 +368,7 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
         for k in range(predictions):
             defense.predict(images, stream.skip(k))
         _wait(defense.device)
-        # a defence of one's own may not count; a purifier counts its steps
+        # a custom defence may not count; a purifier counts its steps
         made = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
         forward = (time.perf_counter() - begun) / made
         begun, before = time.perf_counter(), counted()

@@ -18,7 +18,7 @@ LINEAR = ("SLF", "ALF", "NSLF")
 
 @dataclass(frozen=True)
 class Budget:
-    """What the reference spends: passes an image of its data, and epochs of its linear head."""
+    """What the reference spends: passes per image of its data, and epochs of its linear head."""
 
     passes: float
     head: int
@@ -26,7 +26,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stretched:
-    """The settings that fit a recipe into the budget, and the passes an image that they take."""
+    """The settings that fit a recipe into the budget, and the passes per image that they take."""
 
     sets: dict[str, Any]
     passes: float

@@ -1,6 +1,5 @@
 """What a benchmark file asks for against what is there: every job's state, and the cost of what it lacks."""
 
-import copy
 import json
 import math
 import time
@@ -86,7 +85,7 @@ def check(jobs: Iterable[Job]) -> None:
             if "count" in asked:
                 check_count(asked["count"])
             if job.kind == "attack":
-                asked_suite(asked["suite"], asked["columns"], asked["sets"])
+                asked_suite(asked["suite"], asked["attacks"], asked["sets"])
             elif job.kind == "certify":
                 _sampling(asked)
             elif job.kind in ("settle", "audit"):
@@ -216,7 +215,7 @@ class Planner:
             how, norm, seed = _sampling(asked), asked["norm"], asked["seed"]
             cells: list[CellJob] = [one for group, data in pairs for one in certificates.plan(group, data, how, norm, seed)]
             return self.cells(job, CellStore(self.place.out / certificates.FOLDER), cells)
-        suite = asked_suite(asked["suite"], asked["columns"], asked["sets"])
+        suite = asked_suite(asked["suite"], asked["attacks"], asked["sets"])
         keyed = (asked["seed"], asked["repeats"], asked["chunk"])
         cells = [one for group, data in pairs for defense in group for one in runner.plan(defense, suite, data, *keyed)]
         return self.cells(job, CellStore(self.place.out), cells)
@@ -309,8 +308,7 @@ class Planner:
         spec = getattr(getattr(body, "network", None), "spec", None)
         key = f"{_shape(spec)} {defense.precision}" if spec else str(id(body or defense))
         if key not in self.speed:
-            few = copy.copy(defense)  # the same network and counters; its votes would only take longer
-            few.draws = min(few.draws, ROWS // 32)
+            few = defense.of_votes(min(defense.draws, ROWS // 32))  # more would only take longer
             self.speed[key] = rates(few, data, rows=ROWS)
         return self.speed[key]
 

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     help="linf8, l2-0.5, linf8-quick, ... (`rush-bench list suites`).",
     shell_complete=complete.suite,
 )
-@click.option("--columns", metavar="NAMES", help="Attacks of the suite to run: clean,pgd,eot.  [default: all]")
+@click.option(
+    "--attacks",
+    metavar="NAMES",
+    help="Run these in place of the suite's: clean,pgd,square,eot-apgd, any of `rush-bench list attacks`.",
+    shell_complete=complete.attacks,
+)
 @click.option(
     "--models",
     metavar="PATTERNS",
@@ -61,7 +66,7 @@ def command(models: str | None, shard: str, out: Path, as_json: bool, **asked: A
     as --set pgd.steps=40 (`rush-bench show pgd`).
     """
     defenses = common.defenses_of(asked, models, "attack")
-    suite = asked_suite(asked["suite"], asked["columns"], asked["sets"])
+    suite = asked_suite(asked["suite"], asked["attacks"], asked["sets"])
     with common.quiet_stdout():
         from rush_bench.api.attack import attack
         from rush_bench.evaluation.work import parse_shard
@@ -76,12 +81,12 @@ def command(models: str | None, shard: str, out: Path, as_json: bool, **asked: A
     common.finish(run, shard)
 
 
-def asked_suite(suite: str, columns: str | None, sets: tuple[str, ...]) -> "Suite":
-    """The suite with the columns and settings that were asked for."""
+def asked_suite(suite: str, attacks: str | None, sets: tuple[str, ...]) -> "Suite":
+    """The suite with the attacks and settings that were asked for."""
     from rush_bench.attacks.suites import parse_suite
     from rush_bench.settings import parse_assignments
 
-    return parse_suite(suite, tuple(common.parts(columns)), parse_assignments(sets))
+    return parse_suite(suite, common.parts(attacks), parse_assignments(sets))
 
 
 def summary(run: "AttackRun") -> dict[str, Any]:

@@ -95,7 +95,9 @@ def target_of(asked: dict[str, Any]) -> "Target":
     from rush_bench.api.named import Target
     from rush_bench.settings import parse_assignments
 
-    labels = {key.replace("-", "_").replace(" ", "_"): text for key, text in parse_assignments(asked["about"]).items()}
+    labels = {
+        key.replace("-", "_").replace(" ", "_"): text for key, text in parse_assignments(asked["about"], "--label").items()
+    }
     # a certificate is of infinitely many votes: one form of the network is enough
     votes = asked["votes"] if "votes" in asked else 1 if asked["noise"] else None
     return Target(asked["target"], asked["noise"], votes, asked["name"], labels)
@@ -119,7 +121,7 @@ def print_json(value: Any) -> None:
 
 
 def records(frame: Any) -> list[dict[str, Any]]:
-    """A pandas frame as plain values, a dict a row; what is not there is None."""
+    """A pandas frame as plain values, a dict per row; what is not there is None."""
     found: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
     return found
 

@@ -43,6 +43,7 @@ model = names("models")
 recipe = names("defenses")
 suite = names("suites")
 dataset = names("datasets")
+attacks = names("attacks", several=True)
 
 
 def defense(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -1,12 +1,14 @@
-"""`rush-bench doctor`: what is installed, usable and writable here. Imports are tried in a process of their own."""
+"""`rush-bench doctor`: what is installed, usable and writable here. Imports are tried in processes of their own."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from rush_bench.cli import common
 from rush_bench.packages import overwritten, shipped_by
 from rush_bench.version import __version__
 
+# What must work in two of the packages that are needed: that they match torch.
+NEEDED = {"torchvision": "import torchvision", "pyautoattack": "import pyautoattack"}
 # Optional packages: what must work in them, and the line that installs them.
 # robustbench 1.1.1 imports `autoattack`, but what PyPI has is `pyautoattack`: the name is aliased first.
 # torchattacks 3.5.1 ships an older robustbench at top level, which must not pass for the real one.
@@ -35,6 +39,7 @@ OPTIONAL = {
     "huggingface-hub": ("import huggingface_hub", "pip install 'rush-bench[hub]'"),
 }
 WORKS, OPTIONAL_MISSING, BROKEN = "ok", "optional", "broken"
+Attempt = Callable[[str], str | None]  # code -> None where it runs, else what is wrong
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,14 @@ class Check:
 @common.as_json
 def command(store: Path, results: Path, data_dir: Path | None, as_json: bool) -> None:
     """Versions, devices, optional packages, writable folders, data sets; exit code 1 where something is broken."""
+    codes = NEEDED | {name: code for name, (code, _) in OPTIONAL.items()}
+    found = together([code for name, code in codes.items() if installed(name)])
+    attempt = try_import if found is None else lambda code: None
     checks = [
         Check("rush-bench", WORKS, f"{__version__}, Python {platform.python_version()}, {platform.machine()}"),
-        *(required(name) for name in requirements()),
-        *devices(),
-        *(optional(name, *how) for name, how in OPTIONAL.items()),
+        *(required(name, attempt) for name in requirements()),
+        *(devices() if found is None else found),
+        *(optional(name, *how, attempt) for name, how in OPTIONAL.items()),
         writable("models", store),
         writable("results", results),
         *datasets(data_dir),
@@ -79,20 +87,18 @@ def requirements() -> list[str]:
     return [re.split(r"[ <>=!~;\[(]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
 
 
-def required(name: str) -> Check:
+def required(name: str, attempt: Attempt) -> Check:
     """A package that rush-bench needs: its version, and for the two that must match each other that they import."""
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Check(name, BROKEN, "not installed; pip install rush-bench again")
-    if name in ("torchvision", "pyautoattack"):
-        problem = try_import(f"import {name}")
-        if problem:
-            return Check(name, BROKEN, f"{version} does not import: {problem}; pip install -c constraints.txt -e . again")
+    if name in NEEDED and (problem := attempt(NEEDED[name])):
+        return Check(name, BROKEN, f"{version} does not import: {problem}; pip install -c constraints.txt -e . again")
     return Check(name, WORKS, version)
 
 
-def optional(name: str, code: str, install: str) -> Check:
+def optional(name: str, code: str, install: str, attempt: Attempt) -> Check:
     """An optional package: is it there, is it what it claims to be, does the part that we use work?"""
     try:
         distribution = importlib.metadata.distribution(name)
@@ -107,19 +113,36 @@ def optional(name: str, code: str, install: str) -> Check:
             f"{distribution.version} was overwritten by another package ({changed} differs): "
             f"pip install --force-reinstall --no-deps {name}=={distribution.version}",
         )
-    problem = try_import(code)
-    if problem:
+    if problem := attempt(code):
         return Check(name, OPTIONAL_MISSING, f"{distribution.version} is installed but not usable: {problem}; {install}")
     return Check(name, WORKS, f"{distribution.version}, usable")
 
 
+def installed(name: str) -> bool:
+    """Whether a distribution is there, be it usable or not."""
+    return next(iter(importlib.metadata.distributions(name=name)), None) is not None
+
+
+def together(codes: Iterable[str]) -> list[Check] | None:
+    """What `devices` finds in one fresh interpreter where all codes run, each of which imports torch; None where one fails."""
+    tell = "import json; from rush_bench.cli import doctor; print(json.dumps([vars(c) for c in doctor.devices()]))"
+    done = _run("\n".join([*codes, tell]))
+    return [Check(**check) for check in json.loads(done.stdout.splitlines()[-1])] if done and done.returncode == 0 else None
+
+
 def try_import(code: str, timeout: float = 120) -> str | None:
     """None where the code runs in a fresh interpreter, else the last line of its error."""
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
+    done = _run(code, timeout)
+    if done is None:
         return f"no answer in {timeout:.0f} s"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["died without a word"])[-1]
+
+
+def _run(code: str, timeout: float = 120) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def devices() -> list[Check]:
@@ -158,7 +181,7 @@ def writable(what: str, folder: Path) -> Check:
 
 def datasets(folder: Path | None) -> list[Check]:
     """Which data sets lie in the data folder; the others are downloaded on first use where there is a network."""
-    from rush_bench.datasets.places import PLACES, data_folder, found
+    from rush_bench.places import PLACES, data_folder, found
 
     folder = data_folder(folder)
     checks = [Check("digits", WORKS, "built in")]

@@ -2,11 +2,11 @@
 
 import dataclasses
 import inspect
-import re
 from functools import cache
 from typing import Any
 
-FIELD = re.compile(r"^    (\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)
+from rush_bench.declared import comments
+
 # By the last part of a setting's name.
 GLOSSARY = {
     "area": "share of the pixels in the first square",
@@ -116,14 +116,17 @@ def explained(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _line(owner: type, name: str) -> str:
-    comment = next((found[name] for one in owner.__mro__ if name in (found := _comments(one))), "")
+    return line(name, next((found[name] for one in owner.__mro__ if name in (found := _comments(one))), ""))
+
+
+def line(name: str, comment: str) -> str:
+    """What a setting is, from its name and the comment beside it; empty where nothing is known."""
     return "; ".join(part for part in (GLOSSARY.get(name, ""), comment) if part)
 
 
 @cache
 def _comments(owner: type) -> dict[str, str]:
-    """The comments beside the fields of a class, which may go on in the lines below."""
     try:
-        return dict(FIELD.findall(inspect.getsource(owner)))
+        return comments(inspect.getsource(owner))
     except (OSError, TypeError):
         return {}

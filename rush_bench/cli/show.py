@@ -9,6 +9,7 @@ import click
 
 from rush_bench import registry
 from rush_bench.cli import catalogue, common, complete, explain
+from rush_bench.declared import declared
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
 from rush_bench.store import ENCODERS, read_card
@@ -79,15 +80,14 @@ def suite(name: str, store: Path, results: Path) -> dict[str, Any]:
     from rush_bench.attacks.suites import parse_suite
 
     parsed = parse_suite(name)
-    columns = {column: _attack_settings(column, settings) for column, settings in parsed.columns.items()}
+    columns = {column: _attack(column)[0] | settings for column, settings in parsed.columns.items()}
     return {"norm": parsed.norm, "eps": parsed.eps, "quick": parsed.quick, "columns": columns}
 
 
 def attack(name: str, store: Path, results: Path) -> dict[str, Any]:
     """An attack: its line and its default settings."""
-    made = registry.attacks.load(name)()
-    lines = explain.explained(made) if is_dataclass(made) else {}
-    return {"summary": registry.attacks.get(name).summary, "settings": _attack_settings(name, {}), "explained": lines}
+    settings, lines = _attack(name)
+    return {"summary": registry.attacks.get(name).summary, "settings": settings, "explained": lines}
 
 
 def experiment(name: str, store: Path, results: Path) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def by_preset(presets: Mapping[str, Mapping[str, Any]], explained: Mapping[str, str]) -> list[list[str]]:
-    """One row a key: its value, by preset where they differ, and what it is."""
+    """One row per key: its value, by preset where they differ, and what it is."""
     flat = {name: flatten(settings) for name, settings in presets.items()}
     rows = []
     for key in next(iter(flat.values())):
@@ -165,13 +165,17 @@ def by_preset(presets: Mapping[str, Mapping[str, Any]], explained: Mapping[str, 
     return rows
 
 
-def _attack_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from rush_bench.settings import override
-
-    made = override(registry.attacks.load(name)(), settings, name=name).settings()
-    if not isinstance(made, dict):
+def _attack(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """An attack's settings, as they stand before a suite changes them, and a line for each."""
+    entry = registry.attacks.get(name)
+    if entry.entry_point is None:
+        settings, comments = declared(entry)
+        return settings, {key: explain.line(key, comments.get(key, "")) for key in settings}
+    made = registry.attacks.load(name)()
+    settings = made.settings()
+    if not isinstance(settings, dict):
         raise BadInput(f"attack {name!r}: its settings() must give a dict")
-    return made
+    return settings, explain.explained(made) if is_dataclass(made) else {}
 
 
 def _text(value: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from rush_bench.cli import common
+from rush_bench.errors import BadInput
 
 INFO = "robustbench"  # a model_info file a row
 
@@ -25,6 +26,10 @@ INFO = "robustbench"  # a model_info file a row
     "--columns", metavar="NAMES", help="Columns to show, in this order: defense,clean,worst.  [default: all measured]"
 )
 @click.option(
+    "--only", multiple=True, metavar="COLUMN=PATTERNS", help="Rows to show: 'defense=rush*,acl*', dataset=digits; repeatable."
+)
+@click.option("--sort", metavar="COLUMN", help="Sort rows by a column; -worst from the highest down.")
+@click.option(
     "--format", "formats", default="csv,md,tex", show_default=True, help="Which files to write; robustbench: model_info."
 )
 @click.option("--caption", help="Of table.tex, in LaTeX.")
@@ -36,6 +41,8 @@ def command(
     out: Path | None,
     store: Path,
     columns: str | None,
+    only: tuple[str, ...],
+    sort: str | None,
     formats: str,
     caption: str | None,
     label: str | None,
@@ -54,12 +61,20 @@ def command(
     check_style(style)
     parts = common.parts(formats)
     wanted = check_formats([part for part in parts if part != INFO])
+    if INFO in parts and (columns or only or sort):
+        raise BadInput(f"--format {INFO} writes every row whole; leave out --columns, --only and --sort, or write it apart")
     from rush_bench.api.table import load_results, table
     from rush_bench.packs import opened
     from rush_bench.report.model_info import write_model_info
     from rush_bench.report.rows import rows
+    from rush_bench.settings import parse_assignments
 
-    made, folder = table(results, style, store=store, columns=common.parts(columns)), out or opened(results[0]).beside
+    fitting: dict[str, list[str]] = {}
+    for text in only:
+        for column, patterns in parse_assignments([text], "--only").items():
+            fitting.setdefault(column, []).extend(common.parts(patterns))
+    made = table(results, style, store=store, columns=common.parts(columns), only=fitting, sort=sort)
+    folder = out or opened(results[0]).beside
     paths = write_model_info(rows(load_results(*results)), folder) if INFO in parts else []
     for path in (*paths, *made.write(folder, wanted, caption=caption, label=label)):
         click.echo(f"wrote {path}", err=True)

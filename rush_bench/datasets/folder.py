@@ -1,4 +1,4 @@
-"""A folder of images, one folder a class, as torchvision's `ImageFolder` has it: `path/cat/1.png`.
+"""A folder of images, one folder per class, as torchvision's `ImageFolder` has it: `path/cat/1.png`.
 
 With folders `train` and `test` (or `val`) inside it has these parts; without, all of it is `test`.
 """
@@ -30,7 +30,7 @@ def read_folder(path: Path, part: str) -> Part | None:
     root = next((path / name for name in splits[part] if (path / name).is_dir()), None)
     if root is None and part == "train":
         raise BadInput(
-            f"{path} has no folder `train`; training needs {path / 'train'} and {path / 'test'}, a folder a class each"
+            f"{path} has no folder `train`; training needs {path / 'train'} and {path / 'test'}, a folder per class each"
         )
     root = root or path
     if root == path and (path / "train").is_dir():
@@ -40,7 +40,7 @@ def read_folder(path: Path, part: str) -> Part | None:
     try:
         found = ImageFolder(str(root))
     except (FileNotFoundError, OSError) as error:
-        raise BadInput(f"{root} is no folder of images, one folder a class: {' '.join(str(error).split())}") from error
+        raise BadInput(f"{root} is no folder of images, one folder per class: {' '.join(str(error).split())}") from error
     pixels, labels = stack([_pixels(file) for file, _ in found.samples], root), [label for _, label in found.samples]
     return Part(pixels, np.asarray(labels), tuple(found.classes), str(root))
 

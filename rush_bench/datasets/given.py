@@ -62,7 +62,7 @@ def _collected(data: Any) -> Images:
     try:
         labels = np.asarray([int(label) for _, label in items])
     except (TypeError, ValueError) as error:
-        raise BadInput(f"the labels of {name} must be whole numbers, one an image ({error})") from error
+        raise BadInput(f"the labels of {name} must be whole numbers, one per image ({error})") from error
     classes = getattr(data, "classes", None)
     known = isinstance(classes, list | tuple) and len(classes) > labels.max()
     return as_images(pixels, labels, classes=[str(one) for one in classes] if known and classes else None, name=name)

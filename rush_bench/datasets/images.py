@@ -128,7 +128,7 @@ def channels_first(array: np.ndarray, origin: str) -> np.ndarray:
 
 
 def check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], origin: str) -> np.ndarray:
-    """Labels as int64 (N,), one an image and each a class; anything else is a BadInput that names the image."""
+    """Labels as int64 (N,), one per image and each a class; anything else is a BadInput that names the image."""
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise BadInput(
             f"{origin}: labels are {labels.dtype} of shape {labels.shape}; give one integer per image, shape ({count},)"

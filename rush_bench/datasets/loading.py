@@ -30,7 +30,7 @@ def load_dataset(
     size: int | Sequence[int] | None = None,
     stand_ins: bool = False,
 ) -> Images:
-    """Images of one split of a registered data set, or of the user's own: an `.npz` file, a folder with one folder a class.
+    """Images of one split of a registered data set, or of the user's own: an `.npz` file, a folder with one folder per class.
 
     split: `test`; `val`, a fixed stratified tenth of the official training set; `train`, the rest of it; `pretrain`,
     what self-supervised stages see: the unlabelled images where the data set has them, otherwise `train`; `transfer`, the

@@ -5,16 +5,16 @@ from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.load import as_defenses, from_target, listed, load_defense, load_defenses, resolve, stored_transform
 from rush_bench.defenses.purify import Purifier
 from rush_bench.defenses.randomised import Randomised, RandomViews
-from rush_bench.defenses.smoothed import Bank, Deterministic, Smoothed
+from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed
 
 __all__ = [
     "LOSSES",
     "TARGETED",
-    "Bank",
     "Chain",
     "Defense",
     "Deterministic",
     "Gradient",
+    "Network",
     "Passes",
     "Prediction",
     "Purifier",

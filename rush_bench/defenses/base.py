@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rush_bench.devices import wide
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
@@ -28,8 +29,10 @@ class Prediction:
 
     @property
     def logs(self) -> Tensor:
-        """`scores`, or else the log of the probabilities, bounded below."""
-        return self.probabilities.clamp_min(1e-30).log() if self.scores is None else self.scores
+        """`scores`, or else the log of the probabilities, bounded below, in float64."""
+        if self.scores is not None:
+            return self.scores
+        return self.probabilities.to(wide(self.probabilities.device)).clamp_min(1e-30).log()
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Passes:
 class Defense:
     """A classifier under attack. Images are float32 in [0,1], (B, C, H, W).
 
-    A defence of one's own sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
+    A custom defence sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
     What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
     image, and so are less than 1 draws of a gradient.
@@ -209,8 +212,9 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
     if not len(images):
         return
-    wrong = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
-    if wrong.any():
+    low, high = images.aminmax()  # NaN where any pixel is
+    if not (low >= 0) & (high <= 1):
+        wrong = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
         raise BadInput(
             f"image {int(wrong.int().argmax())} of the batch has pixels outside [0,1] or not finite; scale pixels to [0,1]"
         )
@@ -218,9 +222,8 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_finite(values: Tensor, images: Tensor | None, what: str) -> None:
     """A value that is not finite is an error that names the image: its position in the data set, where that is known."""
-    wrong = ~values.flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.isfinite()
-    if wrong.any():
-        row = int(wrong.int().argmax())
+    if not (finite := values.isfinite()).all():
+        row = int((~finite.flatten(1).all(1) if values.ndim > 1 else ~finite).int().argmax())
         known = images is not None and images.numel() == len(values)
         image = f"image {int(images[row])}" if images is not None and known else f"image {row} of the batch"
         raise RushBenchError(f"{what} of {image} is not finite; look at the network there, {REMEDY}")

@@ -1,5 +1,6 @@
 """A network behind a defence: the exact float32 one that judges, and a faster equivalent that searches (protocol 4)."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from rush_bench.defenses import probe
 from rush_bench.defenses.base import Passes
+from rush_bench.defenses.memory import Peak
 from rush_bench.defenses.owner import (
+    device_of,
     in_train_mode,
     input_type,
     own_generators,
@@ -30,7 +33,10 @@ DEFAULT_MEMORY = 2 * 2**30
 # other packages' attacks get them so, too.
 FLAT, ROUNDED, STEEP = 2.5, 0.1, 20.0
 CACHE = 2**25  # on a CPU blocks of this many bytes stay near the cache: 1.2 times as fast as twice the size on a small network
+DRAWN = 4  # copies of an image that lie side by side while a draw of it is made and added
 FEWEST = 16  # rows of such a block: with fewer, a ResNet-18 waits for its weights
+
+Read = Callable[["Body", Tensor, bool], Tensor]  # (body, rows (R, C, H, W), exact) -> (R, K), or whatever a probe reads
 
 
 class Body:
@@ -41,18 +47,19 @@ class Body:
     bfloat16 if asked. Every call gets rows of its own, so a network may write on them. `before` is what a defence does to
     images in front of the network; a network that draws at random must be `random`, and searches as it judges: another layout
     draws in another order. `gain` multiplies the logits of a network that returns them, without another prediction for it (see
-    `audit.scale`).
+    `variant`). `read` is how log-probabilities are read off rows; a probe may read something else.
     """
 
     classes: int
     gain: float = 1.0
+    read: Read
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        shape: tuple[int, int, int],
-        device: torch.device,
+        shape: tuple[int, int, int] = (3, 32, 32),
+        device: torch.device | str | None = None,
         outputs: Literal["logits", "probabilities"] = "logits",
         precision: Precision = "float32",
         memory: int = DEFAULT_MEMORY,
@@ -60,6 +67,8 @@ class Body:
         random: bool = False,
     ) -> None:
         keep_freed_memory()
+        self.shape, self.read = (shape[0], shape[1], shape[2]), log_probabilities
+        self.device = device = torch.device(device_of(network) if device is None else device)
         self.network = private_copy(network, device)
         if any(not random or isinstance(module, NORMS) for module in in_train_mode(self.network)):
             raise BadInput(
@@ -70,7 +79,7 @@ class Body:
                 "first, or Randomised(network) where its dropout is to stay on"
             )
         self.wide = wide(device)  # of log-probabilities
-        self.device, self.outputs, self.precision = device, outputs, precision
+        self.outputs, self.precision = outputs, precision
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
         self.search, self.layout = self.network, torch.contiguous_format
@@ -85,6 +94,7 @@ class Body:
                 probe.check_function(self, rows)
                 self.search, self.layout = probe.fastest(self, rows)
                 self.row_bytes = self._row_bytes(shape)
+            self.forward_bytes = self._forward_bytes(shape)
             self.spread = self._spread(rows)
             seeds = not random and own_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
@@ -92,13 +102,24 @@ class Body:
         self.passes = Passes()
         self.limit(memory)
 
-    def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
-        """(R, C, H, W) to (R, K) in float64, from the exact network or the searching one.
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it was made: what another body for the same images is made with."""
+        return {name: getattr(self, name) for name in ("shape", "device", "outputs", "precision", "memory")}
 
-        float32 would lose which logit is the largest where all are tiny, since every log-probability is then near -log K.
-        """
-        out = self.outcome(rows, exact=exact).to(self.wide)
-        return out if self.outputs == "probabilities" else out.log_softmax(1)
+    def variant(self, *, gain: float | None = None, read: Read | None = None, classes: int | None = None) -> "Body":
+        """The same network and counters at another scale of its logits, or read otherwise, as so many classes."""
+        other = copy.copy(self)
+        other.gain, other.read, other.classes = gain or self.gain, read or self.read, classes or self.classes
+        return other
+
+    def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
+        """(R, C, H, W) to (R, K) in float64, from the exact network or the searching one."""
+        return self.read(self, rows, exact)
+
+    def fold(self, copies: Tensor, exact: bool) -> Tensor:
+        """Log-probabilities (B, k, K) of copies (B, k, C, H, W): the draws are folded into the batch."""
+        return self.log_probabilities(copies.flatten(0, 1), exact=exact).unflatten(0, copies.shape[:2])
 
     def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
         """What the network says of rows (R, C, H, W), in float32: its logits (R, K), or the logarithms of its probabilities."""
@@ -115,8 +136,7 @@ class Body:
 
     def _spread(self, rows: Tensor) -> float:
         with torch.no_grad():
-            out = self.outcome(rows, exact=True)
-        return float((out.amax(1) - out.amin(1)).median())
+            return usual_spread(self.outcome(rows, exact=True))
 
     def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.
@@ -132,6 +152,10 @@ class Body:
     def block(self, draws: int) -> int:
         """Rows for one block: as many as memory takes, on a CPU rather fewer, but all draws of an image if they fit."""
         return min(self.rows, max(draws, self.brisk))
+
+    def forward_block(self, draws: int) -> int:
+        """Rows for one block of predictions, where nothing is saved for a backward pass."""
+        return min(max(1, self.memory // self.forward_bytes), 4 * self.block(draws))
 
     def gradient(self, objective: Tensor, images: Tensor, rows: int) -> Tensor:
         """d objective / d images; `rows` network rows went into it."""
@@ -156,6 +180,16 @@ class Body:
         one, three = (self._saved(rows, shape) for rows in (1, 3))
         return three - one + 3 * 4 * math.prod(shape)
 
+    def _forward_bytes(self, shape: tuple[int, int, int]) -> int:
+        """What one row more takes in a prediction: what lives at once on its way through the network, and its draw."""
+        one, three = (self._lives(rows, shape) for rows in (1, 3))
+        return (three - one) // 2 + DRAWN * 4 * math.prod(shape)
+
+    def _lives(self, rows: int, shape: tuple[int, int, int]) -> int:
+        with torch.no_grad(), Peak() as peak:
+            self.log_probabilities(self.before(torch.full((rows, *shape), 0.5, device=self.device)), exact=True)
+        return peak.most
+
     def _saved(self, rows: int, shape: tuple[int, int, int]) -> int:
         """Bytes that autograd saves for the input gradient of so many rows, copies of weights included."""
         saved: dict[int, int] = {}
@@ -168,6 +202,18 @@ class Body:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.log_probabilities(self.before(images), exact=False)
         return sum(saved.values())
+
+
+def usual_spread(logits: Tensor) -> float:
+    """The median over rows (R, K) of the largest logit less the smallest; trained networks have about STEEP."""
+    return float((logits.amax(1) - logits.amin(1)).median())
+
+
+def log_probabilities(body: Body, rows: Tensor, exact: bool) -> Tensor:
+    """(R, C, H, W) to (R, K) in float64: float32 would lose which logit is the largest where all are tiny, since every
+    log-probability is then near -log K."""
+    out = body.outcome(rows, exact=exact).to(body.wide)
+    return out if body.outputs == "probabilities" else out.log_softmax(1)
 
 
 def blocks(batch: int, draws: int, rows: int) -> Iterator[tuple[slice, slice]]:

@@ -27,7 +27,7 @@ class Chain(nn.Module):
     `gradient` says what the backward pass computes; the forward pass is the same under all three:
 
     - `exact`: the derivative of what the chain computes. Steps are checkpointed: the states are kept, and all but the last
-      step run again on the way back, so that memory is one step's activations plus a state a step.
+      step run again on the way back, so that memory is one step's activations plus a state per step.
     - `adjoint`: the adjoint of the underlying differential equation (DiffPure: Nie et al. 2022, section 3.3; Li et al. 2020)
       in the steps of the chain. Nothing is kept but the last state; each earlier one is reconstructed by running the step
       backwards from its outcome, x_k ~ x_{k+1} - (step(x_{k+1}) - x_{k+1}), and the step is differentiated there. Exact as

@@ -15,8 +15,9 @@ from torch import nn
 from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.purify import purifier_from
-from rush_bench.defenses.randomised import Average, Keyed, Randomised, transform_from
-from rush_bench.defenses.smoothed import Deterministic, Smoothed, _Network
+from rush_bench.defenses.randomised import Average, Randomised, transform_from
+from rush_bench.defenses.samplers import Keyed
+from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import Classifier, build
 from rush_bench.networks.specs import image_shape
@@ -138,7 +139,7 @@ def load_defense(
     return of_network(network, law, int(votes or 0), **common)
 
 
-def of_network(network: Classifier, law: Noise | None, votes: int, **options: Any) -> Smoothed | Deterministic:
+def of_network(network: Classifier, law: Noise | None, votes: int, **options: Any) -> Network:
     """One of our networks as a defence: smoothed where there is a law."""
     options["shape"] = image_shape(network.spec)
     network.eval()
@@ -146,7 +147,7 @@ def of_network(network: Classifier, law: Noise | None, votes: int, **options: An
 
 
 def stored_transform(model: str, *, store: Path | str = "models", device: torch.device | str = "cpu") -> tuple[Keyed, Average]:
-    """What stands in front of a model of the store, for networks of one's own too, and how its draws are averaged.
+    """What stands in front of a model of the store, for other networks too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do
     not fit.
@@ -265,14 +266,14 @@ def _where(error: BaseException) -> str:
 def _adjusted(made: Defense, target: str, name: str | None, about: dict[str, str], asked: dict[str, Any]) -> Defense:
     """A Defense under the name and labels that were asked for; BadInput for what it does not do and cannot be made to."""
     for key, wanted in asked.items():
-        if wanted in (None, getattr(made, key, None)) or (key == "memory" and isinstance(made, _Network)):
+        if wanted in (None, getattr(made, key, None)) or (key == "memory" and isinstance(made, Network)):
             continue
         what = "votes" if key == "draws" else key
         raise BadInput(
             f"{target} gives a Defense, which is as it was made: {what} cannot be set from outside; say it in the function, or "
             "let that return the network"
         )
-    if isinstance(made, _Network):
+    if isinstance(made, Network):
         if asked.get("memory"):
             made.body.limit(asked["memory"])
         made.about = {**made.about, **about}

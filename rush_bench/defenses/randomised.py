@@ -1,7 +1,6 @@
 """Defences that draw at random themselves: in a transform before the network, or inside the network."""
 
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -11,17 +10,16 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import VIEW_NUMBERS, SimCLRViews
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation
-from rush_bench.defenses.base import Defense
+from rush_bench.defenses.body import Body
 from rush_bench.defenses.calls import check_draws
 from rush_bench.defenses.chain import Chain
-from rush_bench.defenses.owner import device_of, own_generators, undisturbed, weights_digest
+from rush_bench.defenses.owner import device_of, undisturbed, weights_digest
 from rush_bench.defenses.probe import differ, images_like
-from rush_bench.defenses.smoothed import Deterministic, Forward, _Random, everyone, positions
+from rush_bench.defenses.samplers import Keyed, NetworkSampler, Sampler, TransformSampler
+from rush_bench.defenses.smoothed import Network
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.noise import Stream
 
-# images (B, C, H, W), a stream, k -> copies (B, k, C', H', W'), for draws 0..k-1 of the stream
-Keyed = Callable[[Tensor, Stream, int], Tensor]
 Plain = Callable[[Tensor], Tensor]  # images (B, C, H, W) to images, random by torch's global generators
 Average = Literal["vote", "probability", "logits"]
 PROBE = Stream(0, "probe")
@@ -43,7 +41,7 @@ class RandomViews:
         return self.views.view(copies, u.flatten(0, 1).T).unflatten(0, (len(images), draws))
 
 
-class Randomised(_Random):
+class Randomised(Network):
     """A network whose prediction is random, and the vote over `votes` draws of it. Two kinds:
 
     - `transform(images, stream, draws) -> copies (B, k, C, H, W)`: random pre-processing before a deterministic network. All
@@ -83,6 +81,7 @@ class Randomised(_Random):
         average: Average = "vote",
         plain: nn.Module | None = None,
         name: str | None = None,
+        about: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         if votes < 1:
@@ -90,88 +89,27 @@ class Randomised(_Random):
         if average not in ("vote", "probability", "logits"):
             raise unknown_name("average", average, ["vote", "probability", "logits"])
         name = name or f"{type(network).__name__.lower()}@{votes}"
-        self.how_random = "the network's own" if transform is None else describe(transform)
-        self.draws, self.average, self.plain = votes, average, plain
-        self.how = Aggregation(geometric=True) if average == "logits" else MEAN_PROBABILITY
-        self.hard, self.shared = average == "vote", False
-        self.options = {key: value for key, value in options.items() if key != "about"}
+        facts = {"random": "the network's own" if transform is None else describe(transform), "average": average}
         shape, device = tuple(options.get("shape", (3, 32, 32))), torch.device(options.get("device") or device_of(network))
-        self.transform: Keyed | None = None
-        before = None
-        if transform is not None and takes_stream(transform):
-            keyed: Any = transform
+        keyed: Any = transform if transform is not None and takes_stream(transform) else None
+        if keyed is not None:
             check_transform(keyed, shape, device)
-            self.transform = keyed
-
-            def before(images: Tensor) -> Tensor:
-                return keyed(images, PROBE, 1).flatten(0, 1)
-
-        elif transform is not None:
-            self.plain = network if plain is None else plain
-            network = Transformed(transform, network)
-            check_plain(network.transform, shape, device)
-        self.keyed = self.transform is not None
-        super().__init__(network, name=name, before=before, random=not self.keyed, **options)
-        if isinstance(self.transform, Chain):
-            self.transform = self.transform.counted(self.passes)
-        if not self.keyed:
-            with undisturbed(self.device):
-                self.shared = check_draws(self.body, self.shape)
-            self.passes.forwards = 0
-
-    def identity(self) -> dict[str, Any]:
-        calls = {"calls": "one an image and draw"} if self.shared else {}
-        return {**super().identity(), "random": self.how_random, "average": self.average, **calls}
-
-    def base(self) -> Defense:
-        """`plain`, or the network without its transform, as a deterministic defence."""
-        plain = self.body.network if self.plain is None and self.transform is not None else self.plain
-        if plain is None:
-            raise BadInput(
-                f"{self.name} draws inside its network, so its base is not known; give the network without its randomness "
-                "as Randomised(..., plain=...), or give the transfer attack another source"
-            )
-        return Deterministic(plain, name=f"{self.name}-base", about=self.about, **self.options)
-
-    def _forward(self, stream: Stream, batch: int) -> tuple[Forward, int]:
-        images = positions(stream, batch)
-
-        def forward(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
-            own, count = stream.at(images[i]).skip(j.start), j.stop - j.start
-            if self.transform is not None:
-                return self._fold(self.transform(x, own, count), exact)
-            if self.shared:
-                return torch.cat([self._apart(x[k : k + 1], own.at(images[i][k : k + 1]), count, exact) for k in range(len(x))])
-            return self._seeded(x, own, count, exact)
-
-        return forward, self.draws
-
-    def _banked(self, size: int, seed: int) -> Forward:
-        bank, rows = everyone(seed), self.body.rows
-
-        def forward(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
-            if self.transform is not None:
-                return self._fold(self.transform(x, bank.skip(j.start), j.stop - j.start), exact)
-            if self.shared:
-                return torch.cat([self._apart(image, bank.skip(j.start), j.stop - j.start, exact) for image in x.split(1)])
-            # One image a call, its draws in pieces that start at multiples of `rows`: the same for every batch and block.
-            pieces = [(start, min(start + rows, j.stop) - start) for start in range(j.start, j.stop, rows)]
-            each = [
-                torch.cat([self._seeded(image, bank.skip(start), count, exact) for start, count in pieces], 1)
-                for image in x.split(1)
-            ]
-            return torch.cat(each)
-
-        return forward
-
-    def _seeded(self, x: Tensor, stream: Stream, draws: int, exact: bool) -> Tensor:
-        """Log-probabilities (B, k, K) of a network that draws from the global generators, all draws in one call."""
-        with own_generators(self.device, seed_of(stream)):
-            return self._fold(x[:, None].expand(-1, draws, -1, -1, -1), exact)
-
-    def _apart(self, image: Tensor, stream: Stream, draws: int, exact: bool) -> Tensor:
-        """The same (1, k, K) of one image, a call for each draw."""
-        return torch.cat([self._seeded(image, stream.skip(k), 1, exact) for k in range(draws)], 1)
+            body = Body(network, before=lambda images: keyed(images, PROBE, 1).flatten(0, 1), **options)
+            counted = keyed.counted(body.passes) if isinstance(keyed, Chain) else keyed
+            sampler: Sampler = TransformSampler(counted, facts, plain)
+        else:
+            if transform is not None:
+                plain = network if plain is None else plain
+                network = Transformed(transform, network)
+                check_plain(network.transform, shape, device)
+            body = Body(network, random=True, **options)
+            with undisturbed(body.device):
+                apart = check_draws(body, body.shape)
+            body.passes.forwards = 0
+            sampler = NetworkSampler(apart, facts, plain)
+        averaging = Aggregation(geometric=True) if average == "logits" else MEAN_PROBABILITY
+        how: dict[str, Any] = {"averaging": averaging, "by_vote": average == "vote"}
+        super().__init__(body, sampler, name=name, draws=votes, about=about, **how)
 
 
 class Transformed(nn.Module):
@@ -183,13 +121,6 @@ class Transformed(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.network(self.transform(images))
-
-
-def seed_of(stream: Stream) -> int:
-    """A seed for a generator, from all that a stream is: seed, purpose, images and first draw."""
-    images = b"" if stream.images is None else stream.images.to(torch.int64).numpy().tobytes()
-    text = f"{stream.seed}\0{stream.purpose}\0{stream.first_draw}\0".encode()
-    return int.from_bytes(hashlib.sha256(text + images).digest()[:8], "little") >> 1
 
 
 def takes_stream(transform: Callable[..., Tensor]) -> bool:

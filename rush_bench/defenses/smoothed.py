@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,64 +10,61 @@ from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
 from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
-from rush_bench.defenses.body import DEFAULT_MEMORY, FLAT, ROUNDED, Body, Precision, blocks, whole_blocks
-from rush_bench.defenses.owner import device_of
+from rush_bench.defenses.body import FLAT, ROUNDED, Body, blocks, whole_blocks
+from rush_bench.defenses.samplers import BankSampler, Forward, Keyed, NoiseSampler, Sampler
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
 
 FAINT = 1e-20  # the least slope of CE: a gradient keeps its direction where it would vanish
 
-# (the images x (b, C, H, W) at these positions of the batch, positions, draws, exact) -> log-probabilities (b, k, K)
-Forward = Callable[[Tensor, slice, slice, bool], Tensor]
 
+class Network(Defense):
+    """A body and its draws: the one class of all defences that are made of a network.
 
-class _Network(Defense):
-    """A defence made of one network and, perhaps, randomness; `_forward` says what a call draws."""
-
-    noise: Noise | None = None
-    how: Aggregation = MEAN_PROBABILITY  # of `probabilities`, and of a loss that does not say another
-    hard: bool = True  # the label is the one with the most votes, not the likeliest
+    `sampler` says how it draws and `draws` how many votes one prediction counts; `of_votes`, `bank` and `base` are the same
+    body with others. `averaging` is that of `probabilities`, and of a loss that does not say another; `by_vote`: the label is
+    the one with the most votes, not the likeliest. Of a bank, `whole` is the defence whose draws it holds.
+    """
 
     def __init__(
         self,
-        network: nn.Module,
+        body: Body,
+        sampler: Sampler,
         *,
         name: str,
-        shape: tuple[int, int, int] = (3, 32, 32),
-        device: torch.device | str | None = None,
-        outputs: Literal["logits", "probabilities"] = "logits",
-        precision: Precision = "float32",
-        memory: int = DEFAULT_MEMORY,
+        draws: int = 0,
         about: dict[str, Any] | None = None,
-        before: Callable[[Tensor], Tensor] | None = None,
-        random: bool = False,
+        averaging: Aggregation = MEAN_PROBABILITY,
+        by_vote: bool = True,
+        whole: "Network | None" = None,
     ) -> None:
-        if device is None:
-            device = device_of(network)
-        self.precision = precision
-        self.name, self.shape, self.device = name, (shape[0], shape[1], shape[2]), torch.device(device)
-        self.about = about or {}
-        self.body = Body(
-            network,
-            shape=self.shape,
-            device=self.device,
-            outputs=outputs,
-            precision=precision,
-            memory=memory,
-            before=before,
-            random=random,
-        )
-        self.classes, self.passes = self.body.classes, self.body.passes
-        self.steepness = 1.0 if self.how.geometric else self.body.steepness(FLAT)
-        self.weights = self.body.weights
+        self.body, self.sampler, self.name, self.draws, self.about = body, sampler, name, draws, about or {}
+        self.averaging, self.by_vote, self.whole, self.keyed = averaging, by_vote, whole, sampler.keyed
+        self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights
+        self.classes, self.passes = body.classes, body.passes
+        self.steepness = 1.0 if averaging.geometric else body.steepness(FLAT)
+
+    @property
+    def noise(self) -> Noise | None:
+        """The law of its noise, a bank's too."""
+        return (self.whole or self).sampler.noise
+
+    @property
+    def transform(self) -> Keyed | None:
+        """The transform that draws from the stream in front of the body, a bank's too."""
+        return (self.whole or self).sampler.transform
+
+    @property
+    def averaged(self) -> int:
+        """Draws that one prediction averages: m, a bank's size, or 1."""
+        return self.draws or self.sampler.size
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "weights": self.weights,
-            "noise": self.noise.to_dict() if self.noise else None,
-            "votes": self.draws,
-            "outputs": self.body.outputs,
-        }
+        if self.whole is not None:
+            return {**self.whole.identity(), "votes": 0, **self.sampler.identity()}
+        law = self.noise.to_dict() if self.noise else None
+        about = {"weights": self.weights, "noise": law, "votes": self.draws, "outputs": self.body.outputs}
+        return {**about, **self.sampler.identity()}
 
     def labels(self) -> dict[str, Any]:
         return {"defense": self.name, "model": self.name.split("@")[0], **self.about, "votes": self.draws}
@@ -76,10 +72,6 @@ class _Network(Defense):
     def as_module(self, stream: Stream) -> nn.Module:
         """See the function `as_module`."""
         return _Module(self, stream).eval()
-
-    def _forward(self, stream: Stream, batch: int) -> tuple[Forward, int]:
-        """What one call sends through the network, and its number of draws; a network without noise has one draw of none."""
-        return (lambda x, i, j, exact: self._fold(x[:, None], exact)), 1
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         one = self._predictions(images, stream, 1)
@@ -94,30 +86,36 @@ class _Network(Defense):
     def _predictions(self, images: Tensor, stream: Stream, repeats: int, exact: bool = True) -> Prediction:
         """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
-        forward, draws = self._forward(stream, len(images))
+        forward, draws = self.sampler.forward(self.body, stream, len(images)), self.averaged
+        shape, how = (repeats, len(images), self.classes), self.averaging
         kinds = torch.arange(self.classes, device=self.device)
-        votes = torch.zeros(repeats, len(images), self.classes, dtype=torch.int64, device=self.device)
-        geometric = self.how.geometric
-        empty = 0.0 if geometric else -torch.inf
-        total = torch.full((repeats, len(images), self.classes), empty, dtype=self.body.wide, device=self.device)
+        votes = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        total = torch.empty(shape, dtype=self.body.wide, device=self.device)
         with torch.no_grad():  # what a network keeps of it may meet a gradient later, which inference_mode would not take
-            # nothing is saved for a backward pass here, so four times the rows fit in the same budget
-            for i, j in whole_blocks(len(images), repeats, draws, 4 * self.body.block(draws)):
+            for i, j in whole_blocks(len(images), repeats, draws, self.body.forward_block(draws)):
                 log_p = forward(images[i].to(self.device), i, j, exact)
                 log_p = log_p.unflatten(1, (-1, min(draws, j.stop - j.start))).transpose(0, 1)
                 k = slice(j.start // draws, -(-j.stop // draws))
+                if draws == 1:  # its own sum and its own vote
+                    total[k, i] = log_p[:, :, 0]
+                    continue
                 votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
-                total[k, i] = total[k, i] + log_p.sum(2) if geometric else torch.logaddexp(total[k, i], log_p.logsumexp(2))
-        scores = self.how.scores(self.how.mean(total, draws))
+                more = log_p.sum(2) if how.geometric else log_p.logsumexp(2)
+                total[k, i] = how.join(total[k, i], more) if j.start % draws else more
+        scores = how.scores(how.mean(total, draws))
         probabilities = scores.exp()
-        # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
-        labels = (votes + 0.5 * probabilities if self.hard else total).argmax(2)
+        if draws == 1:
+            labels = total.argmax(2)
+            votes.scatter_(2, labels[..., None], 1)
+        else:
+            # The most votes win; a tie goes to the higher mean probability, which is below 1 vote's worth (sources S5.23).
+            labels = (votes + 0.5 * probabilities if self.by_vote else total).argmax(2)
         return Prediction(labels, votes, probabilities.float(), scores)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
-        function, how = objective_named(loss, self.how)
-        forward, fixed = self._forward(stream, len(images))
-        draws = fixed if self.deterministic else draws
+        function, how = objective_named(loss, self.averaging)
+        forward = self.sampler.forward(self.body, stream, len(images))
+        draws = self.averaged if self.deterministic else draws
         if function is cross_entropy and not how.geometric:
             return self._gradient_of_ce(images, labels, how, draws, forward)
         gradients, losses = torch.empty_like(images), torch.empty(len(images), dtype=self.body.wide, device=images.device)
@@ -172,19 +170,44 @@ class _Network(Defense):
             gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float()
         )
 
-    def base(self) -> Defense:
-        """The network without its noise: smoothing removed, the same weights and no copy of them."""
-        if self.noise is None:
-            return self
-        base = object.__new__(Deterministic)
-        base.__dict__ |= self.__dict__
-        base.name, base.draws, base.noise = f"{self.name}-base", 0, None
-        return base
+    def of_votes(self, votes: int) -> "Network":
+        return self if self.deterministic else self._with(draws=votes, name=f"{self.name.split('@')[0]}@{votes}")
 
-    def _fold(self, copies: Tensor, exact: bool) -> Tensor:
-        """Log-probabilities (B, k, K) of copies (B, k, C, H, W): the draws are folded into the batch."""
-        log_p = self.body.log_probabilities(copies.flatten(0, 1), exact=exact)
-        return log_p.unflatten(0, copies.shape[:2])
+    def with_body(self, body: Body) -> "Network":
+        """The same draws in front of another body."""
+        return self._with(body=body)
+
+    def with_sampler(self, sampler: Sampler) -> "Network":
+        """The same body behind other draws."""
+        return self._with(sampler=sampler)
+
+    def bank(self, size: int, seed: int) -> "Network":
+        """The same defence with `size` draws fixed for all images, hence a deterministic classifier, so that AutoAttack is
+        valid on it (protocol 4)."""
+        if self.deterministic:
+            return self
+        fixed = BankSampler(self.sampler, self.body, size, seed)
+        same: dict[str, Any] = {"about": self.about, "averaging": self.averaging, "by_vote": self.by_vote, "whole": self}
+        return Network(self.body, fixed, name=f"{self.name}-bank{size}", **same)
+
+    def base(self) -> Defense:
+        """The network without its draws: its noise or transform removed, or the `plain` of a network that draws inside."""
+        if self.whole is not None:
+            return self.whole.base()
+        if self.deterministic:
+            return self
+        body = self.sampler.without(self.body)
+        if body is None:
+            raise BadInput(
+                f"{self.name} draws inside its network, so its base is not known; give the network without its randomness "
+                "as Randomised(..., plain=...), or give the transfer attack another source"
+            )
+        return Network(body, Sampler(), name=f"{self.name}-base", about=self.about)
+
+    def _with(self, **changed: Any) -> "Network":
+        other = copy.copy(self)  # of the same class: what a subclass does otherwise stays
+        vars(other).update(changed)
+        return other
 
 
 class _Chunked(torch.autograd.Function):
@@ -228,7 +251,35 @@ def _within(outer: slice, inner: slice) -> slice:
     return slice(outer.start + inner.start, outer.start + inner.stop)
 
 
-class Deterministic(_Network):
+class _Module(nn.Module):
+    def __init__(self, defense: Network, stream: Stream) -> None:
+        super().__init__()
+        self.defense, self.stream = defense, stream
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those.
+
+        Logits that float32 would not tell apart are multiplied (see `Body.steepness`).
+        """
+        defense, how, images = self.defense, self.defense.averaging, images.contiguous()
+        forward, draws = defense.sampler.forward(defense.body, self.stream, len(images)), defense.averaged
+        # a third-party attack does not say which images these are: a randomised defence draws anew at each call
+        self.stream = self.stream.skip(draws)
+        if len(images) * draws > defense.body.rows:
+            mean = _Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, how)
+            return self._steep(how.scores(mean))
+        log_p = forward(images, slice(0, len(images)), slice(0, draws), False)
+        scores = self._steep(how.scores(how.mean(how.total(how.each(log_p)), draws)))
+        if scores.requires_grad:
+            scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
+        return scores
+
+    def _steep(self, scores: Tensor) -> Tensor:
+        by = 1.0 if self.defense.averaging.geometric else self.defense.body.steepness(ROUNDED)
+        return (by * scores).log_softmax(1).float()
+
+
+class Deterministic(Network):
     """A network without noise. `draws` and `stream` of its methods are ignored.
 
     Options, here and for Smoothed: `shape` (C, H, W) of the images, default (3, 32, 32); `device`, default the network's;
@@ -244,27 +295,13 @@ class Deterministic(_Network):
         Deterministic(linear, deterministic, 1x8x8 to 10 classes)
     """
 
-    def __init__(self, network: nn.Module, *, name: str | None = None, **options: Any) -> None:
-        super().__init__(network, name=name or type(network).__name__.lower(), **options)
+    def __init__(
+        self, network: nn.Module, *, name: str | None = None, about: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        super().__init__(Body(network, **options), Sampler(), name=name or type(network).__name__.lower(), about=about)
 
 
-class _Random(_Network):
-    """A randomised defence: it says how it draws (`_forward`), and how it draws the same for all (`_banked`)."""
-
-    def bank(self, size: int, seed: int) -> "Bank":
-        """The same defence with `size` draws fixed for all images, hence a deterministic classifier (protocol 4)."""
-        return Bank(self, size, seed)
-
-    def of_votes(self, votes: int) -> "Defense":
-        other = copy.copy(self)  # the same network and counters
-        other.draws = votes
-        return other
-
-    def _banked(self, size: int, seed: int) -> Forward:
-        raise NotImplementedError
-
-
-class Smoothed(_Random):
+class Smoothed(Network):
     """Randomised smoothing: `votes` noisy copies, hard vote (RUSH eq. 4), gradients by eq. 7.
 
     `noise` is Uniform(scale), Gaussian(sigma) or text such as `uniform:0.3`; noisy copies are not clipped (sources S5.9).
@@ -278,82 +315,17 @@ class Smoothed(_Random):
     """
 
     def __init__(
-        self, network: nn.Module, *, noise: Noise | str, votes: int = 64, name: str | None = None, **options: Any
+        self,
+        network: nn.Module,
+        *,
+        noise: Noise | str,
+        votes: int = 64,
+        name: str | None = None,
+        about: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         law = noise_from(noise)
         if law is None or votes < 1:
             raise BadInput("Smoothed takes a noise law and at least 1 vote; use Deterministic for a network without noise")
-        self.noise, self.draws = law, votes
-        super().__init__(network, name=name or f"{type(network).__name__.lower()}@{votes}", **options)
-
-    def _forward(self, stream: Stream, batch: int) -> tuple[Forward, int]:
-        law, images = self.noise, positions(stream, batch)
-        assert law is not None
-
-        def forward(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
-            own = stream.at(images[i]).skip(j.start)
-            return self._fold(x[:, None] + own.noise(law, len(x), j.stop - j.start, self.shape, self.device), exact)
-
-        return forward, self.draws
-
-    def _banked(self, size: int, seed: int) -> Forward:
-        law = self.noise
-        assert law is not None
-        fixed = everyone(seed).noise(law, 1, size, self.shape, self.device)
-        return lambda x, i, j, exact: self._fold(x[:, None] + fixed[:, j], exact)
-
-
-class Bank(_Network):
-    """A randomised defence on a fixed bank of draws, shared by all images: deterministic, so that AutoAttack is valid on it."""
-
-    def __init__(self, defense: "_Random", size: int, seed: int) -> None:
-        self.__dict__ |= defense.__dict__  # the same network, not a second copy of it
-        self.name, self.size, self.seed, self.draws = f"{defense.name}-bank{size}", size, seed, 0
-        self.whole, self.fixed, self.keyed = defense, defense._banked(size, seed), True
-
-    def identity(self) -> dict[str, Any]:
-        return {**self.whole.identity(), "votes": 0, "bank": self.size, "bank_seed": self.seed}
-
-    def base(self) -> Defense:
-        return self.whole.base()
-
-    def _forward(self, stream: Stream, batch: int) -> tuple[Forward, int]:
-        return self.fixed, self.size
-
-
-def everyone(seed: int) -> Stream:
-    """The stream of a bank: the same draws for every image."""
-    return Stream(seed, "bank", torch.zeros(1, dtype=torch.int64))
-
-
-def positions(stream: Stream, batch: int) -> Tensor:
-    """The positions of the batch's images in their data set (B,), on the CPU."""
-    return torch.arange(batch) if stream.images is None else stream.images.cpu().expand(batch)
-
-
-class _Module(nn.Module):
-    def __init__(self, defense: _Network, stream: Stream) -> None:
-        super().__init__()
-        self.defense, self.stream = defense, stream
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those.
-
-        Logits that float32 would not tell apart are multiplied (see `Body.steepness`).
-        """
-        defense, how, images = self.defense, self.defense.how, images.contiguous()
-        forward, draws = defense._forward(self.stream, len(images))
-        # a third-party attack does not say which images these are: a randomised defence draws anew at each call
-        self.stream = self.stream.skip(draws)
-        if len(images) * draws > defense.body.rows:
-            mean = _Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, how)
-            return self._steep(how.scores(mean))
-        log_p = forward(images, slice(0, len(images)), slice(0, draws), False)
-        scores = self._steep(how.scores(how.mean(how.total(how.each(log_p)), draws)))
-        if scores.requires_grad:
-            scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
-        return scores
-
-    def _steep(self, scores: Tensor) -> Tensor:
-        by = 1.0 if self.defense.how.geometric else self.defense.body.steepness(ROUNDED)
-        return (by * scores).log_softmax(1).float()
+        name = name or f"{type(network).__name__.lower()}@{votes}"
+        super().__init__(Body(network, **options), NoiseSampler(law), name=name, draws=votes, about=about)

@@ -6,7 +6,6 @@ abstained), `bound` and `radius` in full precision. When a cell is whole, `certi
 (the six columns of Cohen's code) lie beside its chunks.
 """
 
-import copy
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,11 +20,11 @@ from rush_bench.certificates.check import FOLDER
 from rush_bench.certificates.sampling import Counts, Plan, Sampling, estimate, make_plan, stated
 from rush_bench.certificates.tsv import write_tsv
 from rush_bench.datasets import Images
-from rush_bench.defenses import Defense, Smoothed
+from rush_bench.defenses import Defense, Network
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import made_on
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
-from rush_bench.noise import Stream
+from rush_bench.noise import Noise, Stream
 from rush_bench.records import Arrays, CellStore
 
 GUARDED = 16  # votes at which the guard looks, whatever the defence's: a certificate is of them all
@@ -33,7 +32,7 @@ GUARDED = 16  # votes at which the guard looks, whatever the defence's: a certif
 
 @dataclass(frozen=True)
 class _Job(Job):
-    defense: Smoothed  # at the votes that the guard looks at
+    defense: Defense  # at the votes that the guard looks at
     settings: Sampling
     theorem: Certificate
     plan: Plan
@@ -46,7 +45,7 @@ class _Job(Job):
     def figure(self, made: Arrays) -> str:
         """Share certified so far, and at what cost."""
         right = (made["predict"] == made["label"]).mean()
-        return f"{right:.0%} certified, {made['repeats'].mean():.0f} draws an image in the last chunk"
+        return f"{right:.0%} certified, {made['repeats'].mean():.0f} draws per image in the last chunk"
 
     def chunk(self, store: CellStore, c: int) -> tuple[Arrays, None]:
         """Certify the images of chunk c."""
@@ -54,12 +53,12 @@ class _Job(Job):
         images = part.floats().to(self.defense.device)
         begun = time.perf_counter()
         selection = Stream(seed, "certify/select", part.index)
-        selected = _with_votes(self.defense, self.settings.selection).predict(images, selection).labels.cpu().numpy()
+        selected = self.defense.of_votes(self.settings.selection).predict(images, selection).labels.cpu().numpy()
 
         def draw(rows: Counts, first: int, count: int) -> Counts:
             which = torch.from_numpy(rows)
             stream = Stream(seed, "certify/estimate", part.index[which], first)
-            return _with_votes(self.defense, count).predict(images[which.to(images.device)], stream).votes.cpu().numpy()
+            return self.defense.of_votes(count).predict(images[which.to(images.device)], stream).votes.cpu().numpy()
 
         found = estimate(self.plan, selected, self.defense.classes, draw, self.settings.hope)
         seconds = time.perf_counter() - begun
@@ -132,13 +131,13 @@ def plan(
 
 
 def _job(defense: Defense, data: Images, settings: Sampling, norm: str | None, seed: int, chunk: int) -> _Job:
-    if not isinstance(defense, Smoothed):
+    law = law_of(defense)
+    if law is None:
         raise BadInput(
             f"{defense.name} is {'deterministic' if defense.deterministic else 'randomised, but by no known noise law'}: "
             "a certificate needs Smoothed(network, noise=...), such as rush@64 of the store or --model with --noise"
         )
-    assert defense.noise is not None
-    theorem = certificate(defense.noise, norm, int(np.prod(defense.shape)))
+    theorem = certificate(law, norm, int(np.prod(defense.shape)))
     plan = make_plan(settings, theorem)
     who = {key: value for key, value in defense.identity().items() if key != "votes"}
     cell = cell_of(
@@ -162,11 +161,9 @@ def _job(defense: Defense, data: Images, settings: Sampling, norm: str | None, s
         repeats=settings.draws,
         chunk=chunk,
     )
-    return _Job(cell, _with_votes(defense, GUARDED), data, settings, theorem, plan)
+    return _Job(cell, defense.of_votes(GUARDED), data, settings, theorem, plan)
 
 
-def _with_votes(defense: Smoothed, votes: int) -> Smoothed:
-    """The same defence, sharing its network and its count of passes, at another number of votes."""
-    counter = copy.copy(defense)
-    counter.draws = votes
-    return counter
+def law_of(defense: Defense) -> Noise | None:
+    """The noise that a certificate of a defence is about; None for a bank, and for one that draws otherwise or nothing."""
+    return defense.noise if isinstance(defense, Network) and not defense.deterministic else None

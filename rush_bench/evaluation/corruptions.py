@@ -1,4 +1,4 @@
-"""Accuracy under common corruptions: a cell a defence, corruption and severity; nothing is attacked, x' is the image.
+"""Accuracy under common corruptions: a cell per defence, corruption and severity; nothing is attacked, x' is the image.
 
 Cells are those of the records, under `<results>/corruptions`, so that no table of attacks takes them for its rows.
 """

@@ -172,7 +172,7 @@ def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = N
 
 
 def plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:
-    """The cells of a suite on a defence, in the order in which they need each other."""
+    """The cells of a suite on a defence, in the order in which they need each other; without `eot` on a deterministic one."""
     labels = {"suite": suite.shown, "quick": suite.quick}
     repeats = repeats or default_repeats(defense.draws, suite.quick)
     threat = Threat(suite.norm, suite.eps)  # type: ignore[arg-type]  # parse_suite knows no other norm
@@ -182,6 +182,10 @@ def plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int |
         if column != "eot" or not defense.deterministic:
             of = jobs if column == REST else ()
             jobs.append(job_for(defense, data, column, settings, threat, labels, **same, of=of))
+    if not jobs:
+        raise BadInput(
+            f"eot is for randomised defences, and {defense.name} is deterministic; add pgd, or leave {defense.name} out"
+        )
     return [*jobs, worst_job(jobs, labels)] if len(jobs) > 1 else jobs
 
 

@@ -1,4 +1,4 @@
-"""One file a system: its objective and its settings, with the paper's equation numbers beside the lines.
+"""One file per system: its objective and its settings, with the paper's equation numbers beside the lines.
 
 A recipe module has a literal `NAMES = {"name": "one line"}` and `make(name) -> Recipe`. A plug-in registers a
 `Recipe` under the entry point group `rush_bench.recipes`.

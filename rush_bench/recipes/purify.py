@@ -166,7 +166,7 @@ def plans(settings: PurifySettings) -> list[Plan]:
 
 
 def card(settings: PurifySettings) -> dict[str, Any]:
-    """One draw a prediction, as DiffPure; `@m` takes the vote of m. What `defenses.purify.purifier_from` reads."""
+    """One draw per prediction, as DiffPure; `@m` takes the vote of m. What `defenses.purify.purifier_from` reads."""
     protocol = "supervised" if settings.classifier == "supervised" else "SLF"
     own, diffusion = settings.purification, settings.diffusion
     start = round(own.start * diffusion.timesteps)

@@ -1,6 +1,6 @@
 """Records: what a measurement leaves on disk, and all that a table is made from (protocol 8). numpy and pandas, no torch.
 
-A cell is one (defence, attack, threat, images, seed). It is worked off in fixed chunks of images, one file a chunk:
+A cell is one (defence, attack, threat, images, seed). It is worked off in fixed chunks of images, one file per chunk:
 
     <results>/runs/<first 16 digits of the key>/
         cell.json               the identity, hashed to the key, and labels for people

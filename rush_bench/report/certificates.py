@@ -134,7 +134,7 @@ def figure(sets: Mapping[str, pd.DataFrame], path: Path, norm: str = "radius") -
 
 
 def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
-    """The curve of certified accuracy against the radius, a line a set."""
+    """The curve of certified accuracy against the radius, a line per set."""
     from matplotlib.figure import Figure
 
     from rush_bench.report.figures import COLOURS  # loads matplotlib, which a table does not need

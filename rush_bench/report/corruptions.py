@@ -33,7 +33,7 @@ Counts = tuple[NDArray[np.int64], NDArray[np.int64]]  # right and all prediction
 
 
 def table(results: Sequence[CellResult], reference: str | None = None) -> pd.DataFrame:
-    """A row a defence and corruption, and one for their mean, in percent; NaN where a cell is not finished.
+    """A row per defence and corruption, and one for their mean, in percent; NaN where a cell is not finished.
 
     `results` are the cells of one data set, all corruptions asked for. `accuracy` is the mean over the five severities;
     `ce` in a row of a corruption is CE, in the row `mean` it is mCE, relative to the defence named `reference`. Intervals
@@ -86,7 +86,7 @@ def ce(model: Floats, reference: Floats, samples: int = _SAMPLES, seed: int = 0)
 
 
 def lay_out(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for people: a row a corruption, then mean and mCE; a column a defence."""
+    """Header and rows for people: a row per corruption, then mean and mCE; a column per defence."""
     names = list(dict.fromkeys(frame["defense"]))
     corruptions = list(dict.fromkeys(frame["corruption"]))
     lines = {(line["defense"], line["corruption"]): line for line in frame.to_dict(orient="records")}

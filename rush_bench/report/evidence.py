@@ -1,6 +1,7 @@
 """What a table says of its columns, from records alone: gradients that were none or not true, settings not the suite's."""
 
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rush_bench.attacks.suites import FULL, QUICK
+from rush_bench.declared import declared
 from rush_bench.errors import RushBenchError
 from rush_bench.records import CellResult
 from rush_bench.registry import attacks
@@ -51,18 +53,37 @@ def unusual(cell: CellResult) -> str:
 
     A setting that a record does not have came later than it, and is not compared.
     """
-    name, quick = cell.identity["attack"]["name"], bool(cell.labels.get("quick"))
+    name, labels = cell.identity["attack"]["name"], cell.labels
     if name not in attacks.entries or name == "clean":
         return ""
-    kind: Any = SimpleNamespace(deterministic=cell.labels["deterministic"], draws=cell.labels.get("votes") or 0, classes=10)
-    try:
-        made = override(attacks.load(name)(), (QUICK if quick else FULL).get(name, {})).on(kind)
-        usual = _plain({**dataclasses.asdict(made), **made.settings()})
-    except (RushBenchError, TypeError):  # a plug-in's settings that a record cannot hold
-        return ""
+    quick = bool(labels.get("quick"))
     found = {key: value for key, value in _plain(cell.identity["attack"]).items() if key not in BESIDES}
+    declares = {} if labels["deterministic"] else _declared(name, quick)  # which `on` of a randomised defence leaves as it is
+    if all(key in declares and declares[key] == value for key, value in found.items()):
+        return ""
+    usual = _usual(name, quick, labels["deterministic"], labels.get("votes") or 0)
+    if usual is None:
+        return ""
     keys = sorted(key for key in found if found[key] != usual.get(key))
     return ", ".join(f"{key}={_text(found.get(key))} (usual {_text(usual.get(key))})" for key in keys)
+
+
+@functools.cache
+def _usual(name: str, quick: bool, deterministic: bool, votes: int) -> dict[str, Any] | None:
+    """The settings of an attack in its suite's column; None for a plug-in's that a record cannot hold."""
+    kind: Any = SimpleNamespace(deterministic=deterministic, draws=votes, classes=10)
+    try:
+        made = override(attacks.load(name)(), (QUICK if quick else FULL).get(name, {})).on(kind)
+        return _plain({**dataclasses.asdict(made), **made.settings()})
+    except (RushBenchError, TypeError):
+        return None
+
+
+@functools.cache
+def _declared(name: str, quick: bool) -> dict[str, Any]:
+    """The same from the source, without torch, which takes longer to import than a table to write; nothing of a plug-in's."""
+    entry = attacks.get(name)
+    return {} if entry.entry_point else _plain(declared(entry)[0] | (QUICK if quick else FULL).get(name, {}))
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

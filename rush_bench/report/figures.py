@@ -30,7 +30,7 @@ COLUMNS = {"clean": "clean", **PANELS, "square": columns.header_of("square")}
 
 
 def accuracy_against_eps(results: Iterable[CellResult], path: Path) -> Path:
-    """Accuracy against eps: a panel an attack (and a row of panels a data set and norm), a line a defence, 95 % bars.
+    """Accuracy against eps: a panel per attack (and a row of panels per data set and norm), a line per defence, 95 % bars.
 
     Lines start at eps 0, the clean accuracy. Finished cells only; lines never join different n, K, seed or suite variants.
     BadInput where nothing was attacked. Returns the path of the PNG.
@@ -72,7 +72,7 @@ def against_eps(found: Sequence[Row], path: Path) -> Path:
 
 
 def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
-    """A line a row, the least broken on top: clean accuracy and each attack's as a marker with its 95 % bar.
+    """A line per row, the least broken on top: clean accuracy and each attack's as a marker with its 95 % bar.
 
     The rows must share data set, threat and suite: they stand on one axis.
     """

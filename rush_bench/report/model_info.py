@@ -56,7 +56,7 @@ def model_info(row: Row) -> dict[str, Any]:
 
 
 def write_model_info(rows: Iterable[Row], folder: Path) -> list[Path]:
-    """A file a row that has a threat and a worst case, under `folder`; two suites of one defence have its name with theirs."""
+    """A file per row that has a threat and a worst case, under `folder`; with several suites their names too."""
     chosen = [row for row in rows if row.threat is not None and "worst" in row.estimates]
     if not chosen:
         raise BadInput("no row has a worst case under a threat yet; run `rush-bench attack` first")

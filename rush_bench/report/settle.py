@@ -1,4 +1,4 @@
-"""Tables of `settle`, made from records alone: an experiment after another, a line a trial, each with its interval."""
+"""Tables of `settle`, made from records alone: an experiment after another, a line per trial, each with its interval."""
 
 import json
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def title(book: Book) -> str:
 
 
 def frame(book: Book) -> pd.DataFrame:
-    """A row a trial: accuracies as fractions with `low` and `high` (NaN: unfinished), passes per image, seconds in all.
+    """A row per trial: accuracies as fractions with `low` and `high` (NaN: unfinished), passes per image, seconds in all.
 
     `bank`, `unseen`, `official`, `any10` and `any100` are accuracies by other counts of the same record.
     """
@@ -84,7 +84,7 @@ def frame(book: Book) -> pd.DataFrame:
 
 
 def waterfall_frame(book: Book) -> pd.DataFrame:
-    """A row a bar of T15: accuracy, and the `difference` to the bar before with its paired interval, as fractions."""
+    """A row per bar of T15: accuracy, and the `difference` to the bar before with its paired interval, as fractions."""
     made = []
     for bar in bars(book):
         row: dict[str, Any] = {"bar": bar.entry.trial, "as_published": bar.as_published}
@@ -102,7 +102,7 @@ def besides(entry: Entry) -> str:
 
 
 def lay_out(book: Book) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as text, for a terminal: a line an experiment with how it is to be read, then its trials."""
+    """Header and rows as text, for a terminal: a line per experiment with how it is to be read, then its trials."""
     lines = []
     for name, entries in sections(book):
         lines.append([f"{name} {EXPERIMENTS[name].title}", "", EXPERIMENTS[name].reading, *[""] * (len(COLUMNS) - 3)])

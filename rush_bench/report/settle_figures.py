@@ -145,7 +145,7 @@ def attacks(book: Book, path: Path) -> Path | None:
 
 
 def sweep(books: Sequence[Book], path: Path, beside: Sequence[Line] = ()) -> Path | None:
-    """What more effort changes, a line a defence: draws of a gradient (T1), steps (T3), votes of the defence (T13).
+    """What more effort changes, a line per defence: draws of a gradient (T1), steps (T3), votes of the defence (T13).
 
     A panel for each that has at least two finished points; None without any. Runs with restarts are hollow, at all their
     steps. `beside` joins the first panel.
@@ -181,7 +181,7 @@ def sweep(books: Sequence[Book], path: Path, beside: Sequence[Line] = ()) -> Pat
 
 
 def eps(books: Sequence[Book], path: Path) -> Path | None:
-    """T10: accuracy against eps, a line a defence, with the accuracy of a guess; None without two finished points."""
+    """T10: accuracy against eps, a line per defence, with the accuracy of a guess; None without two finished points."""
     lines = {
         name: [Point(0.0 if e.result.labels["attack"] == "clean" else e.eps, e.estimate) for e in book.of("T10")]
         for name, book in zip(_names(books), books, strict=True)

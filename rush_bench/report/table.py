@@ -18,7 +18,7 @@ FACTS = ("threat", "published_setting", "measured_as", "training_passes", *TEXT)
 
 
 class Table:
-    """What was measured, as a table. `frame` has every number, a row a defence; `print` and a notebook show the rest.
+    """What was measured, as a table. `frame` has every number, a row per defence; `print` and a notebook show the rest.
 
     Accuracies are percent; `<column>_low` and `<column>_high` are the ends of the 95 % interval.
     """
@@ -75,7 +75,9 @@ class Table:
 
         BadInput for a column that the table has not.
         """
-        return Table(self.frame, choose(self.whole, columns), title=self.title, about=self.about)
+        whole = choose(self.whole, columns)
+        parts = [part for name in columns for part in tables.parts_of(name) if part in self.frame]
+        return Table(self.frame[parts], whole, title=self.title, about=self.about)
 
     def write(
         self,

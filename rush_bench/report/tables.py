@@ -56,10 +56,10 @@ def check_formats(formats: Sequence[str]) -> Sequence[str]:
 
 
 def plain(found: Sequence[Row]) -> pd.DataFrame:
-    """The plain style: a line a row, in their order."""
+    """The plain style: a line per row, in their order."""
     columns = ["defense", "dataset", "pretrain_dataset", "threat", "suite"]
     shown = {column.name: column.estimate for column in columns_of.plain(_measured_in(found))}
-    columns += [part for name in shown for part in _parts(name)]
+    columns += [part for name in shown for part in parts_of(name)]
     columns += ["K", "n", *FACTS, "budget", *TRAINING, "in_mean", "seed", "upper_bounds", "notes"]
     made = [_about(row) | _numbers(row, shown) for row in found]
     return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
@@ -69,7 +69,7 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
     """Blocks and rows as in the paper; what is measured stands beside its row, other systems follow in their block."""
     eligible = [row for row in found if (row.is_linf8() or not row.threat) and not row.in_mean]
     best: dict[tuple[str, ...], Row] = {}
-    for row in eligible:  # one row a defence: l-inf 8/255 with its widest evaluation
+    for row in eligible:  # one row per defence: l-inf 8/255 with its widest evaluation
         who = (block_of(row.labels), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
         if who not in best or _width(row) > _width(best[who]):
             best[who] = row
@@ -92,7 +92,7 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
 
 
 def paper(lines: Sequence[Line]) -> pd.DataFrame:
-    """The paper style: a row a line, in their order."""
+    """The paper style: a row per line, in their order."""
     made, shown = [], columns_of.paper(_measured_in(row for _, row in lines if row))
     for entry, row in lines:
         about = _published(entry) if entry else {}
@@ -101,7 +101,7 @@ def paper(lines: Sequence[Line]) -> pd.DataFrame:
         made.append(about | (_measured(row, shown) if row else {}))
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
-    columns += ["measured_as", *(part for column in shown for part in _parts(column.in_paper)), "n", "K", *FACTS, "budget"]
+    columns += ["measured_as", *(part for column in shown for part in parts_of(column.in_paper)), "n", "K", *FACTS, "budget"]
     columns += [*TRAINING, "in_mean", "suite", "seed", "upper_bounds", "notes"]
     return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
 
@@ -117,7 +117,10 @@ def _needed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=[*left_out, *(TRAINING if frame["training_seeds"].isna().all() else ())])
 
 
-def _parts(name: str) -> list[str]:
+def parts_of(name: str) -> list[str]:
+    """The columns of a frame that a column of a table is made of."""
+    if name == "published_setting":
+        return [f"published_{fact}" for fact in FACTS]
     return [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
 
 
@@ -126,7 +129,7 @@ def _numbers(row: Row, wanted: dict[str, str]) -> dict[str, float]:
     for column, name in wanted.items():
         if name in row.estimates:
             numbers = [*row.estimates[name], row.spread.get(name, math.nan)]
-            made |= dict(zip(_parts(column), (100 * part for part in numbers), strict=True))
+            made |= dict(zip(parts_of(column), (100 * part for part in numbers), strict=True))
     return made
 
 

@@ -1,7 +1,7 @@
 """A layout on a terminal of any width: no number is folded, and what has no room is named.
 
 By the room there is: all on a line; what is the same in every row above the table; intervals below their numbers; columns left
-out, the least telling first; rows upright, a line a column.
+out, the least telling first; rows upright, a line per column.
 """
 
 import re
@@ -77,7 +77,7 @@ def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -
 
 
 def grid(layout: Layout, fold: int | None = None) -> Table:
-    """A column a column; with `fold` intervals stand below their numbers and words are folded to that many letters.
+    """A column for each; with `fold` intervals stand below their numbers and words are folded to that many letters.
 
     All is `Text`: no name is read as markup, whatever is in it.
     """
@@ -99,7 +99,7 @@ def grid(layout: Layout, fold: int | None = None) -> Table:
 
 
 def upright(layout: Layout) -> Iterable[Text]:
-    """Rows one below the other: its name, then a line a column."""
+    """Rows one below the other: its name, then a line per column."""
     heads = [header(name) for name in layout.columns]
     wide = max(map(len, heads))
     for heading, span in layout.blocks:

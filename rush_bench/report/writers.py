@@ -22,7 +22,7 @@ def to_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def markdown(layout: Layout) -> str:
-    """GitHub Markdown, a table a block."""
+    """GitHub Markdown, a table per block."""
     head = "| " + " | ".join(_markdown(header(name)) for name in layout.columns) + " |"
     rule = "|" + "|".join("---" if left else "---:" for left in flush_left(layout)) + "|"
     lines = []

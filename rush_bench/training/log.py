@@ -1,6 +1,6 @@
 """The curves of a training beside its model: JSON lines always, TensorBoard's events where they are asked for.
 
-`log.jsonl` has a line an epoch: stage, epoch, loss, and what validation measured. Both are made from the history that the
+`log.jsonl` has a line per epoch: stage, epoch, loss, and what validation measured. Both are made from the history that the
 checkpoint keeps, so that a run that was killed and goes on leaves neither a gap nor a line twice.
 """
 

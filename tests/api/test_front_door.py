@@ -43,8 +43,21 @@ def test_models_of_a_store_by_name(store, capsys) -> None:
     assert rb.attack(["tiny@1"], QUICK, n=6, store=store, repeats=2, quiet=True).results[0].folder == run.results[0].folder
 
 
+def test_attacks_by_name_their_settings_and_a_part_of_the_table(network, digits) -> None:
+    mine = rb.Deterministic(network, shape=digits.shape, name="mine")
+    run = rb.attack(mine, "linf8", digits, attacks=["clean", "eot-apgd"], settings={"eot-apgd.steps": 2}, quiet=True)
+    assert {cell.labels["attack"] for cell in run.results} == {"clean", "eot-apgd", "worst"} and run.complete
+    assert run.results[1].identity["attack"]["steps"] == 2
+    table = rb.table(only={"defense": "mi*"}, sort="-worst", columns=["defense", "eot-apgd"])
+    assert list(table.frame) == ["defense", "eot-apgd", "eot-apgd_low", "eot-apgd_high"] and len(table) == 1
+    with pytest.raises(BadInput, match="no row is left with defense ours"):
+        rb.table(only={"defense": ["ours"]})
+
+
 def test_what_would_have_no_effect_is_refused(network, digits, store) -> None:
     mine = rb.Deterministic(network, shape=digits.shape)
+    with pytest.raises(BadInput, match="give them to parse_suite"):
+        rb.attack(mine, QUICK, digits, attacks=["clean"])
     for named, says in (({"n": 3}, "take a part of images"), ({"device": "cpu"}, "at hand is as it was made")):
         with pytest.raises(BadInput, match=says):
             rb.attack(mine, QUICK, digits, **named)

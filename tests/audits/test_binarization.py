@@ -10,7 +10,7 @@ from rush_bench.audits import binarization as module
 from rush_bench.audits.binarization import Binarization, binarization, edge, fisher
 from rush_bench.audits.finding import judged, within_chance
 from rush_bench.datasets import load_dataset
-from rush_bench.defenses import Defense, Deterministic, Smoothed
+from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
@@ -84,8 +84,8 @@ def test_fisher_by_hand():
 
 
 def fitted(defense, images, threat, settings=FEW):
-    body = module._Binary(defense.body, module.last_weighted(defense, images[:1], STREAM))
-    return module._fit(defense, body, images, threat, STREAM, settings)
+    layer = module._Layer(module.last_weighted(defense, images[:1], STREAM))
+    return module._fit(defense, layer, images, threat, STREAM, settings)
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
@@ -122,7 +122,7 @@ def test_gradients_of_a_linear_network_are_the_heads(digits, randomised):
     defense = defended(network, randomised, memory=2**20)  # small pieces: draws of one image apart
     assert not randomised or defense.body.rows < 2000
     binary, _ = fitted(defense, digits, Threat("linf", 0.1), Binarization(inner=300, draws=4, judging=16))
-    weight, labels = binary.heads[:, :-1], torch.zeros(12, dtype=torch.int64)
+    weight, labels = binary.sampler.heads[:, :-1], torch.zeros(12, dtype=torch.int64)
     at = binary.gradient(digits, labels, "margin@logits", 5, STREAM)
     assert torch.allclose(at.gradient.flatten(1), weight, atol=1e-4 * float(weight.abs().max()))
     order = torch.tensor([7, 0, 11])  # heads follow the images' positions in the data set, not in the batch
@@ -130,7 +130,7 @@ def test_gradients_of_a_linear_network_are_the_heads(digits, randomised):
     assert torch.allclose(some.gradient, at.gradient[order], atol=1e-5)
     assert torch.allclose(some.loss, at.loss[order], atol=1e-3)
     if not randomised:
-        odds = (digits.flatten(1) * weight).sum(1) - binary.heads[:, -1]
+        odds = (digits.flatten(1) * weight).sum(1) - binary.sampler.heads[:, -1]
         assert torch.allclose(at.loss, odds, atol=1e-3)
 
 
@@ -153,6 +153,15 @@ def test_our_attack_passes_on_a_trained_network(mlp, digits, randomised, threat)
 
 def test_one_vote_is_judged_by_most_of_its_draws(mlp, digits):
     found, _ = binarization(defended(mlp, True, votes=1), digits, THREATS[0], STREAM, attack=QUICK, settings=FEW)
+    assert found.status == "pass"
+
+
+def test_a_network_whose_rows_share_a_draw_has_its_images_one_by_one(mlp, digits):
+    shared = Randomised(mlp, transform=lambda images: images * (0.9 + 0.2 * torch.rand(1)), votes=2, shape=SHAPE)
+    assert shared.sampler.apart
+    few = Binarization(inner=20, draws=2, judging=4, points=2)
+    attack = EOTAPGD(steps=5, draws=2, select_draws=2)
+    found, _ = binarization(shared, digits[:4], THREATS[0], STREAM, attack=attack, settings=few)
     assert found.status == "pass"
 
 

@@ -32,7 +32,7 @@ attack.steps = 1
 
 [[attack]]
 suite = "linf8-quick"
-columns = ["clean", "pgd"]
+attacks = ["clean", "pgd"]
 dataset = "mine.npz"
 n = 6
 chunk = 3

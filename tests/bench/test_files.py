@@ -51,7 +51,7 @@ def test_the_demo_is_two_systems_and_two_suites(tmp_path):
     kinds = [job.kind for job in jobs.values()]
     assert kinds == ["train"] * 2 + ["attack"] * 4 + ["table", "report"]
     attack = jobs["attack rush-digits linf25.5-quick"].context().params
-    suite = parse_suite(attack["suite"], tuple(attack["columns"].split(",")))
+    suite = parse_suite(attack["suite"], attack["attacks"].split(","))
     assert suite.shown == "linf25.5-quick without apgd" and attack["sets"] == ("square.queries=100",)
 
 

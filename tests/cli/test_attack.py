@@ -46,6 +46,20 @@ def test_all_models_and_the_table_of_what_was_measured(attack, rush_bench) -> No
     assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["table.csv", "table.md", "table.tex"]
 
 
+def test_any_registered_attacks_run_by_name_and_square_goes_last(rush_bench, store: Path, mine: Path) -> None:
+    few = [word for text in ("square.queries=5", "eot-apgd.steps=2", "eot-apgd.restarts=1") for word in ("--set", text)]
+    line = ["attack", "--models", "plain", "--dataset", mine, "--n", "10", "--json"]
+    result = rush_bench(*line, "--suite", "linf8", "--attacks", "square,eot-apgd,clean", *few)
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert [cell["attack"] for cell in said["cells"]] == ["clean", "eot-apgd", "square", "worst"]
+    assert all(said["table"][0][name] is not None for name in ("clean", "eot-apgd", "square", "worst"))
+    wrong = rush_bench(*line, "--attacks", "clean,eot-apdg")
+    assert wrong.exit_code == 2 and "did you mean 'eot-apgd'" in wrong.stderr
+    none = rush_bench(*line, "--attacks", "eot")
+    assert none.exit_code == 2 and "plain-mine is deterministic" in none.stderr
+
+
 def test_json_owns_stdout_and_says_all(attack) -> None:
     result = attack("--json", models="plain")
     said = json.loads(result.stdout)

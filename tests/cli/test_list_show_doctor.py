@@ -10,11 +10,13 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from rush_bench import registry
-from rush_bench.cli import common, doctor, main
+from rush_bench.cli import common, doctor, main, show
 from rush_bench.cli.doctor import BROKEN, OPTIONAL_MISSING, WORKS
 from rush_bench.cli.explain import explained
 from rush_bench.records import load_results
-from rush_bench.settings import override
+from rush_bench.settings import override, to_dict
+
+ROOT = Path(__file__).parents[2]
 
 
 def names(result) -> dict[str, list[str]]:
@@ -85,6 +87,12 @@ def test_show_of_a_result(rush_bench, store: Path, mine: Path, quick: list[str])
     assert wrong.exit_code == 2 and f"did you mean {name!r}" in wrong.stderr
 
 
+@pytest.mark.parametrize("entry", [e for e in registry.attacks.entries.values() if e.entry_point is None], ids=lambda e: e.name)
+def test_what_is_read_of_an_attack_is_what_it_is(entry: registry.Entry) -> None:
+    made = registry.attacks.load(entry.name)()
+    assert show._attack(entry.name) == (to_dict(made), explained(made))
+
+
 @pytest.mark.parametrize("kind", ["recipes", "attacks"])
 def test_every_setting_is_explained(kind: str) -> None:
     known = getattr(registry, kind)
@@ -147,7 +155,7 @@ def test_show_with_a_wrong_kind_or_name(rush_bench, store: Path, kind: str) -> N
 def test_doctor_finds_what_is_here(
     rush_bench, store: Path, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "try_import", lambda code: None)  # which starts a process for each package
+    monkeypatch.setattr(doctor, "together", lambda codes: doctor.devices())  # which starts a process
     (tmp_path / "data").mkdir()
     mine.rename(tmp_path / "data" / "cifar10.npz")
     result = rush_bench("doctor", "--json")
@@ -167,6 +175,7 @@ def test_text_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], text: str) -
 
 
 def test_doctor_says_what_to_install(rush_bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "together", lambda codes: None)
     monkeypatch.setattr(doctor, "try_import", lambda code: "ImportError: no [such] name")
     monkeypatch.setattr(doctor, "OPTIONAL", {"click": ("", "pip install 'rush-bench[click]'")})
     said = rush_bench("doctor").stdout
@@ -174,7 +183,7 @@ def test_doctor_says_what_to_install(rush_bench, monkeypatch: pytest.MonkeyPatch
 
 
 def test_doctor_shows_a_folder_that_cannot_be_written(rush_bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "try_import", lambda code: None)
+    monkeypatch.setattr(doctor, "together", lambda codes: [])
     Path("results").write_text("a file")
     result = rush_bench("doctor")
     assert result.exit_code == 1 and "results cannot be written" in result.stdout
@@ -197,7 +206,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check_robustbench(code: str = "pass") -> doctor.Check:
-    return doctor.optional("robustbench", code, "pip install robustbench")
+    return doctor.optional("robustbench", code, "pip install robustbench", doctor.try_import)
 
 
 def test_an_optional_package_that_works(site: Path) -> None:
@@ -223,10 +232,9 @@ def test_an_optional_package_that_is_not_there(site: Path, monkeypatch: pytest.M
     assert check.state == OPTIONAL_MISSING and "torchattacks' older copy" in check.finding
 
 
-def test_a_needed_package_that_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.required("no-such-package").state == BROKEN
-    monkeypatch.setattr(doctor, "try_import", lambda code: "RuntimeError: operator torchvision::nms does not exist")
-    check = doctor.required("torchvision")
+def test_a_needed_package_that_is_missing_or_broken() -> None:
+    assert doctor.required("no-such-package", lambda code: None).state == BROKEN
+    check = doctor.required("torchvision", lambda code: "RuntimeError: operator torchvision::nms does not exist")
     assert check.state == BROKEN and "nms" in check.finding and "constraints.txt" in check.finding
 
 
@@ -235,12 +243,19 @@ def test_an_import_is_tried() -> None:
     assert "no_such_package" in (doctor.try_import("import no_such_package") or "")
 
 
+def test_imports_are_tried_together_with_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    found = doctor.together(["print('hello')", "import json"])
+    assert found is not None and [check.what for check in found] == [check.what for check in doctor.devices()]
+    assert doctor.together(["import no_such_package"]) is None
+
+
 def test_an_import_that_hangs_is_told() -> None:
     assert doctor.try_import("import time; time.sleep(60)", timeout=0.2) == "no answer in 0 s"
 
 
 def test_the_needed_packages_are_those_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = project["dependencies"] + [f"{line}; extra == 'dev'" for line in project["optional-dependencies"]["dev"]]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
     assert {"torch", "torchvision", "click", "pyautoattack"} <= set(doctor.requirements())

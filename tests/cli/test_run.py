@@ -34,7 +34,7 @@ finetune.epochs = 1
 [[attack]]
 models = ["simclr", "rush@1"]
 suite = ["linf8-quick", "linf16-quick"]
-columns = ["clean", "pgd"]
+attacks = ["clean", "pgd"]
 dataset = "mine.npz"
 n = 6
 repeats = 2

@@ -100,7 +100,7 @@ def test_seeds_are_one_row_with_what_training_cost(rush_bench, mine: Path) -> No
         set.finetune.epochs = 1
         [[attack]]
         suite = "linf8-quick"
-        columns = "clean"
+        attacks = "clean"
         dataset = "mine.npz"
         n = 10
         """)

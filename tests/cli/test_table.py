@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rush_bench.records import FORMAT, Cell, CellStore
@@ -55,6 +56,41 @@ def test_chosen_columns_caption_and_label(rush_bench) -> None:
     assert "Defence & PGD \\\\" in text and "\\caption{Ours.}\n\\label{tab:ours}" in text and "Clean" not in text
     wrong = rush_bench("table", "--columns", "defense,pdg")
     assert wrong.exit_code == 2 and "did you mean 'pgd'" in wrong.stderr
+
+
+def test_rows_are_chosen_and_sorted_in_every_form(rush_bench) -> None:
+    for defense, right in (("rush-a", 10), ("acl-b", 20), ("rush-c", 25)):
+        write(Path("results"), "clean", right, defense)
+    write(Path("results"), "pgd", 5, "rush-a")
+
+    def shown(*args: str) -> list[str]:
+        found = rush_bench("table", *args, "--json")
+        assert found.exit_code == 0, found.output
+        rows = [row["defense"] for row in json.loads(found.stdout)]
+        assert [line.split(",")[0] for line in Path("results/table.csv").read_text().splitlines()[1:]] == rows
+        return rows
+
+    assert shown("--sort", "-clean") == ["rush-c", "acl-b", "rush-a"] and shown("--sort", "defense")[0] == "acl-b"
+    assert shown("--sort", "-pgd")[0] == "rush-a"  # what has no value goes last
+    assert shown("--only", "defense=rush*", "--only", "dataset=no*", "--sort", "clean") == ["rush-a", "rush-c"]
+    assert shown("--only", "defense=acl*", "--only", "defense=rush-c") == shown("--only", "defense=acl*,rush-c")
+    assert shown("--only", "n=30", "--columns", "defense,clean")[0] and list(pd.read_csv("results/table.csv")) == [
+        "defense",
+        "clean",
+        "clean_low",
+        "clean_high",
+    ]
+    assert "rush-c" not in rush_bench("table", "--only", "defense=acl*").stdout
+    for args, says in (
+        (("--only", "defence=x"), "did you mean 'defense'"),
+        (("--only", "defense=x*"), "no row is left with defense x*; there is acl-b"),
+        (("--only", "clean=9*"), "clean is an accuracy"),
+        (("--only", "rush*"), "--only takes key=value"),
+        (("--sort", "best"), "no column named 'best'"),
+        (("--sort", "clean", "--format", "csv,robustbench"), "leave out --columns, --only and --sort"),
+    ):
+        wrong = rush_bench("table", *args)
+        assert wrong.exit_code == 2 and says in " ".join(wrong.stderr.split()), wrong.output
 
 
 def test_several_folders_make_one_table(rush_bench) -> None:

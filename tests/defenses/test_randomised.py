@@ -362,7 +362,7 @@ def test_rocl_averages_the_logits_of_random_views(store):
     assert resolve(["rocl"], store) == ["rocl-digits"]
     assert resolve(["rocl@30"], store) == ["rocl-digits@30"]
     plain, smooth = load_defense("rocl-digits", store=store), load_defense("rocl@30", store=store)
-    assert plain.deterministic and isinstance(smooth, Randomised) and smooth.average == "logits"
+    assert plain.deterministic and isinstance(smooth, Randomised) and smooth.averaging.geometric
     assert (smooth.name, smooth.draws) == ("rocl-digits@30", 30)
     data = load_dataset("digits", "test", 12, size=8)
     images = data.floats()

@@ -230,36 +230,6 @@ def test_passes_are_counted(conv, images):
         assert defense.passes.backwards - before == 48
 
 
-def test_memory_stays_within_the_budget_whatever_m_is(images):
-    """The rows of one block, times what autograd saves for a row, fit in the budget at any number of draws."""
-    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 16}, seed=1).eval()
-    budget = 4 * 2**20
-    defense = Smoothed(network, noise=Uniform(0.3), votes=1, shape=(1, 16, 16), memory=budget)
-    images = torch.rand(2, 1, 16, 16)
-    peaks = []
-    for draws in (1, 64, 512):
-        held = peak = 0
-
-        def pack(tensor):
-            nonlocal held, peak
-            if not isinstance(tensor, nn.Parameter):
-                held += tensor.untyped_storage().nbytes()
-                peak = max(peak, held)
-            return tensor
-
-        def unpack(tensor):
-            nonlocal held
-            if not isinstance(tensor, nn.Parameter):
-                held -= tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            defense.gradient(images, torch.zeros(2, dtype=torch.int64), "ce", draws, STREAM)
-        peaks.append(peak)
-    assert peaks[0] < peaks[1] <= 1.5 * budget
-    assert peaks[2] <= 1.5 * budget
-
-
 def test_bfloat16_searches_and_float32_judges(images):
     network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 16}, seed=1).eval()
     images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(4))

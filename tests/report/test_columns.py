@@ -3,6 +3,7 @@
 import pytest
 
 from rush_bench.report.columns import COLUMNS, header_of
+from rush_bench.report.filters import ordered
 from rush_bench.report.table import of_frame
 from rush_bench.report.tables import table
 
@@ -32,6 +33,16 @@ def test_without_such_an_attack_there_is_no_such_column(lab) -> None:
     lab.cell("acl-cifar10", "pgd", [1] * 6 + [0] * 4)
     shown = [name for name in table(lab.results()) if f"{name}_low" in table(lab.results())]
     assert shown == [column.name for column in COLUMNS if column.plain]
+
+
+def test_the_paper_style_is_sorted_within_its_blocks(lab) -> None:
+    for name, right in (("acl-cifar10", 4), ("own", 6), ("better", 9)):
+        lab.cell(name, "pgd", [1] * right + [0] * (10 - right))
+    frame = table(lab.results(), "paper")
+    by = ordered(frame, "-measured_pgd")
+    assert by["block"].tolist() == frame["block"].tolist() and len(by) == len(frame)
+    assert by["measured_as"].dropna().tolist() == ["better", "own", "acl-cifar10"]
+    assert len(of_frame(by).whole.blocks) == frame["block"].nunique()
 
 
 @pytest.mark.parametrize(

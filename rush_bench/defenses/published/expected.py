@@ -11,12 +11,12 @@ import torch
 from scipy import stats
 
 from rush_bench.datasets import Images, load_dataset
-from rush_bench.datasets.places import data_folder, on_disk
 from rush_bench.defenses.smoothed import Deterministic, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.features import knn_accuracy, outputs
 from rush_bench.networks import Classifier
 from rush_bench.noise import Noise, Stream
+from rush_bench.places import data_folder, on_disk
 from rush_bench.settings import parse_number
 
 IMAGES = 500

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rush_bench.datasets import Images, load_dataset
-from rush_bench.datasets.places import data_folder, on_disk
 from rush_bench.errors import RushBenchError
+from rush_bench.places import data_folder, on_disk
 from rush_bench.records import Cell, CellResult, CellStore
 from rush_bench.report.figures import PANELS
 from rush_bench.report.rows import Row

@@ -19,7 +19,7 @@ from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
 from rush_bench.defenses.aggregate import objective_named, steepened
-from rush_bench.defenses.base import margin
+from rush_bench.defenses.base import Gradient, margin
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
 from rush_bench.threats import Threat
@@ -150,7 +150,12 @@ class _Search:
     stream: Stream
     loss: str
     kept: Kept
+    share: float = 0.75  # of a step's own direction, against that of the step before
     calls: int = 0  # of the gradient, in the run at work
+
+    @property
+    def draws(self) -> int:
+        return 1 if self.defense.deterministic else self.settings.draws or max(self.defense.draws, 16)
 
     def run(self, alive: Tensor, start: Tensor, answers: Tensor) -> None:
         """`alive` (n,) positions in the batch, `start` (U, n, C, H, W), `answers` (U, n) labels or (U, n, 2) with targets."""
@@ -162,7 +167,7 @@ class _Search:
         for step in range(1, steps + 1):
             images, x = s.images, s.x
             towards = self._project(x + s.step * self._ascend(s.gradient), images)
-            share = 0.75 if step > 1 else 1.0
+            share = self.share if step > 1 else 1.0
             s.x = self._project(x + share * (towards - x) + (1 - share) * (x - s.before), images)
             s.before = x
             self._look(s, alive)
@@ -208,13 +213,9 @@ class _Search:
     def _look(self, s: _Rows, alive: Tensor) -> None:
         """Gradient and mean loss at x over all draws; what is best so far."""
         units, n = s.loss.shape
-        draws = 1 if self.defense.deterministic else self.settings.draws or max(self.defense.draws, 16)
-        redraw = self.settings.redraw
-        place = self.kept.places(alive).repeat(units)
-        stream = self.stream.at(place).skip(0 if redraw == 0 else self.calls // redraw * draws)
-        self.calls += 1
         labels = s.answers.flatten(0, 1)
-        at = self.defense.gradient(s.x.flatten(0, 1), labels, self.loss, draws, stream)
+        at = self._ask(s.x.flatten(0, 1), labels, self.stream.at(self.kept.places(alive).repeat(units)))
+        self.calls += 1
         loss = at.loss.unflatten(0, (units, n))
         s.gradient = at.gradient.unflatten(0, (units, n))
         s.rises = s.rises + (loss > s.loss)
@@ -231,6 +232,11 @@ class _Search:
         higher = lead > s.peak_margin
         s.peak_margin = torch.where(higher, lead, s.peak_margin)
         s.peak = torch.where(_wide(higher), s.x, s.peak)
+
+    def _ask(self, x: Tensor, labels: Tensor, stream: Stream) -> Gradient:
+        """The gradient at x over this call's draws."""
+        fresh = self.calls // self.settings.redraw if self.settings.redraw else 0
+        return self.defense.gradient(x, labels, self.loss, self.draws, stream.skip(fresh * self.draws))
 
     def _control(self, s: _Rows, since: int) -> None:
         """Halve the step and go back to the best where it rose too seldom, or stands as at the last checkpoint (1 and 2)."""

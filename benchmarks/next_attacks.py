@@ -360,11 +360,11 @@ def row(name: str, found: Found, present: Found | None) -> str:
     right = interval(found.correct, found.repeats, deterministic=False)
     cost = f"{found.fe:6.0f} fe {1000 * found.seconds:5.0f} ms"
     if present is None:
-        return f"  {name:36} {100 * right.value:5.1f}  [{100 * right.low:.1f}, {100 * right.high:.1f}]".ljust(68) + cost
+        return f"  {name:36} {100 * right.value:5.1f}  [{100 * right.low:.1f}, {100 * right.high:.1f}]".ljust(70) + cost
     less = paired_difference(found.correct, found.repeats, present.correct, present.repeats)
     word = "lower" if less.high < 0 else "higher" if less.low > 0 else ""
-    difference = f"{100 * less.value:+5.1f} [{100 * less.low:+5.1f}, {100 * less.high:+5.1f}]"
-    return f"  {name:36} {100 * right.value:5.1f}  {difference:22} {cost}  {word}".rstrip()
+    difference = f"{100 * less.value:+6.2f} [{100 * less.low:+6.2f}, {100 * less.high:+6.2f}]"
+    return f"  {name:36} {100 * right.value:5.1f}  {difference:24} {cost}  {word}".rstrip()
 
 
 def networks(args: argparse.Namespace) -> dict[str, Callable[[], tuple[Defense, Images, Threat]]]:

@@ -40,7 +40,7 @@ def test_present_is_eot_apgd(study, data):
 
 
 def test_every_variant_may_spend_what_the_present_attack_may(study, data):
-    """Where no image ever breaks, all that is granted is spent; the base too, on which every image breaks at once, is granted."""
+    """Where no image ever breaks, on the base neither, all that is granted is spent."""
     defense, labels, spent = smoothed(sure=True), torch.zeros_like(data.labels), {}
     for name, variant in study.VARIANTS.items():
         before = defense.passes.backwards

@@ -45,8 +45,8 @@ DRAWS = 16  # of a gradient
 JUDGED = 64  # draws held apart, that candidates and votes are judged on
 SCORED = 400  # draws
 STORED_EPS = 0.1  # of the committed records of digits
-SPOT = {name: SUBJECTS[name] for name in ("digits, noise", "digits, noise and PGD")}
-SPOT["CIFAR-10, noise"] = Subject("cifar10", 0.1, 0.0, 2 / 255, 8)
+SPOT = {name.replace(",", ""): SUBJECTS[name] for name in ("digits, noise", "digits, noise and PGD")}
+SPOT["CIFAR-10 noise"] = Subject("cifar10", 0.1, 0.0, 2 / 255, 8)
 
 
 # (3) momentum
@@ -142,15 +142,6 @@ class Smoother(_Search):
             s.rises = rises + (s.loss > before)
 
 
-class NoWayBack(_Search):
-    """Halves the step and goes on from where it is: the best so far is partly the luckiest."""
-
-    def _control(self, s: _Rows, since: int) -> None:
-        x, gradient = s.x, s.gradient
-        super()._control(s, since)
-        s.x, s.gradient = x, gradient
-
-
 class Cosine(_Search):
     """From eps to 0 along a cosine, whatever the loss does."""
 
@@ -242,6 +233,7 @@ class Phase:
     share: float = 0.5
     draws: int = DRAWS
     redraw: int = 1
+    back: bool = True
     start: Callable[[State], Tensor] | None = None
     target: Callable[[State], Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of the search
@@ -262,9 +254,8 @@ class Variant:
             alive = kept.standing()
             if not len(alive):
                 break
-            settings = EOTAPGD(
-                steps=round(phase.share * rows / phase.draws), losses=(phase.loss,), draws=phase.draws, redraw=phase.redraw
-            )
+            same = {name: getattr(phase, name) for name in ("draws", "redraw", "back")}
+            settings = EOTAPGD(steps=round(phase.share * rows / phase.draws), losses=(phase.loss,), **same)
             again = sum(earlier.loss == phase.loss for earlier in self.phases[:number])  # a restart
             own, noise = stream.at(kept.places(alive)), stream.named(f"gradient/{phase.loss}" + f"/{again}" * (again > 0))
             start = threat.start(images[alive], own.named(f"start/{phase.loss}/{again}"))
@@ -313,7 +304,7 @@ VARIANTS = {
     "4 64 draws for the margin": Variant((Phase(CE), Phase(MARGIN, draws=64))),
     "4 new draws every 5 steps": Variant(both(redraw=5)),
     "5 rises of the smoothed loss": Variant(both(Smoother)),
-    "5 no way back to the best": Variant(both(NoWayBack)),
+    "5 no way back to the best": Variant(both(back=False)),
     "5 cosine from eps to 0": Variant(both(Cosine)),
     "6 cosine, mean of gradients": Variant(both(CosineAveraged)),
     "6 cosine, 32 draws": Variant(both(Cosine, draws=32)),

@@ -1,15 +1,15 @@
 """What might lower the worst case of a randomised defence at equal cost: variants of our APGD, one idea each.
 
-    python benchmarks/next_attacks.py [--images 100] [--seed 0] [--steps 50] [--keep DIR] [--data-dir DIR]
+    python benchmarks/next_attacks.py [--images 100] [--seed 0] [--steps 50] [--draws 16] [--keep DIR] [--data-dir DIR]
         [--store DIR --models rush-digits@1,smoothadv-digits@64] [--networks PART,..] [--variants PART,..]
 
-`present` is `eot-apgd` with its default losses, CE of the soft vote, then the margin on what still stands, and 16 draws per
-gradient. Every variant may spend as many rows through the network (steps x draws; transfer from the base and looks at the vote
-included), on the same images, and has the same starts and noise but for what it changes. An image that is broken leaves the
-search, so that what was spent (`fe`: rows forward plus rows backward, per image) is less than what was granted. x' are scored
-on fresh draws, the same for all, 400 per image or more; differences are paired by image, with 95 % intervals. Of so many
-intervals one in twenty misses by chance: what wins has to win again with another `--seed` (of images, starts, draws and
-networks made on the spot).
+`present` is `eot-apgd` with its default losses, CE of the soft vote, then the margin on what still stands, and `--draws` per
+gradient, going back to the best point where it halves its step. Every variant may spend as many rows through the network
+(steps x draws; transfer from the base and looks at the vote included), on the same images, and has the same starts and noise
+but for what it changes. An image that is broken leaves the search, so that what was spent (`fe`: rows forward plus rows
+backward, per image) is less than what was granted. x' are scored on fresh draws, the same for all, 400 per image or more;
+differences are paired by image, with 95 % intervals. Of so many intervals one in twenty misses by chance: what wins has to
+win again with another `--seed` (of images, starts, draws and networks made on the spot).
 
 Networks: small ones that are trained on the spot (of strength.py), and any of a store. `--keep` holds a file for each
 network and variant; what is there is not computed again.
@@ -41,7 +41,6 @@ from rush_bench.noise import Stream, Uniform
 from rush_bench.records.statistics import interval, paired_difference
 from rush_bench.threats import Threat
 
-DRAWS = 16  # of a gradient
 JUDGED = 64  # draws held apart, that candidates and votes are judged on
 SCORED = 400  # draws
 STORED_EPS = 0.1  # of the committed records of digits
@@ -231,7 +230,7 @@ class Phase:
     loss: str
     search: type[_Search] = _Search
     share: float = 0.5
-    draws: int = DRAWS
+    draws: float = 1.0  # of a gradient, times those of the present attack
     redraw: int = 1
     back: bool = True
     start: Callable[[State], Tensor] | None = None
@@ -246,16 +245,23 @@ class Variant:
     phases: tuple[Phase, ...]
     extra: Callable[[int], int] = lambda steps: 0
 
-    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, steps: int) -> Tensor:
+    def run(self, defense: Defense, data: Images, threat: Threat, stream: Stream, steps: int, draws: int) -> Tensor:
+        images, labels = data.floats(), data.labels
         kept = Kept(defense, images, labels, stream, JUDGED)
         state = State(defense, images, labels, threat, stream, kept, steps)
-        rows = 2 * steps * DRAWS - self.extra(steps) / 2  # there and back
+        rows = 2 * steps * draws - self.extra(steps) / 2  # there and back
         for number, phase in enumerate(self.phases):
             alive = kept.standing()
             if not len(alive):
                 break
-            same = {name: getattr(phase, name) for name in ("draws", "redraw", "back")}
-            settings = EOTAPGD(steps=round(phase.share * rows / phase.draws), losses=(phase.loss,), **same)
+            own_draws = round(phase.draws * draws)
+            settings = EOTAPGD(
+                steps=round(phase.share * rows / own_draws),
+                losses=(phase.loss,),
+                draws=own_draws,
+                redraw=phase.redraw,
+                back=phase.back,
+            )
             again = sum(earlier.loss == phase.loss for earlier in self.phases[:number])  # a restart
             own, noise = stream.at(kept.places(alive)), stream.named(f"gradient/{phase.loss}" + f"/{again}" * (again > 0))
             start = threat.start(images[alive], own.named(f"start/{phase.loss}/{again}"))
@@ -296,19 +302,19 @@ VARIANTS = {
     "3 mean of gradients, 0.5 stays": Variant(both(Averaged)),
     "3 mean of gradients, 0.8 stays": Variant(both(AveragedLonger)),
     "3 steps as sure as the sign": Variant(both(Certain)),
-    "4 draws grow from 4 to 28": Variant(both(Growing)),
+    "4 draws grow from 1/4 to 7/4": Variant(both(Growing)),
     "4 draws where signs are unsure": Variant(both(Unsure)),
-    "4 4 draws, 4 times the steps": Variant(both(draws=4)),
-    "4 8 draws, twice the steps": Variant(both(draws=8)),
-    "4 32 draws, half the steps": Variant(both(draws=32)),
-    "4 64 draws for the margin": Variant((Phase(CE), Phase(MARGIN, draws=64))),
+    "4 a quarter of the draws, more steps": Variant(both(draws=0.25)),
+    "4 half the draws, twice the steps": Variant(both(draws=0.5)),
+    "4 twice the draws, half the steps": Variant(both(draws=2)),
+    "4 4 times the draws for the margin": Variant((Phase(CE), Phase(MARGIN, draws=4))),
     "4 new draws every 5 steps": Variant(both(redraw=5)),
     "5 rises of the smoothed loss": Variant(both(Smoother)),
     "5 no way back to the best": Variant(both(back=False)),
     "5 cosine from eps to 0": Variant(both(Cosine)),
     "6 cosine, mean of gradients": Variant(both(CosineAveraged)),
-    "6 cosine, 32 draws": Variant(both(Cosine, draws=32)),
-    "6 cosine, 8 draws": Variant(both(Cosine, draws=8)),
+    "6 cosine, twice the draws": Variant(both(Cosine, draws=2)),
+    "6 cosine, half the draws": Variant(both(Cosine, draws=0.5)),
     "6 cosine, two starts": Variant(2 * both(Cosine, share=0.25)),
 }
 
@@ -323,10 +329,10 @@ class Found:
     seconds: float
 
 
-def measure(variant: Variant, defense: Defense, data: Images, threat: Threat, seed: int, steps: int) -> Found:
+def measure(variant: Variant, defense: Defense, data: Images, threat: Threat, seed: int, steps: int, draws: int) -> Found:
     images, labels = data.floats(), data.labels
     before, begun = defense.passes.forwards + defense.passes.backwards, time.process_time()
-    attacked = variant.run(defense, images, labels, threat, Stream(seed, "attack", data.index), steps)
+    attacked = variant.run(defense, data, threat, Stream(seed, "attack", data.index), steps, draws)
     seconds, spent = time.process_time() - begun, defense.passes.forwards + defense.passes.backwards - before
     check(attacked, images, data.index, threat)
     right = score(defense, attacked, labels, data.index, Stream(seed, "score"), max(SCORED // defense.draws, 10))
@@ -385,7 +391,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of starts and draws, of the images, of networks made on the spot")
-    parser.add_argument("--steps", type=int, default=50, help="of each of the two losses, at 16 draws")
+    parser.add_argument("--steps", type=int, default=50, help="of each of the two losses")
+    parser.add_argument("--draws", type=int, default=16, help="of a gradient")
     parser.add_argument("--data-dir", default=None, help="with CIFAR-10")
     parser.add_argument("--store", default=None, help="folder of models trained on digits")
     parser.add_argument("--models", default="", help="randomised ones of the store, as name@votes, with commas between")
@@ -410,8 +417,8 @@ def main() -> None:
         for name, variant in VARIANTS.items():
             if name != PRESENT and not asked(args.variants, name):
                 continue
-            where = f"{title}-{args.seed}-{args.images}-{args.steps}-{name}"
-            compute = functools.partial(measure, variant, defense, test, threat, args.seed, args.steps)
+            where = f"{title}-{args.seed}-{args.images}-{args.steps}-{args.draws}-{name}"
+            compute = functools.partial(measure, variant, defense, test, threat, args.seed, args.steps, args.draws)
             found = kept_in(args.keep, where, compute)
             print(row(name, found, present), flush=True)
             present = present or found

@@ -232,7 +232,7 @@ class Phase:
     share: float = 0.5
     draws: float = 1.0  # of a gradient, times those of the present attack
     redraw: int = 1
-    back: bool = True
+    back: bool = True  # to the best point, where the step is halved
     start: Callable[[State], Tensor] | None = None
     target: Callable[[State], Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of the search

@@ -38,9 +38,9 @@ class EOTAPGD(Attack):
     `draws` per gradient: 0 is the defence's own m, at least 16. `select_draws` held-apart draws judge candidates, at
     every checkpoint of the step size. With `stop`, an image none of whose held-apart draws is right leaves the search
     (see `Kept`). `rows` bounds images x restarts x targets at once. `redraw` is how many steps draws are used before fresh
-    ones come: 1 for EOT; 0 never, the fixed noise of T2. Where the step is halved the search goes `back` to the best point so
-    far, as in the paper; under noise that is partly the luckiest, and without it the same rows break more: 0.3 to 0.7 points
-    of accuracy on small noise-trained networks (benchmarks/next_attacks.py).
+    ones come: 1 for EOT; 0 never, the fixed noise of T2. Where the step is halved, the search on a
+    deterministic defence goes `back` to the best point so far, as in the paper. Under noise that point is partly the luckiest:
+    there it goes on from where it is unless asked, which breaks more at equal cost (benchmarks/next_attacks.py).
     """
 
     steps: Count = 100
@@ -52,7 +52,7 @@ class EOTAPGD(Attack):
     stop: bool = True
     redraw: Whole = 1
     rows: Count = 1024
-    back: bool = True
+    back: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +60,8 @@ class EOTAPGD(Attack):
             objective_named(loss)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if not self.losses:
-            return self.on(defense).run(defense, images, labels, threat, stream)
+        if (settled := self.on(defense)) != self:
+            return settled.run(defense, images, labels, threat, stream)
         kept = Kept(defense, images, labels, stream, self.select_draws)
         ranked = None
         for loss in self.losses:
@@ -86,10 +86,11 @@ class EOTAPGD(Attack):
         return kept.best
 
     def on(self, defense: Defense) -> "EOTAPGD":
-        return self if self.losses else dataclasses.replace(self, losses=self._default_losses(defense))
+        losses = self.losses or self._default_losses(defense)
+        return dataclasses.replace(self, losses=losses, back=self.back or defense.deterministic)
 
     def settings(self) -> dict[str, Any]:
-        """Without `back` where it is as it always was, so that older records still count."""
+        """Without `back` where it is as it once always was, so that older records still count."""
         return {key: value for key, value in super().settings().items() if key != "back" or not value}
 
     def _default_losses(self, defense: Defense) -> tuple[str, ...]:

@@ -104,10 +104,17 @@ def test_only_the_keys_of_few_steps_changed_with_the_checkpoints():
     assert "schedule" not in attacks.load("aa")().settings()
 
 
-def test_a_search_that_does_not_go_back_has_another_key_and_older_records_count():
-    usual = EOTAPGD().settings()
-    assert "back" not in usual
-    assert EOTAPGD(back=False).settings() == {**usual, "back": False}
+@pytest.mark.parametrize("kind", [EOTAPGD, TargetedEOTAPGD])
+def test_under_noise_the_search_goes_back_only_where_asked(linear, kind):
+    """Older records, all of which did, are those that do."""
+    for defense, back in (
+        (Deterministic(linear, shape=SMALL), True),
+        (Smoothed(linear, noise=Uniform(0.1), shape=SMALL).bank(4, 0), True),
+        (Smoothed(linear, noise=Uniform(0.1), shape=SMALL), False),
+    ):
+        assert kind().on(defense).back == kind(losses=("ce",)).on(defense).back == back
+        assert ("back" in kind().on(defense).settings()) == (not back)
+        assert "back" not in kind(back=True).on(defense).settings()
 
 
 def test_under_noise_the_way_back_to_the_luckiest_point_costs_strength(digits):

@@ -36,7 +36,7 @@ def smoothed(sure: bool) -> Smoothed:
 
 def test_present_is_eot_apgd(study, data):
     stream, defense = Stream(3, "attack", data.index), smoothed(sure=False)
-    ours = EOTAPGD(steps=STEPS, draws=DRAWS).run(defense, data.floats(), data.labels, THREAT, stream)
+    ours = EOTAPGD(steps=STEPS, draws=DRAWS, back=True).run(defense, data.floats(), data.labels, THREAT, stream)
     found = study.VARIANTS[study.PRESENT].run(defense, data, THREAT, stream, STEPS, DRAWS)
     assert torch.equal(found, ours)
 

@@ -329,7 +329,11 @@ class Found:
     seconds: float
 
 
-def measure(variant: Variant, defense: Defense, data: Images, threat: Threat, seed: int, steps: int, draws: int) -> Found:
+Network = Callable[[], tuple[Defense, Images]]  # made or loaded once it is asked for, with its test images
+
+
+def measure(variant: Variant, network: Network, threat: Threat, seed: int, steps: int, draws: int) -> Found:
+    defense, data = network()
     images, labels = data.floats(), data.labels
     before, begun = defense.passes.forwards + defense.passes.backwards, time.process_time()
     attacked = variant.run(defense, data, threat, Stream(seed, "attack", data.index), steps, draws)
@@ -364,27 +368,24 @@ def row(name: str, found: Found, present: Found | None) -> str:
     return f"  {name:36} {100 * right.value:5.1f}  {difference:24} {cost}  {word}".rstrip()
 
 
-def networks(args: argparse.Namespace) -> dict[str, Callable[[], tuple[Defense, Images, Threat]]]:
-    """By name: how each is had, with its test images and threat."""
+def networks(args: argparse.Namespace) -> dict[str, tuple[float, Network]]:
+    """By name: eps of the threat, and the network."""
 
-    def spot(subject: Subject) -> tuple[Defense, Images, Threat]:
+    @functools.cache
+    def spot(subject: Subject) -> tuple[Defense, Images]:
         side, data = (8, None) if subject.data == "digits" else (16, args.data_dir)
         pool = load_dataset(subject.data, "train", None if side == 8 else 5000, size=side, data_dir=data)
         test = load_dataset(subject.data, "test", args.images, seed=args.seed, size=side, data_dir=data)
         network = train(subject, pool, args.seed)
-        return Smoothed(network, noise=Uniform(subject.noise), votes=1, shape=test.shape), test, Threat("linf", subject.eps)
+        return Smoothed(network, noise=Uniform(subject.noise), votes=1, shape=test.shape), test
 
-    def stored(model: str) -> tuple[Defense, Images, Threat]:
-        test = load_dataset("digits", "test", args.images, seed=args.seed)
-        return load_defense(model, store=args.store), test, Threat("linf", STORED_EPS)
+    @functools.cache
+    def stored(model: str) -> tuple[Defense, Images]:
+        return load_defense(model, store=args.store), load_dataset("digits", "test", args.images, seed=args.seed)
 
-    found: dict[str, Callable[[], tuple[Defense, Images, Threat]]] = {}
-    for name, subject in SPOT.items():
-        if subject.data == "digits" or args.data_dir is not None:
-            found[name] = lambda subject=subject: spot(subject)
-    for model in filter(None, args.models.split(",")):
-        found[model] = lambda model=model: stored(model)
-    return found
+    made = {name: subject for name, subject in SPOT.items() if subject.data == "digits" or args.data_dir is not None}
+    found = {name: (subject.eps, functools.partial(spot, subject)) for name, subject in made.items()}
+    return found | {name: (STORED_EPS, functools.partial(stored, name)) for name in filter(None, args.models.split(","))}
 
 
 def main() -> None:
@@ -406,19 +407,17 @@ def main() -> None:
     def asked(names: str, name: str) -> bool:
         return not names or any(part in name for part in names.split(","))
 
-    for title, get in networks(args).items():
+    for title, (eps, network) in networks(args).items():
         if not asked(args.networks, title):
             continue
-        defense, test, threat = get()
-        print(
-            f"{title}, seed {args.seed}, {threat.norm} {threat.eps:.4f}, {args.images} images, {args.steps} steps", flush=True
-        )
+        how = f"{args.images} images, {args.steps} steps, {args.draws} draws"
+        print(f"{title}, seed {args.seed}, linf {eps:.4f}, {how}", flush=True)
         present: Found | None = None
         for name, variant in VARIANTS.items():
             if name != PRESENT and not asked(args.variants, name):
                 continue
             where = f"{title}-{args.seed}-{args.images}-{args.steps}-{args.draws}-{name}"
-            compute = functools.partial(measure, variant, defense, test, threat, args.seed, args.steps, args.draws)
+            compute = functools.partial(measure, variant, network, Threat("linf", eps), args.seed, args.steps, args.draws)
             found = kept_in(args.keep, where, compute)
             print(row(name, found, present), flush=True)
             present = present or found

@@ -58,7 +58,7 @@ def test_every_variant_may_spend_what_the_present_attack_may(study, data):
 
 def test_what_is_kept_is_not_computed_again(study, data, tmp_path):
     variant, defense = study.VARIANTS[study.PRESENT], smoothed(sure=False)
-    first = study.kept_in(tmp_path, "a, b", lambda: study.measure(variant, defense, data, THREAT, 0, 2, DRAWS))
+    first = study.kept_in(tmp_path, "a, b", lambda: study.measure(variant, lambda: (defense, data), THREAT, 0, 2, DRAWS))
     again = study.kept_in(tmp_path, "a, b", lambda: pytest.fail("computed twice"))
     assert (again.correct == first.correct).all() and (again.repeats == first.repeats).all()
     assert (again.fe, again.seconds) == (first.fe, first.seconds)

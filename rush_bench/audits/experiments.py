@@ -4,7 +4,6 @@ A trial is one cell: an attack with its settings on the defence itself or on a f
 eps. The same cell under two experiments is worked off once, since records are keyed by what is done and not by its name.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -444,13 +443,5 @@ def choose(only: Iterable[str] | None) -> list[str]:
 
 def plan(subject: Subject, budget: Budget, only: Iterable[str] | None = None) -> list[Trial]:
     """The trials of these experiments in order; worst cases last, since they need the others."""
-    trials = [_as_recorded(trial) for name in choose(only) for trial in EXPERIMENTS[name].trials(subject, budget)]
+    trials = [trial for name in choose(only) for trial in EXPERIMENTS[name].trials(subject, budget)]
     return sorted(trials, key=lambda trial: trial.attack == WORST)
-
-
-def _as_recorded(trial: Trial) -> Trial:
-    """With the way back to the best point, by which the committed records were made: 0.5 to 0.8 points weaker than without
-    (docs/verdict.md), which is less than any rule of the verdict turns on."""
-    if trial.attack != "eot-apgd":
-        return trial
-    return dataclasses.replace(trial, settings={**trial.settings, "back": True})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rush_bench import records
 from rush_bench.errors import BadInput
-from rush_bench.packs import opened
+from rush_bench.packs import opened, pack_hint
 from rush_bench.records import CellResult
 from rush_bench.report.table import Table, measured
 from rush_bench.report.tables import check_style
@@ -67,9 +67,11 @@ def table(
     cells, folders = cells_of(results)
     if style == "plain" and not any(cell.complete for cell in cells):
         places = ", ".join(map(str, folders)) or "the cells given"
-        raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
-    packed = [cards for folder in folders if (cards := opened(Path(folder)).cards)]
-    made = measured(cells, style, trainings_of([Path(store), *packed], {str(cell.labels.get("sha256")) for cell in cells}))
+        packed = "".join(pack_hint(Path(folder)) for folder in folders)
+        fix = packed or "; run `rush-bench attack` first, or point --results at its --out"
+        raise BadInput(f"no finished cell under {places}{fix}")
+    stores = [Path(store), *(opened(Path(folder)).cards for folder in folders)]
+    made = measured(cells, style, trainings_of(stores, {str(cell.labels.get("sha256")) for cell in cells}))
     return made.select(columns) if columns else made
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from rush_bench.files import digest, write_json
 from rush_bench.packs import opened, pack, unpack
 from rush_bench.report.page import write_page
 
+RESULTS = Path(__file__).parents[2] / "results"
 SHA = "ab" * 32
 
 
@@ -97,12 +99,15 @@ def test_is_not_changed(line, folder, tmp_path):
     assert result.exit_code == 2 and "rush-bench unpack" in result.stderr and packed.read_bytes() == content
 
 
-@pytest.mark.parametrize("line", [("table", "--results"), ("report",)])
-def test_a_folder_without_records_leads_to_its_pack(line, folder, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "code"), [(("table", "--results"), 2), (("report",), 2), (("run", "digits", "--plan", "--out"), 0)]
+)
+def test_a_folder_without_records_leads_to_its_pack(line, code, folder, tmp_path, monkeypatch):
     packed = pack(folder, tmp_path / "digits.zip")
     (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, [*line, str(tmp_path / "digits")])
-    assert result.exit_code == 2 and str(packed) in result.stderr
+    assert result.exit_code == code and f"rush-bench unpack {packed}" in result.stderr
 
 
 def test_pandas_alone_reads_its_records(folder, tmp_path):
@@ -111,6 +116,13 @@ def test_pandas_alone_reads_its_records(folder, tmp_path):
     right, of = (records.groupby("attack")[part].sum() for part in ("correct", "repeats"))
     assert (right / of).to_dict() == {"clean": 1.0, "pgd": 36 / 48, "worst": 28 / 48}
     assert set(records["record"]) == {f"runs/{path.name}" for path in (folder / "runs").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "digits"])
+def test_what_is_committed_makes_the_tables_beside_it(name, tmp_path):
+    answer("table", "--results", RESULTS / f"{name}.zip", "--store", tmp_path / "none", "--out", tmp_path, "--format", "csv,md")
+    for file in ("table.csv", "table.md"):
+        assert (tmp_path / file).read_bytes() == (RESULTS / name / file).read_bytes()
 
 
 def test_holds_what_a_reader_needs_and_no_more(folder, tmp_path):

@@ -100,12 +100,13 @@ def test_is_not_changed(line, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "code"), [(("table", "--results"), 2), (("report",), 2), (("run", "digits", "--plan", "--out"), 0)]
+    ("line", "code"), [(("table", "--results"), 2), (("report",), 2), (("run", "tables.toml", "--plan", "--out"), 0)]
 )
 def test_a_folder_without_records_leads_to_its_pack(line, code, folder, tmp_path, monkeypatch):
     packed = pack(folder, tmp_path / "digits.zip")
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
+    Path("tables.toml").write_text("[[table]]")
     result = CliRunner().invoke(main, [*line, str(tmp_path / "digits")])
     assert result.exit_code == code and f"rush-bench unpack {packed}" in result.stderr
 

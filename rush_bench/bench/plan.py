@@ -110,7 +110,7 @@ class Planner:
         self.impossible: dict[str, str] = {}
         self.coming = False  # whether there are models still to be made
         self.speed: dict[str, tuple[float, float]] = {}
-        self.counted: set[tuple[str, str]] = set()
+        self.counted: set[tuple[tuple[str, ...], str]] = set()
         self.loaders: dict[Any, Loader] = {}
         self.stand_ins: dict[str, Defense] = {}
         self.device = choose_device(place.device)
@@ -268,7 +268,7 @@ class Planner:
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         forwards = backwards = seconds = 0.0
         left, there = 0, 0
-        owner = job.name if unfinished(job, self.place.store) else ""  # stand-ins of several models are one
+        owner = job.needs if unfinished(job, self.place.store) else ()  # several models may have one stand-in
         for one in cells:
             images = images_left(store, one.cell)
             left, there = left + (images > 0), there + (images < one.cell.labels["n"])

@@ -87,8 +87,8 @@ def exact(values: np.ndarray) -> str:
     return str(values.tolist())
 
 
-def lay_out(folder: Path) -> None:
-    """Images of five classes told apart by brightness, a corruption of CIFAR's shape, and a model for each."""
+def lay_out(folder: Path, models: bool = True) -> None:
+    """Images of five classes told apart by brightness, a corruption of CIFAR's shape, and a model for each, if wanted."""
     import torch
 
     from rush_bench.datasets.corruptions import USUAL
@@ -105,7 +105,7 @@ def lay_out(folder: Path) -> None:
     for name in USUAL:
         np.save(folder / "data" / "CIFAR-10-C" / f"{name}.npy", draw.integers(0, 256, (50, 32, 32, 3), np.uint8))
     np.save(folder / "data" / "CIFAR-10-C" / "labels.npy", np.tile(np.arange(10), 5))
-    for name, dataset, size in (("mine", "mine", 8), ("wide", "cifar10", 32)):
+    for name, dataset, size in (("mine", "mine", 8), ("wide", "cifar10", 32)) * models:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             channels, classes = (1, 5) if size == 8 else (3, 10)

@@ -26,7 +26,7 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
     Args:
         first: name of a defence as tables show it: `rush-cifar10@64`.
         second: name of the other.
-        results: a results folder, several, or cells (`load_results`).
+        results: a results folder or pack, several, or cells (`load_results`).
 
     Returns:
         A table, a row per attack of the same suite that both have finished, on the images that both have: accuracies of

@@ -10,6 +10,7 @@ from rush_bench.api.table import load_results
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.evaluation.behaviour import apart
 from rush_bench.files import read_json, write_atomic, write_json
+from rush_bench.packs import opened, refuse_pack
 from rush_bench.records import Cell, CellResult, CellStore
 from rush_bench.records.chunks import adversarial_path
 from rush_bench.records.curate import cells_of, merge_cells, remove_cells, rename_cells
@@ -41,12 +42,12 @@ def export(
 
 
 def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
-    """Copy what other results folders have measured into one; returns the number of chunks that were copied.
+    """Copy what other results folders, or packs, have measured into one; returns the number of chunks that were copied.
 
     Chunks that are there already stay as they are. BadInput for a damaged chunk, and for a defence that did something else in
     one folder than in the other under the same key (see `rush_bench.evaluation.behaviour`): nothing is copied then.
     """
-    folders = [Path(source) for source in sources]
+    folders = [opened(Path(source)).folder for source in sources]
     for source in folders:
         if not any(source.glob("**/runs/*/cell.json")):
             raise BadInput(f"{source} holds no records")
@@ -68,6 +69,7 @@ def rename(old: str, new: str, *, store: Path | str = "models", results: Path | 
 
     BadInput where neither has it, or the new name is taken.
     """
+    refuse_pack(Path(results))
     in_store = old in model_names(Path(store))
     if cells_of(Path(results), new):
         raise BadInput(f"{results} has records of {new!r} already; choose another name")
@@ -82,6 +84,7 @@ def rename(old: str, new: str, *, store: Path | str = "models", results: Path | 
 
 def found_to_remove(name: str, store: Path | str, results: Path | str) -> tuple[list[Path], list[Path]]:
     """The folders of a model or encoder of that name, and those of a defence's cells (or of the one cell of that key)."""
+    refuse_pack(Path(results))
     homes = [home / name for home in (Path(store), Path(store) / ENCODERS) if name in model_names(home)]
     cells = cells_of(Path(results), name)
     if not homes and not cells:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rush_bench import records
 from rush_bench.errors import BadInput
-from rush_bench.packs import opened
+from rush_bench.packs import opened, pack_hint
 from rush_bench.records import CellResult
 from rush_bench.report.filters import only as rows_of
 from rush_bench.report.filters import ordered
@@ -78,10 +78,12 @@ def table(
     cells, folders = cells_of(results)
     if style == "plain" and not any(cell.complete for cell in cells):
         places = ", ".join(map(str, folders)) or "the cells given"
-        raise BadInput(f"no finished cell under {places}; run `rush-bench attack` first, or point --results at its --out")
-    packed = [cards for folder in folders if (cards := opened(Path(folder)).cards)]
+        packed = "".join(pack_hint(Path(folder)) for folder in folders)
+        fix = packed or "; run `rush-bench attack` first, or point --results at its --out"
+        raise BadInput(f"no finished cell under {places}{fix}")
+    stores = [Path(store), *(opened(Path(folder)).cards for folder in folders)]
     digests = {str(cell.labels.get("sha256")) for cell in cells}
-    frame = rows_of(frame_of(cells, style, trainings_of([Path(store), *packed], digests)), only or {})
+    frame = rows_of(frame_of(cells, style, trainings_of(stores, digests)), only or {})
     made = of_frame(ordered(frame, sort) if sort else frame)
     return made.select(columns) if columns else made
 

@@ -109,8 +109,9 @@ class Planner:
         self.impossible: dict[str, str] = {}
         self.coming = False  # whether there are models still to be made
         self.speed: dict[str, tuple[float, float]] = {}
-        self.counted: set[str] = set()
+        self.counted: set[tuple[tuple[str, ...], str]] = set()
         self.loaders: dict[Any, Loader] = {}
+        self.stand_ins: dict[str, Defense] = {}
         self.device = choose_device(place.device)
 
     def plan(self, jobs: Sequence[Job]) -> list[Planned]:
@@ -238,7 +239,7 @@ class Planner:
     def untrained(
         self, name: str, dataset: str | None, images: Loader, options: dict[str, Any]
     ) -> list[tuple[list[Defense], Images]]:
-        """The defences that a training will leave, with the weights that it begins with."""
+        """Stand-ins for the defences that a training will leave: what differs in its weights alone costs the same."""
         model, _, votes = name.partition("@")
         card = self.cards.get(model.partition(":")[0])
         if card is None or card.get("transform"):
@@ -246,8 +247,10 @@ class Planner:
         made: list[Defense] = []
         for m in [int(votes)] if votes else card["votes"]:
             law = noise_from(card["noise"]) if m else None
-            label = {"name": f"{model}@{m}" if m else model, "about": {"dataset": card["dataset"], "model": model}}
-            made.append(of_network(build(card["network"]), law, m, **label, **options))
+            like = f"{card['network']} {law} {m} {options}"  # a plan asks of a defence nothing else
+            if like not in self.stand_ins:
+                self.stand_ins[like] = of_network(build(card["network"]), law, m, name=name, **options)
+            made.append(self.stand_ins[like])
         return [(made, images.load(dataset or card["dataset"], made[0].shape[1:]))]
 
     def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:
@@ -264,12 +267,13 @@ class Planner:
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         forwards = backwards = seconds = 0.0
         left, there = 0, 0
+        owner = job.needs if unfinished(job, self.place.store) else ()  # several models may have one stand-in
         for one in cells:
             images = images_left(store, one.cell)
             left, there = left + (images > 0), there + (images < one.cell.labels["n"])
-            if not images or not self.priced or one.cell.key in self.counted:
+            if not images or not self.priced or (owner, one.cell.key) in self.counted:
                 continue
-            self.counted.add(one.cell.key)
+            self.counted.add((owner, one.cell.key))
             ahead, back = passes_of(one)
             speed = self.rate(one.defense, one.data)
             forwards, backwards = forwards + images * ahead, backwards + images * back

@@ -22,6 +22,7 @@ from rush_bench.devices import choose_device
 from rush_bench.errors import DOES_NOT_STAND, Busy, Failure, RushBenchError, WorkLeft, failed_code
 from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.files import write_text
+from rush_bench.packs import pack_hint
 from rush_bench.progress import duration
 
 WAIT = 1.0  # seconds before looking again at what another process is at
@@ -85,6 +86,8 @@ def run(
     bench = files.read(path)
     deadline = deadline_in(max_minutes)
     place = Place(Path(out or bench.out), Path(store or bench.store), Path(data_dir) if data_dir else None, device)
+    if (packed := pack_hint(place.out)) and not (place.out / "runs").exists():
+        say(f"there are no records in {place.out}{packed}")
     load = Loaded()
     jobs = expand(bench, place, load)
     check(jobs)

@@ -7,6 +7,7 @@ from typing import Any
 from rush_bench import registry
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.files import read_json
+from rush_bench.packs import opened
 from rush_bench.store import ENCODERS, model_names, read_card
 
 Row = dict[str, Any]  # name, summary, and what else the kind has
@@ -88,7 +89,7 @@ def _encoders(store: Path) -> list[Row]:
 def _results(results: Path) -> list[Row]:
     """Cells under a results folder, from their cell.json alone."""
     found = []
-    for path in sorted(results.glob("runs/*/cell.json")):
+    for path in sorted(opened(results).folder.glob("runs/*/cell.json")):
         name = path.parent.name
         try:
             cell = read_json(path)

@@ -26,7 +26,7 @@ def folder_option(flag: str, default: str | None, text: str) -> Callable[[F], F]
 
 
 store = folder_option("--store", "models", "Folder of the trained models.")
-results = folder_option("--results", "results", "Folder that holds the runs.")
+results = folder_option("--results", "results", "Folder that holds the runs; to read, a pack of one does.")
 data_dir = folder_option("--data-dir", None, "Folder of the data sets (or the environment's RUSH_BENCH_DATA; default data).")
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything that is random."

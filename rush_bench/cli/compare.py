@@ -16,7 +16,7 @@ from rush_bench.cli import common, complete
     multiple=True,
     default=("results",),
     show_default=True,
-    help="Folder that holds the runs; repeatable.",
+    help="Folder that holds the runs, or a pack of one; repeatable.",
 )
 @common.as_json
 def command(first: str, second: str, results: tuple[Path, ...], as_json: bool) -> None:

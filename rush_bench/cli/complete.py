@@ -58,5 +58,7 @@ def defense(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def _results(context: click.Context) -> Path:
+    from rush_bench.packs import opened
+
     given = context.params.get("results") or "results"
-    return Path(given[0] if isinstance(given, tuple) else given)
+    return opened(Path(given[0] if isinstance(given, tuple) else given)).folder

@@ -11,7 +11,7 @@ from rush_bench.cli import common
 @click.argument("sources", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @common.folder_option("--into", "results", "Results folder that gains what the others have.")
 def command(sources: tuple[Path, ...], into: Path) -> None:
-    """Copy what other results FOLDERs have measured into one: records of attacks, audits, certificates, corruptions.
+    """Copy what other results FOLDERs, or packs, have measured into one: records of attacks, audits, certificates, corruptions.
 
     What is there already stays. Records of two codes under one key are refused.
     """

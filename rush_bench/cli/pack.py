@@ -15,7 +15,8 @@ from rush_bench.cli import common
 def command(results: Path, store: Path, out: Path | None, adversarial: bool) -> None:
     """Put RESULTS (default: results) into one file: records, tables, figures, audits, benchmark files, cards of models.
 
-    `table`, `figure` and `report` read it as they read the folder. Weights are not in it.
+    table, compare, figure, report, list, show, export and merge read it as they read the folder. Weights are not in it.
+    records.csv in it has a row per image of every record. `rush-bench unpack` makes a folder of it again.
     """
     from rush_bench.packs import pack
 

@@ -12,7 +12,9 @@ from rush_bench.cli import common
 @common.store
 @common.data_dir
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The file to write.  [default: report.html in RESULTS, or beside it]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write.  [default: report.html in RESULTS, for a pack in the folder of its name]",
 )
 @click.option("--title", help="What stands at its top.  [default: the folder's name]")
 @click.option(

@@ -12,6 +12,7 @@ from rush_bench.cli import catalogue, common, complete, explain
 from rush_bench.declared import declared
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import read_json
+from rush_bench.packs import opened
 from rush_bench.store import ENCODERS, read_card
 
 
@@ -114,11 +115,12 @@ def encoder(name: str, store: Path, results: Path) -> dict[str, Any]:
 
 def result(name: str, store: Path, results: Path) -> dict[str, Any]:
     """A cell of an evaluation: what it is, and how much of it is done."""
-    path = results / "runs" / name / "cell.json"
+    folder = opened(results).folder
+    path = folder / "runs" / name / "cell.json"
     if not path.is_file():
         known = [row["name"] for row in catalogue.rows("results", store, results)]
         raise unknown_name(f"result in {results}", name, known)
-    return {**read_json(path), "chunks_done": catalogue.chunks_done(path), "accuracies": accuracies(name, results)}
+    return {**read_json(path), "chunks_done": catalogue.chunks_done(path), "accuracies": accuracies(name, folder)}
 
 
 def accuracies(name: str, results: Path) -> dict[str, str]:

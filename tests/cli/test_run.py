@@ -64,6 +64,15 @@ def states(result) -> dict[str, str]:
     return {job["name"]: job["state"] for job in json.loads(result.stdout)["jobs"]}
 
 
+def test_models_of_the_same_network_are_paid_each(tiny) -> None:
+    text = FILE.replace('recipe = ["simclr", "rush"]', 'recipe = "simclr"\nseed = [0, 1]').replace(
+        '["simclr", "rush@1"]', '"simclr"'
+    )
+    jobs = {job["name"]: job for job in json.loads(tiny("--plan", "--json", text=text).stdout)["jobs"]}
+    first, second = (jobs[f"attack {model} linf8-quick"]["passes"] for model in ("simclr-mine", "simclr-mine-s1"))
+    assert first == second > 0
+
+
 def test_it_plans_runs_and_has_nothing_left(tiny, rush_bench, monkeypatch) -> None:
     """Where the processor has bfloat16, attacks search in it, and the plan looks for those very cells."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)

@@ -3,16 +3,19 @@
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from rush_bench.cli import main
 from rush_bench.errors import BadInput
 from rush_bench.files import digest, write_json
-from rush_bench.packs import opened, pack
+from rush_bench.packs import opened, pack, unpack
 from rush_bench.report.page import write_page
 
+RESULTS = Path(__file__).parents[2] / "results"
 SHA = "ab" * 32
 
 
@@ -51,13 +54,81 @@ def test_tables_and_the_page_are_those_of_the_folder(folder, tmp_path_factory):
     page = write_page(folder, store=folder / "models").read_text()
     shutil.rmtree(folder)
     assert answer("table", "--results", packed, "--json", "--store", away / "none") == whole
-    assert (away / "table.csv").read_bytes() == written
-    assert write_page(packed).read_text() == page and (away / "report.html").exists()
+    assert (away / folder.name / "table.csv").read_bytes() == written
+    assert write_page(packed).read_text() == page and (away / folder.name / "report.html").exists()
+
+
+def test_whatever_reads_a_folder_reads_its_pack(folder, tmp_path_factory):
+    away = tmp_path_factory.mktemp("away")
+    packed = pack(folder, away / "digits.zip")
+    name = next((folder / "runs").iterdir()).name
+    lines = (
+        ("list", "results", "--results"),
+        ("show", name, "--results"),
+        ("compare", "rush-cifar10@64", "rush-cifar10@64", "--results"),
+        ("export", "rush-cifar10@64", "--out", away / "export", "--results"),
+    )
+    for line in lines:
+        assert answer(*line, packed) == answer(*line, folder) != ""
+    assert answer("merge", packed, "--into", away / "more") == ""
+    assert answer("table", "--json", "--results", away / "more") == answer("table", "--json", "--results", folder)
+
+
+def test_is_a_folder_again_where_work_goes_on(folder, tmp_path_factory):
+    away = tmp_path_factory.mktemp("away")
+    packed = pack(folder, away / "digits.zip", store=folder / "models", adversarial=True)
+    content = packed.read_bytes()
+    (away / "digits").mkdir()
+    (away / "digits" / "digits.toml").write_text("title = 'mine'")
+    into, gained = unpack(packed)
+    assert into == away / "digits" and gained == len(json.loads(zipfile.ZipFile(packed).read("pack.json"))["modified"]) - 1
+    assert (into / "digits.toml").read_text() == "title = 'mine'"  # what is there stays
+    assert unpack(packed) == (into, 0)
+    (into / "digits.toml").unlink()
+    assert answer("unpack", packed).strip() == str(into)
+    assert pack(into, away / "again.zip", adversarial=True).read_bytes() == content
+    with pytest.raises(BadInput, match="no pack"):
+        unpack(into)
+
+
+@pytest.mark.parametrize("line", [("rename", "rush-cifar10@64", "b"), ("rm", "rush-cifar10@64", "--yes")])
+def test_is_not_changed(line, folder, tmp_path):
+    packed = pack(folder, tmp_path / "p.zip")
+    content = packed.read_bytes()
+    result = CliRunner().invoke(main, [*line, "--results", str(packed)])
+    assert result.exit_code == 2 and "rush-bench unpack" in result.stderr and packed.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [(("table", "--results"), 2), (("report",), 2), (("run", "tables.toml", "--plan", "--out"), 0)]
+)
+def test_a_folder_without_records_leads_to_its_pack(line, code, folder, tmp_path, monkeypatch):
+    packed = pack(folder, tmp_path / "digits.zip")
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path("tables.toml").write_text("[[table]]")
+    result = CliRunner().invoke(main, [*line, str(tmp_path / "digits")])
+    assert result.exit_code == code and f"rush-bench unpack {packed}" in result.stderr
+
+
+def test_pandas_alone_reads_its_records(folder, tmp_path):
+    with zipfile.ZipFile(pack(folder, tmp_path / "p.zip")) as file:
+        records = pd.read_csv(file.open("records.csv"))
+    right, of = (records.groupby("attack")[part].sum() for part in ("correct", "repeats"))
+    assert (right / of).to_dict() == {"clean": 1.0, "pgd": 36 / 48, "worst": 28 / 48}
+    assert set(records["record"]) == {f"runs/{path.name}" for path in (folder / "runs").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "digits"])
+def test_what_is_committed_makes_the_tables_beside_it(name, tmp_path):
+    answer("table", "--results", RESULTS / f"{name}.zip", "--store", tmp_path / "none", "--out", tmp_path, "--format", "csv,md")
+    for file in ("table.csv", "table.md"):
+        assert (tmp_path / file).read_bytes() == (RESULTS / name / file).read_bytes()
 
 
 def test_holds_what_a_reader_needs_and_no_more(folder, tmp_path):
     names = zipfile.ZipFile(pack(folder, tmp_path / "a.zip", store=folder / "models")).namelist()
-    assert {"pack.json", "digits.toml", "models/rush-cifar10/card.json"} <= {*names}
+    assert {"pack.json", "digits.toml", "cards/rush-cifar10/card.json", "records.csv"} <= {*names}
     assert sum(name.endswith("chunk-0001.npz") for name in names) == 3
     assert not [name for name in names if name.endswith((".npy", ".safetensors", ".log", ".out", "other/card.json"))]
     more = zipfile.ZipFile(pack(folder, tmp_path / "b.zip", adversarial=True)).namelist()

@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,8 +38,9 @@ from rush_bench.report.audits import sentence, write
 from rush_bench.report.books import books
 from rush_bench.report.cards import training_of
 from rush_bench.report.certificates import shared_radii, summary
-from rush_bench.report.page import PARTS, write_page
+from rush_bench.report.page import PARTS, models, write_page
 from rush_bench.report.page.gallery import SHOWN
+from rush_bench.report.rows import rows
 from rush_bench.store import read_card, save_model
 
 NAMES = ("clean", "pgd", "eot", "worst")
@@ -216,6 +218,30 @@ def test_a_model_has_its_card_its_learning_curve_and_its_cost(whole: Path, share
     spent = amount(training_of(read_card(whole.parent / "models", "rush")).passes)
     interval = f"[{frame['worst_low']:.6g}, {frame['worst_high']:.6g}]"
     assert f"rush@64: {frame['worst']:.6g} % {interval}; {spent} passes of training, 12.5 s on" in text
+
+
+@pytest.mark.parametrize("count", [3, models.CROWD + 1])
+def test_cost_names_all_or_those_that_nothing_as_cheap_surpasses(lab, monkeypatch, tmp_path: Path, count: int) -> None:
+    monkeypatch.setattr(models, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
+    cards = {f"m{k}": {"passes": 1000.0 * (k + 1)} for k in range(count)}
+    for k in range(count):
+        lab.cell(f"m{k}", "worst", ones(10 if k % 2 else 5 + k // 4), model=f"m{k}", weights=f"w{k}", sha256=f"s{k}")
+    path = models.cost(rows(lab.results()), cards, tmp_path / "cost.svg")
+    assert path is not None
+    words = {html.unescape(word) for word in re.findall(r">([^<>]+)</text>", path.read_text(encoding="utf-8"))}
+    assert words & {*cards} == ({*cards} if count == 3 else {"m0", *(f"m{k}" for k in range(1, count, 2))})
+    assert any("surpasses" in word for word in words) == (count > models.CROWD)
+
+
+def test_what_is_the_same_in_every_row_stands_above_the_table(undrawn, lab) -> None:
+    for name, right in (("a", 5), ("b", 6)):
+        lab.cell(name, "clean", ones(right), sha256=name, weights=name)
+        lab.cell(name, "worst", ones(right - 1), sha256=name, weights=name)
+    page = write_page(lab.folder).read_text(encoding="utf-8")
+    (caption,) = re.findall(r"<caption>(Everything[^<]*)</caption>", page)
+    assert "linf8" in caption and "n=20" in caption
+    hidden = re.findall(r'class="\w+ off" data-head>([^<]*)<', page.partition('id="published"')[0])
+    assert {"Data set", "Threat", "Suite", "n"} <= {*hidden} and "Worst" not in hidden
 
 
 def test_a_record_says_what_it_was_made_on(undrawn, digits, lab) -> None:

@@ -26,7 +26,7 @@ from rush_bench.certificates.tsv import frame_of
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as corrupting
 from rush_bench.files import digest, write_text
-from rush_bench.packs import opened
+from rush_bench.packs import opened, pack_hint
 from rush_bench.records import CellResult, load_results, save_indexes
 from rush_bench.records.published import BLOCKS
 from rush_bench.report import audits, certificates, corruptions, figures, settle, settle_figures, tables
@@ -61,7 +61,7 @@ def write_page(
     reference: str | None = None,
     data_dir: Path | None = None,
 ) -> Path:
-    """Write the page of a results folder, or of a pack, to `out` (`report.html` in or beside it) and return its path.
+    """Write the page of a results folder, or of a pack, to `out` (`report.html` in its folder) and return its path.
 
     `store` has the cards of the models; `reference` is the defence that mCE is relative to; `data_dir` the data sets of the
     galleries. What is half done is said to be so: the same call again shows what has come since.
@@ -80,12 +80,13 @@ def write_page(
     verdicts = audited.read(results / AUDITS, warn)
     if not found and not verdicts:
         raise BadInput(
-            f"no record under {results}; run `rush-bench attack` first, or name the folder that was its --out (it holds runs/)"
+            f"no record under {results}"
+            + (pack_hint(results) or "; run `rush-bench attack` first, or name the folder that was its --out (it holds runs/)")
         )
     page = _Page(grids.Records(found, results))
     measured = rows(kinds[""])
     save_indexes(found)
-    cards, changed = models.cards_of(found, [part for part in (store, read.cards) if part is not None])
+    cards, changed = models.cards_of(found, [*([store] if store else []), read.cards])
     page.tables(measured)
     page.overview(measured, cards)
     page.images(measured, data_dir)

@@ -18,9 +18,10 @@ from rush_bench.records.statistics import Estimate
 from rush_bench.report import audits, certificates, corruptions, settle
 from rush_bench.report.columns import estimate_of
 from rush_bench.report.figures import percent
-from rush_bench.report.layout import BOUND, DASH, NARROW, header, is_text, lay_out
+from rush_bench.report.layout import BOUND, DASH, NARROW, header, is_text, lay_out, lift, without
 from rush_bench.report.rows import Row
 
+BOLD = "Bold: the highest of at least two of the same data set, pre-training data, threat, suite and n."
 NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "suite", "dataset")  # labels in a record's name
 
 
@@ -54,12 +55,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: blocks are (title, lines); each is sorted by itself."""
+    """A table: blocks are (title, lines); each is sorted by itself. `shared`: what hidden columns say in every line."""
 
     name: str
     columns: list[Column]
     blocks: list[tuple[str, list[list[Cell]]]]
     notes: Sequence[str] = ()
+    shared: str = ""
 
 
 class Records:
@@ -98,6 +100,7 @@ def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], record
     """A frame of `tables.plain` or `tables.paper`, with the row behind each of its lines."""
     frame = frame.reset_index(drop=True)
     layout = lay_out(frame)
+    narrow, shared = lift(without(layout, {*NARROW} - {"threat"}))
     meanings = {mark: text for mark, text in layout.notes if mark}
 
     def cell(i: int, k: int) -> Cell:
@@ -124,12 +127,14 @@ def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], record
         Column(
             header(column),
             "words" if is_text(column) else "number",
-            (column == "threat" or column not in NARROW) and any(line[k] != DASH for line in layout.cells),
+            column in narrow.columns and any(line[k] != DASH for line in layout.cells),
         )
         for k, column in enumerate(layout.columns)
     ]
     blocks = [(title, [[cell(i, k) for k in range(len(columns))] for i in span]) for title, span in layout.blocks]
-    return Grid(name, columns, blocks, [f"{mark} {text}".strip() for mark, text in layout.notes])
+    notes = [f"{mark} {text}".strip() for mark, text in layout.notes]
+    notes += [BOLD] if layout.bold and "block" not in frame else []
+    return Grid(name, columns, blocks, notes, shared)
 
 
 def settings_text(result: CellResult) -> str:

@@ -18,6 +18,9 @@ from rush_bench.report.rows import Row
 from rush_bench.store import read_cards
 
 Card = dict[str, Any]
+CROWD = 12  # points whose names have room in a panel
+WIDE, HIGH = math.log(4), 5  # what a name takes of it: of the logarithm of cost, and in percent of accuracy
+POINT = 1.9  # typographic points of a percent
 ABOUT = (
     "recipe",
     "dataset",
@@ -82,7 +85,10 @@ def learning_curve(card: Card, path: Path) -> Path | None:
 
 
 def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
-    """Worst-case accuracy against passes of training, a panel a data set and threat; None where nobody has counted any."""
+    """Worst-case accuracy against passes of training, a panel a data set and threat; None where nobody has counted any.
+
+    Where there is no room for all names, those are named that no training of at most their cost surpasses.
+    """
     panels: dict[str, list[tuple[float, Row, Card]]] = defaultdict(list)
     passes = {name: training_of(card).passes for name, card in cards.items()}
     for row in rows:
@@ -97,7 +103,9 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
     axes = figure.subplots(lines, columns, squeeze=False)
     names = list(dict.fromkeys(row.labels["defense"] for points in panels.values() for _, row, _ in points))
     for panel, (title, points) in zip(axes.flat, panels.items(), strict=False):
-        for spent, row, card in points:
+        written: list[tuple[float, float]] = []  # where names are: cost, and height in percent
+        crowd = len(points) > CROWD  # names of a few only, on the left, where nothing is
+        for spent, row, card in sorted(points, key=lambda point: point[1].estimates["worst"]):
             k, found = names.index(row.labels["defense"]), row.estimates["worst"]
             below, above = found.value - found.low, found.high - found.value
             bars = panel.errorbar(
@@ -114,18 +122,28 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
             words = f"{amount(spent)} passes of training, {card.get('seconds') or math.nan:,.4g} s on {device}"
             words += f", {row.labels.get('budget') or 'budget not noted'}"
             bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
-            under = any(at == spent and other.estimates["worst"] > found for at, other, _ in points)
-            beside = {"va": "top", "xytext": (5, -3)} if under else {"va": "bottom", "xytext": (5, 3)}
-            panel.annotate(row.labels["defense"], (spent, 100 * found.value), textcoords="offset points", fontsize=7, **beside)
+            if crowd and any(at <= spent and other.estimates["worst"] > found for at, other, _ in points):
+                continue
+            height = 100 * found.value
+            while any(abs(math.log(spent / at)) < WIDE and abs(height - taken) < HIGH for at, taken in written):
+                height += 1
+            written.append((spent, height))
+            at = (spent, 100 * found.value)
+            side, ha = (-5, "right") if crowd else (5, "left")
+            beside = {"xytext": (side, (height - at[1]) * POINT), "textcoords": "offset points", "ha": ha, "va": "center"}
+            panel.annotate(row.labels["defense"], at, fontsize=7, **beside)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(lambda passes, _: amount(passes))
         panel.xaxis.set_minor_locator(NullLocator())
         costs = [spent for spent, _, _ in points]
-        panel.set_xlim(min(costs) / 2, 2 * max(costs))  # costs that differ by a few percent are to look equal
+        room = 10 if crowd else 2  # costs that differ by a few percent are to look equal
+        panel.set_xlim(min(costs) / room, 2 * max(costs))
         accuracy_axis(panel)
         panel.set_title(title, fontsize=9)
-        panel.set_xlabel("training (passes of an image: forward 1, with its gradient 2, with the weights' 3)", fontsize=7)
+        few = "; named: what nothing as cheap surpasses" if crowd else ""
+        words = f"training, in passes of an image{few}\n(forward 1, with its gradient 2, with that of the weights 3)"
+        panel.set_xlabel(words, fontsize=7)
     for panel in axes[:, 0]:
         panel.set_ylabel("worst-case accuracy (%)", fontsize=9)
     for panel in list(axes.flat)[len(panels) :]:

@@ -1,6 +1,6 @@
 """Our attacks without AutoAttack, against AutoAttack and brute force, on small networks that are trained on the spot.
 
-    python benchmarks/strength.py [--images 60] [--data-dir DIR] [--seeds 1]
+    python benchmarks/strength.py [--images 60] [--data-dir DIR] [--seeds 0,1]
 
 Deterministic networks, plain and PGD-trained, on 8x8 digits and (with --data-dir) 16x16 CIFAR-10: the worst case per image of
 `pgd` and `eot-apgd-t` against AutoAttack standard. Randomised ones, trained under noise, at one vote: the worst case of `pgd`
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--data-dir", default=None)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", default="0", help="of networks and attacks, with commas between")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -135,7 +135,7 @@ def main() -> None:
         pool = load_dataset(subject.data, "train", None if size == 8 else 5000, size=size, data_dir=args.data_dir)
         test = load_dataset(subject.data, "test", args.images, size=size, data_dir=args.data_dir)
         threat = Threat("linf", subject.eps)
-        for seed in range(args.seeds):
+        for seed in map(int, args.seeds.split(",")):
             network = train(subject, pool, seed)
             shape = test.shape
             if subject.noise:

@@ -19,7 +19,7 @@ from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
 from rush_bench.defenses.aggregate import objective_named, steepened
-from rush_bench.defenses.base import margin
+from rush_bench.defenses.base import Gradient, margin
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
 from rush_bench.threats import Threat
@@ -38,7 +38,9 @@ class EOTAPGD(Attack):
     `draws` per gradient: 0 is the defence's own m, at least 16. `select_draws` held-apart draws judge candidates, at
     every checkpoint of the step size. With `stop`, an image none of whose held-apart draws is right leaves the search
     (see `Kept`). `rows` bounds images x restarts x targets at once. `redraw` is how many steps draws are used before fresh
-    ones come: 1 for EOT; 0 never, the fixed noise of T2.
+    ones come: 1 for EOT; 0 never, the fixed noise of T2. Where the step is halved, the search on a
+    deterministic defence goes `back` to the best point so far, as in the paper. Under noise that point is partly the luckiest:
+    there it goes on from where it is unless asked, which breaks more at equal cost (benchmarks/next_attacks.py).
     """
 
     steps: Count = 100
@@ -50,6 +52,7 @@ class EOTAPGD(Attack):
     stop: bool = True
     redraw: Whole = 1
     rows: Count = 1024
+    back: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,8 +60,8 @@ class EOTAPGD(Attack):
             objective_named(loss)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        if not self.losses:
-            return self.on(defense).run(defense, images, labels, threat, stream)
+        if (settled := self.on(defense)) != self:
+            return settled.run(defense, images, labels, threat, stream)
         kept = Kept(defense, images, labels, stream, self.select_draws)
         ranked = None
         for loss in self.losses:
@@ -83,7 +86,12 @@ class EOTAPGD(Attack):
         return kept.best
 
     def on(self, defense: Defense) -> "EOTAPGD":
-        return self if self.losses else dataclasses.replace(self, losses=self._default_losses(defense))
+        losses = self.losses or self._default_losses(defense)
+        return dataclasses.replace(self, losses=losses, back=self.back or defense.deterministic)
+
+    def settings(self) -> dict[str, Any]:
+        """Without `back` where it is as it once always was, so that older records still count."""
+        return {key: value for key, value in super().settings().items() if key != "back" or not value}
 
     def _default_losses(self, defense: Defense) -> tuple[str, ...]:
         """CE, and where that saturates the margin, which does not. CE of the sharpened vote goes for the draws that can be won:
@@ -150,7 +158,12 @@ class _Search:
     stream: Stream
     loss: str
     kept: Kept
+    share: float = 0.75  # of a step's own direction, against that of the step before
     calls: int = 0  # of the gradient, in the run at work
+
+    @property
+    def draws(self) -> int:
+        return 1 if self.defense.deterministic else self.settings.draws or max(self.defense.draws, 16)
 
     def run(self, alive: Tensor, start: Tensor, answers: Tensor) -> None:
         """`alive` (n,) positions in the batch, `start` (U, n, C, H, W), `answers` (U, n) labels or (U, n, 2) with targets."""
@@ -162,7 +175,7 @@ class _Search:
         for step in range(1, steps + 1):
             images, x = s.images, s.x
             towards = self._project(x + s.step * self._ascend(s.gradient), images)
-            share = 0.75 if step > 1 else 1.0
+            share = self.share if step > 1 else 1.0
             s.x = self._project(x + share * (towards - x) + (1 - share) * (x - s.before), images)
             s.before = x
             self._look(s, alive)
@@ -208,13 +221,9 @@ class _Search:
     def _look(self, s: _Rows, alive: Tensor) -> None:
         """Gradient and mean loss at x over all draws; what is best so far."""
         units, n = s.loss.shape
-        draws = 1 if self.defense.deterministic else self.settings.draws or max(self.defense.draws, 16)
-        redraw = self.settings.redraw
-        place = self.kept.places(alive).repeat(units)
-        stream = self.stream.at(place).skip(0 if redraw == 0 else self.calls // redraw * draws)
-        self.calls += 1
         labels = s.answers.flatten(0, 1)
-        at = self.defense.gradient(s.x.flatten(0, 1), labels, self.loss, draws, stream)
+        at = self._ask(s.x.flatten(0, 1), labels, self.stream.at(self.kept.places(alive).repeat(units)))
+        self.calls += 1
         loss = at.loss.unflatten(0, (units, n))
         s.gradient = at.gradient.unflatten(0, (units, n))
         s.rises = s.rises + (loss > s.loss)
@@ -232,15 +241,21 @@ class _Search:
         s.peak_margin = torch.where(higher, lead, s.peak_margin)
         s.peak = torch.where(_wide(higher), s.x, s.peak)
 
+    def _ask(self, x: Tensor, labels: Tensor, stream: Stream) -> Gradient:
+        """The gradient at x over this call's draws."""
+        fresh = self.calls // self.settings.redraw if self.settings.redraw else 0
+        return self.defense.gradient(x, labels, self.loss, self.draws, stream.skip(fresh * self.draws))
+
     def _control(self, s: _Rows, since: int) -> None:
-        """Halve the step and go back to the best where it rose too seldom, or stands as at the last checkpoint (1 and 2)."""
+        """Halve the step, and go back to the best, where it rose too seldom, or stands as at the last checkpoint (1 and 2)."""
         seldom = s.rises <= 0.75 * since
         stuck = ~s.halved & (s.best_loss <= s.checked_loss)
         s.halved = seldom | stuck
         s.checked_loss, s.rises = s.best_loss, torch.zeros_like(s.rises)
         s.step = torch.where(_wide(s.halved), s.step / 2, s.step)
-        s.x = torch.where(_wide(s.halved), s.best, s.x)
-        s.gradient = torch.where(_wide(s.halved), s.best_gradient, s.gradient)
+        if self.settings.back:
+            s.x = torch.where(_wide(s.halved), s.best, s.x)
+            s.gradient = torch.where(_wide(s.halved), s.best_gradient, s.gradient)
 
     def _offer(self, points: Tensor, alive: Tensor, some: Tensor | None) -> None:
         if some is not None:

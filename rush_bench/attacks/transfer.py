@@ -69,7 +69,8 @@ class Transfer(Attack):
         return {**plain, "source": full, "source_sha256": read_card(Path(self.store), model)["sha256"][which or "model"]}
 
     def _attack(self) -> EOTAPGD:
-        return EOTAPGD(steps=self.steps, losses=self.losses, restarts=self.restarts, draws=self.draws)
+        # with the way back on a randomised source too, as records of it were made
+        return EOTAPGD(steps=self.steps, losses=self.losses, restarts=self.restarts, draws=self.draws, back=True)
 
     def _source(self, defense: Defense) -> Defense:
         if isinstance(self.source, Defense):

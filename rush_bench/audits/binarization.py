@@ -51,7 +51,7 @@ class Binarization:
 # of 32 images of sound digits networks, undefended and adversarially trained, one restart leaves up to 3, five leave up to 1
 ATTACK = EOTAPGD(steps=50, restarts=5, draws=16, select_draws=32)
 # whose images seldom leave the search early, as success is half of the draws: one restart, at a fifth of the cost
-RANDOMISED = EOTAPGD(steps=50, draws=16, select_draws=32)
+RANDOMISED = EOTAPGD(steps=50, draws=16, select_draws=32, back=True)
 
 
 def binarization(

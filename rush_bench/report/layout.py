@@ -89,6 +89,15 @@ def flush_left(layout: Layout) -> list[bool]:
     ]
 
 
+def folded(text: str, width: int) -> str:
+    """Lines of whole words, of at most `width` letters where words allow."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        lines[-1:] = [longer] if len(longer) <= width or not lines[-1] else [lines[-1], word]
+    return "\n".join(lines)
+
+
 def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
     """Choose and fill the columns of a frame made by `table`, find the best, gather footnotes; `narrow` for a terminal.
 

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from rush_bench.report.layout import Layout, flush_left, header, lift, measured_blocks, without
+from rush_bench.report.layout import Layout, flush_left, folded, header, lift, measured_blocks, without
 from rush_bench.report.writers import cells_of
 
 # left out in this order; what a row is and its worst case stay to the last
@@ -83,7 +83,7 @@ def grid(layout: Layout, fold: int | None = None) -> Table:
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, left in zip(layout.columns, flush_left(layout), strict=True):
-        head = _folded(header(name), 12 if fold else 16)
+        head = folded(header(name), 12 if fold else 16)
         made.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
     for heading, span in layout.blocks:
         if heading:
@@ -131,15 +131,6 @@ def _stacked(text: str, fold: int) -> str:
     """A number above its interval; words folded between words."""
     number = re.fullmatch(r"([^\[\]]*\d[^\[\]]*) \[([-+\d.]+), ([-+\d.]+)\](.*)", text)
     if number is None:
-        return _folded(text, fold)
+        return folded(text, fold)
     ends = f"[{number[2]}, {number[3]}]" if number[3][0] in "+-" else f"{number[2]}–{number[3]}"
     return f"{number[1]}{number[4]}\n{ends}"
-
-
-def _folded(text: str, width: int) -> str:
-    """Lines of whole words, of at most `width` letters where words allow."""
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".lstrip()
-        lines[-1:] = [longer] if len(longer) <= width or not lines[-1] else [lines[-1], word]
-    return "\n".join(lines)

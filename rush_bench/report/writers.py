@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from rush_bench.files import write_text
-from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, header, lift
+from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, folded, header, lift
 
-WIDE = 7  # columns; so many stand across both columns of a page
+WIDE, CROWDED = 7, 12  # columns; so many stand across both columns of a page, so many in the smallest letters
+HEAD, WORDS = 9, 16  # letters of a line of a header, and of words in a cell
 # a number above its interval, which a narrow column has room for; a paper may define it otherwise before
 INTERVAL = "\\providecommand{\\ci}[3]{$#1_{\\,#2}^{\\,#3}$}"
 NUMBER = re.compile(r"(≥ )?([\d.]+)( ± [\d.]+)? \[([\d.]+), ([\d.]+)\]")
@@ -48,8 +49,11 @@ def latex(layout: Layout, caption: str | None = None, label: str | None = None, 
     said = caption or _latex("Accuracy in percent" + (f": {about}." if about else "."))
     lines = ["% needs \\usepackage{booktabs}", INTERVAL, f"\\begin{{{floating}}}", "\\centering"]
     lines += [f"\\caption{{{said}}}", f"\\label{{{label or 'tab:rush-bench'}}}"]
-    lines += ["\\small\\setlength{\\tabcolsep}{3.5pt}", f"\\begin{{tabular}}{{@{{}}{sides}@{{}}}}", "\\toprule"]
-    lines += [" & ".join(_latex(header(name)) for name in layout.columns) + " \\\\"]
+    letters = "\\footnotesize" if count < CROWDED else "\\scriptsize"
+    lines += [f"{letters}\\setlength{{\\tabcolsep}}{{2pt}}", f"\\begin{{tabular}}{{@{{}}{sides}@{{}}}}", "\\toprule"]
+    lines += [
+        " & ".join(_stacked(header(name), HEAD, side) for name, side in zip(layout.columns, sides, strict=True)) + " \\\\"
+    ]
     for title, span in layout.blocks:
         lines.append("\\midrule")
         if title:
@@ -99,10 +103,18 @@ def _latex_row(layout: Layout, i: int) -> list[str]:
             number = f"\\mathbf{{{number}}}" if bold else number
             number = ("\\geq " if least else "") + number + (spread or "").replace(" ± ", " \\pm ")
             text = f"\\ci{{{number}}}{{{low}}}{{{high}}}"
+        elif bold:
+            text = f"\\textbf{{{_latex(text)}}}"
         else:
-            text = f"\\textbf{{{_latex(text)}}}" if bold else _latex(text)
+            text = _stacked(text, WORDS, "l") if k else _latex(text)  # a row's name stays on a line
         made.append(text + (f"\\textsuperscript{{{_latex(layout.marks[i, k])}}}" if (i, k) in layout.marks else ""))
     return made
+
+
+def _stacked(text: str, width: int, side: str) -> str:
+    """Words one below the other where a line of them is wider than so many letters; needs no package."""
+    lines = " \\\\ ".join(_latex(line) for line in folded(text, width).split("\n"))
+    return lines if lines == _latex(text) else f"\\shortstack[{side}]{{{lines}}}"
 
 
 def _markdown(text: str) -> str:

@@ -104,6 +104,31 @@ def test_only_the_keys_of_few_steps_changed_with_the_checkpoints():
     assert "schedule" not in attacks.load("aa")().settings()
 
 
+@pytest.mark.parametrize("kind", [EOTAPGD, TargetedEOTAPGD])
+def test_under_noise_the_search_goes_back_only_where_asked(linear, kind):
+    """Older records, all of which did, are those that do."""
+    for defense, back in (
+        (Deterministic(linear, shape=SMALL), True),
+        (Smoothed(linear, noise=Uniform(0.1), shape=SMALL).bank(4, 0), True),
+        (Smoothed(linear, noise=Uniform(0.1), shape=SMALL), False),
+    ):
+        assert kind().on(defense).back == kind(losses=("ce",)).on(defense).back == back
+        assert ("back" in kind().on(defense).settings()) == (not back)
+        assert "back" not in kind(back=True).on(defense).settings()
+
+
+def test_under_noise_the_way_back_to_the_luckiest_point_costs_strength(digits):
+    network, images, labels = digits
+    threat, defense = Threat("linf", 0.12), Smoothed(network, noise=Uniform(0.3), votes=1, shape=DIGIT)
+    right = []
+    for back in (True, False):
+        attacked = EOTAPGD(steps=12, losses=("ce",), draws=8, select_draws=32, back=back).run(
+            defense, images, labels, threat, STREAM
+        )
+        right.append(score(defense, attacked, labels, torch.arange(100), Stream(1, "score"), 100)["correct"].mean() / 100)
+    assert right[1] < right[0] - 0.005
+
+
 def test_checkpoints_are_those_of_the_paper():
     """p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06), in steps."""
     assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]

@@ -7,8 +7,8 @@ import pytest
 from rush_bench.audits.experiments import BUDGETS
 from rush_bench.datasets import load_dataset
 
-SMALL = {"steps": 10, "lengths": (5, 10, 20), "restarts": 2, "losses_steps": 10, "part_steps": 15, "sweep_steps": 20}
-SMALL |= {"long": 20, "targets": 2, "points": 10, "queries": (200,)}
+SMALL = {"steps": 4, "lengths": (2, 4, 8), "restarts": 1, "losses_steps": 4, "part_steps": 4, "sweep_steps": 4, "long": 8}
+SMALL |= {"targets": 1, "points": 10, "queries": (200,)}
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,10 @@ def trial(script):
     return script("verdict_trial")
 
 
-def test_a_masked_network_is_refused_and_never_honest(trial, tmp_path):
+def test_a_masked_network_is_refused_and_never_honest(trial, tmp_path, monkeypatch):
+    make, views, _ = trial.RECIPES["plain"]
+    monkeypatch.setitem(trial.RECIPES, "plain", (make, views, 4))
     network = trial.MASKS["rounded, logits x 1e-7"](trial.trained("plain", 0.0, 0))
     budget = dataclasses.replace(BUDGETS["quick"], **SMALL)
-    found = trial.tried(network, "one", 0.05, load_dataset("digits", "test", 16), budget, tmp_path)
+    found = trial.tried(network, "one", 0.05, load_dataset("digits", "test", 10), budget, tmp_path)
     assert found.refused() and not found.honest(), (found.worst, found.flags())

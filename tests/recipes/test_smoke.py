@@ -16,18 +16,24 @@ SMALL = ("n_train=192", "size=8", "network.name=resnet", "network.blocks=1,1", "
 # Where eight steps of a tiny network are too few for a loss that starts near its lower bound.
 LONGER = ("pretrain.batch_size=32", "pretrain.lr=0.2")
 PROBE = ("finetune.batch_size=256", "finetune.lr=0.1")  # all images at once: no luck of the draw
-FEW_STEPS = ("attack.steps=1", "finetune_attack.steps=2")
+ATTACK = ("attack.steps=1",)  # time
 SETS: dict[str, tuple[str, ...]] = {
     "simclr": LONGER,
     "rush": LONGER,
     "purify_simclr": LONGER,
-    "deacl": (*LONGER, *PROBE),
-    "advcl": ("simclr.batch_size=32", "simclr.lr=0.2"),
-    "byorl_reimpl": PROBE,
-    "dynacl": PROBE,
-    "dynacl_pp": PROBE,
-    "ssp": ("attack.steps=2", "finetune_attack.steps=2"),  # three tasks: time
-    "ssp_joint": FEW_STEPS,  # and second derivatives
+    "deacl": (*LONGER, *PROBE, *ATTACK),
+    "advcl": ("simclr.batch_size=32", "simclr.lr=0.2", *ATTACK),
+    "byorl_reimpl": (*PROBE, *ATTACK),
+    "acl": ATTACK,
+    "dynacl": (*PROBE, *ATTACK),
+    "dynacl_pp": (*PROBE, *ATTACK),
+    "rocl": ATTACK,
+    "pgd_at": ATTACK,
+    "trades": ATTACK,
+    "smoothadv": ATTACK,
+    "dataaug": ATTACK,
+    "ssp": ("attack.steps=2", "finetune_attack.steps=2"),
+    "ssp_joint": (*ATTACK, "finetune_attack.steps=2"),
 }
 
 # Their stages, and how these resume, are those of `ssp` and of `purify`.

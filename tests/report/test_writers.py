@@ -137,6 +137,14 @@ def test_latex_escapes_and_balances(lab):
         assert {line.count("&") for line in lines} == {columns - 1}
 
 
+def test_latex_headers_are_narrow_and_names_stay_on_a_line(lab):
+    lab.cell("a name of some words", "pgd", ones(7))
+    lab.cell("b", "square", ones(6), suite="linf8-quick without apgd")
+    text = of_frame(table(lab.results())).to_latex()
+    assert "\\shortstack[r]{Square on \\\\ the rest}" in text and "\na name of some words & " in text
+    assert "\\shortstack[l]{linf8-quick \\\\ without apgd}" in text
+
+
 def test_latex_has_the_papers_signs():
     text = of_frame(table([], "paper")).to_latex()
     assert "RUSH $\\mathcal{I}_F^+$" in text and "RUSH $\\mathcal{I}_F$" in text

@@ -8,6 +8,7 @@ are renewed, or else the luckiest loss would never be beaten again.
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +60,7 @@ class Square(Attack):
     ) -> Tensor:
         """From stripes or from what other attacks `found`, whichever has the higher loss, image by image."""
         kept = Kept(defense, images, labels, stream, self.select_draws)
-        moves: _LInf | _L2 = _LInf(threat) if threat.norm == "linf" else _L2(threat)
+        kind = _LInf if threat.norm == "linf" else _L2
         asked = defense if self.whole else defense.of_votes(min(self.draws, defense.draws))
         repeats = 1 if defense.deterministic else -(-self.draws // asked.draws)
         span = repeats * max(asked.draws, 1)
@@ -71,8 +72,8 @@ class Square(Attack):
 
         alive = kept.everyone
         renewed = 0
-        own, clean, truth = stream.at(kept.positions), images, labels
-        best = moves.start(images, own.named("start"))
+        own, moves, truth = stream.at(kept.positions), kind(threat, images), labels
+        best = moves.start(own.named("start"))
         best_loss, uniform = loss(best), best[:, :0]
         if found is not None:
             kept.offer(found)
@@ -89,16 +90,16 @@ class Square(Attack):
                 rows = (~kept.broken[alive]).nonzero()[:, 0]
                 if self.stop and len(rows) < len(alive):
                     alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
-                    own, clean, truth = stream.at(kept.places(alive)), images[alive], labels[alive]
+                    own, moves, truth = stream.at(kept.places(alive)), kind(threat, images[alive]), labels[alive]
                 if not len(alive):
                     return kept.best
             if renew:
                 renewed += 1
                 best_loss = loss(best)
             if (at := (query - 1) % AHEAD) == 0:
-                uniform = own.named("moves").skip(query).uniform(len(alive), AHEAD, (moves.numbers(clean),), images.device)
+                uniform = own.named("moves").skip(query).uniform(len(alive), AHEAD, (moves.numbers(),), images.device)
             share = self.area / 2 ** sum(query * 10_000 // self.queries > h for h in HALVINGS)
-            points = moves.move(clean, best, share, uniform[:, at])
+            points = moves.move(best, share, uniform[:, at])
             value = loss(points)
             better = value > best_loss
             best = torch.where(better[:, None, None, None], points, best)
@@ -122,26 +123,33 @@ class Square(Attack):
 
 @dataclass(frozen=True)
 class _LInf:
-    """Squares of +-eps, one sign per channel (algorithm 2); starts from vertical stripes."""
+    """Squares of +-eps around the images (B, C, H, W), one sign a channel (algorithm 2); starts from vertical stripes."""
 
     threat: Threat
+    images: Tensor
 
-    def start(self, images: Tensor, stream: Stream) -> Tensor:
-        _, channels, _, width = images.shape
-        sign = _signs(stream.uniform(len(images), 1, (channels, 1, width), images.device)[:, 0])
-        return self.threat.project(images + self.threat.eps * sign, images)
+    @cached_property
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """The least and the most that pixels may be: all that squares are made of, so that nothing is projected again."""
+        images, eps = self.images, self.threat.eps
+        return self.threat.project(images - eps, images), self.threat.project(images + eps, images)
 
-    def numbers(self, images: Tensor) -> int:
+    def start(self, stream: Stream) -> Tensor:
+        _, channels, _, width = self.images.shape
+        return self._signed(stream.uniform(len(self.images), 1, (channels, 1, width), self.images.device)[:, 0])
+
+    def numbers(self) -> int:
         """Uniform numbers that a move takes."""
-        return 2 + images.shape[1]
+        return 2 + self.images.shape[1]
 
-    def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
-        height, width = images.shape[2:]
+    def move(self, best: Tensor, share: float, uniform: Tensor) -> Tensor:
+        height, width = best.shape[2:]
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
         top, left = _corner(uniform[:, 0], height - side), _corner(uniform[:, 1], width - side)
-        inside = _window(images, top, left, side)[0]
-        moved = images + self.threat.eps * _signs(uniform[:, 2:])[:, :, None, None]
-        return self.threat.project(torch.where(inside, moved, best), images)
+        return torch.where(_window(best, top, left, side)[0], self._signed(uniform[:, 2:, None, None]), best)
+
+    def _signed(self, uniform: Tensor) -> Tensor:
+        return torch.where(uniform < 0.5, *self.edges)
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,10 @@ class _L2:
     """Two-sided bumps; each move takes the norm of one window, and what is unused, to another (algorithm 3)."""
 
     threat: Threat
+    images: Tensor
 
-    def start(self, images: Tensor, stream: Stream) -> Tensor:
+    def start(self, stream: Stream) -> Tensor:
+        images = self.images
         batch, channels, height, width = images.shape
         side = max(min(height, width) // 5, 1)
         down, across = height // side, width // side
@@ -161,13 +171,14 @@ class _L2:
         pad = [(size - tile) // 2 for size, tile in zip((height, width), tiles, strict=True)]
         delta = torch.zeros_like(images)
         delta[:, :, pad[0] : pad[0] + tiles[0], pad[1] : pad[1] + tiles[1]] = bumps[:, None] * signs
-        return self._scaled(images, delta)
+        return self._scaled(delta)
 
-    def numbers(self, images: Tensor) -> int:
+    def numbers(self) -> int:
         """Uniform numbers that a move takes."""
-        return 5 + images.shape[1]
+        return 5 + self.images.shape[1]
 
-    def move(self, images: Tensor, best: Tensor, share: float, uniform: Tensor) -> Tensor:
+    def move(self, best: Tensor, share: float, uniform: Tensor) -> Tensor:
+        images = self.images
         batch, channels, height, width = images.shape
         side = max(round(math.sqrt(share * height * width)), 3)
         side = min(side + 1 - side % 2, height, width)
@@ -183,12 +194,12 @@ class _L2:
         new = (bump[:, None] * _signs(uniform[:, 5:])[:, :, None, None] + delta / norm.clamp_min(1e-12)) * there
         new = new / new.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
         new = new * (pooled + unused / channels).sqrt()
-        return self._scaled(images, torch.where(there, new, torch.where(source, 0.0, delta)))
+        return self._scaled(torch.where(there, new, torch.where(source, 0.0, delta)))
 
-    def _scaled(self, images: Tensor, delta: Tensor) -> Tensor:
+    def _scaled(self, delta: Tensor) -> Tensor:
         """To the edge of the ball, then into it and the box."""
         length = self.threat.size(delta).clamp_min(1e-12)[:, None, None, None]
-        return self.threat.project(images + delta / length * self.threat.eps, images)
+        return self.threat.project(self.images + delta / length * self.threat.eps, self.images)
 
     def _bumps(self, side: int, uniform: Tensor) -> Tensor:
         """A positive and a negative bump side by side, upright or lying by chance: (*uniform.shape, side, side), norm 1."""

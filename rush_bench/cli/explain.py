@@ -20,6 +20,7 @@ GLOSSARY = {
     "store": "folder of the source's model",
     "surrogate": "what its gradient goes through",
     "whole": "whether the square is of one sign over all channels",
+    "back": "whether it goes back to the best point so far where the step is halved",
     "augment": "what is done to training images",
     "bank": "draws of the fixed bank that is attacked",
     "bank_seed": "seed of the bank",

@@ -211,7 +211,11 @@ class Network(Defense):
 
 
 class _Chunked(torch.autograd.Function):
-    """The mean over draws with memory for one block only: the backward pass computes each block again."""
+    """The mean over draws with memory for one block only: the backward pass computes each block again.
+
+    For draws of one image that do not fit (CE alone has a running sum): how the slopes of the classes in a margin or DLR
+    stand to each other is known when all draws are, and a sum for each class would be a backward pass for each.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, body: Body, forward: Forward, where: slice, draws: int, how: Aggregation) -> Tensor:

@@ -36,7 +36,8 @@ def test_every_trial_is_one_that_can_be_made(budget, draws, classes, norm) -> No
         assert isinstance(made, Attack)
         assert all(getattr(made, key) == value for key, value in trial.settings.items())
         assert 0 < trial.scale <= 32
-        assert "back" not in made.settings()  # keys are those of older records
+        if trial.attack == "eot-apgd":
+            assert "back" not in made.settings()  # keys are those of older records
     used = {trial.attack for trial in trials}
     assert "aa" in used  # of few classes, the parts that exist
     if classes < 4:

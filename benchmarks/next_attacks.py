@@ -3,10 +3,10 @@
     python benchmarks/next_attacks.py [--images 100] [--seed 0] [--steps 50] [--draws 16] [--keep DIR] [--data-dir DIR]
         [--store DIR --models rush-digits@1,smoothadv-digits@64] [--networks PART,..] [--variants PART,..]
 
-`present` is `eot-apgd` with its default losses, CE of the soft vote, then the margin on what still stands, and `--draws` per
-gradient, going back to the best point where it halves its step. Every variant may spend as many rows through the network
-(steps x draws; transfer from the base and looks at the vote included), on the same images, and has the same starts and noise
-but for what it changes. An image that is broken leaves the search, so that what was spent (`fe`: rows forward plus rows
+`present` is `eot-apgd` as it was before this: its default losses, CE of the soft vote, then the margin on what still stands,
+`--draws` per gradient, back to the best point where the step is halved. Every variant may spend as many rows through the
+network (steps x draws; transfer from the base and looks at the vote included), on the same images, and has the same starts and
+noise but for what it changes. An image that is broken leaves the search, so that what was spent (`fe`: rows forward plus rows
 backward, per image) is less than what was granted. x' are scored on fresh draws, the same for all, 400 per image or more;
 differences are paired by image, with 95 % intervals. Of so many intervals one in twenty misses by chance: what wins has to
 win again with another `--seed` (of images, starts, draws and networks made on the spot).

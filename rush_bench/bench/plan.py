@@ -247,10 +247,10 @@ class Planner:
         made: list[Defense] = []
         for m in [int(votes)] if votes else card["votes"]:
             law = noise_from(card["noise"]) if m else None
-            like = f"{card['network']} {law} {m} {options}"  # a plan asks of a defence nothing else
+            like = f"{card['network']} {law} {options}"  # a plan asks of a defence nothing else but its votes
             if like not in self.stand_ins:
                 self.stand_ins[like] = of_network(build(card["network"]), law, m, name=name, **options)
-            made.append(self.stand_ins[like])
+            made.append(self.stand_ins[like].of_votes(m) if law else self.stand_ins[like])
         return [(made, images.load(dataset or card["dataset"], made[0].shape[1:]))]
 
     def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:

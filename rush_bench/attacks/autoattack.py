@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.components import Components, Effort, component_passes
 from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
-from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
 from rush_bench.attacks.parts import STANDARD, Name, parts_for
 from rush_bench.defenses import Defense, as_module
@@ -158,26 +158,26 @@ class RandAutoAttack(Official):
     def attempt(
         self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
     ) -> tuple[Tensor, Tensor]:
-        kept = Kept(defense, images, labels, stream, self.select_draws)
+        best = BestSoFar(defense, images, labels, stream, self.select_draws)
         with torch.random.fork_rng():
             components = Components(defense, threat, stream, self._effort(defense))
             with torch.no_grad():
                 standing = components.right(images, labels)
             for part in parts_for(defense.classes, self.parts):
-                rows = (standing | ~kept.broken).nonzero()[:, 0]
+                rows = (standing | ~best.broken).nonzero()[:, 0]
                 if not len(rows):
                     break
                 x, y = images[rows], labels[rows]
 
                 def offer(points: Tensor, where: Tensor, rows: Tensor = rows) -> None:
-                    kept.offer(points, rows[where])
+                    best.offer(points, rows[where])
 
                 claimed = components.run(part, x, y, offer, everyone=True)
                 changed = (claimed != x).flatten(1).any(1).nonzero()[:, 0]
                 offer(claimed[changed], changed)
                 with torch.no_grad():
                     standing[rows] &= components.right(claimed, y)
-        return threat.project(kept.best, images), standing
+        return threat.project(best.points, images), standing
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         parts = [component_passes(part, defense, self._effort(defense)) for part in parts_for(defense.classes, self.parts)]

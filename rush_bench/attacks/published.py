@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.components import Components, Effort, component_passes
 from rush_bench.attacks.cost import judging_rows
-from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.official import Official
 from rush_bench.attacks.parts import Name, parts_for
 from rush_bench.attacks.pgd import PGD
@@ -70,7 +70,7 @@ class PublishedAutoAttack(Official):
     def attempt(
         self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
     ) -> tuple[Tensor, Tensor]:
-        kept = Kept(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
+        best = BestSoFar(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
         attacked = images.clone()
         standing = torch.arange(len(images), device=images.device)
         with torch.random.fork_rng():
@@ -81,8 +81,8 @@ class PublishedAutoAttack(Official):
                 x, y = images[standing], labels[standing]
 
                 def offer(points: Tensor, where: Tensor, rows: Tensor = standing) -> None:
-                    if kept is not None:
-                        kept.offer(points, rows[where])
+                    if best is not None:
+                        best.offer(points, rows[where])
 
                 claimed = components.run(part, x, y, offer)
                 with torch.no_grad():
@@ -91,15 +91,15 @@ class PublishedAutoAttack(Official):
                 standing = standing[right]
             stood = torch.zeros_like(labels, dtype=torch.bool)
             stood[standing] = True
-            if kept is not None:
+            if best is not None:
                 # a lucky wrong pass can also end an image with the clean one; a deterministic defence has no luck
                 clean = stood if defense.deterministic else (attacked == images).flatten(1).all(1)
-                unseen = (clean & ~kept.value.isfinite()).nonzero()[:, 0]
+                unseen = (clean & ~best.value.isfinite()).nonzero()[:, 0]
                 if len(unseen):  # clean passes that were wrong by chance kept every component from them
                     components.run(
-                        "apgd-ce", images[unseen], labels[unseen], lambda p, r: kept.offer(p, unseen[r]), everyone=True
+                        "apgd-ce", images[unseen], labels[unseen], lambda p, r: best.offer(p, unseen[r]), everyone=True
                     )
-                attacked = torch.where(clean[:, None, None, None], kept.best, attacked)
+                attacked = torch.where(clean[:, None, None, None], best.points, attacked)
         return threat.project(attacked, images), stood
 
     def passes(self, defense: Defense) -> tuple[float, float]:

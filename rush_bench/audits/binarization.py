@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.base import Attack
-from rush_bench.attacks.kept import positions
+from rush_bench.attacks.best import positions
 from rush_bench.audits.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.body import Body, blocks, log_probabilities

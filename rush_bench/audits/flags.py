@@ -15,8 +15,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from rush_bench.attacks.best import positions
 from rush_bench.attacks.health import no_gradient, raw_logits, scores
-from rush_bench.attacks.kept import positions
 from rush_bench.audits.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.body import Body, log_probabilities

@@ -13,7 +13,7 @@ import torch
 
 from rush_bench.attacks.cost import prediction_rows
 from rush_bench.attacks.torchattacks_own import LAWS, real_torchattacks
-from rush_bench.audits.book import Book, entries_of
+from rush_bench.audits.evidence import Evidence, entries_of
 from rush_bench.audits.experiments import BUDGETS, SOURCES, WORST, Budget, Subject, Trial, plan
 from rush_bench.certificates.bounds import certificate
 from rush_bench.certificates.check import FOLDER as CERTIFICATES
@@ -38,22 +38,22 @@ FOLDER = "settle"
 
 @dataclass
 class SettleRun:
-    """What `settle` leaves: a book a defence, what failed, and where it all lies.
+    """What `settle` leaves: the evidence of each defence, what failed, and where it all lies.
 
     `contradictions`: attacks below what a certificate of the same weights leaves. One of the two programs has a bug.
     """
 
-    books: list[Book]
+    evidence: list[Evidence]
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = Path()
     done: bool = True
-    pairs: list[tuple[Sequence[Defense], Images]] = field(default_factory=list)  # what the books are of
+    pairs: list[tuple[Sequence[Defense], Images]] = field(default_factory=list)  # what the evidence is of
     contradictions: list[Comparison] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether every cell of every defence has all its chunks."""
-        return self.done and not self.failed and all(book.complete for book in self.books)
+        return self.done and not self.failed and all(evidence.complete for evidence in self.evidence)
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def settle(
     planned = [_planned(d, data, chosen, name, Threat(norm, eps), only, Path(store), options, cells, **keyed) for d in defenses]
 
     def run_of(failed: dict[str, str], done: bool) -> SettleRun:
-        books = [_book(cells, one, folder, Threat(norm, eps), name, data) for one in planned]
-        found = clashes([entry.result for book in books for entry in book.entries], Path(out), folder)
-        return SettleRun(books, failed, folder, done, [(defenses, data)], found)
+        evidence = [_evidence(cells, one, folder, Threat(norm, eps), name, data) for one in planned]
+        found = clashes([entry.result for each in evidence for entry in each.entries], Path(out), folder)
+        return SettleRun(evidence, failed, folder, done, [(defenses, data)], found)
 
     if not before(planned):
         return run_of({}, False)
@@ -427,7 +427,7 @@ class Forecast:
         )
 
 
-def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Book:
+def _evidence(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Evidence:
     results = [cells.result(job.cell) for job in one.jobs]
     labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
     labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
@@ -437,7 +437,7 @@ def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: 
     # others that lie there, of more draws or other images, are compared too, but not waited for
     there = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in whole}
     missing = sum((data.digest, sampling.draws, norm) not in there for norm, sampling in one.certificates)
-    return Book(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
+    return Evidence(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
 
 
 def _certified(folder: Path, one: Planned) -> list[CellResult]:

@@ -294,9 +294,9 @@ class Planner:
         with job.context():  # its options are read as if it were run
             how = arguments(asked, job.kind)
         run = settle(**how | {"before": before, "quiet": True})
-        whole = all(book.complete for book in run.books)
+        whole = all(evidence.complete for evidence in run.evidence)
         if job.kind == "audit":
-            files = [self.place.out / "audit" / f"{stem(book)}.json" for book in run.books]
+            files = [self.place.out / "audit" / f"{stem(evidence)}.json" for evidence in run.evidence]
             whole = whole and all(file.is_file() and read_json(file)["verdict"] for file in files)
         started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
         costs = [cost for one in heard for cost in one.costs.values()]

@@ -87,7 +87,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Book:
+class Evidence:
     """All trials of one defence (`subject`) at one threat.
 
     `certificates` are finished ones of the same weights and noise; `uncertified` is how many were asked for and are not there.

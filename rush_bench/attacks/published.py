@@ -11,11 +11,11 @@ from torch import Tensor
 
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
-from rush_bench.attacks.components import Components, Effort, component_passes
 from rush_bench.attacks.cost import judging_rows
-from rush_bench.attacks.official import Official
+from rush_bench.attacks.package_count import CountedByPackage
 from rush_bench.attacks.parts import Name, parts_for
 from rush_bench.attacks.pgd import PGD
+from rush_bench.attacks.pyautoattack_parts import Effort, PackageParts, part_passes
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
@@ -46,7 +46,7 @@ class PublishedPGD(PGD):
 
 
 @dataclass(frozen=True)
-class PublishedAutoAttack(Official):
+class PublishedAutoAttack(CountedByPackage):
     """torchattacks' AutoAttack in the version of the paper's date (3.2), on a defence that draws anew at every forward pass.
 
     APGD-CE, APGD-T, untargeted FAB and Square run in sequence; after each, one noisy pass decides: an image leaves at its
@@ -74,7 +74,7 @@ class PublishedAutoAttack(Official):
         attacked = images.clone()
         standing = torch.arange(len(images), device=images.device)
         with torch.random.fork_rng():
-            components = Components(defense, threat, stream, self._effort())
+            package = PackageParts(defense, threat, stream, self._effort())
             for part in self._parts(defense):
                 if not len(standing):
                     break
@@ -84,9 +84,9 @@ class PublishedAutoAttack(Official):
                     if best is not None:
                         best.offer(points, rows[where])
 
-                claimed = components.run(part, x, y, offer)
+                claimed = package.run(part, x, y, offer)
                 with torch.no_grad():
-                    right = components.right(claimed, y)
+                    right = package.right(claimed, y)
                 attacked[standing[~right]] = claimed[~right]
                 standing = standing[right]
             stood = torch.zeros_like(labels, dtype=torch.bool)
@@ -96,14 +96,12 @@ class PublishedAutoAttack(Official):
                 clean = stood if defense.deterministic else (attacked == images).flatten(1).all(1)
                 unseen = (clean & ~best.value.isfinite()).nonzero()[:, 0]
                 if len(unseen):  # clean passes that were wrong by chance kept every component from them
-                    components.run(
-                        "apgd-ce", images[unseen], labels[unseen], lambda p, r: best.offer(p, unseen[r]), everyone=True
-                    )
+                    package.run("apgd-ce", images[unseen], labels[unseen], lambda p, r: best.offer(p, unseen[r]), everyone=True)
                 attacked = torch.where(clean[:, None, None, None], best.points, attacked)
         return threat.project(attacked, images), stood
 
     def passes(self, defense: Defense) -> tuple[float, float]:
-        parts = [component_passes(part, defense, self._effort()) for part in self._parts(defense)]
+        parts = [part_passes(part, defense, self._effort()) for part in self._parts(defense)]
         targets = min(self.targets or defense.classes - 1, defense.classes - 1)
         judged = (2 + targets) * judging_rows(defense, self.select_draws) if self.hand_back == "best" else 0
         return sum(f for f, _ in parts) + judged, sum(b for _, b in parts)

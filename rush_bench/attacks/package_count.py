@@ -13,7 +13,7 @@ from rush_bench.threats import Threat
 
 
 @dataclass(frozen=True)
-class Official(Attack):
+class CountedByPackage(Attack):
     """A subclass gives `attempt`. The count belongs to the run, not to x': it depends on single noisy passes."""
 
     def attempt(

@@ -141,7 +141,7 @@ class _Slope:
         """(P, K), see the function `scores`."""
         place = self.stream.images
         assert place is not None
-        if getattr(self.defense, "keyed", True):
+        if self.defense.draws_per_image:
             return scores(self.raw, points, self.stream.at(place.expand(len(points))), self.draws)
         # what the network draws depends on its batch: each point is asked for alone, as the gradient is
         return torch.cat([scores(self.raw, point, self.stream, self.draws) for point in points.split(1)])

@@ -222,7 +222,7 @@ class _Heads(Sampler):
     """
 
     def __init__(self, sampler: Sampler, layer: _Layer, place: Tensor) -> None:
-        self.drawn, self.layer, self.keyed = sampler, layer, sampler.keyed
+        self.drawn, self.layer, self.draws_per_image = sampler, layer, sampler.draws_per_image
         self.row = {int(position): k for k, position in enumerate(place)}
         self.heads = torch.empty(0)
 

@@ -191,7 +191,7 @@ def batch_dependence(defense: Defense, images: Tensor, stream: Stream) -> Findin
     """Whether an image's output depends on its neighbours: alone, in reversed order, beside others, with the same draws."""
     what = "largest distance between normalised outputs of an image in different batches, on the same draws"
     source = "ours: ten times AutoAttack's alpha, as other batch sizes take other kernels; BatchNorm in train mode gives 0.1"
-    if not defense.keyed:
+    if not defense.draws_per_image:
         why = f"{defense.name} draws inside the network, so that an image's draws are others in another batch"
         return not_run("batch-dependence", what, source, why)
     place = positions(stream, len(images))

@@ -113,11 +113,12 @@ def settle(
     deadline = deadline_in(max_minutes)
     only = None if only is None else list(only)
     cells = CellStore(folder)
-    keyed: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
-    planned = [_planned(d, data, chosen, name, Threat(norm, eps), only, Path(store), options, cells, **keyed) for d in defenses]
+    shared: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
+    threat = Threat(norm, eps)
+    planned = [_planned(d, data, chosen, name, threat, only, Path(store), options, cells, **shared) for d in defenses]
 
     def run_of(failed: dict[str, str], done: bool) -> SettleRun:
-        evidence = [_evidence(cells, one, folder, Threat(norm, eps), name, data) for one in planned]
+        evidence = [_evidence(cells, one, folder, threat, name, data) for one in planned]
         found = clashes([entry.result for each in evidence for entry in each.entries], Path(out), folder)
         return SettleRun(evidence, failed, folder, done, [(defenses, data)], found)
 

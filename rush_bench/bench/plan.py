@@ -217,8 +217,8 @@ class Planner:
             cells: list[CellJob] = [one for group, data in pairs for one in certificates.plan(group, data, how, norm, seed)]
             return self.cells(job, CellStore(self.place.out / certificates.FOLDER), cells)
         suite = asked_suite(asked["suite"], asked["attacks"], asked["sets"])
-        keyed = (asked["seed"], asked["repeats"], asked["chunk"])
-        cells = [one for group, data in pairs for defense in group for one in runner.plan(defense, suite, data, *keyed)]
+        shared = (asked["seed"], asked["repeats"], asked["chunk"])
+        cells = [cell for group, data in pairs for defense in group for cell in runner.plan(defense, suite, data, *shared)]
         return self.cells(job, CellStore(self.place.out), cells)
 
     def pairs(self, job: Job, asked: dict[str, Any], most: int) -> list[tuple[list[Defense], Images]]:
@@ -334,4 +334,4 @@ def passes_of(one: CellJob) -> tuple[float, float]:
 
 def _sampling(asked: dict[str, Any]) -> Sampling:
     how = sampling(asked)
-    return Sampling(how["mode"], how["selection"], how["draws"], how["alpha"], how["radii"], how["hope"])
+    return Sampling(how["mode"], how["selection"], how["draws"], how["alpha"], how["radii"], how["give_up_level"])

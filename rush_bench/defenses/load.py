@@ -16,7 +16,7 @@ from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.purify import purifier_from
 from rush_bench.defenses.randomised import Average, Randomised, transform_from
-from rush_bench.defenses.samplers import Keyed
+from rush_bench.defenses.samplers import StreamTransform
 from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import Classifier, build
@@ -146,7 +146,9 @@ def of_network(network: Classifier, law: Noise | None, votes: int, **options: An
     return Smoothed(network, noise=law, votes=votes, **options) if law else Deterministic(network, **options)
 
 
-def stored_transform(model: str, *, store: Path | str = "models", device: torch.device | str = "cpu") -> tuple[Keyed, Average]:
+def stored_transform(
+    model: str, *, store: Path | str = "models", device: torch.device | str = "cpu"
+) -> tuple[StreamTransform, Average]:
     """What stands in front of a model of the store, for other networks too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do

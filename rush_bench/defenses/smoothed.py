@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
 from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
 from rush_bench.defenses.body import FLAT, ROUNDED, Body, blocks, whole_blocks
-from rush_bench.defenses.samplers import BankSampler, Forward, Keyed, NoiseSampler, Sampler
+from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
 
@@ -39,7 +39,7 @@ class Network(Defense):
         whole: "Network | None" = None,
     ) -> None:
         self.body, self.sampler, self.name, self.draws, self.about = body, sampler, name, draws, about or {}
-        self.averaging, self.by_vote, self.whole, self.keyed = averaging, by_vote, whole, sampler.keyed
+        self.averaging, self.by_vote, self.whole, self.draws_per_image = averaging, by_vote, whole, sampler.draws_per_image
         self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights
         self.classes, self.passes = body.classes, body.passes
         self.steepness = 1.0 if averaging.geometric else body.steepness(FLAT)
@@ -50,7 +50,7 @@ class Network(Defense):
         return (self.whole or self).sampler.noise
 
     @property
-    def transform(self) -> Keyed | None:
+    def transform(self) -> StreamTransform | None:
         """The transform that draws from the stream in front of the body, a bank's too."""
         return (self.whole or self).sampler.transform
 
@@ -79,7 +79,7 @@ class Network(Defense):
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
-        if repeats > 1 and (self.deterministic or not self.keyed):
+        if repeats > 1 and (self.deterministic or not self.draws_per_image):
             return super().predictions(images, stream, repeats)
         return self._predictions(images, stream, repeats, exact or self.precision != "float32")
 

@@ -60,7 +60,7 @@ class _Job(Job):
             stream = Stream(seed, "certify/estimate", part.index[which], first)
             return self.defense.of_votes(count).predict(images[which.to(images.device)], stream).votes.cpu().numpy()
 
-        found = estimate(self.plan, selected, self.defense.classes, draw, self.settings.hope)
+        found = estimate(self.plan, selected, self.defense.classes, draw, self.settings.give_up_level)
         seconds = time.perf_counter() - begun
         passes = self.settings.selection + found.used
         label, n = part.labels.numpy(), np.arange(len(part))

@@ -190,18 +190,18 @@ class _Slope:
     def frozen(self) -> float:
         """The share of pixels that are frozen at the image; 0 where what they might do is below a tenth of the others."""
         g, x = self.here, self.image
-        still = _at_edge(x) & (g == 0)
-        if not still.any() or not g.any():
+        stuck = _at_edge(x) & (g == 0)
+        if not stuck.any() or not g.any():
             return 0.0
-        inwards = torch.where(still, torch.where(x > 0.5, -FINE[1], FINE[1]), 0.0)
+        inwards = torch.where(stuck, torch.where(x > 0.5, -FINE[1], FINE[1]), 0.0)
         # four ways to tell half of them from the other half: in one their effects may cancel
         uniform = self.stream.named("frozen").uniform(1, 4, tuple(x.shape[1:]), x.device)[0]
         half = torch.where(uniform < 0.5, 0.0, inwards)
         scores = self.scores(torch.cat([x + half, x + inwards - half]))
         value = self.value(scores, self.labels.expand(len(scores), *self.labels.shape[1:]))
         matters = (value[:4] - value[4:]).abs().max()
-        expected = g[~still].double().square().mean().sqrt() * inwards.double().norm()
-        return float(still.double().mean()) if matters > 0.1 * expected else 0.0
+        expected = g[~stuck].double().square().mean().sqrt() * inwards.double().norm()
+        return float(stuck.double().mean()) if matters > 0.1 * expected else 0.0
 
 
 def _at_edge(x: Tensor) -> Tensor:

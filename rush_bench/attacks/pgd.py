@@ -96,9 +96,9 @@ class PGD(Attack):
             elif looks and len(alive):
                 best.offer(attacked, alive)
             elif not looks:
-                function, how = objective_named(objective)
+                function, averaging = objective_named(objective)
                 logs = defense.predict(attacked, own).logs  # of one draw: what `Defense.gradient` calls the loss
-                best.take(attacked, alive, function(how.each(logs[:, None])[:, 0].log_softmax(1), truth))
+                best.take(attacked, alive, function(averaging.each(logs[:, None])[:, 0].log_softmax(1), truth))
         # without projection in the loop, images + delta may be a rounding outside of the ball
         return best.points if self.clamp == "project" else threat.project(best.points, images)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from rush_bench.audits.evidence import Entry, Evidence
-from rush_bench.audits.experiments import still
+from rush_bench.audits.experiments import without_noise
 from rush_bench.audits.finding import Finding, judged, not_run, noted, within_chance
 from rush_bench.audits.flags import square_beats_white_box
 from rush_bench.audits.roles import Role
@@ -290,7 +290,7 @@ def same_through_both_doors(evidence: Evidence) -> Finding:
     pairs = []
     ours = {entry.result.labels["on"]: entry for entry in evidence.playing(Role.OUR_PATH)}
     for entry in evidence.playing(Role.REFERENCE):
-        other = ours.get(still(entry.result.labels["on"]))
+        other = ours.get(without_noise(entry.result.labels["on"]))
         if other is not None:
             n = len(entry.correct)
             # one image of n is the least difference there is

@@ -74,9 +74,9 @@ class _ProbeStore:
         with flock(cell.path.with_suffix(".lock"), wait=False) as held:
             yield held is not False
 
-    def write(self, cell: _Probe, chunk: int, made: list[Finding], adversarial: None = None) -> None:
+    def write(self, cell: _Probe, chunk: int, findings: list[Finding], adversarial: None = None) -> None:
         """Keep the findings."""
-        write_json(cell.path, {"findings": [finding.to_dict() for finding in made]})
+        write_json(cell.path, {"findings": [finding.to_dict() for finding in findings]})
 
     def read(self, cell: _Probe) -> list[Finding]:
         """The findings as they were."""
@@ -97,9 +97,9 @@ class _Job(Job):
         """Run the probe."""
         return self.make(), None
 
-    def figure(self, made: list[Finding]) -> str:
+    def figure(self, findings: list[Finding]) -> str:
         """How many findings there are, and flags among them."""
-        return f"{len(made)} findings, {sum(finding.status in ('flag', 'bug') for finding in made)} flags"
+        return f"{len(findings)} findings, {sum(finding.status in ('flag', 'bug') for finding in findings)} flags"
 
 
 def probe(
@@ -165,7 +165,7 @@ def replayed(evidence: Evidence) -> Claim:
 def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: int) -> list[_Job]:
     key = digest([VERSION, defense.identity(), defense.precision, part.digest, threat.norm, threat.eps, seed])[:16]
 
-    def made(name: str, make: Callable[[Defense, Tensor, Tensor, Stream], list[Finding]]) -> _Job:
+    def probe_job(name: str, make: Callable[[Defense, Tensor, Tensor, Stream], list[Finding]]) -> _Job:
         def run() -> list[Finding]:
             images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
             stream = Stream(seed, f"audit/{name}", part.index)
@@ -174,8 +174,8 @@ def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: 
         return _Job(_Probe(folder / f"{key}-{name}.json"), defense, part, name, run)
 
     return [
-        made("flags", lambda scaled, images, labels, stream: flags(scaled, images, labels, threat, stream)),
-        made("truth", lambda scaled, images, labels, stream: truth(scaled, images, labels, threat, stream)),
-        made("indicators", lambda scaled, images, labels, stream: indicators(scaled, images, labels, threat, stream)),
-        made("binarization", lambda scaled, images, labels, stream: binarization(scaled, images, threat, stream)),
+        probe_job("flags", lambda scaled, images, labels, stream: flags(scaled, images, labels, threat, stream)),
+        probe_job("truth", lambda scaled, images, labels, stream: truth(scaled, images, labels, threat, stream)),
+        probe_job("indicators", lambda scaled, images, labels, stream: indicators(scaled, images, labels, threat, stream)),
+        probe_job("binarization", lambda scaled, images, labels, stream: binarization(scaled, images, threat, stream)),
     ]

@@ -442,6 +442,6 @@ def _evidence(cells: CellStore, one: Planned, folder: Path, threat: Threat, budg
 
 
 def _certified(folder: Path, one: Planned) -> list[CellResult]:
-    who = {key: value for key, value in one.defense.identity().items() if key != "votes"}
+    identity = {key: value for key, value in one.defense.identity().items() if key != "votes"}
     found = load_results(folder / CERTIFICATES, warn=lambda text: None)
-    return [result for result in found if result.identity["defense"] == who]
+    return [result for result in found if result.identity["defense"] == identity]

@@ -125,7 +125,7 @@ class Planner:
                 made = Planned(job, "impossible", Failure(f"needs {lacking}, which cannot be had", self.impossible[lacking]))
             else:
                 try:
-                    made = self.one(job)
+                    made = self.plan_job(job)
                 except RushBenchError as error:  # data or a package that is not here: the others go on
                     made = Planned(job, "impossible", Failure(str(error), error))
             if made.state == "impossible" and job.makes:
@@ -134,7 +134,7 @@ class Planner:
             found.append(made)
         return found
 
-    def one(self, job: Job) -> Planned:
+    def plan_job(self, job: Job) -> Planned:
         """The state of one job."""
         if job.kind == "train":
             return self.training(job)

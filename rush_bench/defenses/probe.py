@@ -105,10 +105,10 @@ def check_function(body: Body, rows: Tensor) -> None:
         exact = copy.copy(body)
         try:  # rounding differs from batch to batch; in float64 a hundred million times less
             exact.network, exact.dtype = copy.deepcopy(body.network).double(), torch.float64
-            still = in_company(asking(exact), rows, large)
+            depends = in_company(asking(exact), rows, large)
         except Exception:  # it does not run in float64
-            still = True
-        if still:
+            depends = True
+        if depends:
             raise BadInput(
                 "the network's logits for an image depend on the other images of its batch, on their number or on its place "
                 "among them; make them a function of the image alone: a mean over the batch, for one, becomes a constant"

@@ -37,6 +37,6 @@ def _evidence(results: Sequence[CellResult], certificates: Sequence[CellResult])
         "eps": first.labels["threat_eps"],
         "budget_name": first.labels["suite"].removeprefix("settle-"),
     }
-    who = {key: value for key, value in first.identity["defense"].items() if key != "votes"}
-    mine = tuple(one for one in certificates if one.complete and one.identity["defense"] == who)
+    defense = {key: value for key, value in first.identity["defense"].items() if key != "votes"}
+    mine = tuple(one for one in certificates if one.complete and one.identity["defense"] == defense)
     return Evidence(first.labels["subject"], labels, tuple(entries_of(results)), mine)

@@ -56,9 +56,9 @@ def _terms(row: "Row") -> str:
     assert row.training is not None
     identity = row.parts[-1].identity
     same = {key: identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
-    how = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.parts)
-    who = {key: value for key, value in identity["defense"].items() if key != "weights"}
-    return digest([row.training.system, same, who, how, row.labels["suite"], row.labels["n"]])
+    attacks = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.parts)
+    defense = {key: value for key, value in identity["defense"].items() if key != "weights"}
+    return digest([row.training.system, same, defense, attacks, row.labels["suite"], row.labels["n"]])
 
 
 def _settings(cell: CellResult) -> dict[str, Any]:

@@ -253,8 +253,8 @@ def _like(results: Iterable[CellResult]) -> list[list[CellResult]]:
     """Corruption cells that may stand in one table, for they are of the same images; defences of one name told apart."""
     by: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        who = {key: result.identity[key] for key in ("weights", "defense", "seed", "repeats")}
-        by[digest([result.labels["defense"], result.labels["dataset"], result.labels["n"]])][digest(who)].append(result)
+        same = {key: result.identity[key] for key in ("weights", "defense", "seed", "repeats")}
+        by[digest([result.labels["defense"], result.labels["dataset"], result.labels["n"]])][digest(same)].append(result)
     found: dict[str, list[CellResult]] = defaultdict(list)
     for variants in by.values():
         for cells in variants.values():

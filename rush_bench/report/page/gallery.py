@@ -72,8 +72,8 @@ def _gallery(row: Row, attacked: CellResult, data_dir: Path | None, known: dict[
     for i in order:
         label = int(frame["label"][i])
         names = [str(k) for k in range(after.shape[1])] if isinstance(images, str) else list(images.classes)
-        said = "" if before is None else _said(before[i], names)
-        pair = Pair(names[label], said, _said(after[i], names), bool(turned[i]), _png(stored[i]))
+        answer = "" if before is None else _answer(before[i], names)
+        pair = Pair(names[label], answer, _answer(after[i], names), bool(turned[i]), _png(stored[i]))
         if not isinstance(images, str):
             clean = images.floats([i])[0].numpy()
             change = np.clip(0.5 + (stored[i] - clean) / (2 * np.abs(stored[i] - clean).max() or 1.0), 0, 1)
@@ -88,7 +88,7 @@ def _counts(result: CellResult) -> NDArray[np.int64]:
     return result.frame.filter(regex=r"^count_\d+$").to_numpy()
 
 
-def _said(counts: NDArray[np.int64], names: Sequence[str]) -> str:
+def _answer(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     share = counts.max() / counts.sum()
     return names[int(counts.argmax())] + ("" if share == 1 else f" ({share:.0%})")
 

@@ -64,7 +64,7 @@ def only(store: Path, names: Sequence[str], folder: Path) -> Path:
 
 
 def reference(folder: Path) -> Line:
-    """Accuracy against draws from prediction logs of another project: a file a number of draws, `correct` of each image."""
+    """Accuracy against draws from prediction logs of another project: a file per number of draws, `correct` of each image."""
     points = []
     for path in folder.glob("PGD_eps*_m*.tsv"):
         correct = pd.read_csv(path, sep="\t")["correct"]
@@ -86,7 +86,7 @@ def evidence_of(
 
 
 def verdicts(audits: Sequence[dict], found: Sequence[Evidence]) -> list[list[str]]:
-    """A row a defence, as text."""
+    """A row per defence, as text."""
     clean = {evidence.subject: tables.percent(evidence.clean.estimate) for evidence in found if evidence.clean is not None}
     rows = []
     for audit in audits:
@@ -117,7 +117,7 @@ def main() -> None:
         list(pool.map(lambda name: run([*line, name], models / f"{name}.log"), RECIPES))
     print(f"trained after {(time.monotonic() - begun) / 60:.1f} min", flush=True)
 
-    chunk = -(-args.images // args.jobs)  # a chunk a process
+    chunk = -(-args.images // args.jobs)  # a chunk per process
     shared = {"images": args.images, "chunk": chunk, "out": args.out}
     with tempfile.TemporaryDirectory() as made:
         store = only(models, [f"{recipe}-digits" for recipe in RECIPES], Path(made))

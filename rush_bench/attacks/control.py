@@ -18,7 +18,7 @@ NAMES = {"random-noise": "control: the worst of 100 random points of the ball, o
 
 @dataclass(frozen=True)
 class RandomNoise(Attack):
-    """`points` an image, uniform in the l-inf ball, of uniform direction and radius in l2; judged on `select_draws` draws."""
+    """`points` per image, uniform in the l-inf ball, of uniform direction and radius in l2; judged on `select_draws` draws."""
 
     climbs: ClassVar[bool] = False
 

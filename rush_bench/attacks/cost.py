@@ -36,8 +36,8 @@ def at_once(defense: Defense) -> int:
 def module_rows(defense: Defense, batch: int = 1) -> tuple[int, int]:
     """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image of the batch.
 
-    A batch that does not fit in memory saves nothing, and the backward pass computes each block once more; 1 where whoever
-    calls the module cuts batches to what fits (`at_once`).
+    A batch that does not fit in memory saves nothing, and the backward pass computes each block once more; 1 where the caller
+    of the module cuts batches to what fits (`at_once`).
     """
     rows = _draws(defense)
     there, again, back = _chain(defense)

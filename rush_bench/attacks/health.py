@@ -1,7 +1,7 @@
 """Whether gradients are true: zero where something matters, or another slope than differences of predictions show.
 
 A gradient attack is worth what its gradients are. Every figure here is free of the scale of the logits. A few images are
-looked at, each near itself and along the path of an attack, for about fifty forward rows (times draws) an image. Of a network
+looked at, each near itself and along the path of an attack, for about fifty forward rows (times draws) per image. Of a network
 of ours the logits themselves are compared, since differences of float32 log-probabilities vanish where logits are tiny.
 """
 

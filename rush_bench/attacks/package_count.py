@@ -1,4 +1,4 @@
-"""Attacks whose package keeps a count of its own: the count goes into the record beside the x' that we score ourselves."""
+"""Attacks whose package counts robust images itself: its count goes into the record beside the x' that we score."""
 
 from dataclasses import dataclass
 from typing import Any

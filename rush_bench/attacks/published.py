@@ -51,7 +51,7 @@ class PublishedAutoAttack(CountedByPackage):
 
     APGD-CE, APGD-T, untargeted FAB and Square run in sequence; after each, one noisy pass decides: an image leaves at its
     first wrong one, with the component's x'. An image that never was wrong is handed back clean (`hand_back="clean"`), and
-    whoever scores it on fresh noise scores clean accuracy. Under `best` its best point, over `select_draws` held-apart draws,
+    a score on fresh noise is then clean accuracy. Under `best` its best point, over `select_draws` held-apart draws,
     stands wherever the clean image would: the first correction. Up to there both make the same passes.
 
     `steps` (APGD and FAB), `queries` (Square) and `targets` (0 is every other class) make it affordable. torchattacks 3.5.1

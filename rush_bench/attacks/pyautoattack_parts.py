@@ -1,4 +1,4 @@
-"""pyautoattack's components one at a time, with all that they found at hand: who leaves, and with what, is the caller's.
+"""pyautoattack's components one at a time, with all that they found: the caller decides which image leaves, with which x'.
 
 The package's own driver hides the points of highest loss and hands back clean images; see `published` and `autoattack`.
 """

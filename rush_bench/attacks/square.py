@@ -123,7 +123,7 @@ class Square(Attack):
 
 @dataclass(frozen=True)
 class _LInf:
-    """Squares of +-eps around the images (B, C, H, W), one sign a channel (algorithm 2); starts from vertical stripes."""
+    """Squares of +-eps around the images (B, C, H, W), one sign per channel (algorithm 2); starts from vertical stripes."""
 
     threat: Threat
     images: Tensor

@@ -72,7 +72,7 @@ class Planned:
 
     defense: Defense
     jobs: tuple[Job, ...]
-    seconds: dict[str, float]  # by cell key, an image
+    seconds: dict[str, float]  # by cell key, per image
     costs: dict[str, Cost]  # by experiment, of what is missing
     certificates: tuple[tuple[str, Sampling], ...] = ()
 

@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model before it is there: its recipe, and whether it draws (None: an import, who knows)."""
+    """What is known of a model before it is there: its recipe, and whether it draws (None: not known, as of an import)."""
 
     recipe: str
     random: bool | None = None
@@ -255,7 +255,7 @@ def _stretched(
 
 
 def _measurements(entry: Entry, place: Place, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Iterable[Job]:
-    """A job a model (but for corruptions, whose mCE is relative to one of them), suite and seed."""
+    """A job per model (but for corruptions, whose mCE is relative to one of them), suite and seed."""
     if "model" in entry.options:  # a network of the user's own
         for options in entry.each():
             yield Job(

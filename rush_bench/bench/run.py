@@ -139,7 +139,7 @@ def conclude(
 
 
 class Page:
-    """The page of the results, for who looks at it meanwhile: made again now and then, where the file asks for one."""
+    """The page of the results, written again now and then while jobs run, where the file asks for one."""
 
     def __init__(self, found: BenchmarkRun) -> None:
         self.jobs = [one.job for one in found.planned if one.job.kind == "report"]

@@ -44,7 +44,7 @@ def command(file: Path, name: str, device: str, as_json: bool, **options: Any) -
     Of ACL, DynACL, AIR, RCS, AdvCL, A-InfoNCE, RoCL, DeACL, TRADES (WideResNet and kl ResNet), Chen 2020b, Cohen, SmoothAdv,
     Rebuffi 2021 and MadryLab's robustness; encoders of solo-learn and lightly, and plain ResNets (torchvision, timm, kl).
 
-    The family is told by the keys, every key is accounted for, and normalisation goes inside the network. What cannot be
+    The keys tell the family, every key is accounted for, and normalisation goes inside the network. What cannot be
     mapped whole is refused. Files are read without running pickled code.
     """
     from rush_bench.defenses.published import import_checkpoint

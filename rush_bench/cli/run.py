@@ -125,6 +125,6 @@ def show(planned: "list[Planned]", err: bool) -> None:
         if one.why:
             click.echo(f"impossible: {one.job.name}: {one.why}", err=True)
     known = [one for one in left if one.seconds == one.seconds]
-    more = f", and {len(left) - len(known)} that cannot be told yet" if len(known) < len(left) else ""
+    more = f", and {len(left) - len(known)} of unknown time" if len(known) < len(left) else ""
     total = amount(sum(one.passes for one in known)), minutes_text(sum(one.seconds for one in known))
     click.echo(f"{len(left)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)

@@ -3,7 +3,7 @@
 All start from per-draw log-probabilities (B, k, K) and end in scores (B, K) that are log-probabilities again:
 
 - mean probability (the default): log of mean_j p_j, RUSH eq. 7;
-- `logits`: mean_j of the logits, normalised. Log-probabilities serve: they are the logits less a constant an image and draw;
+- `logits`: mean_j of the logits, normalised. Log-probabilities serve: they are the logits less a constant per image and draw;
 - `vote`: log of mean_j softmax(beta z_j), which tends to the share of votes as beta grows; `vote:5` sets beta.
 """
 

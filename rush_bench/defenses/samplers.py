@@ -130,7 +130,7 @@ class NetworkSampler(Sampler):
             if self.apart:
                 each = [_draw_by_draw(body, image, bank.skip(j.start), j.stop - j.start, exact) for image in x.split(1)]
                 return torch.cat(each)
-            # One image a call, its draws in pieces that start at multiples of `rows`: the same for every batch and block.
+            # One image per call, its draws in pieces that start at multiples of `rows`: the same for every batch and block.
             pieces = [(start, min(start + rows, j.stop) - start) for start in range(j.start, j.stop, rows)]
             each = [
                 torch.cat([_seeded(body, image, bank.skip(start), count, exact) for start, count in pieces], 1)

@@ -1,7 +1,7 @@
 """The one measuring loop: attacks, corruptions, certificates and probes are cells, worked off chunk by chunk.
 
 A kind of measurement says what its cells are and how a chunk is made (`Job`). All else is here, once: whether the records at
-hand are of this code (`behaviour`), who takes which chunk, when to stop, what an error costs, and what is told of it.
+hand are of this code (`behaviour`), who takes which chunk, when to stop, what an error costs, and how it is reported.
 """
 
 import time

@@ -112,7 +112,7 @@ class CellResult:
 
 
 def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> list[CellResult]:
-    """Every cell under `<results>/runs` of each folder, sorted, one entry a set of labels; chunks are read at `.frame`.
+    """Every cell under `<results>/runs` of each folder, sorted, one entry per set of labels; chunks are read at `.frame`.
 
     A folder that holds no cell of ours (half-written, foreign, another format) is left out; `warn` gets a line that
     says so (default: to stderr). A cell that is in several folders is taken once, where it has the most chunks.

@@ -59,7 +59,7 @@ def flagged(audit) -> set[str]:
 
 
 class Coin(Defense):
-    """One toss a prediction, right with probability 0.9, that never looks at the image."""
+    """One toss per prediction, right with probability 0.9, that never looks at the image."""
 
     def __init__(self, labels: torch.Tensor) -> None:
         self.name, self.classes, self.shape, self.draws, self.passes = "coin@1", 5, (1, 4, 4), 1, Passes()

@@ -182,7 +182,7 @@ class _Page:
         self.add("certificates", parts)
 
     def corruptions(self, results: Sequence[CellResult], reference: str | None) -> None:
-        """A table a data set and set of corruptions."""
+        """A table per data set and set of corruptions."""
         parts = []
         for k, part in enumerate(_like(results)):
             known = reference if reference in {result.labels["defense"] for result in part} else None
@@ -192,7 +192,7 @@ class _Page:
         self.add("corruptions", parts)
 
     def claims(self, results: Sequence[CellResult], certified: Sequence[CellResult], verdicts: Sequence[Audit]) -> None:
-        """A part a defence under audit: verdict, checks, experiments, figures; then the figures that they share."""
+        """A part per defence under audit: verdict, checks, experiments, figures; then the figures that they share."""
         found = evidence_of(results, certified)
         shown = {entry.result.folder for evidence in found for entry in evidence.entries}
         older = len({result.folder for result in results if "experiment" in result.labels} - shown)

@@ -46,7 +46,7 @@ class Gallery:
 
 
 def galleries(rows: Sequence[Row], data_dir: Path | None, most: int) -> tuple[list[Gallery], int]:
-    """A gallery a row that has x' on disk, at most so many, and how many rows have none on disk."""
+    """A gallery per row that has x' on disk, at most so many, and how many rows have none on disk."""
     made, missing, known = list[Gallery](), 0, dict[tuple[str, str, int], Images | str]()
     for row in rows:
         attacked = [row.cells[name] for name in ATTACKS if name in row.cells]

@@ -29,7 +29,7 @@ NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "
 class Cell:
     """`text` as other tables print it; `value` is all of the number, by which a column is sorted, `interval` its ends.
 
-    `tip` is what a reader who points at it is told, `record` the anchor of what it was computed from; `mark` a footnote's
+    `tip` is shown to a reader who points at it, `record` the anchor of what it was computed from; `mark` a footnote's
     mark and `why` its meaning; `kind` a class of the style.
     """
 
@@ -79,14 +79,14 @@ class Records:
         return "" if result is None else self.anchors[result.folder]
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
-        """By place, one entry a cell: what it is, what it cost, and all that is written down of it; sorted by name."""
+        """By place, one entry per cell: what it is, what it cost, and all that is written down of it; sorted by name."""
         made: dict[str, list[dict[str, Any]]] = {}
         for path, same in self.by_folder.items():
             first = same[0]
             about = {"chunks": f"{first.chunks_done} of {first.chunks}", "folder": str(path.relative_to(self.folder))}
             if first.chunks_done:
                 frame = first.frame
-                about |= {kind: f"{frame[kind].mean():,.6g} an image" for kind in ("forwards", "backwards")}
+                about |= {kind: f"{frame[kind].mean():,.6g} per image" for kind in ("forwards", "backwards")}
                 about |= {"seconds": f"{frame['seconds'].sum():,.4g}", "largest distance": f"{frame['distance'].max():.6g}"}
                 about |= {"made on": "; ".join(first.made_on) or "not noted: an older record"}
             text = json.dumps({"identity": first.identity, "labels": [one.labels for one in same]}, indent=1)

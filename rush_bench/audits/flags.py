@@ -2,7 +2,7 @@
 
 AutoAttack's five (Croce and Hein 2020; the checks of its reference implementation) and those of protocol 9. A network in
 train mode, one that returns probabilities and one that detaches its input are refused where a `Deterministic` or `Smoothed`
-is built; what is looked for here passes that door, or comes as a `Defense` of the user's own.
+is built; what is looked for here passes those checks, or comes as a `Defense` of the user's own.
 """
 
 import math

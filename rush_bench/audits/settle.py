@@ -298,7 +298,7 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
 
 
 def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling], ...]:
-    """What to certify (norm, sampling): in the law's norm that attacks are held against, at thirds of the largest radius."""
+    """What to certify (norm, sampling): in the law's norm that attacks are compared in, at thirds of the largest radius."""
     law = law_of(defense)
     if law is None or law.scale <= 0 or not law.norms:
         return ()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", required=False)
 @click.option("--list", "list_shipped", is_flag=True, help="Name the benchmarks that are shipped.")
-@click.option("--plan", "plan_only", is_flag=True, help="Say what there is, what is missing and what it would cost, and stop.")
+@click.option("--plan", "plan_only", is_flag=True, help="Say what is done, what is missing and what it would cost, and stop.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, each of one thread.")
 @click.option("--on", metavar="CLUSTER:N", help="N processes as jobs of submitit: slurm:8, or local:4 on this machine.")
 @click.option(
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "asked",
     multiple=True,
     metavar="KEY=VALUE",
-    help="What is asked of it for each job: timeout_min=60, gpus_per_node=1.",
+    help="Resources of each job of --on: timeout_min=60, gpus_per_node=1.",
 )
 @common.folder_option("--out", None, "Folder for records, tables and figures.  [default: what the file says]")
 @common.folder_option("--store", None, "Folder of the models.  [default: what the file says, else models]")

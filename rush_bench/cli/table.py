@@ -32,8 +32,8 @@ INFO = "robustbench"  # a model_info file a row
 @click.option(
     "--format", "formats", default="csv,md,tex", show_default=True, help="Which files to write; robustbench: model_info."
 )
-@click.option("--caption", help="Of table.tex, in LaTeX.")
-@click.option("--label", help="Of table.tex.")
+@click.option("--caption", help="Caption of table.tex, in LaTeX.")
+@click.option("--label", help="Label of table.tex.")
 @common.as_json
 def command(
     style: str,

@@ -1,4 +1,4 @@
-"""What is asked of a network when it comes through the door: logits, one row per image, of that image alone.
+"""What a network must do to become a defence: return logits, one row per image, of that image alone.
 
 Every refusal is a BadInput that names the way out. The images asked with differ in brightness and grain, so that a mean
 over the batch shows; they stay inside (0,1), since a network that is not finite at an edge is refused where it is used.

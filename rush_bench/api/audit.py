@@ -131,9 +131,9 @@ def audit(
         called_off = not before(planned)
         return not called_off
 
-    how: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "out": out, "seed": seed, "repeats": repeats}
-    how |= {"chunk": chunk, "shard": shard, "max_minutes": max_minutes, "quiet": quiet, "precision": precision}
-    run = AuditRun(settle(defenses, data, before=hear, **how, **named))
+    shared: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "out": out, "seed": seed, "repeats": repeats}
+    shared |= {"chunk": chunk, "shard": shard, "max_minutes": max_minutes, "quiet": quiet, "precision": precision}
+    run = AuditRun(settle(defenses, data, before=hear, **shared, **named))
     if called_off:
         return run
     for group, images in run.settled.pairs:

@@ -108,8 +108,8 @@ def certify(
     found = subjects(defenses, data, out, most=MOST, **named)
     run = CertifyRun([], folder=out, radii=tuple(radii))
     for group, images in found.groups:
-        how: dict[str, Any] = {"shard": shard, "max_minutes": minutes_to(deadline), "quiet": quiet}
-        run.extend(runner.certify(group, images, settings, norm=norm, out=out, seed=seed, **how))
+        shared: dict[str, Any] = {"shard": shard, "max_minutes": minutes_to(deadline), "quiet": quiet}
+        run.extend(runner.certify(group, images, settings, norm=norm, out=out, seed=seed, **shared))
     whole = [result for result in run.results if result.complete]
     if whole:
         norms = {str(result.labels["norm"]) for result in whole}

@@ -138,7 +138,7 @@ class _Rows:
     peak_margin: Tensor
     best_true: Tensor  # log-probability of the label at `best`, over the draws of the search
 
-    def hopeful(self, deterministic: bool) -> Tensor:
+    def promising(self, deterministic: bool) -> Tensor:
         """Which images (n,) may be broken by now, as far as the search's own draws tell: worth a look."""
         return (self.peak_margin > 0 if deterministic else self.best_true < math.log(0.05)).any(0)
 
@@ -184,7 +184,7 @@ class _Search:
                 last = step
             if step == steps or (self.settings.stop and (step in checkpoints or step in early)):
                 deterministic = self.defense.deterministic
-                self._offer(s.peak if deterministic else s.best, alive, None if step == steps else s.hopeful(deterministic))
+                self._offer(s.peak if deterministic else s.best, alive, None if step == steps else s.promising(deterministic))
                 if step == steps and not deterministic:
                     self._offer(s.x, alive, None)  # the best on the search's draws is partly the luckiest
                 if self.settings.stop:

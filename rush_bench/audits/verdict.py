@@ -115,9 +115,9 @@ def verdict(
     text = f"the worst case is at most {worst.high:.1%} (95 %), the claim {claim.value:.1%}"
     flags = [name for name in STRENGTH if name in by_name and by_name[name].status == "flag"]
     if gap > REFUTED or worst.high < claim.value / 2 - ROUNDING:
-        how = "more than 20 points are gone" if gap > REFUTED else "more than half of it is gone"
+        lost = "more than 20 points are gone" if gap > REFUTED else "more than half of it is gone"
         also = f"; a better attack might take even more ({', '.join(flags)})" if flags else ""
-        return ruling("refuted", 2, f"{text}: {how}{also}", ["worst case"])
+        return ruling("refuted", 2, f"{text}: {lost}{also}", ["worst case"])
     if gap > WEAKENED:
         also = f"; the attack may still be too weak ({', '.join(flags)})" if flags else ""
         return ruling("weakened", 3, f"{text}: more than 3 points are gone{also}", ["worst case", *flags])

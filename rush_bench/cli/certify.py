@@ -66,8 +66,8 @@ def command(
         from rush_bench.api.certify import certify
         from rush_bench.evaluation.work import parse_shard
 
-        how = {key: asked[key] for key in ("norm", "out", "seed", "max_minutes")}
-        run = certify(defenses, asked["dataset"], shard=parse_shard(shard), **how, **sampling(asked), **common.by_name(asked))
+        given = {key: asked[key] for key in ("norm", "out", "seed", "max_minutes")}
+        run = certify(defenses, asked["dataset"], shard=parse_shard(shard), **given, **sampling(asked), **common.by_name(asked))
     if as_json:
         common.print_json({"certificates": run.summaries(), "contradictions": [str(one) for one in run.contradictions]})
     elif any(result.complete for result in run.results):

@@ -122,7 +122,7 @@ def certify(
 def plan(
     defenses: Sequence[Defense], data: Images, settings: Sampling, norm: str | None = None, seed: int = 0, chunk: int = 10
 ) -> list[_Job]:
-    """The cells of certificates, one a network and law whatever the votes."""
+    """The cells of certificates, one per network and law whatever the votes."""
     jobs: dict[str, _Job] = {}
     for defense in defenses:
         job = _job(defense, data, settings, norm, seed, chunk)

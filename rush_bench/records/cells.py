@@ -63,8 +63,8 @@ class Cell:
 
 
 def description(cell: Cell, labels: list[dict[str, Any]]) -> dict[str, Any]:
-    said = {"format": FORMAT, "key": cell.key, "identity": cell.identity, "labels": labels}
-    return said | {"labels_digest": digest(labels)}  # the key covers the identity alone
+    content = {"format": FORMAT, "key": cell.key, "identity": cell.identity, "labels": labels}
+    return content | {"labels_digest": digest(labels)}  # the key covers the identity alone
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

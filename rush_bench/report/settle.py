@@ -85,13 +85,13 @@ def frame(evidence: Evidence) -> pd.DataFrame:
 
 def waterfall_frame(evidence: Evidence) -> pd.DataFrame:
     """A row per bar of T15: accuracy, and the `difference` to the bar before with its paired interval, as fractions."""
-    made = []
+    rows = []
     for bar in bars(evidence):
         row: dict[str, Any] = {"bar": bar.entry.trial, "as_published": bar.as_published}
         row |= {key: value for key, value in _record(bar.entry).items() if key in (*NUMBERS, *_parts("official"), "k", "n")}
-        made.append(row | (_named("difference", bar.step) if bar.step is not None else {}))
+        rows.append(row | (_named("difference", bar.step) if bar.step is not None else {}))
     columns = ["bar", "as_published", *NUMBERS, *_parts("difference"), *_parts("official"), "k", "n"]
-    return pd.DataFrame(made, columns=columns)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def besides(entry: Entry) -> str:
@@ -113,19 +113,19 @@ def lay_out(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 def notes(evidence: Evidence) -> list[str]:
     """What a reader must know beside the numbers."""
-    said = [
+    lines = [
         "Accuracy in percent; x' are scored by K predictions per image with noise of their own. Forward, back: rows through "
         f"the network per image; seconds in all. {INTERVALS}",
     ]
     if evidence.of("T15", complete=False):
-        said.append("What stands in T15 as published, or as torchattacks' own, explains a number and measures no robustness.")
+        lines.append("What stands in T15 as published, or as torchattacks' own, explains a number and measures no robustness.")
     if evidence.labels["budget_name"] == "quick":
-        said.append(
+        lines.append(
             "Budget quick: fewer images, steps and draws than the protocol, hence weaker attacks; no match for other budgets."
         )
     if not evidence.complete:
-        said.append("Trials that say how many chunks are done are not finished; the same command goes on with them.")
-    return said
+        lines.append("Trials that say how many chunks are done are not finished; the same command goes on with them.")
+    return lines
 
 
 def plain(evidence: Evidence) -> dict[str, Any]:

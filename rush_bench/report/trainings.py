@@ -42,13 +42,13 @@ def with_means(found: Iterable["Row"]) -> list["Row"]:
     for row in rows:
         if row.training is not None:
             groups[_terms(row)].append(row)
-    made, members = [], set()
+    means, members = [], set()
     for group in groups.values():
         seeds = [row.training.seed for row in group if row.training is not None]
         if len(set(seeds)) == len(group) > 1 and (mean := _mean(group)) is not None:
-            made.append(mean)
+            means.append(mean)
             members |= {id(row) for row in group}
-    return [dataclasses.replace(row, in_mean=id(row) in members) for row in rows] + made
+    return [dataclasses.replace(row, in_mean=id(row) in members) for row in rows] + means
 
 
 def _terms(row: "Row") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def interleaved(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of this process for each way, one number a round. Warming up is the caller's."""
+    """Processor seconds of this process for each way, one number per round. Warming up is the caller's."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

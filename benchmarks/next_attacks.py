@@ -32,7 +32,7 @@ from strength import SUBJECTS, Subject, train
 from torch import Tensor
 
 from rush_bench.attacks.apgd import EOTAPGD, _Rows, _Search, _wide
-from rush_bench.attacks.kept import Kept
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Defense, Gradient, Smoothed, load_defense
 from rush_bench.defenses.aggregate import steepened
@@ -178,7 +178,7 @@ class State:
     labels: Tensor
     threat: Threat
     stream: Stream
-    kept: Kept
+    best: BestSoFar
     steps: int
 
     def votes(self, points: Tensor) -> Tensor:
@@ -189,11 +189,11 @@ class State:
 
 def base_points(s: State) -> Tensor:
     """x' of CE and of the margin on the network without its noise, the better of the two for the defence: (B, C, H, W)."""
-    best = Kept(s.defense, s.images, s.labels, s.stream.named("base"), JUDGED)
+    best = BestSoFar(s.defense, s.images, s.labels, s.stream.named("base"), JUDGED)
     for loss in ("ce", "margin"):
         attack = EOTAPGD(steps=s.steps, losses=(loss,))
         best.offer(attack.run(s.defense.base(), s.images, s.labels, s.threat, s.stream.named(f"base/{loss}")))
-    return best.best
+    return best.points
 
 
 def cost_of_base(steps: int) -> int:
@@ -201,7 +201,7 @@ def cost_of_base(steps: int) -> int:
 
 
 def best_so_far(s: State) -> Tensor:
-    return s.kept.best
+    return s.best.points
 
 
 # (2) targets
@@ -220,7 +220,7 @@ def of_clean_vote(s: State) -> Tensor:
 
 
 def of_vote(s: State) -> Tensor:
-    return runner_up(s.votes(s.kept.best), s.labels)
+    return runner_up(s.votes(s.best.points), s.labels)
 
 
 @dataclass(frozen=True)
@@ -247,11 +247,11 @@ class Variant:
 
     def run(self, defense: Defense, data: Images, threat: Threat, stream: Stream, steps: int, draws: int) -> Tensor:
         images, labels = data.floats(), data.labels
-        kept = Kept(defense, images, labels, stream, JUDGED)
-        state = State(defense, images, labels, threat, stream, kept, steps)
+        best = BestSoFar(defense, images, labels, stream, JUDGED)
+        state = State(defense, images, labels, threat, stream, best, steps)
         rows = 2 * steps * draws - self.extra(steps) / 2  # there and back
         for number, phase in enumerate(self.phases):
-            alive = kept.standing()
+            alive = best.standing()
             if not len(alive):
                 break
             own_draws = round(phase.draws * draws)
@@ -263,16 +263,16 @@ class Variant:
                 back=phase.back,
             )
             again = sum(earlier.loss == phase.loss for earlier in self.phases[:number])  # a restart
-            own, noise = stream.at(kept.places(alive)), stream.named(f"gradient/{phase.loss}" + f"/{again}" * (again > 0))
+            own, noise = stream.at(best.places(alive)), stream.named(f"gradient/{phase.loss}" + f"/{again}" * (again > 0))
             start = threat.start(images[alive], own.named(f"start/{phase.loss}/{again}"))
             start = start if phase.start is None else phase.start(state)[alive]
             answers = labels[alive]
             if phase.target is not None:
                 answers = torch.stack([answers, phase.target(state)[alive]], 1)
             objective = steepened(phase.loss, defense.steepness)
-            search = phase.search(settings, defense, images, threat, noise, objective, kept, **phase.options)
+            search = phase.search(settings, defense, images, threat, noise, objective, best, **phase.options)
             search.run(alive, start[None], answers[None])
-        return kept.best
+        return best.points
 
 
 def both(*searches: type[_Search], **changes: Any) -> tuple[Phase, Phase]:

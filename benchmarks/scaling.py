@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--rate PASSES_A_SECOND] [--images N] [--models N]
 
-The rate is not measured here: 350,000 passes a second are half of 790 TFLOP/s (bfloat16 products of matrices on an H200) at
+The rate is not measured here: 350,000 passes per second are half of 790 TFLOP/s (bfloat16 products of matrices on an H200) at
 1.11 GFLOP a pass of a ResNet-18 on 32 x 32 pixels. Counts are from above: attacks that stop early are counted whole.
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--models", type=int, default=1_000)
     args = parser.parse_args()
-    print(f"| defence | suite | passes an image | GPU hours a model, {args.images:,} images | {args.models:,} models |")
+    print(f"| defence | suite | passes per image | GPU hours per model, {args.images:,} images | {args.models:,} models |")
     print("|---|---|---|---|---|")
     for votes, name in ((0, "deterministic"), (1, "one draw"), (64, "64 votes")):
         for suite in ("linf8-quick", "linf8"):

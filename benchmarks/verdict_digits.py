@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.settle import settle
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import load_defenses
@@ -64,7 +64,7 @@ def only(store: Path, names: Sequence[str], folder: Path) -> Path:
 
 
 def reference(folder: Path) -> Line:
-    """Accuracy against draws from prediction logs of another project: a file a number of draws, `correct` of each image."""
+    """Accuracy against draws from prediction logs of another project: a file per number of draws, `correct` of each image."""
     points = []
     for path in folder.glob("PGD_eps*_m*.tsv"):
         correct = pd.read_csv(path, sep="\t")["correct"]
@@ -75,17 +75,19 @@ def reference(folder: Path) -> Line:
     return Line(f"Cohen et al., CIFAR-10, n={len(correct)} (SmoothAdv's logs)", tuple(sorted(points)))
 
 
-def books(names: Sequence[str], images: int, chunk: int, norm: str, eps: float, store: Path, out: Path, **more) -> list[Book]:
+def evidence_of(
+    names: Sequence[str], images: int, chunk: int, norm: str, eps: float, store: Path, out: Path, **more
+) -> list[Evidence]:
     """What is on disk of these defences; nothing is run."""
     defenses = load_defenses(list(names), store=store, dataset="digits")
     data = load_dataset("digits", "test", images)
     how = {"norm": norm, "eps": eps, "store": store, "out": out, "chunk": chunk, "quiet": True, **more}
-    return settle(defenses, data, budget="quick", before=lambda planned: False, **how).books
+    return settle(defenses, data, budget="quick", before=lambda planned: False, **how).evidence
 
 
-def verdicts(audits: Sequence[dict], found: Sequence[Book]) -> list[list[str]]:
-    """A row a defence, as text."""
-    clean = {book.subject: tables.percent(book.clean.estimate) for book in found if book.clean is not None}
+def verdicts(audits: Sequence[dict], found: Sequence[Evidence]) -> list[list[str]]:
+    """A row per defence, as text."""
+    clean = {evidence.subject: tables.percent(evidence.clean.estimate) for evidence in found if evidence.clean is not None}
     rows = []
     for audit in audits:
         said = audit["verdict"]
@@ -115,7 +117,7 @@ def main() -> None:
         list(pool.map(lambda name: run([*line, name], models / f"{name}.log"), RECIPES))
     print(f"trained after {(time.monotonic() - begun) / 60:.1f} min", flush=True)
 
-    chunk = -(-args.images // args.jobs)  # a chunk a process
+    chunk = -(-args.images // args.jobs)  # a chunk per process
     shared = {"images": args.images, "chunk": chunk, "out": args.out}
     with tempfile.TemporaryDirectory() as made:
         store = only(models, [f"{recipe}-digits" for recipe in RECIPES], Path(made))
@@ -128,8 +130,8 @@ def main() -> None:
         together(
             ["settle", SWEPT, "--only", "T1", "--norm", "l2", "--eps", str(SWEPT_EPS), *common], args.jobs, models / "sweep.log"
         )
-        found = books(DEFENCES, norm="linf", eps=EPS, store=store, **shared)
-        swept = books([SWEPT], norm="l2", eps=SWEPT_EPS, store=store, only=["T1"], **shared)
+        found = evidence_of(DEFENCES, norm="linf", eps=EPS, store=store, **shared)
+        swept = evidence_of([SWEPT], norm="l2", eps=SWEPT_EPS, store=store, only=["T1"], **shared)
 
     folder = args.out / "settle"
     tables.write([*found, *swept], folder)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rush_bench as rb
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.finding import Finding
 from rush_bench.audits.run import judge, probe
 from rush_bench.audits.settle import Budget, settle
@@ -135,31 +135,31 @@ MASKS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Tried:
-    """What an audit found of a network: its book and probes, from which every claim is judged."""
+    """What an audit found of a network: its evidence and probes, from which every claim is judged."""
 
-    book: Book
+    evidence: Evidence
     probes: list[Finding]
 
     @property
     def worst(self) -> float:
         """The worst case that was measured, a fraction."""
-        assert self.book.worst is not None
-        return self.book.worst.estimate.value
+        assert self.evidence.worst is not None
+        return self.evidence.worst.estimate.value
 
     def word(self, claim: float) -> str:
         """The verdict on a claim."""
-        said = judge(self.book, self.probes, Claim(min(claim, 1.0), "trial")).verdict
+        said = judge(self.evidence, self.probes, Claim(min(claim, 1.0), "trial")).verdict
         assert said is not None
         return said.word
 
     def flags(self) -> list[str]:
         """The flags of strength."""
-        findings = judge(self.book, self.probes, Claim(1.0, "trial")).findings
+        findings = judge(self.evidence, self.probes, Claim(1.0, "trial")).findings
         return [f.check for f in findings if f.check in STRENGTH and f.status in ("flag", "bug")]
 
     def honest(self) -> bool:
         """Whether it came out as an honest network must; no claim near chance is ever settled."""
-        chance = 1 / int(self.book.labels["classes"]) + ABOVE_CHANCE
+        chance = 1 / int(self.evidence.labels["classes"]) + ABOVE_CHANCE
         near = all(self.word(self.worst + gap) == "stands" for gap in (-0.03, 0.01) if self.worst + gap > chance)
         return near and self.word(self.worst + 0.10) != "stands" and not self.flags()
 
@@ -176,7 +176,7 @@ def tried(network: nn.Module, name: str, eps: float, data: Images, budget: str |
     probes = probe([defense], data, Threat("linf", eps), out, quiet=True, failed=failed)
     if failed or not run.complete:
         raise RuntimeError(f"{name}: {failed or 'not complete'}")
-    return Tried(run.books[0], probes[name])
+    return Tried(run.evidence[0], probes[name])
 
 
 def main() -> None:

@@ -148,12 +148,12 @@ def model_readme(name: str, card: Mapping[str, Any]) -> str:
     lines = [f"| {key} | {value} |" for key, value in about.items() if value not in (None, "")]
     epochs = (card.get("validation") or {}).get("history") or [{}]
     measured = [f"{key} {100 * value:.1f} %" for key, value in epochs[-1].items() if key in ("clean", "noisy", "robust")]
-    said = f"On held-out images after the last epoch: {', '.join(measured)}. " if measured else ""
+    accuracy = f"On held-out images after the last epoch: {', '.join(measured)}. " if measured else ""
     return "\n".join(
         [
             *("---", "library_name: rush-bench", "tags:", "- adversarial-robustness", "- rush-bench", "---", ""),
             *(f"# {name}", "", "| | |", "|---|---|", *lines, ""),
-            f"{said}That is no measure of robustness: attack it.",
+            f"{accuracy}That is no measure of robustness: attack it.",
             "",
             "    rush-bench pull hf://USER/NAME",
             f"    rush-bench attack --models {name} --suite linf8",
@@ -167,6 +167,6 @@ def pack_readme(pack: Path) -> str:
     folder = opened(pack).folder
     tables = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("table.md"))]
     head = ["---", "tags:", "- adversarial-robustness", "- rush-bench", "---", "", f"# {pack.stem}", ""]
-    how = ["Records of rush-bench, every number with its interval and where it is from.", ""]
-    how += ["    rush-bench pull hf://datasets/USER/NAME", f"    rush-bench report {pack.name}", ""]
-    return "\n".join([*head, *how, *tables])
+    usage = ["Records of rush-bench, every number with its interval and where it is from.", ""]
+    usage += ["    rush-bench pull hf://datasets/USER/NAME", f"    rush-bench report {pack.name}", ""]
+    return "\n".join([*head, *usage, *tables])

@@ -71,8 +71,8 @@ def pack(results: Path, out: Path | None = None, *, store: Path | None = None, a
         files |= {f"{CARDS}/{name}/card.json": store / name / "card.json" for name in cards_measured(store, measured)}
     about = {"format": FORMAT, "made_by": _environment()}
     about["modified"] = {name: path.stat().st_mtime_ns for name, path in sorted(files.items())}
-    made = {ABOUT: json.dumps(about, indent=1).encode(), RECORDS: _flat(cells)}
-    write_atomic(out, lambda path: _write(path, made | {name: path.read_bytes() for name, path in sorted(files.items())}))
+    content = {ABOUT: json.dumps(about, indent=1).encode(), RECORDS: _flat(cells)}
+    write_atomic(out, lambda path: _write(path, content | {name: path.read_bytes() for name, path in sorted(files.items())}))
     return out
 
 

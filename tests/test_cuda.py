@@ -366,7 +366,7 @@ def test_settle(defended, data, tmp_path) -> None:
             where = {"out": tmp_path / device, "store": tmp_path / "models", "quiet": True, "only": ("T0", "T6", "T12", "T16")}
             run = settle([defended("many votes", device)], data, budget=budget, eps=0.03, repeats=2, **where)
         assert not run.failed
-        found.append({(each.experiment, each.trial): each.result.frame for each in run.books[0].entries})
+        found.append({(each.experiment, each.trial): each.result.frame for each in run.evidence[0].entries})
     assert found[0].keys() == found[1].keys()
     for key, frame in found[0].items():
         same(frame, found[1][key])

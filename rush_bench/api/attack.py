@@ -86,8 +86,8 @@ def attack(
     found = subjects(defenses, data, out, most=MOST, searched=True, precision=precision, **named)
     found.begin()
     run = AttackRun([], folder=Path(out))
-    how: dict[str, Any] = {"out": out, "seed": seed, "repeats": repeats, "chunk": chunk, "quiet": quiet}
+    shared: dict[str, Any] = {"out": out, "seed": seed, "repeats": repeats, "chunk": chunk, "quiet": quiet}
     for group, images in found.groups:
-        run.extend(runner.attack(group, parsed, images, shard=shard, max_minutes=minutes_to(deadline), **how))
+        run.extend(runner.attack(group, parsed, images, shard=shard, max_minutes=minutes_to(deadline), **shared))
     say_where(out, quiet)
     return run

@@ -11,7 +11,7 @@ import pandas as pd
 from rush_bench.api.named import ByName, Target
 from rush_bench.api.settle import SettleRun, settle
 from rush_bench.audits import run as audits
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.run import Audit
 from rush_bench.audits.settle import Planned
 from rush_bench.audits.verdict import Claim
@@ -46,7 +46,7 @@ class AuditRun:
     @property
     def words(self) -> dict[str, str | None]:
         """The verdict on each defence, by name: stands, weakened, refuted, cannot say; None while something is missing."""
-        return {one.book.subject: one.verdict.word if one.verdict else None for one in self.audits}
+        return {one.evidence.subject: one.verdict.word if one.verdict else None for one in self.audits}
 
     def tables(self) -> list[Table]:
         """The findings of each audit, and its verdict below them."""
@@ -131,20 +131,26 @@ def audit(
         called_off = not before(planned)
         return not called_off
 
-    how: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "out": out, "seed": seed, "repeats": repeats}
-    how |= {"chunk": chunk, "shard": shard, "max_minutes": max_minutes, "quiet": quiet, "precision": precision}
-    run = AuditRun(settle(defenses, data, before=hear, **how, **named))
+    shared: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "out": out, "seed": seed, "repeats": repeats}
+    shared |= {"chunk": chunk, "shard": shard, "max_minutes": max_minutes, "quiet": quiet, "precision": precision}
+    run = AuditRun(settle(defenses, data, before=hear, **shared, **named))
     if called_off:
         return run
     for group, images in run.settled.pairs:
         names = {defense.name for defense in group}
-        books = [book for book in run.settled.books if book.subject in names and book.labels.get("dataset") == images.name]
-        if not books:
+        found = [
+            evidence
+            for evidence in run.settled.evidence
+            if evidence.subject in names and evidence.labels.get("dataset") == images.name
+        ]
+        if not found:
             continue
-        threat = Threat(books[0].labels["norm"], books[0].labels["eps"])
+        threat = Threat(found[0].labels["norm"], found[0].labels["eps"])
         probed: dict[str, Any] = {"seed": seed, "deadline": deadline, "failed": run.failed, "quiet": quiet}
         probes = audits.probe(group, images, threat, Path(out), **probed)
-        run.audits += [audits.judge(book, probes.get(book.subject), stated or published_claim(book)) for book in books]
+        run.audits += [
+            audits.judge(evidence, probes.get(evidence.subject), stated or published_claim(evidence)) for evidence in found
+        ]
     run.paths = list(run.settled.paths)
     for one in run.audits:
         run.paths += shown.write(one, Path(out))
@@ -154,7 +160,7 @@ def audit(
 def findings(one: Audit) -> Table:
     """The checks of an audit as a table, the verdict below it."""
     frame = pd.DataFrame([finding.to_dict() for finding in one.findings])
-    return worded(frame, *shown.lay_out(one, sources=False), title=report.title(one.book), notes=[shown.sentence(one)])
+    return worded(frame, *shown.lay_out(one, sources=False), title=report.title(one.evidence), notes=[shown.sentence(one)])
 
 
 def stated_claim(percent: float | str | Path, eps: float = 8 / 255, dataset: str | None = None) -> Claim:
@@ -172,12 +178,12 @@ def stated_claim(percent: float | str | Path, eps: float = 8 / 255, dataset: str
     return Claim(percent / 100, "stated with --claim")
 
 
-def published_claim(book: Book) -> Claim | None:
+def published_claim(evidence: Evidence) -> Claim | None:
     """The highest number published for this system, data set, votes and l-inf 8/255; None where there is none.
 
     Only for a model of the preset `paper`: what a smaller network or a shorter training leaves says nothing about it.
     """
-    row = report.published_row(book) if book.labels.get("preset") == "paper" else None
+    row = report.published_row(evidence) if evidence.labels.get("preset") == "paper" else None
     stated = [] if row is None else [(n, name) for n, name in ((row.pgd, "PGD"), (row.aa, "AA")) if n is not None]
     if row is None or not stated:
         return None

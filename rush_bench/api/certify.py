@@ -55,7 +55,7 @@ def certify(
     selection: int = 100,
     draws: int = 100_000,
     alpha: float = 0.001,
-    hope: float = 0.05,
+    give_up_level: float = 0.05,
     out: Path | str = "results",
     seed: int = 0,
     shard: tuple[int, int] = (1, 1),
@@ -77,7 +77,7 @@ def certify(
         selection: draws that select the class.
         draws: draws that bound its probability.
         alpha: chance that an image's certificate is wrong.
-        hope: level at which a radius is given up (staged, target).
+        give_up_level: level at which a radius is given up (staged, target).
         out: results folder; certificates, and the curve of certified accuracy, go to `certificates/` in it.
         seed: of the draws.
         shard: (k, n) takes every n-th chunk.
@@ -102,14 +102,14 @@ def certify(
         >>> run.table().frame["n"].tolist()
         [5]
     """
-    settings = Sampling(mode, selection, draws, alpha, tuple(radii), hope)
+    settings = Sampling(mode, selection, draws, alpha, tuple(radii), give_up_level)
     deadline, out = deadline_in(max_minutes), Path(out)
     refuse_for_given(defenses, **named)
     found = subjects(defenses, data, out, most=MOST, **named)
     run = CertifyRun([], folder=out, radii=tuple(radii))
     for group, images in found.groups:
-        how: dict[str, Any] = {"shard": shard, "max_minutes": minutes_to(deadline), "quiet": quiet}
-        run.extend(runner.certify(group, images, settings, norm=norm, out=out, seed=seed, **how))
+        shared: dict[str, Any] = {"shard": shard, "max_minutes": minutes_to(deadline), "quiet": quiet}
+        run.extend(runner.certify(group, images, settings, norm=norm, out=out, seed=seed, **shared))
     whole = [result for result in run.results if result.complete]
     if whole:
         norms = {str(result.labels["norm"]) for result in whole}

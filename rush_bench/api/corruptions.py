@@ -90,8 +90,8 @@ def corruptions(
     found, data, reference = asked_for(
         defenses, dataset, which, reference, n=n, seed=seed, store=store, data_dir=data_dir, device=device, memory=memory
     )
-    how: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk, "shard": shard}
-    made = runner.evaluate(found, data, out=out, max_minutes=max_minutes, quiet=quiet, **how)
+    shared: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk, "shard": shard}
+    made = runner.evaluate(found, data, out=out, max_minutes=max_minutes, quiet=quiet, **shared)
     run = CorruptionsRun(made.results, made.failed, Path(out), made.done, reference=reference)
     say_where(Path(out) / runner.FOLDER, quiet)
     if any(result.complete for result in run.results):

@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 
 from rush_bench.api.table import load_results
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.settle import FOLDER as SETTLED
 from rush_bench.certificates.check import FOLDER as CERTIFICATES
 from rush_bench.datasets import load_dataset
@@ -14,7 +14,7 @@ from rush_bench.packs import opened
 from rush_bench.records import Cell, CellResult, CellStore
 from rush_bench.report import figures, settle_figures
 from rush_bench.report import settle as settled
-from rush_bench.report.books import books
+from rush_bench.report.from_records import evidence_of
 
 SHOWN = 6  # images in a picture
 FORMATS = ("png", "pdf", "svg")
@@ -83,21 +83,21 @@ def figure(
     if kind == "eps":
         cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
         return Pictures([figures.accuracy_against_eps(cells, Path(out or beside) / f"robust_accuracy.{format}")])
-    found = [book for book in _books(results / SETTLED) if defense in (None, book.subject)]
+    found = [evidence for evidence in _found(results / SETTLED) if defense in (None, evidence.subject)]
     folder = Path(out or beside / SETTLED)
     if kind == "draws":
         made = [settle_figures.sweep(many, folder / f"{name}-sweep.{format}") for name, many in settle_figures.grouped(found)]
     else:
         draw = settle_figures.waterfall if kind == "waterfall" else settle_figures.attacks
-        made = [draw(book, folder / f"{settled.stem(book)}-{kind}.{format}") for book in found]
+        made = [draw(evidence, folder / f"{settled.stem(evidence)}-{kind}.{format}") for evidence in found]
     if not any(made):
         where = results / SETTLED
         raise BadInput(f"no finished experiments ({KINDS[kind]}) in {where} to draw; run `rush-bench settle` with this --out")
     return Pictures(path for path in made if path is not None)
 
 
-def _books(folder: Path) -> list[Book]:
-    return books(load_results(folder), load_results(folder / CERTIFICATES))
+def _found(folder: Path) -> list[Evidence]:
+    return evidence_of(load_results(folder), load_results(folder / CERTIFICATES))
 
 
 def _images(results: Path, defense: str | None, data_dir: Path | str | None, path: Path) -> Path:

@@ -20,7 +20,7 @@ from rush_bench.store import ENCODERS, model_names, remove_model, rename_model
 def export(
     defense: str, results: Path | str = "results", *, attack: str | None = None, out: Path | str = "export"
 ) -> list[Path]:
-    """Write x' and predictions of a defence as npz files, one a finished cell; returns their paths.
+    """Write x' and predictions of a defence as npz files, one per finished cell; returns their paths.
 
     `index`, `label` (n,): position of each image in its data set, and its class. `predicted` (n,): the class of most of the
     `repeats` (n,) predictions, of which `correct` (n,) were right; `counts` (n, classes). `x` (n, C, H, W), float32 in [0, 1]:

@@ -145,7 +145,7 @@ def stored(patterns: Sequence[str], store: Path, data: Any, images: Loader, opti
     wanted = [p.strip() for p in patterns if p.strip()]
     if not isinstance(data, str | Path | None):
         return [(load_defenses(wanted, store=store, **options), as_data(data))]
-    name = find_source(str(data)).name if data else None  # a wrong name is told as such, not as "no models for it"
+    name = find_source(str(data)).name if data else None  # a wrong name is reported as such, not as "no models for it"
     groups: dict[tuple[str, tuple[int, ...]], list[Defense]] = {}
     for defense in load_defenses(wanted, store=store, dataset=name, **options):
         groups.setdefault((str(defense.labels()["dataset"]), defense.shape[1:]), []).append(defense)

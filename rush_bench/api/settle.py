@@ -20,25 +20,28 @@ from rush_bench.threats import Norm
 
 @dataclass(repr=False)
 class SettleRun(runner.SettleRun):
-    """What it leaves: a book of experiments a defence, and the files that show them."""
+    """What it leaves: the evidence of each defence, and the files that show it."""
 
     paths: list[Path] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        trials = [entry for book in self.books for entry in book.entries]
+        trials = [entry for evidence in self.evidence for entry in evidence.entries]
         done = sum(entry.complete for entry in trials)
-        return f"SettleRun({done} of {len(trials)} trials of {len(self.books)} defences complete, in {str(self.folder)!r})"
+        return f"SettleRun({done} of {len(trials)} trials of {len(self.evidence)} defences complete, in {str(self.folder)!r})"
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.tables()))
 
     def tables(self) -> list[Table]:
         """A table per defence: an experiment after another, with how it is to be read, and its trials."""
-        return [worded(report.frame(book), *report.lay_out(book), title=report.title(book)) for book in self.books]
+        return [
+            worded(report.frame(evidence), *report.lay_out(evidence), title=report.title(evidence))
+            for evidence in self.evidence
+        ]
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The same as plain values, JSON-able."""
-        return [report.plain(book) for book in self.books]
+        return [report.plain(evidence) for evidence in self.evidence]
 
 
 def settle(
@@ -117,14 +120,14 @@ def settle(
         own = group[-1:] if isinstance(defenses, Target) else group  # smoothed at its votes, not the single draw beside it
         left = minutes_to(deadline)
         made = runner.settle(own, images, max_minutes=left, quiet=quiet, before=go, **how, **found.options)
-        run.books += made.books
+        run.evidence += made.evidence
         run.pairs += made.pairs
         run.failed |= made.failed
         run.done = run.done and made.done
         run.contradictions += made.contradictions
     if begun:
         say_where(run.folder, quiet)
-        run.paths = [*report.write(run.books, run.folder), *write_figures(run.books, run.folder)]
+        run.paths = [*report.write(run.evidence, run.folder), *write_figures(run.evidence, run.folder)]
     return run
 
 

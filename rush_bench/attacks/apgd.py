@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
-from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import TARGETED, Defense
 from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.defenses.base import Gradient, margin
@@ -37,10 +37,10 @@ class EOTAPGD(Attack):
 
     `draws` per gradient: 0 is the defence's own m, at least 16. `select_draws` held-apart draws judge candidates, at
     every checkpoint of the step size. With `stop`, an image none of whose held-apart draws is right leaves the search
-    (see `Kept`). `rows` bounds images x restarts x targets at once. `redraw` is how many steps draws are used before fresh
-    ones come: 1 for EOT; 0 never, the fixed noise of T2. Where the step is halved, the search on a
-    deterministic defence goes `back` to the best point so far, as in the paper. Under noise that point is partly the luckiest:
-    there it goes on from where it is unless asked, which breaks more at equal cost (benchmarks/next_attacks.py).
+    (see `BestSoFar`). `rows` bounds images x restarts x targets at once. `redraw` is how many steps draws are used before fresh
+    ones come: 1 for EOT; 0 never, the fixed noise of T2. `back` returns to the best point so far where the step is halved, as
+    in the paper; a deterministic defence always does. Under noise that point is partly the luckiest, and going on from
+    where the search is breaks more at equal cost (benchmarks/next_attacks.py): hence the default.
     """
 
     steps: Count = 100
@@ -62,7 +62,7 @@ class EOTAPGD(Attack):
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
-        kept = Kept(defense, images, labels, stream, self.select_draws)
+        best = BestSoFar(defense, images, labels, stream, self.select_draws)
         ranked = None
         for loss in self.losses:
             targeted, objective = loss.partition("@")[0] in TARGETED, steepened(loss, defense.steepness)
@@ -72,18 +72,18 @@ class EOTAPGD(Attack):
                 itertools.product(range(self.restarts), range(ranked.shape[1] if ranked is not None and targeted else 1))
             )
             # the noise is that of the loss, not of the group: which units share a batch depends on the other images
-            search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), objective, kept)
-            while units and len(alive := kept.standing() if self.stop else kept.everyone):
+            search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), objective, best)
+            while units and len(alive := best.standing() if self.stop else best.everyone):
                 # the first run breaks most of what will break; only then do the others pay as rows of one batch
-                width = 1 if not kept.value.isfinite().any() else max(1, self.rows // len(alive))
+                width = 1 if not best.value.isfinite().any() else max(1, self.rows // len(alive))
                 group, units = units[:width], units[width:]
-                own = stream.at(kept.places(alive))
+                own = stream.at(best.places(alive))
                 start = [threat.start(images[alive], own.named(f"start/{loss}/{r}" + f"/{t}" * targeted)) for r, t in group]
                 answers = [labels[alive]] * len(group)
                 if targeted and ranked is not None:
                     answers = [torch.stack([labels[alive], ranked[alive, t]], 1) for _, t in group]
                 search.run(alive, torch.stack(start), torch.stack(answers))
-        return kept.best
+        return best.points
 
     def on(self, defense: Defense) -> "EOTAPGD":
         losses = self.losses or self._default_losses(defense)
@@ -138,7 +138,7 @@ class _Rows:
     peak_margin: Tensor
     best_true: Tensor  # log-probability of the label at `best`, over the draws of the search
 
-    def hopeful(self, deterministic: bool) -> Tensor:
+    def promising(self, deterministic: bool) -> Tensor:
         """Which images (n,) may be broken by now, as far as the search's own draws tell: worth a look."""
         return (self.peak_margin > 0 if deterministic else self.best_true < math.log(0.05)).any(0)
 
@@ -157,7 +157,7 @@ class _Search:
     threat: Threat
     stream: Stream
     loss: str
-    kept: Kept
+    best: BestSoFar
     share: float = 0.75  # of a step's own direction, against that of the step before
     calls: int = 0  # of the gradient, in the run at work
 
@@ -184,11 +184,11 @@ class _Search:
                 last = step
             if step == steps or (self.settings.stop and (step in checkpoints or step in early)):
                 deterministic = self.defense.deterministic
-                self._offer(s.peak if deterministic else s.best, alive, None if step == steps else s.hopeful(deterministic))
+                self._offer(s.peak if deterministic else s.best, alive, None if step == steps else s.promising(deterministic))
                 if step == steps and not deterministic:
                     self._offer(s.x, alive, None)  # the best on the search's draws is partly the luckiest
                 if self.settings.stop:
-                    columns = (~self.kept.broken[alive]).nonzero()[:, 0]
+                    columns = (~self.best.broken[alive]).nonzero()[:, 0]
                     if not len(columns):
                         return
                     if len(columns) < len(alive):
@@ -222,7 +222,7 @@ class _Search:
         """Gradient and mean loss at x over all draws; what is best so far."""
         units, n = s.loss.shape
         labels = s.answers.flatten(0, 1)
-        at = self._ask(s.x.flatten(0, 1), labels, self.stream.at(self.kept.places(alive).repeat(units)))
+        at = self._ask(s.x.flatten(0, 1), labels, self.stream.at(self.best.places(alive).repeat(units)))
         self.calls += 1
         loss = at.loss.unflatten(0, (units, n))
         s.gradient = at.gradient.unflatten(0, (units, n))
@@ -263,7 +263,7 @@ class _Search:
             points, alive = points[:, columns], alive[columns]
         if len(alive):
             for unit in points:
-                self.kept.offer(unit, alive)
+                self.best.offer(unit, alive)
 
     def _project(self, x: Tensor, images: Tensor) -> Tensor:
         return self.threat.project(x.flatten(0, 1), images.flatten(0, 1)).view_as(x)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
-from rush_bench.attacks.components import Components, Effort, component_passes
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
-from rush_bench.attacks.kept import Kept
-from rush_bench.attacks.official import Official
+from rush_bench.attacks.package_count import CountedByPackage
 from rush_bench.attacks.parts import STANDARD, Name, parts_for
+from rush_bench.attacks.pyautoattack_parts import Effort, PackageParts, part_passes
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import RushBenchError
 from rush_bench.noise import Stream
@@ -88,10 +88,10 @@ class AutoAttack(Attack):
     def passes(self, defense: Defense) -> tuple[float, float]:
         fixed = self._fixed(defense)
         rows, effort = prediction_rows(fixed), Effort(steps=self.steps or 100)
-        parts = [component_passes(part, fixed, effort) for part in self.parts or STANDARD]
+        parts = [part_passes(part, fixed, effort) for part in self.parts or STANDARD]
         checks = 8  # of the package, before it starts
         if not defense.deterministic:  # the best point where it hands back the clean image, and `recorded`
-            parts.append(component_passes("apgd-ce", fixed, effort))
+            parts.append(part_passes("apgd-ce", fixed, effort))
             checks += UNSEEN
         return sum(f for f, _ in parts) + checks * rows, sum(b for _, b in parts)
 
@@ -142,7 +142,7 @@ class QuickAPGD(AutoAttack):
 
 
 @dataclass(frozen=True)
-class RandAutoAttack(Official):
+class RandAutoAttack(CountedByPackage):
     """The components of the `rand` version on a randomised defence with fresh draws at every pass (T5).
 
     No single pass ends an image here: x' is the best, over `select_draws` held-apart draws, of all that the components
@@ -158,29 +158,29 @@ class RandAutoAttack(Official):
     def attempt(
         self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
     ) -> tuple[Tensor, Tensor]:
-        kept = Kept(defense, images, labels, stream, self.select_draws)
+        best = BestSoFar(defense, images, labels, stream, self.select_draws)
         with torch.random.fork_rng():
-            components = Components(defense, threat, stream, self._effort(defense))
+            package = PackageParts(defense, threat, stream, self._effort(defense))
             with torch.no_grad():
-                standing = components.right(images, labels)
+                standing = package.right(images, labels)
             for part in parts_for(defense.classes, self.parts):
-                rows = (standing | ~kept.broken).nonzero()[:, 0]
+                rows = (standing | ~best.broken).nonzero()[:, 0]
                 if not len(rows):
                     break
                 x, y = images[rows], labels[rows]
 
                 def offer(points: Tensor, where: Tensor, rows: Tensor = rows) -> None:
-                    kept.offer(points, rows[where])
+                    best.offer(points, rows[where])
 
-                claimed = components.run(part, x, y, offer, everyone=True)
+                claimed = package.run(part, x, y, offer, everyone=True)
                 changed = (claimed != x).flatten(1).any(1).nonzero()[:, 0]
                 offer(claimed[changed], changed)
                 with torch.no_grad():
-                    standing[rows] &= components.right(claimed, y)
-        return threat.project(kept.best, images), standing
+                    standing[rows] &= package.right(claimed, y)
+        return threat.project(best.points, images), standing
 
     def passes(self, defense: Defense) -> tuple[float, float]:
-        parts = [component_passes(part, defense, self._effort(defense)) for part in parts_for(defense.classes, self.parts)]
+        parts = [part_passes(part, defense, self._effort(defense)) for part in parts_for(defense.classes, self.parts)]
         judged = 2 * len(parts) * judging_rows(defense, self.select_draws)
         return sum(f for f, _ in parts) + prediction_rows(defense) + judged, sum(b for _, b in parts)
 

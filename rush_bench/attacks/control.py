@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import judging_rows
-from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
 from rush_bench.settings import Count
@@ -18,7 +18,7 @@ NAMES = {"random-noise": "control: the worst of 100 random points of the ball, o
 
 @dataclass(frozen=True)
 class RandomNoise(Attack):
-    """`points` an image, uniform in the l-inf ball, of uniform direction and radius in l2; judged on `select_draws` draws."""
+    """`points` per image, uniform in the l-inf ball, of uniform direction and radius in l2; judged on `select_draws` draws."""
 
     climbs: ClassVar[bool] = False
 
@@ -26,10 +26,10 @@ class RandomNoise(Attack):
     select_draws: Count = 16
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        kept = Kept(defense, images, labels, stream, self.select_draws)
+        best = BestSoFar(defense, images, labels, stream, self.select_draws)
         for point in range(self.points):
-            kept.offer(threat.start(images, stream.named(f"point{point}")))
-        return kept.best
+            best.offer(threat.start(images, stream.named(f"point{point}")))
+        return best.points
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         return self.points * judging_rows(defense, self.select_draws), 0

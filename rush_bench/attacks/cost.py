@@ -20,8 +20,8 @@ def judging_rows(defense: Defense, draws: int) -> int:
 def gradient_rows(defense: Defense, draws: int, loss: str) -> tuple[int, int]:
     """Rows forward and backward of one `Defense.gradient` of one image."""
     rows = _draws(defense) if defense.deterministic else draws
-    name, _, how = loss.partition("@")
-    geometric = how == "logits" or (not how and getattr(getattr(defense, "averaging", None), "geometric", False))
+    name, _, averaging = loss.partition("@")
+    geometric = averaging == "logits" or (not averaging and getattr(getattr(defense, "averaging", None), "geometric", False))
     # draws that do not fit in memory go forward twice, unless a running sum does; see `Network.gradient`
     once = rows <= _room(defense) or (name == "ce" and not geometric)
     there, again, back = _chain(defense)
@@ -36,8 +36,8 @@ def at_once(defense: Defense) -> int:
 def module_rows(defense: Defense, batch: int = 1) -> tuple[int, int]:
     """Rows forward again and backward of one backward pass through `as_module(defense)`, of one image of the batch.
 
-    A batch that does not fit in memory saves nothing, and the backward pass computes each block once more; 1 where whoever
-    calls the module cuts batches to what fits (`at_once`).
+    A batch that does not fit in memory saves nothing, and the backward pass computes each block once more; 1 where the caller
+    of the module cuts batches to what fits (`at_once`).
     """
     rows = _draws(defense)
     there, again, back = _chain(defense)

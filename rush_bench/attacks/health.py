@@ -1,7 +1,7 @@
 """Whether gradients are true: zero where something matters, or another slope than differences of predictions show.
 
 A gradient attack is worth what its gradients are. Every figure here is free of the scale of the logits. A few images are
-looked at, each near itself and along the path of an attack, for about fifty forward rows (times draws) an image. Of a network
+looked at, each near itself and along the path of an attack, for about fifty forward rows (times draws) per image. Of a network
 of ours the logits themselves are compared, since differences of float32 log-probabilities vanish where logits are tiny.
 """
 
@@ -141,7 +141,7 @@ class _Slope:
         """(P, K), see the function `scores`."""
         place = self.stream.images
         assert place is not None
-        if getattr(self.defense, "keyed", True):
+        if self.defense.draws_per_image:
             return scores(self.raw, points, self.stream.at(place.expand(len(points))), self.draws)
         # what the network draws depends on its batch: each point is asked for alone, as the gradient is
         return torch.cat([scores(self.raw, point, self.stream, self.draws) for point in points.split(1)])
@@ -190,18 +190,18 @@ class _Slope:
     def frozen(self) -> float:
         """The share of pixels that are frozen at the image; 0 where what they might do is below a tenth of the others."""
         g, x = self.here, self.image
-        still = _at_edge(x) & (g == 0)
-        if not still.any() or not g.any():
+        stuck = _at_edge(x) & (g == 0)
+        if not stuck.any() or not g.any():
             return 0.0
-        inwards = torch.where(still, torch.where(x > 0.5, -FINE[1], FINE[1]), 0.0)
+        inwards = torch.where(stuck, torch.where(x > 0.5, -FINE[1], FINE[1]), 0.0)
         # four ways to tell half of them from the other half: in one their effects may cancel
         uniform = self.stream.named("frozen").uniform(1, 4, tuple(x.shape[1:]), x.device)[0]
         half = torch.where(uniform < 0.5, 0.0, inwards)
         scores = self.scores(torch.cat([x + half, x + inwards - half]))
         value = self.value(scores, self.labels.expand(len(scores), *self.labels.shape[1:]))
         matters = (value[:4] - value[4:]).abs().max()
-        expected = g[~still].double().square().mean().sqrt() * inwards.double().norm()
-        return float(still.double().mean()) if matters > 0.1 * expected else 0.0
+        expected = g[~stuck].double().square().mean().sqrt() * inwards.double().norm()
+        return float(stuck.double().mean()) if matters > 0.1 * expected else 0.0
 
 
 def _at_edge(x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import gradient_rows, judging_rows
-from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.noise import Stream
@@ -32,8 +32,8 @@ class PGD(Attack):
     """`step` is in units of eps; `draws` per gradient, 0 for the defence's own m.
 
     On a randomised defence iterates are judged every `select_every` steps and at the end, on `select_draws` draws held apart
-    from those of the gradients (A4; see `Kept`), and with `stop` an image that is broken there leaves: its x' and the margin
-    in its record are those of that look, no longer the furthest that the steps would go. On a deterministic defence every
+    from those of the gradients (A4; see `BestSoFar`), and with `stop` an image that is broken there leaves: its x' and the
+    margin in its record are those of that look, not the furthest that the steps would go. On a deterministic defence every
     iterate counts, at no extra cost, and none leaves. `keep="last"` returns the last iterate of the last restart instead, as
     published code does (A9).
 
@@ -64,27 +64,27 @@ class PGD(Attack):
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
         draws, objective = self.draws or defense.draws or 1, self._objective(defense)
-        kept = Kept(defense, images, labels, stream, self.select_draws)
+        best = BestSoFar(defense, images, labels, stream, self.select_draws)
         looks = self.keep == "best" and not defense.deterministic
         for restart in range(self.restarts):
-            alive = kept.standing() if self.stop and restart else kept.everyone
-            own, clean, truth = stream.at(kept.places(alive)), images[alive], labels[alive]
+            alive = best.standing() if self.stop and restart else best.everyone
+            own, clean, truth = stream.at(best.places(alive)), images[alive], labels[alive]
             attacked = threat.start(clean, own.named(f"start{restart}")) if self.random_start else clean
             delta = attacked - clean
             for step in range(self.steps):
                 if looks and step and step % self.select_every == 0:
-                    kept.offer(attacked, alive)
-                    rows = (~kept.broken[alive]).nonzero()[:, 0]
+                    best.offer(attacked, alive)
+                    rows = (~best.broken[alive]).nonzero()[:, 0]
                     if self.stop and len(rows) < len(alive):
                         alive, clean, truth, attacked, delta = (x[rows] for x in (alive, clean, truth, attacked, delta))
-                        own = stream.at(kept.places(alive))
+                        own = stream.at(best.places(alive))
                 if not len(alive):
                     break
                 fresh = step // self.redraw if self.redraw else 0
                 noise = own.named(f"gradient{restart}").skip(fresh * draws)
                 at = defense.gradient(attacked, truth, objective, draws, noise)
                 if self.keep == "best" and not looks:
-                    kept.take(attacked, alive, at.loss)
+                    best.take(attacked, alive, at.loss)
                 if self.clamp == "project":
                     # x' itself is projected, so no pixel can freeze outside the box (sources S5.10)
                     attacked = threat.project(attacked + self.step * threat.eps * threat.ascend(at.gradient), clean)
@@ -92,15 +92,15 @@ class PGD(Attack):
                     delta = self._move(delta, clean, at.gradient, threat)
                     attacked = (clean + delta).clamp(0, 1)
             if self.keep == "last":
-                kept.best[alive] = attacked
+                best.points[alive] = attacked
             elif looks and len(alive):
-                kept.offer(attacked, alive)
+                best.offer(attacked, alive)
             elif not looks:
-                function, how = objective_named(objective)
+                function, averaging = objective_named(objective)
                 logs = defense.predict(attacked, own).logs  # of one draw: what `Defense.gradient` calls the loss
-                kept.take(attacked, alive, function(how.each(logs[:, None])[:, 0].log_softmax(1), truth))
+                best.take(attacked, alive, function(averaging.each(logs[:, None])[:, 0].log_softmax(1), truth))
         # without projection in the loop, images + delta may be a rounding outside of the ball
-        return kept.best if self.clamp == "project" else threat.project(kept.best, images)
+        return best.points if self.clamp == "project" else threat.project(best.points, images)
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         forward, backward = gradient_rows(defense, self.draws or defense.draws or 1, self.loss)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
-from rush_bench.attacks.components import Components, Effort, component_passes
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import judging_rows
-from rush_bench.attacks.kept import Kept
-from rush_bench.attacks.official import Official
+from rush_bench.attacks.package_count import CountedByPackage
 from rush_bench.attacks.parts import Name, parts_for
 from rush_bench.attacks.pgd import PGD
+from rush_bench.attacks.pyautoattack_parts import Effort, PackageParts, part_passes
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
@@ -46,12 +46,12 @@ class PublishedPGD(PGD):
 
 
 @dataclass(frozen=True)
-class PublishedAutoAttack(Official):
+class PublishedAutoAttack(CountedByPackage):
     """torchattacks' AutoAttack in the version of the paper's date (3.2), on a defence that draws anew at every forward pass.
 
     APGD-CE, APGD-T, untargeted FAB and Square run in sequence; after each, one noisy pass decides: an image leaves at its
     first wrong one, with the component's x'. An image that never was wrong is handed back clean (`hand_back="clean"`), and
-    whoever scores it on fresh noise scores clean accuracy. Under `best` its best point, over `select_draws` held-apart draws,
+    a score on fresh noise is then clean accuracy. Under `best` its best point, over `select_draws` held-apart draws,
     stands wherever the clean image would: the first correction. Up to there both make the same passes.
 
     `steps` (APGD and FAB), `queries` (Square) and `targets` (0 is every other class) make it affordable. torchattacks 3.5.1
@@ -70,40 +70,38 @@ class PublishedAutoAttack(Official):
     def attempt(
         self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream
     ) -> tuple[Tensor, Tensor]:
-        kept = Kept(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
+        best = BestSoFar(defense, images, labels, stream, self.select_draws) if self.hand_back == "best" else None
         attacked = images.clone()
         standing = torch.arange(len(images), device=images.device)
         with torch.random.fork_rng():
-            components = Components(defense, threat, stream, self._effort())
+            package = PackageParts(defense, threat, stream, self._effort())
             for part in self._parts(defense):
                 if not len(standing):
                     break
                 x, y = images[standing], labels[standing]
 
                 def offer(points: Tensor, where: Tensor, rows: Tensor = standing) -> None:
-                    if kept is not None:
-                        kept.offer(points, rows[where])
+                    if best is not None:
+                        best.offer(points, rows[where])
 
-                claimed = components.run(part, x, y, offer)
+                claimed = package.run(part, x, y, offer)
                 with torch.no_grad():
-                    right = components.right(claimed, y)
+                    right = package.right(claimed, y)
                 attacked[standing[~right]] = claimed[~right]
                 standing = standing[right]
             stood = torch.zeros_like(labels, dtype=torch.bool)
             stood[standing] = True
-            if kept is not None:
+            if best is not None:
                 # a lucky wrong pass can also end an image with the clean one; a deterministic defence has no luck
                 clean = stood if defense.deterministic else (attacked == images).flatten(1).all(1)
-                unseen = (clean & ~kept.value.isfinite()).nonzero()[:, 0]
+                unseen = (clean & ~best.value.isfinite()).nonzero()[:, 0]
                 if len(unseen):  # clean passes that were wrong by chance kept every component from them
-                    components.run(
-                        "apgd-ce", images[unseen], labels[unseen], lambda p, r: kept.offer(p, unseen[r]), everyone=True
-                    )
-                attacked = torch.where(clean[:, None, None, None], kept.best, attacked)
+                    package.run("apgd-ce", images[unseen], labels[unseen], lambda p, r: best.offer(p, unseen[r]), everyone=True)
+                attacked = torch.where(clean[:, None, None, None], best.points, attacked)
         return threat.project(attacked, images), stood
 
     def passes(self, defense: Defense) -> tuple[float, float]:
-        parts = [component_passes(part, defense, self._effort()) for part in self._parts(defense)]
+        parts = [part_passes(part, defense, self._effort()) for part in self._parts(defense)]
         targets = min(self.targets or defense.classes - 1, defense.classes - 1)
         judged = (2 + targets) * judging_rows(defense, self.select_draws) if self.hand_back == "best" else 0
         return sum(f for f, _ in parts) + judged, sum(b for _, b in parts)

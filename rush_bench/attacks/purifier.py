@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.cost import gradient_rows, prediction_rows
-from rush_bench.attacks.official import counted
+from rush_bench.attacks.package_count import counted
 from rush_bench.attacks.pgd import PGD
 from rush_bench.defenses import Defense, Gradient, Network, Prediction
 from rush_bench.defenses.body import blocks

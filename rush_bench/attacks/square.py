@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import judging_rows
-from rush_bench.attacks.kept import Kept
 from rush_bench.defenses import Defense
 from rush_bench.defenses.base import margin
 from rush_bench.noise import Stream
@@ -35,8 +35,8 @@ class Square(Attack):
 
     Without `whole` a query takes no more than these draws where one prediction has more votes; what is found is judged by
     whole ones all the same. `area` is the first share of the image that a square covers (0.8 as in AutoAttack).
-    `select_draws` held-apart draws judge the point of every renewal; with `stop`, an image that is broken (see `Kept`) leaves
-    the search there, and as soon as it is misclassified by a deterministic defence.
+    `select_draws` held-apart draws judge the point of every renewal; with `stop`, an image that is broken (see `BestSoFar`)
+    leaves the search there, and as soon as it is misclassified by a deterministic defence.
     """
 
     climbs: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Square(Attack):
         self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream, found: Tensor | None
     ) -> Tensor:
         """From stripes or from what other attacks `found`, whichever has the higher loss, image by image."""
-        kept = Kept(defense, images, labels, stream, self.select_draws)
+        kept = BestSoFar(defense, images, labels, stream, self.select_draws)
         kind = _LInf if threat.norm == "linf" else _L2
         asked = defense if self.whole else defense.of_votes(min(self.draws, defense.draws))
         repeats = 1 if defense.deterministic else -(-self.draws // asked.draws)
@@ -92,7 +92,7 @@ class Square(Attack):
                     alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
                     own, moves, truth = stream.at(kept.places(alive)), kind(threat, images[alive]), labels[alive]
                 if not len(alive):
-                    return kept.best
+                    return kept.points
             if renew:
                 renewed += 1
                 best_loss = loss(best)
@@ -105,7 +105,7 @@ class Square(Attack):
             best = torch.where(better[:, None, None, None], points, best)
             best_loss = torch.where(better, value, best_loss)
         kept.offer(best, alive)
-        return kept.best
+        return kept.points
 
     def on(self, defense: Defense) -> Attack:
         return dataclasses.replace(self, draws=1, select_draws=1, redraw=1, whole=True) if defense.deterministic else self
@@ -123,7 +123,7 @@ class Square(Attack):
 
 @dataclass(frozen=True)
 class _LInf:
-    """Squares of +-eps around the images (B, C, H, W), one sign a channel (algorithm 2); starts from vertical stripes."""
+    """Squares of +-eps around the images (B, C, H, W), one sign per channel (algorithm 2); starts from vertical stripes."""
 
     threat: Threat
     images: Tensor

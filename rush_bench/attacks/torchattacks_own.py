@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.attacks.base import Attack
-from rush_bench.attacks.components import NORMS, Effort, component_passes, module_of
 from rush_bench.attacks.cost import module_rows
 from rush_bench.attacks.pgd import Step
+from rush_bench.attacks.pyautoattack_parts import NORMS, Effort, module_of, part_passes
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput, MissingPackage
 from rush_bench.noise import Gaussian, Noise, Stream, Uniform
@@ -107,7 +107,7 @@ class TorchattacksAutoAttack(Attack):
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         effort = Effort(steps=self.steps or 10, queries=self.queries or 5000, targets=0)
-        parts = [component_passes(part, defense, effort) for part in ("apgd-ce", "apgd-t", "fab-t", "square")]
+        parts = [part_passes(part, defense, effort) for part in ("apgd-ce", "apgd-t", "fab-t", "square")]
         return sum(f for f, _ in parts), sum(b for _, b in parts)
 
 

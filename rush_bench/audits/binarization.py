@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.base import Attack
-from rush_bench.attacks.kept import positions
+from rush_bench.attacks.best import positions
 from rush_bench.audits.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.body import Body, blocks, log_probabilities
@@ -222,7 +222,7 @@ class _Heads(Sampler):
     """
 
     def __init__(self, sampler: Sampler, layer: _Layer, place: Tensor) -> None:
-        self.drawn, self.layer, self.keyed = sampler, layer, sampler.keyed
+        self.drawn, self.layer, self.draws_per_image = sampler, layer, sampler.draws_per_image
         self.row = {int(position): k for k, position in enumerate(place)}
         self.heads = torch.empty(0)
 

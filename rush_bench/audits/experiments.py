@@ -398,11 +398,11 @@ def _t16(s: Subject, b: Budget) -> list[Trial]:
     trials = []
     for on, prefix in subjects:
         trials.append(Trial("T16", prefix + "AutoAttack", "aa", {"parts": _parts(s, b), "steps": b.part_steps}, on=on))
-        trials.append(Trial("T16", prefix + "randomised code path, no noise", "eot-apgd", ours, on=still(on)))
+        trials.append(Trial("T16", prefix + "randomised code path, no noise", "eot-apgd", ours, on=without_noise(on)))
     return trials
 
 
-def still(on: str) -> str:
+def without_noise(on: str) -> str:
     """The same form of a defence (`Trial.on`) through the randomised code path without noise."""
     return f"still:{on}" if on else "still"
 

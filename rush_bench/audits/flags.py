@@ -2,7 +2,7 @@
 
 AutoAttack's five (Croce and Hein 2020; the checks of its reference implementation) and those of protocol 9. A network in
 train mode, one that returns probabilities and one that detaches its input are refused where a `Deterministic` or `Smoothed`
-is built; what is looked for here passes that door, or comes as a `Defense` of the user's own.
+is built; what is looked for here passes those checks, or comes as a `Defense` of the user's own.
 """
 
 import math
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from rush_bench.attacks.best import positions
 from rush_bench.attacks.health import no_gradient, raw_logits, scores
-from rush_bench.attacks.kept import positions
 from rush_bench.audits.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.body import Body, log_probabilities
@@ -191,7 +191,7 @@ def batch_dependence(defense: Defense, images: Tensor, stream: Stream) -> Findin
     """Whether an image's output depends on its neighbours: alone, in reversed order, beside others, with the same draws."""
     what = "largest distance between normalised outputs of an image in different batches, on the same draws"
     source = "ours: ten times AutoAttack's alpha, as other batch sizes take other kernels; BatchNorm in train mode gives 0.1"
-    if not defense.keyed:
+    if not defense.draws_per_image:
         why = f"{defense.name} draws inside the network, so that an image's draws are others in another batch"
         return not_run("batch-dependence", what, source, why)
     place = positions(stream, len(images))

@@ -1,8 +1,8 @@
 """The six indicators of attack failure (Pintor et al. 2022, section 3), measured on a white-box PGD of ours.
 
 Each asks whether the attack failed because the defence is good or because something stood in its way. For a randomised
-defence all of them are taken on means over draws: gradients over fresh draws a step (EOT), judgements over held-apart draws
-that are the same for all points of an image, so that points are compared in pairs.
+defence all of them are taken on means over draws: gradients over fresh draws at each step (EOT), judgements over held-apart
+draws that are the same for all points of an image, so that points are compared in pairs.
 """
 
 import dataclasses

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from rush_bench.audits.binarization import binarization
-from rush_bench.audits.book import Book
 from rush_bench.audits.checks import checks
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.finding import Finding
 from rush_bench.audits.flags import flags
 from rush_bench.audits.indicators import indicators
@@ -34,15 +34,15 @@ PROBED = 32  # images
 class Audit:
     """One defence's audit: `verdict` is None while experiments or probes are missing."""
 
-    book: Book
+    evidence: Evidence
     findings: tuple[Finding, ...]
     verdict: Verdict | None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, JSON-able."""
-        labels = {key: value for key, value in self.book.labels.items() if not isinstance(value, Tensor)}
+        labels = {key: value for key, value in self.evidence.labels.items() if not isinstance(value, Tensor)}
         return {
-            "defense": self.book.subject,
+            "defense": self.evidence.subject,
             "labels": labels,
             "verdict": self.verdict.to_dict() if self.verdict else None,
             "findings": [finding.to_dict() for finding in self.findings],
@@ -74,9 +74,9 @@ class _ProbeStore:
         with flock(cell.path.with_suffix(".lock"), wait=False) as held:
             yield held is not False
 
-    def write(self, cell: _Probe, chunk: int, made: list[Finding], adversarial: None = None) -> None:
+    def write(self, cell: _Probe, chunk: int, findings: list[Finding], adversarial: None = None) -> None:
         """Keep the findings."""
-        write_json(cell.path, {"findings": [finding.to_dict() for finding in made]})
+        write_json(cell.path, {"findings": [finding.to_dict() for finding in findings]})
 
     def read(self, cell: _Probe) -> list[Finding]:
         """The findings as they were."""
@@ -97,9 +97,9 @@ class _Job(Job):
         """Run the probe."""
         return self.make(), None
 
-    def figure(self, made: list[Finding]) -> str:
+    def figure(self, findings: list[Finding]) -> str:
         """How many findings there are, and flags among them."""
-        return f"{len(made)} findings, {sum(finding.status in ('flag', 'bug') for finding in made)} flags"
+        return f"{len(findings)} findings, {sum(finding.status in ('flag', 'bug') for finding in findings)} flags"
 
 
 def probe(
@@ -134,38 +134,38 @@ def probe(
     return found
 
 
-def judge(book: Book, probes: Sequence[Finding] | None, claim: Claim | None) -> Audit:
-    """The audit of one book: all findings, and the verdict where experiments and probes are whole."""
-    findings = (*(probes or ()), *checks(book))
+def judge(evidence: Evidence, probes: Sequence[Finding] | None, claim: Claim | None) -> Audit:
+    """The audit of one defence: all findings, and the verdict where experiments and probes are whole."""
+    findings = (*(probes or ()), *checks(evidence))
     # the flag about Square comes from records, not from the probes, which have none
     findings = tuple(f for k, f in enumerate(findings) if not (f.check == "square-beats-white-box" and k < len(probes or ())))
-    if book.worst is None or not book.complete or probes is None:
-        return Audit(book, findings, None)
-    claim = claim or replayed(book)
+    if evidence.worst is None or not evidence.complete or probes is None:
+        return Audit(evidence, findings, None)
+    claim = claim or replayed(evidence)
     said = verdict(
         claim,
-        book.worst.estimate,
+        evidence.worst.estimate,
         findings,
-        classes=int(book.labels["classes"]),
-        deterministic=bool(book.labels["deterministic"]),
-        images=len(book.worst.correct),
-        largest_class=book.worst.largest_class,
+        classes=int(evidence.labels["classes"]),
+        deterministic=bool(evidence.labels["deterministic"]),
+        images=len(evidence.worst.correct),
+        largest_class=evidence.worst.largest_class,
     )
-    return Audit(book, findings, said)
+    return Audit(evidence, findings, said)
 
 
-def replayed(book: Book) -> Claim:
+def replayed(evidence: Evidence) -> Claim:
     """What the published evaluation gives on these weights: the claim where nothing else is said."""
-    top = book.replay
+    top = evidence.replay
     if top is None:
-        raise BadInput(f"nothing says what is claimed for {book.subject}: run T15, or give --claim")
+        raise BadInput(f"nothing says what is claimed for {evidence.subject}: run T15, or give --claim")
     return Claim(top.estimate.value, f"{top.trial}, replayed on these weights")
 
 
 def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: int) -> list[_Job]:
     key = digest([VERSION, defense.identity(), defense.precision, part.digest, threat.norm, threat.eps, seed])[:16]
 
-    def made(name: str, make: Callable[[Defense, Tensor, Tensor, Stream], list[Finding]]) -> _Job:
+    def probe_job(name: str, make: Callable[[Defense, Tensor, Tensor, Stream], list[Finding]]) -> _Job:
         def run() -> list[Finding]:
             images, labels = part.floats().to(defense.device), part.labels.to(defense.device)
             stream = Stream(seed, f"audit/{name}", part.index)
@@ -174,8 +174,8 @@ def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: 
         return _Job(_Probe(folder / f"{key}-{name}.json"), defense, part, name, run)
 
     return [
-        made("flags", lambda scaled, images, labels, stream: flags(scaled, images, labels, threat, stream)),
-        made("truth", lambda scaled, images, labels, stream: truth(scaled, images, labels, threat, stream)),
-        made("indicators", lambda scaled, images, labels, stream: indicators(scaled, images, labels, threat, stream)),
-        made("binarization", lambda scaled, images, labels, stream: binarization(scaled, images, threat, stream)),
+        probe_job("flags", lambda scaled, images, labels, stream: flags(scaled, images, labels, threat, stream)),
+        probe_job("truth", lambda scaled, images, labels, stream: truth(scaled, images, labels, threat, stream)),
+        probe_job("indicators", lambda scaled, images, labels, stream: indicators(scaled, images, labels, threat, stream)),
+        probe_job("binarization", lambda scaled, images, labels, stream: binarization(scaled, images, threat, stream)),
     ]

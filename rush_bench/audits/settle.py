@@ -13,7 +13,7 @@ import torch
 
 from rush_bench.attacks.cost import prediction_rows
 from rush_bench.attacks.torchattacks_own import LAWS, real_torchattacks
-from rush_bench.audits.book import Book, entries_of
+from rush_bench.audits.evidence import Evidence, entries_of
 from rush_bench.audits.experiments import BUDGETS, SOURCES, WORST, Budget, Subject, Trial, plan
 from rush_bench.certificates.bounds import certificate
 from rush_bench.certificates.check import FOLDER as CERTIFICATES
@@ -38,22 +38,22 @@ FOLDER = "settle"
 
 @dataclass
 class SettleRun:
-    """What `settle` leaves: a book a defence, what failed, and where it all lies.
+    """What `settle` leaves: the evidence of each defence, what failed, and where it all lies.
 
     `contradictions`: attacks below what a certificate of the same weights leaves. One of the two programs has a bug.
     """
 
-    books: list[Book]
+    evidence: list[Evidence]
     failed: dict[str, str] = field(default_factory=dict)
     folder: Path = Path()
     done: bool = True
-    pairs: list[tuple[Sequence[Defense], Images]] = field(default_factory=list)  # what the books are of
+    pairs: list[tuple[Sequence[Defense], Images]] = field(default_factory=list)  # what the evidence is of
     contradictions: list[Comparison] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether every cell of every defence has all its chunks."""
-        return self.done and not self.failed and all(book.complete for book in self.books)
+        return self.done and not self.failed and all(evidence.complete for evidence in self.evidence)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Planned:
 
     defense: Defense
     jobs: tuple[Job, ...]
-    seconds: dict[str, float]  # by cell key, an image
+    seconds: dict[str, float]  # by cell key, per image
     costs: dict[str, Cost]  # by experiment, of what is missing
     certificates: tuple[tuple[str, Sampling], ...] = ()
 
@@ -113,13 +113,14 @@ def settle(
     deadline = deadline_in(max_minutes)
     only = None if only is None else list(only)
     cells = CellStore(folder)
-    keyed: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
-    planned = [_planned(d, data, chosen, name, Threat(norm, eps), only, Path(store), options, cells, **keyed) for d in defenses]
+    shared: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
+    threat = Threat(norm, eps)
+    planned = [_planned(d, data, chosen, name, threat, only, Path(store), options, cells, **shared) for d in defenses]
 
     def run_of(failed: dict[str, str], done: bool) -> SettleRun:
-        books = [_book(cells, one, folder, Threat(norm, eps), name, data) for one in planned]
-        found = clashes([entry.result for book in books for entry in book.entries], Path(out), folder)
-        return SettleRun(books, failed, folder, done, [(defenses, data)], found)
+        evidence = [_evidence(cells, one, folder, threat, name, data) for one in planned]
+        found = clashes([entry.result for each in evidence for entry in each.entries], Path(out), folder)
+        return SettleRun(evidence, failed, folder, done, [(defenses, data)], found)
 
     if not before(planned):
         return run_of({}, False)
@@ -297,7 +298,7 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
 
 
 def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling], ...]:
-    """What to certify (norm, sampling): in the law's norm that attacks are held against, at thirds of the largest radius."""
+    """What to certify (norm, sampling): in the law's norm that attacks are compared in, at thirds of the largest radius."""
     law = law_of(defense)
     if law is None or law.scale <= 0 or not law.norms:
         return ()
@@ -427,7 +428,7 @@ class Forecast:
         )
 
 
-def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Book:
+def _evidence(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Evidence:
     results = [cells.result(job.cell) for job in one.jobs]
     labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
     labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
@@ -437,10 +438,10 @@ def _book(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: 
     # others that lie there, of more draws or other images, are compared too, but not waited for
     there = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in whole}
     missing = sum((data.digest, sampling.draws, norm) not in there for norm, sampling in one.certificates)
-    return Book(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
+    return Evidence(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
 
 
 def _certified(folder: Path, one: Planned) -> list[CellResult]:
-    who = {key: value for key, value in one.defense.identity().items() if key != "votes"}
+    identity = {key: value for key, value in one.defense.identity().items() if key != "votes"}
     found = load_results(folder / CERTIFICATES, warn=lambda text: None)
-    return [result for result in found if result.identity["defense"] == who]
+    return [result for result in found if result.identity["defense"] == identity]

@@ -8,8 +8,8 @@ import contextlib
 import torch
 from torch import Tensor
 
+from rush_bench.attacks.best import positions
 from rush_bench.attacks.health import FEW, UNTRUE, Health, health
-from rush_bench.attacks.kept import positions
 from rush_bench.audits.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
 from rush_bench.errors import RushBenchError

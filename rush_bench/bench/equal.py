@@ -77,13 +77,13 @@ def _spent(system: Recipe, plans: list[Plan]) -> float:
 
 def _in_epochs(settings: Any, prefix: str, scale: float) -> dict[str, Any]:
     """What these settings count in epochs, at `scale` of the paper's epochs."""
-    made: dict[str, Any] = {}
+    scaled: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if name not in COUNTED_IN_EPOCHS or not value:
             continue
         if isinstance(value, tuple):
-            made[prefix + name] = tuple(round(part * scale, 2) for part in value)
+            scaled[prefix + name] = tuple(round(part * scale, 2) for part in value)
         else:
-            made[prefix + name] = max(1, round(value * scale)) if hint is int else round(value * scale, 2)
-    return made
+            scaled[prefix + name] = max(1, round(value * scale)) if hint is int else round(value * scale, 2)
+    return scaled

@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model before it is there: its recipe, and whether it draws (None: an import, who knows)."""
+    """What is known of a model before it is there: its recipe, and whether it draws (None: not known, as of an import)."""
 
     recipe: str
     random: bool | None = None
@@ -100,16 +100,16 @@ def expand(bench: Benchmark, place: Place, load: Callable[..., Images]) -> list[
     """Every job of a file, in the order in which they need each other; BadInput for a wrong name, value or setting."""
     budget = None if bench.equal_cost is None else _budget(bench.equal_cost, load)
     jobs: dict[str, Job] = {}
-    made: dict[str, Model] = {}  # models of this file
+    in_file: dict[str, Model] = {}  # models of this file
 
     def add(job: Job, model: Model | None = None) -> None:
         line = job.line
         if line in jobs:
             raise BadInput(f"{job.place}: {job.name} is there twice")
         if model is not None:
-            if job.makes in made:
+            if job.makes in in_file:
                 raise BadInput(f"{job.place}: another job makes {job.makes!r} too; give this one a name")
-            made[job.makes] = model
+            in_file[job.makes] = model
         same = sum(job.name in (other.name, other.name.partition(" #")[0]) for other in jobs.values())
         jobs[line] = replace(job, about=f"{job.about} #{same + 1}") if same else job
 
@@ -121,18 +121,18 @@ def expand(bench: Benchmark, place: Place, load: Callable[..., Images]) -> list[
             name = str(entry.options.get("name", ""))
             job = Job("import", name, tuple(_line(entry, entry.options, place)), entry.place, makes=name)
             add(job, Model(str(entry.options.get("recipe", ""))))
-    known = made | {name: _model(card) for name, card in read_cards(place.store).items() if name not in made}
+    known = in_file | {name: _model(card) for name, card in read_cards(place.store).items() if name not in in_file}
     for entry in bench.entries:
         if entry.kind in MEASURES:
-            for job in _measurements(entry, place, made, known):
+            for job in _measurements(entry, place, in_file, known):
                 add(job)
         elif entry.kind not in ("train", "import"):
             add(Job(entry.kind, "", tuple(_line(entry, entry.options, place)), entry.place))
-    first = [_after(job, made, known) for job in jobs.values()]
+    first = [_after(job, in_file, known) for job in jobs.values()]
     return sorted(first, key=lambda job: list(KINDS).index(job.kind))
 
 
-def _after(job: Job, made: Mapping[str, Model], known: Mapping[str, Model]) -> Job:
+def _after(job: Job, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Job:
     """A training with what it starts from among its needs."""
     start = job.context().params.get("from_") if job.kind == "train" else None
     if start is None:
@@ -140,7 +140,7 @@ def _after(job: Job, made: Mapping[str, Model], known: Mapping[str, Model]) -> J
     name = str(start).partition(":")[0]
     if name not in known and not Path(str(start)).is_file():
         raise unknown_name(f"model or file to start {job.place} from", str(start), known)
-    return Job(job.kind, job.about, job.words, job.place, job.makes, (name,) if name in made else ())
+    return Job(job.kind, job.about, job.words, job.place, job.makes, (name,) if name in in_file else ())
 
 
 def _line(entry: Entry, options: Mapping[str, Any], place: Place, sets: Mapping[str, Any] | None = None) -> list[str]:
@@ -254,8 +254,8 @@ def _stretched(
         raise BadInput(f"{entry.place}: {error}") from error
 
 
-def _measurements(entry: Entry, place: Place, made: Mapping[str, Model], known: Mapping[str, Model]) -> Iterable[Job]:
-    """A job a model (but for corruptions, whose mCE is relative to one of them), suite and seed."""
+def _measurements(entry: Entry, place: Place, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Iterable[Job]:
+    """A job per model (but for corruptions, whose mCE is relative to one of them), suite and seed."""
     if "model" in entry.options:  # a network of the user's own
         for options in entry.each():
             yield Job(
@@ -266,14 +266,14 @@ def _measurements(entry: Entry, place: Place, made: Mapping[str, Model], known: 
             )
         return
     patterns = entry.options.get("models", "all")
-    chosen = choose([str(part) for part in (patterns if isinstance(patterns, list) else [patterns])], made, known, entry)
+    chosen = choose([str(part) for part in (patterns if isinstance(patterns, list) else [patterns])], in_file, known, entry)
     together = "models" not in KINDS[entry.kind].each
     for options in Entry(
         entry.kind, entry.place, {**entry.options, "models": ",".join(chosen) if together else [*chosen]}
     ).each():
         which = str(options["models"])
         of = [part.split("@")[0].split(":")[0] for part in which.split(",")]
-        needs = [name for name in of if name in made]
+        needs = [name for name in of if name in in_file]
         yield Job(entry.kind, _about(which, options), tuple(_line(entry, options, place)), entry.place, needs=tuple(needs))
 
 
@@ -282,7 +282,7 @@ def _about(which: str, options: Mapping[str, Any]) -> str:
     return " ".join(str(part) for part in parts if part)
 
 
-def choose(patterns: list[str], made: Mapping[str, Model], known: Mapping[str, Model], entry: Entry) -> list[str]:
+def choose(patterns: list[str], in_file: Mapping[str, Model], known: Mapping[str, Model], entry: Entry) -> list[str]:
     """Names, with `@votes` where given, of models of the file that patterns choose (a model or recipe), else of the store.
 
     What a pattern chooses besides deterministic models leaves them out where it asks for votes, or for a certificate.
@@ -293,7 +293,7 @@ def choose(patterns: list[str], made: Mapping[str, Model], known: Mapping[str, M
     for pattern in patterns:
         wanted, at, votes = pattern.partition("@")
         wanted, colon, which = wanted.partition(":")
-        pools = (pool for pool in (made, known) if pool)
+        pools = (pool for pool in (in_file, known) if pool)
         hits = next((found for pool in pools if (found := _hits(wanted, pool))), {})
         if not hits:
             raise unknown_name(f"model of {entry.place}", wanted, {*known, *(model.recipe for model in known.values())})

@@ -120,21 +120,21 @@ class Planner:
         for job in jobs:
             lacking = next((name for name in job.needs if name in self.impossible), None)
             if job.trouble is not None:
-                made = Planned(job, "impossible", Failure(str(job.trouble), job.trouble))
+                planned = Planned(job, "impossible", Failure(str(job.trouble), job.trouble))
             elif lacking is not None and lacking in unfinished(job, self.place.store):
-                made = Planned(job, "impossible", Failure(f"needs {lacking}, which cannot be had", self.impossible[lacking]))
+                planned = Planned(job, "impossible", Failure(f"needs {lacking}, which cannot be had", self.impossible[lacking]))
             else:
                 try:
-                    made = self.one(job)
+                    planned = self.plan_job(job)
                 except RushBenchError as error:  # data or a package that is not here: the others go on
-                    made = Planned(job, "impossible", Failure(str(error), error))
-            if made.state == "impossible" and job.makes:
-                self.impossible[job.makes] = made.why
-            self.coming |= bool(job.makes) and made.state in ("missing", "in progress")
-            found.append(made)
+                    planned = Planned(job, "impossible", Failure(str(error), error))
+            if planned.state == "impossible" and job.makes:
+                self.impossible[job.makes] = planned.why
+            self.coming |= bool(job.makes) and planned.state in ("missing", "in progress")
+            found.append(planned)
         return found
 
-    def one(self, job: Job) -> Planned:
+    def plan_job(self, job: Job) -> Planned:
         """The state of one job."""
         if job.kind == "train":
             return self.training(job)
@@ -213,12 +213,14 @@ class Planner:
             return self.cells(job, CellStore(self.place.out / corruptions.FOLDER), self.corrupted(asked))
         pairs = self.pairs(job, asked, CERTIFIED if job.kind == "certify" else ATTACKED)
         if job.kind == "certify":
-            how, norm, seed = _sampling(asked), asked["norm"], asked["seed"]
-            cells: list[CellJob] = [one for group, data in pairs for one in certificates.plan(group, data, how, norm, seed)]
+            settings, norm, seed = _sampling(asked), asked["norm"], asked["seed"]
+            cells: list[CellJob] = [
+                cell for group, data in pairs for cell in certificates.plan(group, data, settings, norm, seed)
+            ]
             return self.cells(job, CellStore(self.place.out / certificates.FOLDER), cells)
         suite = asked_suite(asked["suite"], asked["attacks"], asked["sets"])
-        keyed = (asked["seed"], asked["repeats"], asked["chunk"])
-        cells = [one for group, data in pairs for defense in group for one in runner.plan(defense, suite, data, *keyed)]
+        shared = (asked["seed"], asked["repeats"], asked["chunk"])
+        cells = [cell for group, data in pairs for defense in group for cell in runner.plan(defense, suite, data, *shared)]
         return self.cells(job, CellStore(self.place.out), cells)
 
     def pairs(self, job: Job, asked: dict[str, Any], most: int) -> list[tuple[list[Defense], Images]]:
@@ -256,9 +258,9 @@ class Planner:
     def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:
         """The cells of common corruptions."""
         which: Which = "set15" if asked["usual"] else "all19"
-        how = {key: asked[key] for key in ("seed", "store", "data_dir", "device")} | {"n": asked["count"]}
-        how["memory"] = int(asked["memory"] * 2**30)
-        defenses, data, _ = corrupted_images(asked["patterns"], asked["dataset"], which, asked["reference"], **how)
+        given = {key: asked[key] for key in ("seed", "store", "data_dir", "device")} | {"n": asked["count"]}
+        given["memory"] = int(asked["memory"] * 2**30)
+        defenses, data, _ = corrupted_images(asked["patterns"], asked["dataset"], which, asked["reference"], **given)
         return [*corruptions.plan(defenses, data, seed=asked["seed"], repeats=asked["repeats"], chunk=asked["chunk"])]
 
     def cells(self, job: Job, store: CellStore, cells: Sequence[CellJob]) -> Planned:
@@ -292,22 +294,23 @@ class Planner:
         if self.coming:  # every model of the store is a source of transfer
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         with job.context():  # its options are read as if it were run
-            how = arguments(asked, job.kind)
-        run = settle(**how | {"before": before, "quiet": True})
-        whole = all(book.complete for book in run.books)
+            given = arguments(asked, job.kind)
+        run = settle(**given | {"before": before, "quiet": True})
+        whole = all(evidence.complete for evidence in run.evidence)
         if job.kind == "audit":
-            files = [self.place.out / "audit" / f"{stem(book)}.json" for book in run.books]
+            files = [self.place.out / "audit" / f"{stem(evidence)}.json" for evidence in run.evidence]
             whole = whole and all(file.is_file() and read_json(file)["verdict"] for file in files)
         started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
         costs = [cost for one in heard for cost in one.costs.values()]
         passes = sum(cost.forwards + cost.backwards for cost in costs)
-        for one in heard:
-            passes += sum((how.selection + how.draws) * len(run.pairs[0][1]) for _, how in one.certificates) if not whole else 0
+        if not whole:
+            for one in heard:
+                passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in one.certificates)
         state: State = "done" if whole else "in progress" if started else "missing"
         return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
 
     def rate(self, defense: Defense, data: Images) -> tuple[float, float]:
-        """Seconds of a row forward and of its way back, once a network."""
+        """Seconds of a row forward and of its way back, once per network."""
         body = getattr(defense, "body", None)
         spec = getattr(getattr(body, "network", None), "spec", None)
         key = f"{_shape(spec)} {defense.precision}" if spec else str(id(body or defense))
@@ -333,5 +336,5 @@ def passes_of(one: CellJob) -> tuple[float, float]:
 
 
 def _sampling(asked: dict[str, Any]) -> Sampling:
-    how = sampling(asked)
-    return Sampling(how["mode"], how["selection"], how["draws"], how["alpha"], how["radii"], how["hope"])
+    given = sampling(asked)
+    return Sampling(given["mode"], given["selection"], given["draws"], given["alpha"], given["radii"], given["give_up_level"])

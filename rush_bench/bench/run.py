@@ -139,22 +139,22 @@ def conclude(
 
 
 class Page:
-    """The page of the results, for who looks at it meanwhile: made again now and then, where the file asks for one."""
+    """The page of the results, written again now and then while jobs run, where the file asks for one."""
 
     def __init__(self, found: BenchmarkRun) -> None:
         self.jobs = [one.job for one in found.planned if one.job.kind == "report"]
-        self.made, self.cost = time.monotonic(), 0.0
+        self.written, self.cost = time.monotonic(), 0.0
 
     def refresh(self) -> None:
         """Write it, unless it is young or would take too much of the time. It may have no record to show yet."""
         begun = time.monotonic()
-        if not self.jobs or begun - self.made < max(FRESH, self.cost / PAGE_SHARE):
+        if not self.jobs or begun - self.written < max(FRESH, self.cost / PAGE_SHARE):
             return
         for job in self.jobs:
             with contextlib.suppress(RushBenchError):
                 execute(job, None, quiet=True)
-        self.made = time.monotonic()
-        self.cost = self.made - begun
+        self.written = time.monotonic()
+        self.cost = self.written - begun
 
 
 def work(

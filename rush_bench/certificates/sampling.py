@@ -12,9 +12,10 @@ Hence the rule for stopping may use anything that was seen; a look that is not i
 The selected class depends on the selection draws alone, which the other draws are independent of.
 
 The rule. Each radius that is to be settled needs a bound p_r. An image goes on only while some radius is open: not yet
-certified, and within reach: an upper bound at level `hope` on the image's rate is not below what all N draws need to
-certify that radius. A larger `hope` gives up sooner. Giving up is an abstention at that radius, never an error. `staged`
-settles several radii, `target` a single one. Between the settled radii a staged record is valid too, only below `fixed`.
+certified, and within reach: an upper bound at level `give_up_level` on the image's rate is not below what all N draws need
+to certify that radius. A larger `give_up_level` gives up sooner. Giving up is an abstention at that radius, never an error.
+`staged` settles several radii, `target` a single one. Between the settled radii a staged record is valid too, only below
+`fixed`.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Sampling(Settings):
     """Settings of a certificate. The defaults are those of Cohen et al. 2019 (N0 = 100, N = 100,000, alpha = 0.001).
 
     `radii`: what `staged` settles (none: 0, 1/3 and 2/3 of the largest), and the one radius of `target`; `fixed`
-    settles every radius. `hope`: see the module.
+    settles every radius. `give_up_level`: see the module.
     """
 
     mode: Literal["fixed", "staged", "target"] = "fixed"
@@ -49,7 +50,7 @@ class Sampling(Settings):
     draws: Annotated[int, Range(1, 2**31 - 1)] = 100_000
     alpha: Level = 0.001
     radii: tuple[NonNegative, ...] = ()
-    hope: Level = 0.05
+    give_up_level: Level = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +118,7 @@ def _looks(settings: Sampling) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return tuple(looks), tuple((settings.alpha * weights / weights.sum()).tolist())
 
 
-def estimate(plan: Plan, selected: Counts, classes: int, draw: Draw, hope: float = 0.05) -> Outcome:
+def estimate(plan: Plan, selected: Counts, classes: int, draw: Draw, give_up_level: float = 0.05) -> Outcome:
     """Draw and look until every image is settled; `selected` (n,) are the classes that the selection draws chose.
 
     `draw(rows, first, count)` gives the class counts of draws first .. first + count - 1 of the images in `rows`; it is
@@ -133,15 +134,15 @@ def estimate(plan: Plan, selected: Counts, classes: int, draw: Draw, hope: float
         used[rows] = done = look
         top = counts[rows, selected[rows]]
         bound[rows] = np.maximum(bound[rows], lower_bound(top, look, alpha))
-        rows = rows[open_rows(plan, bound[rows], top, look, hope)]
+        rows = rows[open_rows(plan, bound[rows], top, look, give_up_level)]
     return Outcome(bound, counts, used)
 
 
-def open_rows(plan: Plan, bound: NDArray[np.float64], top: Counts, n: int, hope: float) -> NDArray[np.bool_]:
+def open_rows(plan: Plan, bound: NDArray[np.float64], top: Counts, n: int, give_up_level: float) -> NDArray[np.bool_]:
     """Which images go on after `n` draws: the next radius above the bound is within reach."""
     following = np.searchsorted(plan.wanted, bound, side="right")
     rates = np.append(plan.rates, np.inf)[following]
-    return upper_bound(top, n, hope) >= rates
+    return upper_bound(top, n, give_up_level) >= rates
 
 
 def stated(settings: Sampling, plan: Plan) -> dict[str, Any]:
@@ -152,6 +153,6 @@ def stated(settings: Sampling, plan: Plan) -> dict[str, Any]:
         "draws": settings.draws,
         "alpha": settings.alpha,
         "radii": list(plan.settled),
-        "hope": settings.hope if len(plan.looks) > 1 else None,
+        "hope": settings.give_up_level if len(plan.looks) > 1 else None,
         "looks": list(plan.looks),
     }

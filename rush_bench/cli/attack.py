@@ -71,9 +71,9 @@ def command(models: str | None, shard: str, out: Path, as_json: bool, **asked: A
         from rush_bench.api.attack import attack
         from rush_bench.evaluation.work import parse_shard
 
-        how = {key: asked[key] for key in ("seed", "repeats", "chunk", "max_minutes")}
-        how |= {"out": out, "shard": parse_shard(shard), "precision": common.stated("precision", asked)}
-        run = attack(defenses, suite, asked["dataset"], **how, **common.by_name(asked))
+        given = {key: asked[key] for key in ("seed", "repeats", "chunk", "max_minutes")}
+        given |= {"out": out, "shard": parse_shard(shard), "precision": common.stated("precision", asked)}
+        run = attack(defenses, suite, asked["dataset"], **given, **common.by_name(asked))
     if as_json:
         common.print_json(summary(run))
     else:

@@ -31,16 +31,16 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     if asked["only"]:
         raise BadInput("audit needs every experiment; for some of them use rush-bench settle --only")
     stated = claim if claim is None or claim.endswith(".json") else parse_claim(claim)
-    how = arguments(asked, "audit")
+    given = arguments(asked, "audit")
     with common.quiet_stdout():
         from rush_bench.api.audit import audit
 
-        run = audit(claim=stated, **how)
+        run = audit(claim=stated, **given)
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
-        said = {"failed": run.failed, "contradictions": [str(one) for one in run.settled.contradictions]}
-        common.print_json({**said, "audits": [one.to_dict() for one in run.audits]})
+        state = {"failed": run.failed, "contradictions": [str(one) for one in run.settled.contradictions]}
+        common.print_json({**state, "audits": [one.to_dict() for one in run.audits]})
     else:
         common.print_rich(*run.tables())
     if asked["plan_only"]:

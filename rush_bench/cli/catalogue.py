@@ -48,8 +48,8 @@ def model_summary(card: Row) -> str:
 
 def encoder_summary(card: Row) -> str:
     """One line on an encoder: who made it, on what data, and its network."""
-    made = card["source"]["family"] if card.get("source") else f"preset {card.get('preset')}, seed {card.get('seed')}"
-    return f"{card['recipe']} on {card.get('pretrain_dataset') or card['dataset']}, {card['network']['name']}, {made}"
+    origin = card["source"]["family"] if card.get("source") else f"preset {card.get('preset')}, seed {card.get('seed')}"
+    return f"{card['recipe']} on {card.get('pretrain_dataset') or card['dataset']}, {card['network']['name']}, {origin}"
 
 
 def _registered(entries: registry.Registry) -> list[Row]:

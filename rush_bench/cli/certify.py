@@ -26,7 +26,7 @@ from rush_bench.errors import BadInput
 @click.option("--n0", "selection", type=int, default=100, show_default=True, help="Draws that select the class.")
 @click.option("--draws", "--N", type=int, default=100_000, show_default=True, help="Draws that bound its probability.")
 @click.option("--alpha", default="0.001", show_default=True, help="Chance that an image's certificate is wrong.")
-@click.option("--hope", default="0.05", show_default=True, help="staged, target: level at which a radius is given up.")
+@click.option("--give-up-level", default="0.05", show_default=True, help="staged, target: level at which a radius is given up.")
 @common.shard
 @common.folder_option("--out", "results", "Results folder; certificates go to certificates/ in it.")
 @common.store
@@ -66,8 +66,8 @@ def command(
         from rush_bench.api.certify import certify
         from rush_bench.evaluation.work import parse_shard
 
-        how = {key: asked[key] for key in ("norm", "out", "seed", "max_minutes")}
-        run = certify(defenses, asked["dataset"], shard=parse_shard(shard), **how, **sampling(asked), **common.by_name(asked))
+        given = {key: asked[key] for key in ("norm", "out", "seed", "max_minutes")}
+        run = certify(defenses, asked["dataset"], shard=parse_shard(shard), **given, **sampling(asked), **common.by_name(asked))
     if as_json:
         common.print_json({"certificates": run.summaries(), "contradictions": [str(one) for one in run.contradictions]})
     elif any(result.complete for result in run.results):
@@ -80,7 +80,7 @@ def sampling(asked: dict[str, Any]) -> dict[str, Any]:
     from rush_bench.settings import parse_number
 
     found: dict[str, Any] = {key: asked[key] for key in ("mode", "selection", "draws")}
-    found |= {key: parse_number(asked[key]) for key in ("alpha", "hope")}
+    found |= {key: parse_number(asked[key]) for key in ("alpha", "give_up_level")}
     return found | {"radii": tuple(parse_number(radius) for radius in asked["radii"])}
 
 

@@ -32,9 +32,13 @@ seed = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything that is random."
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
-name = click.option("--name", metavar="NAME", help="What tables call the --model.  [default: package.module.function]")
+name = click.option("--name", metavar="NAME", help="Name of --model in tables.  [default: package.module.function]")
 label = click.option(
-    "--label", "about", multiple=True, metavar="KEY=VALUE", help="What they say of it: protocol, extra_data or architecture."
+    "--label",
+    "about",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Labels of --model in tables: protocol, extra_data, architecture.",
 )
 max_minutes = click.option(
     "--max-minutes", type=click.FloatRange(min=0), help="Stop after this time, with exit code 3 where work is left."
@@ -46,7 +50,7 @@ noise = click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with u
 size = click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
 memory = click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB a step may use.")
 precision = click.option(
-    "--precision", default="auto", show_default=True, help="Of the search: float32, bfloat16, auto (by device)."
+    "--precision", default="auto", show_default=True, help="Precision of the search: float32, bfloat16, auto (by device)."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON on stdout, all else on stderr.")
 

@@ -27,8 +27,8 @@ def command(first: str, second: str, results: tuple[Path, ...], as_json: bool) -
     """
     from rush_bench.api.compare import compare
 
-    made = compare(first, second, results)
+    compared = compare(first, second, results)
     if as_json:
-        common.print_json(common.records(made.frame))
+        common.print_json(common.records(compared.frame))
     else:
-        common.print_rich(made)
+        common.print_rich(compared)

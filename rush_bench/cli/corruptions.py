@@ -37,9 +37,9 @@ def command(shard: str, as_json: bool, **asked: Any) -> None:
         from rush_bench.api.corruptions import corruptions
         from rush_bench.evaluation.work import parse_shard
 
-        how = {key: asked[key] for key in ("reference", "out", "seed", "repeats", "chunk", "max_minutes")}
-        how |= dict(common.by_name(asked)) | {"which": "set15" if asked["usual"] else "all19", "shard": parse_shard(shard)}
-        run = corruptions(asked["patterns"], asked["dataset"], **how)
+        given = {key: asked[key] for key in ("reference", "out", "seed", "repeats", "chunk", "max_minutes")}
+        given |= dict(common.by_name(asked)) | {"which": "set15" if asked["usual"] else "all19", "shard": parse_shard(shard)}
+        run = corruptions(asked["patterns"], asked["dataset"], **given)
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:

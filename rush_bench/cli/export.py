@@ -13,7 +13,7 @@ from rush_bench.cli import common, complete
 @common.results
 @common.folder_option("--out", "export", "Folder of the files.")
 def command(defense: str, attack: str | None, results: Path, out: Path) -> None:
-    """Write x' and predictions of DEFENSE as npz files, one a finished cell.
+    """Write x' and predictions of DEFENSE as npz files, one per finished cell.
 
     Each has `index`, `label`, `predicted` (the class of most of `repeats` predictions), `correct`, `counts` by class, and `x`,
     the attacked images (float32 in [0, 1]), where the records still have them.

@@ -14,7 +14,7 @@ KINDS = ["eps", "draws", "waterfall", "attacks", "images"]
 @click.argument("results", type=click.Path(path_type=Path), default="results")
 @common.folder_option("--out", None, "Folder of the figures.  [default: RESULTS, and settle/ in it]")
 @click.option("--format", default="png", show_default=True, help="png, pdf or svg.")
-@click.option("--defense", metavar="NAME", help="Draw this one alone; of images, whose predictions to show.")
+@click.option("--defense", metavar="NAME", help="Draw this defence alone; with images, show its predictions.")
 @common.data_dir
 def command(kinds: str, results: Path, out: Path | None, format: str, defense: str | None, data_dir: Path | None) -> None:
     """Draw what was measured under RESULTS (default: results), from the records alone.

@@ -11,23 +11,25 @@ from rush_bench.cli import common
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the model in the store.")
-@click.option("--dataset", required=True, help="What it was trained for, an encoder on: a name, or path/to/file.npz.")
+@click.option("--dataset", required=True, help="Data set it was trained for, or an encoder on: a name, or path/to/file.npz.")
 @click.option(
     "--as", "as_", type=click.Choice(["model", "encoder"]), default="model", show_default=True, help="encoder: no head."
 )
 @click.option("--bn-route", type=click.IntRange(min=0), help="BatchNorm route: 0 clean, 1 attacked.  [default: 1]")
 @click.option("--head", type=click.Path(path_type=Path), help="File of the linear classifier (RoCL's _linear).")
-@click.option("--recipe", help="Where several write the same keys: acl, dynacl, air, rcs, ...  [default: by the keys]")
-@click.option("--network", help="resnet18, resnet50, ...: must be the file's; and what no tensor shows: resnet18,padding=2.")
-@click.option("--protocol", help="SLF, ALF, AFF, ...: no file says.  [default: what its family leaves no doubt about]")
+@click.option("--recipe", help="Recipe, where several write the same keys: acl, dynacl, air, rcs, ...  [default: by the keys]")
+@click.option("--network", help="The file's network: resnet18, resnet50, ...; with what no tensor shows: resnet18,padding=2.")
+@click.option(
+    "--protocol", help="SLF, ALF, AFF, ..., which no file states.  [default: by its family, where that leaves no doubt]"
+)
 @click.option("--pretrain-dataset", help="What the encoder was pre-trained on.  [default: the data set]")
 @click.option("--extra-data", help="Data beyond the data set that it has seen.  [default: the family's]")
 @click.option("--noise", help="Law of a smoothed model, gaussian:0.25, or none: needed for Cohen and SmoothAdv.")
 @click.option(
     "--normalise",
     metavar="HOW",
-    help="Where the file does not state it: none, imagenet, cifar10, cifar100, deepmind, cohen, centre, halves, or "
-    "m,m,m/s,s,s by channel.  [default: the family's]",
+    help="Normalisation, where the file does not state it: none, imagenet, cifar10, cifar100, deepmind, cohen, centre, "
+    "halves, or m,m,m/s,s,s by channel.  [default: the family's]",
 )
 @click.option(
     "--expect-clean",
@@ -44,7 +46,7 @@ def command(file: Path, name: str, device: str, as_json: bool, **options: Any) -
     Of ACL, DynACL, AIR, RCS, AdvCL, A-InfoNCE, RoCL, DeACL, TRADES (WideResNet and kl ResNet), Chen 2020b, Cohen, SmoothAdv,
     Rebuffi 2021 and MadryLab's robustness; encoders of solo-learn and lightly, and plain ResNets (torchvision, timm, kl).
 
-    The family is told by the keys, every key is accounted for, and normalisation goes inside the network. What cannot be
+    The keys tell the family, every key is accounted for, and normalisation goes inside the network. What cannot be
     mapped whole is refused. Files are read without running pickled code.
     """
     from rush_bench.defenses.published import import_checkpoint

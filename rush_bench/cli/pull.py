@@ -10,13 +10,13 @@ from rush_bench.errors import BadInput
 
 @click.command()
 @click.argument("url", metavar="hf://USER/NAME")
-@click.option("--name", help="What the store calls the model.  [default: its card's name]")
+@click.option("--name", help="Name of the model in the store.  [default: its card's name]")
 @click.option("--out", type=click.Path(path_type=Path), help="File of a pack.  [default: NAME.zip]")
 @common.store
 def command(url: str, name: str | None, out: Path | None, store: Path) -> None:
     """Download a model of rush-bench from hf://USER/NAME into --store, or a pack from hf://datasets/USER/NAME.
 
-    Weights are held against the SHA-256 of their card, and read without running code.
+    Weights are checked against the SHA-256 of their card, and read without running code.
     """
     from rush_bench.hub import place_of, pull
 

@@ -16,7 +16,7 @@ from rush_bench.cli import common
     type=click.Path(path_type=Path),
     help="The file to write.  [default: report.html in RESULTS, for a pack in the folder of its name]",
 )
-@click.option("--title", help="What stands at its top.  [default: the folder's name]")
+@click.option("--title", help="Title of the page.  [default: the folder's name]")
 @click.option(
     "--reference", metavar="MODEL", help="Model that mCE under corruptions is relative to; without it there is no mCE."
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", required=False)
 @click.option("--list", "list_shipped", is_flag=True, help="Name the benchmarks that are shipped.")
-@click.option("--plan", "plan_only", is_flag=True, help="Say what there is, what is missing and what it would cost, and stop.")
+@click.option("--plan", "plan_only", is_flag=True, help="Say what is done, what is missing and what it would cost, and stop.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, each of one thread.")
 @click.option("--on", metavar="CLUSTER:N", help="N processes as jobs of submitit: slurm:8, or local:4 on this machine.")
 @click.option(
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "asked",
     multiple=True,
     metavar="KEY=VALUE",
-    help="What is asked of it for each job: timeout_min=60, gpus_per_node=1.",
+    help="Resources of each job of --on: timeout_min=60, gpus_per_node=1.",
 )
 @common.folder_option("--out", None, "Folder for records, tables and figures.  [default: what the file says]")
 @common.folder_option("--store", None, "Folder of the models.  [default: what the file says, else models]")
@@ -125,6 +125,6 @@ def show(planned: "list[Planned]", err: bool) -> None:
         if one.why:
             click.echo(f"impossible: {one.job.name}: {one.why}", err=True)
     known = [one for one in left if one.seconds == one.seconds]
-    more = f", and {len(left) - len(known)} that cannot be told yet" if len(known) < len(left) else ""
+    more = f", and {len(left) - len(known)} of unknown time" if len(known) < len(left) else ""
     total = amount(sum(one.passes for one in known)), minutes_text(sum(one.seconds for one in known))
     click.echo(f"{len(left)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)

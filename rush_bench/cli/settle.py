@@ -57,16 +57,16 @@ def command(as_json: bool, **asked: Any) -> None:
     What it will cost is said before it starts, and after the first chunk of each experiment what it does cost.
     Running the same command again, from any number of processes, finishes the work.
     """
-    how = arguments(asked, "settle")
+    given = arguments(asked, "settle")
     with common.quiet_stdout():
         from rush_bench.api.settle import settle
 
-        run = settle(**how)
+        run = settle(**given)
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
-        said = {"failed": run.failed, "complete": run.complete, "contradictions": [str(one) for one in run.contradictions]}
-        common.print_json({**said, "defenses": run.to_dicts()})
+        state = {"failed": run.failed, "complete": run.complete, "contradictions": [str(one) for one in run.contradictions]}
+        common.print_json({**state, "defenses": run.to_dicts()})
     elif not asked["plan_only"]:
         common.print_rich(*run.tables())
     if not asked["plan_only"]:
@@ -80,8 +80,8 @@ def arguments(asked: dict[str, Any], verb: str) -> dict[str, Any]:
     defenses, eps = common.defenses_of(asked, asked["patterns"], verb), parse_number(asked["eps"])
     from rush_bench.evaluation.work import parse_shard
 
-    how = {key: asked[key] for key in ("budget", "norm", "out", "seed", "repeats", "chunk", "max_minutes")}
-    how |= {"only": asked["only"].split(",")} if asked["only"] else {}
-    how |= {"defenses": defenses, "data": asked["dataset"], "eps": eps, "shard": parse_shard(asked["shard"])}
-    how |= {"precision": common.stated("precision", asked), "before": lambda planned: not asked["plan_only"]}
-    return {**how, **common.by_name(asked)}
+    given = {key: asked[key] for key in ("budget", "norm", "out", "seed", "repeats", "chunk", "max_minutes")}
+    given |= {"only": asked["only"].split(",")} if asked["only"] else {}
+    given |= {"defenses": defenses, "data": asked["dataset"], "eps": eps, "shard": parse_shard(asked["shard"])}
+    given |= {"precision": common.stated("precision", asked), "before": lambda planned: not asked["plan_only"]}
+    return {**given, **common.by_name(asked)}

@@ -32,8 +32,8 @@ INFO = "robustbench"  # a model_info file a row
 @click.option(
     "--format", "formats", default="csv,md,tex", show_default=True, help="Which files to write; robustbench: model_info."
 )
-@click.option("--caption", help="Of table.tex, in LaTeX.")
-@click.option("--label", help="Of table.tex.")
+@click.option("--caption", help="Caption of table.tex, in LaTeX.")
+@click.option("--label", help="Label of table.tex.")
 @common.as_json
 def command(
     style: str,
@@ -73,12 +73,12 @@ def command(
     for text in only:
         for column, patterns in parse_assignments([text], "--only").items():
             fitting.setdefault(column, []).extend(common.parts(patterns))
-    made = table(results, style, store=store, columns=common.parts(columns), only=fitting, sort=sort)
+    shown = table(results, style, store=store, columns=common.parts(columns), only=fitting, sort=sort)
     folder = out or opened(results[0]).beside
     paths = write_model_info(rows(load_results(*results)), folder) if INFO in parts else []
-    for path in (*paths, *made.write(folder, wanted, caption=caption, label=label)):
+    for path in (*paths, *shown.write(folder, wanted, caption=caption, label=label)):
         click.echo(f"wrote {path}", err=True)
     if as_json:
-        click.echo(made.frame.to_json(orient="records", indent=2))
+        click.echo(shown.frame.to_json(orient="records", indent=2))
     else:
-        common.print_rich(made)
+        common.print_rich(shown)

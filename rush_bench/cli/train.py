@@ -44,7 +44,7 @@ def command(name: str, model: str | None, as_json: bool, **options: Any) -> None
     """
     from rush_bench.registry import recipes
 
-    recipes.get(name)  # a wrong name is told at once, before torch is imported
+    recipes.get(name)  # a wrong name is refused at once, before torch is imported
     from rush_bench.training import train
 
     with common.quiet_stdout():

@@ -33,5 +33,5 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the scans count 0 to 16 dots a cell
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the scans count 0 to 16 dots per cell
     return pixels, digits.target.astype(np.int64)

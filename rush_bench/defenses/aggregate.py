@@ -3,7 +3,7 @@
 All start from per-draw log-probabilities (B, k, K) and end in scores (B, K) that are log-probabilities again:
 
 - mean probability (the default): log of mean_j p_j, RUSH eq. 7;
-- `logits`: mean_j of the logits, normalised. Log-probabilities serve: they are the logits less a constant an image and draw;
+- `logits`: mean_j of the logits, normalised. Log-probabilities serve: they are the logits less a constant per image and draw;
 - `vote`: log of mean_j softmax(beta z_j), which tends to the share of votes as beta grows; `vote:5` sets beta.
 """
 
@@ -59,8 +59,8 @@ MEAN_PROBABILITY = Aggregation()
 
 def steepened(name: str, by: float) -> str:
     """CE of logits multiplied by a number, where that is not 1 and they are averaged as shares; other losses as they are."""
-    loss, _, how = name.partition("@")
-    kind, _, number = how.partition(":")
+    loss, _, averaging = name.partition("@")
+    kind, _, number = averaging.partition(":")
     if by == 1 or loss != "ce" or kind not in ("", "vote", "probability"):
         return name
     sharpness = 1.0 if kind != "vote" else float(number or VOTE_SHARPNESS)
@@ -72,11 +72,11 @@ def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY, targets:
 
     `default` is the aggregation of a name without one; without `targets` a loss that needs a target is wrong too.
     """
-    loss, _, how = name.partition("@")
+    loss, _, averaging = name.partition("@")
     known = LOSSES | (TARGETED if targets else {})
     if loss not in known:
         raise unknown_name("loss", loss, known)
-    kind, _, number = how.partition(":")
+    kind, _, number = averaging.partition(":")
     if kind in ("", "probability") and not number:
         return known[loss], MEAN_PROBABILITY if kind else default
     if kind == "logits" and not number:
@@ -86,4 +86,4 @@ def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY, targets:
         if not (math.isfinite(sharpness) and sharpness > 0):
             raise BadInput(f"loss {name!r}: the sharpness of the soft vote must be above 0; write {loss}@vote:10")
         return known[loss], Aggregation(sharpness=sharpness)
-    raise unknown_name("aggregation", how, ["probability", "logits", "vote"])
+    raise unknown_name("aggregation", averaging, ["probability", "logits", "vote"])

@@ -83,7 +83,8 @@ class Defense:
     draws: int = 0
     device: torch.device = torch.device("cpu")
     precision: str = "float32"  # of the search; float32 alone judges
-    keyed: bool = True  # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
+    # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
+    draws_per_image: bool = True
     steepness: float = 1.0  # by which our attacks multiply logits that are close together
     passes: Passes
 

@@ -16,7 +16,7 @@ from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.purify import purifier_from
 from rush_bench.defenses.randomised import Average, Randomised, transform_from
-from rush_bench.defenses.samplers import Keyed
+from rush_bench.defenses.samplers import StreamTransform
 from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.networks import Classifier, build
@@ -146,7 +146,9 @@ def of_network(network: Classifier, law: Noise | None, votes: int, **options: An
     return Smoothed(network, noise=law, votes=votes, **options) if law else Deterministic(network, **options)
 
 
-def stored_transform(model: str, *, store: Path | str = "models", device: torch.device | str = "cpu") -> tuple[Keyed, Average]:
+def stored_transform(
+    model: str, *, store: Path | str = "models", device: torch.device | str = "cpu"
+) -> tuple[StreamTransform, Average]:
     """What stands in front of a model of the store, for other networks too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do
@@ -263,25 +265,25 @@ def _where(error: BaseException) -> str:
     return text if last.filename.startswith("<frozen") else f"{text}, {Path(last.filename).name}:{last.lineno}"
 
 
-def _adjusted(made: Defense, target: str, name: str | None, about: dict[str, str], asked: dict[str, Any]) -> Defense:
+def _adjusted(defense: Defense, target: str, name: str | None, about: dict[str, str], asked: dict[str, Any]) -> Defense:
     """A Defense under the name and labels that were asked for; BadInput for what it does not do and cannot be made to."""
     for key, wanted in asked.items():
-        if wanted in (None, getattr(made, key, None)) or (key == "memory" and isinstance(made, Network)):
+        if wanted in (None, getattr(defense, key, None)) or (key == "memory" and isinstance(defense, Network)):
             continue
         what = "votes" if key == "draws" else key
         raise BadInput(
             f"{target} gives a Defense, which is as it was made: {what} cannot be set from outside; say it in the function, or "
             "let that return the network"
         )
-    if isinstance(made, Network):
+    if isinstance(defense, Network):
         if asked.get("memory"):
-            made.body.limit(asked["memory"])
-        made.about = {**made.about, **about}
+            defense.body.limit(asked["memory"])
+        defense.about = {**defense.about, **about}
     elif about:
-        raise BadInput(f"{target} gives a {type(made).__name__}, whose labels() are its own; say {', '.join(about)} there")
+        raise BadInput(f"{target} gives a {type(defense).__name__}, whose labels() are its own; say {', '.join(about)} there")
     if name is not None:
-        made.name = f"{name}@{made.draws}" if made.draws else name
-    return made
+        defense.name = f"{name}@{defense.draws}" if defense.draws else name
+    return defense
 
 
 def as_defenses(given: Any) -> list[Defense]:

@@ -21,14 +21,14 @@ class Peak(TorchFunctionMode):
         self.live: dict[int, int] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        self.note((args, kwargs), made)
-        return made
+        outputs = function(*args, **(kwargs or {}))
+        self.note((args, kwargs), outputs)
+        return outputs
 
-    def note(self, given: Any, made: Any) -> None:
-        """An operation on what was `given` has `made` these; tensors are found in lists, tuples and mappings."""
-        known = {_place(tensor) for tensor in tree_iter(given) if isinstance(tensor, Tensor)}
-        for tensor in tree_iter(made):
+    def note(self, inputs: Any, outputs: Any) -> None:
+        """An operation makes `outputs` of `inputs`; tensors are found in lists, tuples and mappings."""
+        known = {_place(tensor) for tensor in tree_iter(inputs) if isinstance(tensor, Tensor)}
+        for tensor in tree_iter(outputs):
             if isinstance(tensor, Tensor) and (place := _place(tensor)) not in known and place not in self.live:
                 storage = tensor.untyped_storage()
                 self.live[place] = storage.nbytes()

@@ -1,7 +1,7 @@
-"""What is asked of a network when it comes through the door: logits, one row per image, of that image alone.
+"""What a network must do to become a defence: return logits, one row per image, of that image alone.
 
 Every refusal is a BadInput that names the way out. The images asked with differ in brightness and grain, so that a mean
-over the batch shows; they stay inside (0,1), since a network that is not finite at an edge is told so where it is used.
+over the batch shows; they stay inside (0,1), since a network that is not finite at an edge is refused where it is used.
 """
 
 from __future__ import annotations
@@ -105,10 +105,10 @@ def check_function(body: Body, rows: Tensor) -> None:
         exact = copy.copy(body)
         try:  # rounding differs from batch to batch; in float64 a hundred million times less
             exact.network, exact.dtype = copy.deepcopy(body.network).double(), torch.float64
-            still = in_company(asking(exact), rows, large)
+            depends = in_company(asking(exact), rows, large)
         except Exception:  # it does not run in float64
-            still = True
-        if still:
+            depends = True
+        if depends:
             raise BadInput(
                 "the network's logits for an image depend on the other images of its batch, on their number or on its place "
                 "among them; make them a function of the image alone: a mean over the batch, for one, becomes a constant"

@@ -15,12 +15,12 @@ from rush_bench.defenses.calls import check_draws
 from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.owner import device_of, undisturbed, weights_digest
 from rush_bench.defenses.probe import differ, images_like
-from rush_bench.defenses.samplers import Keyed, NetworkSampler, Sampler, TransformSampler
+from rush_bench.defenses.samplers import NetworkSampler, Sampler, StreamTransform, TransformSampler
 from rush_bench.defenses.smoothed import Network
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.noise import Stream
 
-Plain = Callable[[Tensor], Tensor]  # images (B, C, H, W) to images, random by torch's global generators
+PlainTransform = Callable[[Tensor], Tensor]  # images (B, C, H, W) to images, random by torch's global generators
 Average = Literal["vote", "probability", "logits"]
 PROBE = Stream(0, "probe")
 
@@ -76,7 +76,7 @@ class Randomised(Network):
         self,
         network: nn.Module,
         *,
-        transform: Keyed | Plain | None = None,
+        transform: StreamTransform | PlainTransform | None = None,
         votes: int = 1,
         average: Average = "vote",
         plain: nn.Module | None = None,
@@ -91,11 +91,11 @@ class Randomised(Network):
         name = name or f"{type(network).__name__.lower()}@{votes}"
         facts = {"random": "the network's own" if transform is None else describe(transform), "average": average}
         shape, device = tuple(options.get("shape", (3, 32, 32))), torch.device(options.get("device") or device_of(network))
-        keyed: Any = transform if transform is not None and takes_stream(transform) else None
-        if keyed is not None:
-            check_transform(keyed, shape, device)
-            body = Body(network, before=lambda images: keyed(images, PROBE, 1).flatten(0, 1), **options)
-            counted = keyed.counted(body.passes) if isinstance(keyed, Chain) else keyed
+        streamed: Any = transform if transform is not None and takes_stream(transform) else None
+        if streamed is not None:
+            check_transform(streamed, shape, device)
+            body = Body(network, before=lambda images: streamed(images, PROBE, 1).flatten(0, 1), **options)
+            counted = streamed.counted(body.passes) if isinstance(streamed, Chain) else streamed
             sampler: Sampler = TransformSampler(counted, facts, plain)
         else:
             if transform is not None:
@@ -142,7 +142,7 @@ def takes_stream(transform: Callable[..., Tensor]) -> bool:
     return True
 
 
-def check_transform(transform: Keyed, shape: tuple[int, ...], device: torch.device) -> None:
+def check_transform(transform: StreamTransform, shape: tuple[int, ...], device: torch.device) -> None:
     """Refuse a transform that does not return copies, draws elsewhere than from its stream, or looks at its batch."""
     images = images_like(shape, device, 3)
     with torch.no_grad(), undisturbed(device):
@@ -164,7 +164,7 @@ def check_transform(transform: Keyed, shape: tuple[int, ...], device: torch.devi
         )
 
 
-def check_plain(transform: Plain, shape: tuple[int, ...], device: torch.device) -> None:
+def check_plain(transform: PlainTransform, shape: tuple[int, ...], device: torch.device) -> None:
     """Refuse a plain transform that does not return images."""
     images = images_like(shape, device)
     with torch.no_grad(), undisturbed(device):
@@ -195,7 +195,7 @@ def describe(transform: Callable[..., Tensor]) -> dict[str, Any]:
 TRANSFORMS = {"views": "random crops, mirror images and colours, as in contrastive pre-training"}
 
 
-def transform_from(spec: Mapping[str, Any]) -> Keyed:
+def transform_from(spec: Mapping[str, Any]) -> StreamTransform:
     """The transform of a card, `{"name": "views", "crop_floor": 0.08, ...}`: the fields of SimCLRViews."""
     settings = dict(spec)
     if (name := settings.pop("name", None)) not in TRANSFORMS:

@@ -15,16 +15,16 @@ from rush_bench.noise import Noise, Stream
 Forward = Callable[[Tensor, slice, slice, bool], Tensor]
 Fixed = Callable[[Body, Tensor, slice, bool], Tensor]  # (body, x, draws, exact), the same draws for every image
 # images (B, C, H, W), a stream, k -> copies (B, k, C', H', W'), for draws 0..k-1 of the stream
-Keyed = Callable[[Tensor, Stream, int], Tensor]
+StreamTransform = Callable[[Tensor, Stream, int], Tensor]
 
 
 class Sampler:
     """Draws nothing: each image goes through the body once. Never changed once it is made."""
 
     noise: Noise | None = None
-    transform: Keyed | None = None
+    transform: StreamTransform | None = None
     size: int = 1  # draws of a prediction where they are fixed
-    keyed: bool = True  # see `Defense.keyed`
+    draws_per_image: bool = True  # see `Defense.draws_per_image`
     apart: bool = False  # image by image and draw by draw, as the rows of a call would share a draw
 
     def forward(self, body: Body, stream: Stream, batch: int) -> Forward:
@@ -72,12 +72,12 @@ class TransformSampler(Sampler):
     `facts` are its identity.
     """
 
-    transform: Keyed
+    transform: StreamTransform
 
-    def __init__(self, transform: Keyed, facts: dict[str, Any], plain: nn.Module | None = None) -> None:
+    def __init__(self, transform: StreamTransform, facts: dict[str, Any], plain: nn.Module | None = None) -> None:
         self.transform, self.facts, self.plain = transform, facts, plain
 
-    def with_transform(self, transform: Keyed) -> "TransformSampler":
+    def with_transform(self, transform: StreamTransform) -> "TransformSampler":
         """The same with another transform, which goes by the same identity."""
         return TransformSampler(transform, self.facts, self.plain)
 
@@ -106,7 +106,7 @@ class NetworkSampler(Sampler):
     `facts` are its identity, `plain` is the network without its randomness.
     """
 
-    keyed = False
+    draws_per_image = False
 
     def __init__(self, apart: bool, facts: dict[str, Any], plain: nn.Module | None = None) -> None:
         self.apart, self.facts, self.plain = apart, facts, plain
@@ -130,7 +130,7 @@ class NetworkSampler(Sampler):
             if self.apart:
                 each = [_draw_by_draw(body, image, bank.skip(j.start), j.stop - j.start, exact) for image in x.split(1)]
                 return torch.cat(each)
-            # One image a call, its draws in pieces that start at multiples of `rows`: the same for every batch and block.
+            # One image per call, its draws in pieces that start at multiples of `rows`: the same for every batch and block.
             pieces = [(start, min(start + rows, j.stop) - start) for start in range(j.start, j.stop, rows)]
             each = [
                 torch.cat([_seeded(body, image, bank.skip(start), count, exact) for start, count in pieces], 1)

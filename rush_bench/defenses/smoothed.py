@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
 from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
 from rush_bench.defenses.body import FLAT, ROUNDED, Body, blocks, whole_blocks
-from rush_bench.defenses.samplers import BankSampler, Forward, Keyed, NoiseSampler, Sampler
+from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
 
@@ -39,7 +39,7 @@ class Network(Defense):
         whole: "Network | None" = None,
     ) -> None:
         self.body, self.sampler, self.name, self.draws, self.about = body, sampler, name, draws, about or {}
-        self.averaging, self.by_vote, self.whole, self.keyed = averaging, by_vote, whole, sampler.keyed
+        self.averaging, self.by_vote, self.whole, self.draws_per_image = averaging, by_vote, whole, sampler.draws_per_image
         self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights
         self.classes, self.passes = body.classes, body.passes
         self.steepness = 1.0 if averaging.geometric else body.steepness(FLAT)
@@ -50,7 +50,7 @@ class Network(Defense):
         return (self.whole or self).sampler.noise
 
     @property
-    def transform(self) -> Keyed | None:
+    def transform(self) -> StreamTransform | None:
         """The transform that draws from the stream in front of the body, a bank's too."""
         return (self.whole or self).sampler.transform
 
@@ -79,7 +79,7 @@ class Network(Defense):
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
-        if repeats > 1 and (self.deterministic or not self.keyed):
+        if repeats > 1 and (self.deterministic or not self.draws_per_image):
             return super().predictions(images, stream, repeats)
         return self._predictions(images, stream, repeats, exact or self.precision != "float32")
 
@@ -87,7 +87,7 @@ class Network(Defense):
         """All draws of all predictions in as few blocks as memory allows."""
         check_images(images, self.shape)
         forward, draws = self.sampler.forward(self.body, stream, len(images)), self.averaged
-        shape, how = (repeats, len(images), self.classes), self.averaging
+        shape, averaging = (repeats, len(images), self.classes), self.averaging
         kinds = torch.arange(self.classes, device=self.device)
         votes = torch.zeros(shape, dtype=torch.int64, device=self.device)
         total = torch.empty(shape, dtype=self.body.wide, device=self.device)
@@ -100,9 +100,9 @@ class Network(Defense):
                     total[k, i] = log_p[:, :, 0]
                     continue
                 votes[k, i] += (log_p.argmax(3, keepdim=True) == kinds).sum(2)
-                more = log_p.sum(2) if how.geometric else log_p.logsumexp(2)
-                total[k, i] = how.join(total[k, i], more) if j.start % draws else more
-        scores = how.scores(how.mean(total, draws))
+                more = log_p.sum(2) if averaging.geometric else log_p.logsumexp(2)
+                total[k, i] = averaging.join(total[k, i], more) if j.start % draws else more
+        scores = averaging.scores(averaging.mean(total, draws))
         probabilities = scores.exp()
         if draws == 1:
             labels = total.argmax(2)
@@ -113,11 +113,11 @@ class Network(Defense):
         return Prediction(labels, votes, probabilities.float(), scores)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
-        function, how = objective_named(loss, self.averaging)
+        function, averaging = objective_named(loss, self.averaging)
         forward = self.sampler.forward(self.body, stream, len(images))
         draws = self.averaged if self.deterministic else draws
-        if function is cross_entropy and not how.geometric:
-            return self._gradient_of_ce(images, labels, how, draws, forward)
+        if function is cross_entropy and not averaging.geometric:
+            return self._gradient_of_ce(images, labels, averaging, draws, forward)
         gradients, losses = torch.empty_like(images), torch.empty(len(images), dtype=self.body.wide, device=images.device)
         means = losses[:, None].repeat(1, self.classes)
         for i, j in blocks(len(images), draws, self.body.block(draws)):
@@ -126,10 +126,10 @@ class Network(Defense):
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
                 if whole := draws <= self.body.rows:
-                    mean = how.mean(how.total(how.each(forward(x, i, j, False))), draws)
+                    mean = averaging.mean(averaging.total(averaging.each(forward(x, i, j, False))), draws)
                 else:
-                    mean = _Chunked.apply(x, self.body, forward, i, draws, how)
-                scores = how.scores(mean)
+                    mean = _Chunked.apply(x, self.body, forward, i, draws, averaging)
+                scores = averaging.scores(mean)
                 value = (against if function is cross_entropy else function)(scores, labels[i])
                 if whole:
                     self.body.count_backward(len(x) * draws)
@@ -138,9 +138,9 @@ class Network(Defense):
                 value = F.softplus(value.detach())
                 gradient = gradient * _slope(-torch.expm1(-value), gradient)
             gradients[i], losses[i], means[i] = gradient, value.detach(), mean.detach()
-        return Gradient(gradients, losses.float(), how.scores(means).float())
+        return Gradient(gradients, losses.float(), averaging.scores(means).float())
 
-    def _gradient_of_ce(self, images: Tensor, labels: Tensor, how: Aggregation, draws: int, forward: Forward) -> Gradient:
+    def _gradient_of_ce(self, images: Tensor, labels: Tensor, averaging: Aggregation, draws: int, forward: Forward) -> Gradient:
         """CE of the mean probability p over draws, in one pass: sum_j p_j (1 - p_j) d odds_j / sum_j p_j, odds against y.
 
         So written, nothing cancels where draws are sure: the direction is that of CE at every scale of the logits. Pieces of
@@ -151,23 +151,23 @@ class Network(Defense):
         for i, j in blocks(len(images), draws, self.body.block(draws)):
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
-                each = how.each(forward(x, i, j, False))
+                each = averaging.each(forward(x, i, j, False))
                 known = labels[i, None].expand(each.shape[:2])
                 odds = against(each, known)
                 share = (odds + 2 * each.gather(2, known[..., None])[..., 0]).detach()  # log p_j (1 - p_j)
                 weight = share.logsumexp(1)
                 objective = ((share - weight[:, None]).exp() * odds).sum()
                 gradient = self.body.gradient(objective, x, len(x) * (j.stop - j.start))
-            mean = how.mean(how.total(each), draws).detach()
+            mean = averaging.mean(averaging.total(each), draws).detach()
             if j.start == 0:
                 gradients[i], weights[i], means[i] = gradient, weight, mean
                 continue
-            means[i], total = how.join(means[i], mean), torch.logaddexp(weights[i], weight)
+            means[i], total = averaging.join(means[i], mean), torch.logaddexp(weights[i], weight)
             gradients[i] += (weight - total).exp()[:, None, None, None].float() * (gradient - gradients[i])
             weights[i] = total
         size = (weights - math.log(draws) + cross_entropy(means, labels)).exp()
         return Gradient(
-            gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), how.scores(means).float()
+            gradients * _slope(size, gradients), F.softplus(against(means, labels)).float(), averaging.scores(means).float()
         )
 
     def of_votes(self, votes: int) -> "Network":
@@ -218,29 +218,29 @@ class _Chunked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, body: Body, forward: Forward, where: slice, draws: int, how: Aggregation) -> Tensor:
+    def forward(ctx: Any, x: Tensor, body: Body, forward: Forward, where: slice, draws: int, averaging: Aggregation) -> Tensor:
         pieces: list[Tensor] = []
         for i, j in blocks(len(x), draws, body.rows):
-            total = how.total(how.each(forward(x[i], _within(where, i), j, False)))
+            total = averaging.total(averaging.each(forward(x[i], _within(where, i), j, False)))
             if j.start == 0:
                 pieces.append(total)
             else:
-                pieces[-1] = how.join(pieces[-1], total)
-        mean = how.mean(torch.cat(pieces), draws)
+                pieces[-1] = averaging.join(pieces[-1], total)
+        mean = averaging.mean(torch.cat(pieces), draws)
         ctx.save_for_backward(x, mean)
-        ctx.rest = body, forward, where, draws, how
+        ctx.rest = body, forward, where, draws, averaging
         return mean
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, mean = ctx.saved_tensors
-        body, forward, where, draws, how = ctx.rest
+        body, forward, where, draws, averaging = ctx.rest
         out = torch.zeros_like(x)
         for i, j in blocks(len(x), draws, body.rows):
             with torch.enable_grad():
                 part = x[i].detach().requires_grad_()
-                each = how.each(forward(part, _within(where, i), j, False))
-                share = how.share(each.detach(), mean[i], draws)
+                each = averaging.each(forward(part, _within(where, i), j, False))
+                share = averaging.share(each.detach(), mean[i], draws)
                 objective = (upstream[0][i, None] * share * each).sum()
                 out[i] += body.gradient(objective, part, len(part) * (j.stop - j.start))
         return out, None, None, None, None, None
@@ -265,15 +265,15 @@ class _Module(nn.Module):
 
         Logits that float32 would not tell apart are multiplied (see `Body.steepness`).
         """
-        defense, how, images = self.defense, self.defense.averaging, images.contiguous()
+        defense, averaging, images = self.defense, self.defense.averaging, images.contiguous()
         forward, draws = defense.sampler.forward(defense.body, self.stream, len(images)), defense.averaged
         # a third-party attack does not say which images these are: a randomised defence draws anew at each call
         self.stream = self.stream.skip(draws)
         if len(images) * draws > defense.body.rows:
-            mean = _Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, how)
-            return self._steep(how.scores(mean))
+            mean = _Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, averaging)
+            return self._steep(averaging.scores(mean))
         log_p = forward(images, slice(0, len(images)), slice(0, draws), False)
-        scores = self._steep(how.scores(how.mean(how.total(how.each(log_p)), draws)))
+        scores = self._steep(averaging.scores(averaging.mean(averaging.total(averaging.each(log_p)), draws)))
         if scores.requires_grad:
             scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
         return scores

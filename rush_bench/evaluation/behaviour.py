@@ -67,17 +67,18 @@ def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
     """
     images, labels = sample.floats().to(defense.device), sample.labels.to(defense.device)
     stream, passes = Stream(0, "behaviour", sample.index), (defense.passes.forwards, defense.passes.backwards)
-    halves = [defense.predict(images, stream.skip(k * defense.draws)).probabilities for k in range(1 if defense.keyed else 8)]
-    made = torch.stack(halves).to(torch.float64).cpu()
+    times = 1 if defense.draws_per_image else 8
+    outputs = [defense.predict(images, stream.skip(k * defense.draws)).probabilities for k in range(times)]
+    made = torch.stack(outputs).to(torch.float64).cpu()
     found: dict[str, Any] = {"probabilities": made.mean(0).tolist()}
-    if not defense.keyed:
+    if not defense.draws_per_image:
         found |= {"halves": [made[k::2].mean(0).tolist() for k in (0, 1)], "where": _where(defense)}
     try:
         ce, margin = (
             defense.gradient(images, labels, loss, max(defense.draws, 1), stream).gradient for loss in ("ce", "margin")
         )
         found["gradient"] = ce.flatten(1).norm(dim=1).tolist()
-        if defense.keyed:  # on other draws the direction is another
+        if defense.draws_per_image:  # on other draws the direction is another
             found["margin"] = _products(margin)
     except (RushBenchError, RuntimeError):
         found["gradient"] = None

@@ -42,10 +42,10 @@ class _Job(Job):
         """What people call it, in messages and on the bar."""
         return f"{self.cell.labels['defense']} certify {self.theorem.norm}"
 
-    def figure(self, made: Arrays) -> str:
+    def figure(self, arrays: Arrays) -> str:
         """Share certified so far, and at what cost."""
-        right = (made["predict"] == made["label"]).mean()
-        return f"{right:.0%} certified, {made['repeats'].mean():.0f} draws per image in the last chunk"
+        right = (arrays["predict"] == arrays["label"]).mean()
+        return f"{right:.0%} certified, {arrays['repeats'].mean():.0f} draws per image in the last chunk"
 
     def chunk(self, store: CellStore, c: int) -> tuple[Arrays, None]:
         """Certify the images of chunk c."""
@@ -60,7 +60,7 @@ class _Job(Job):
             stream = Stream(seed, "certify/estimate", part.index[which], first)
             return self.defense.of_votes(count).predict(images[which.to(images.device)], stream).votes.cpu().numpy()
 
-        found = estimate(self.plan, selected, self.defense.classes, draw, self.settings.hope)
+        found = estimate(self.plan, selected, self.defense.classes, draw, self.settings.give_up_level)
         seconds = time.perf_counter() - begun
         passes = self.settings.selection + found.used
         label, n = part.labels.numpy(), np.arange(len(part))
@@ -122,7 +122,7 @@ def certify(
 def plan(
     defenses: Sequence[Defense], data: Images, settings: Sampling, norm: str | None = None, seed: int = 0, chunk: int = 10
 ) -> list[_Job]:
-    """The cells of certificates, one a network and law whatever the votes."""
+    """The cells of certificates, one per network and law whatever the votes."""
     jobs: dict[str, _Job] = {}
     for defense in defenses:
         job = _job(defense, data, settings, norm, seed, chunk)
@@ -139,11 +139,11 @@ def _job(defense: Defense, data: Images, settings: Sampling, norm: str | None, s
         )
     theorem = certificate(law, norm, int(np.prod(defense.shape)))
     plan = make_plan(settings, theorem)
-    who = {key: value for key, value in defense.identity().items() if key != "votes"}
+    identity = {key: value for key, value in defense.identity().items() if key != "votes"}
     cell = cell_of(
         defense,
         data,
-        who=who,
+        defense_identity=identity,
         attack={"name": "certify", "norm": theorem.norm, "dimension": theorem.dimension, **stated(settings, plan)},
         threat={"norm": theorem.norm, "eps": None},
         labels={
@@ -152,8 +152,8 @@ def _job(defense: Defense, data: Images, settings: Sampling, norm: str | None, s
             "attack": "certify",
             "suite": settings.mode,
             "norm": theorem.norm,
-            "law": who["noise"]["law"],
-            "scale": who["noise"]["scale"],
+            "law": identity["noise"]["law"],
+            "scale": identity["noise"]["scale"],
             "alpha": settings.alpha,
             "deterministic": False,
         },

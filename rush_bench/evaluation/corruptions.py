@@ -96,7 +96,7 @@ def plan(
     defenses, _ = check_asked(defenses, load(data.corruptions[0], SEVERITIES[0]), shard, seed)
     jobs = []
     for corruption in data.corruptions:
-        sample = load(corruption, SEVERITIES[0]).take(slice(0, IMAGES))  # for the guard: one look a corruption
+        sample = load(corruption, SEVERITIES[0]).take(slice(0, IMAGES))  # for the guard: one look per corruption
         for severity in SEVERITIES:
             images = load(corruption, severity)
             for defense in defenses:

@@ -145,14 +145,14 @@ def job_for(
 
     `known` is one and the same for all jobs on the same data, seed and chunks; see `Job`.
     """
-    made: Attack = override(registry.load(column)(), settings, name=column).on(defense)
-    how = {"name": column, **made.settings()} | ({"of": [job.cell.key for job in of], "start": "lowest"} if of else {})
+    attack: Attack = override(registry.load(column)(), settings, name=column).on(defense)
+    recorded = {"name": column, **attack.settings()} | ({"of": [job.cell.key for job in of], "start": "lowest"} if of else {})
     if column != "clean" and defense.precision != "float32":
-        how["precision"] = defense.precision  # another search finds another x'
+        recorded["precision"] = defense.precision  # another search finds another x'
     cell = cell_of(
         defense,
         data,
-        attack=how,
+        attack=recorded,
         # the clean accuracy is the same cell whatever the suite's eps
         threat=None if column == "clean" else {"norm": threat.norm, "eps": threat.eps},
         labels={"norm": threat.norm, "eps": threat.eps, **labels, "attack": column},
@@ -160,7 +160,7 @@ def job_for(
         repeats=repeats,
         chunk=chunk,
     )
-    return Job(cell, defense, data, made, of=tuple(of), known=known)
+    return Job(cell, defense, data, attack, of=tuple(of), known=known)
 
 
 def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = None) -> Job:

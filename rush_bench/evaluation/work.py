@@ -1,7 +1,7 @@
 """The one measuring loop: attacks, corruptions, certificates and probes are cells, worked off chunk by chunk.
 
 A kind of measurement says what its cells are and how a chunk is made (`Job`). All else is here, once: whether the records at
-hand are of this code (`behaviour`), who takes which chunk, when to stop, what an error costs, and what is told of it.
+hand are of this code (`behaviour`), who takes which chunk, when to stop, what an error costs, and how it is reported.
 """
 
 import time
@@ -28,7 +28,7 @@ class Store(Protocol):
     def open(self, cell: Any) -> None: ...
     def has(self, cell: Any, chunk: int) -> bool: ...
     def lock(self, cell: Any, chunk: int) -> AbstractContextManager[bool]: ...
-    def write(self, cell: Any, chunk: int, made: Any, adversarial: Any = None) -> None: ...
+    def write(self, cell: Any, chunk: int, arrays: Any, adversarial: Any = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Job:
         """What `Store.write` takes: the arrays of chunk c, and x' or None."""
         raise NotImplementedError
 
-    def figure(self, made: Any) -> str:
+    def figure(self, arrays: Any) -> str:
         """What the bar says of a chunk."""
-        return f"{made['correct'].sum() / made['repeats'].sum():.1%} right in the last chunk"
+        return f"{arrays['correct'].sum() / arrays['repeats'].sum():.1%} right in the last chunk"
 
 
 @dataclass(repr=False)
@@ -253,14 +253,14 @@ def cell_of(
     seed: int,
     repeats: int,
     chunk: int,
-    who: dict[str, Any] | None = None,
+    defense_identity: dict[str, Any] | None = None,
 ) -> Cell:
-    """A cell of a defence on images: `labels` join those of both; `who` is its identity, where that is not all of it."""
-    who = who or defense.identity()
+    """A cell of a defence on images: `labels` join those of both; `defense_identity`, where it is not all of the defence."""
+    found = defense_identity or defense.identity()
     identity = {
         "format": FORMAT,
-        "weights": who.get("weights") or digest(who),
-        "defense": who,
+        "weights": found.get("weights") or digest(found),
+        "defense": found,
         "attack": attack,
         "images": data.digest,
         "threat": threat,

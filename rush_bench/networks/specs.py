@@ -17,7 +17,7 @@ SILU = WIDE | {"stem_width": 64, "activation": "silu", "shortcut": "conv3x3", "s
 V2 = WIDE | {"block": "preact-bottleneck", "stem_width": 64, "stem_norm": True, "shortcut_norm": True, "final_norm": False}
 
 # Named shapes; every other key of a spec overrides them. `resnet`, `wrn` and `preact-resnet` leave their shape to the spec.
-# The counts are of parameters without head. WRN-d-k has (d - 4) / 6 blocks a stage and 16 k channels in the first.
+# The counts are of parameters without head. WRN-d-k has (d - 4) / 6 blocks per stage and 16 k channels in the first.
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet18": {"blocks": [2, 2, 2, 2], "width": 64},  # 11.17 M (sources S1.2)
     "resnet34": {"blocks": [3, 4, 6, 3], "width": 64},

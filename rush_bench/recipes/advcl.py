@@ -166,7 +166,7 @@ def plans(settings: AdvCLSettings) -> list[Plan]:
 
 
 def card(settings: AdvCLSettings) -> dict[str, Any]:
-    """Labels from a file were made with who knows which data; ours with none."""
+    """Which data labels from a file were made with is not known; ours were made with none."""
     extra = f"pseudo-labels ({Path(settings.pseudo_file).name})" if settings.pseudo_source == "file" else None
     return protocols.card(settings, extra)
 

@@ -96,7 +96,7 @@ def adam_ascent(
 
 
 def cutmix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A box of each image comes from another one (Yun et al. 2019), lambda ~ Beta(1, 1); one box a batch, as S2.9's code.
+    """A box of each image comes from another one (Yun et al. 2019), lambda ~ Beta(1, 1); one box per batch, as S2.9's code.
 
     x (B, C, H, W), targets (B, K) probabilities, mixed by the areas. No host sync.
     """

@@ -35,16 +35,16 @@ class Cell:
         missing += [k for k in ("defense", "dataset", "attack", "suite", "deterministic", "n") if k not in self.labels]
         if missing:
             raise ValueError(f"a cell lacks {', '.join(missing)}")
-        who = self.identity
-        for name, value in (("n", self.labels["n"]), ("chunk", who["chunk"]), ("repeats", who["repeats"])):
+        identity, threat = self.identity, self.identity["threat"]
+        for name, value in (("n", self.labels["n"]), ("chunk", identity["chunk"]), ("repeats", identity["repeats"])):
             if type(value) is not int or not 1 <= value <= MOST:
                 raise ValueError(f"a cell with {name} = {value!r}")
-        if type(who["seed"]) is not int or not 0 <= who["seed"] < 2**63:
-            raise ValueError(f"a cell with seed = {who['seed']!r}")
-        if not isinstance(who["attack"], dict) or not isinstance(who["defense"], dict):
+        if type(identity["seed"]) is not int or not 0 <= identity["seed"] < 2**63:
+            raise ValueError(f"a cell with seed = {identity['seed']!r}")
+        if not isinstance(identity["attack"], dict) or not isinstance(identity["defense"], dict):
             raise ValueError("a cell whose attack or defense is no table of settings")
-        if who["threat"] is not None and not (isinstance(who["threat"], dict) and {"norm", "eps"} <= who["threat"].keys()):
-            raise ValueError(f"a cell with threat = {who['threat']!r}")
+        if threat is not None and not (isinstance(threat, dict) and {"norm", "eps"} <= threat.keys()):
+            raise ValueError(f"a cell with threat = {threat!r}")
 
     @cached_property
     def key(self) -> str:
@@ -63,8 +63,8 @@ class Cell:
 
 
 def description(cell: Cell, labels: list[dict[str, Any]]) -> dict[str, Any]:
-    said = {"format": FORMAT, "key": cell.key, "identity": cell.identity, "labels": labels}
-    return said | {"labels_digest": digest(labels)}  # the key covers the identity alone
+    content = {"format": FORMAT, "key": cell.key, "identity": cell.identity, "labels": labels}
+    return content | {"labels_digest": digest(labels)}  # the key covers the identity alone
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -64,7 +64,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 @cache
 def _crc_within(path: Path, stamp: tuple[int, int, int]) -> int | None:
-    """The checksum of its x' that a chunk holds; None where it holds none, or is damaged, as who reads it will be told."""
+    """The checksum of its x' that a chunk holds; None where it holds none, or is damaged (its reader reports that)."""
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:

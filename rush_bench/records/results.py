@@ -28,10 +28,10 @@ class CellResult:
     folder: Path
     chunks: int
     chunks_done: int
-    # images, by digest and number, of the results read together: index and label of each row, -1 where no cell has told yet
+    # images, by digest and number, of the results read together: index and label of each row, -1 where that is not known yet
     rows: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
     # the same of whole cells, as a digest: those that were read, or that an index remembers
-    told: dict[tuple[str, int], str] = field(default_factory=dict, repr=False, compare=False)
+    digests: dict[tuple[str, int], str] = field(default_factory=dict, repr=False, compare=False)
     index: Index | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -87,7 +87,7 @@ class CellResult:
             if self.index:
                 self.index.changed = True
         found, rows = made[name]
-        if rows and self.told.setdefault((self.identity["images"], self.labels["n"]), rows) != rows:
+        if rows and self.digests.setdefault((self.identity["images"], self.labels["n"]), rows) != rows:
             raise self._of_others(self.folder)
         return found
 
@@ -112,14 +112,14 @@ class CellResult:
 
 
 def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> list[CellResult]:
-    """Every cell under `<results>/runs` of each folder, sorted, one entry a set of labels; chunks are read at `.frame`.
+    """Every cell under `<results>/runs` of each folder, sorted, one entry per set of labels; chunks are read at `.frame`.
 
     A folder that holds no cell of ours (half-written, foreign, another format) is left out; `warn` gets a line that
     says so (default: to stderr). A cell that is in several folders is taken once, where it has the most chunks.
     """
     warn = warn or (lambda text: print(text, file=sys.stderr))
     found: dict[tuple[str, str], CellResult] = {}
-    shared: dict[str, Any] = {"rows": {}, "told": {}}
+    shared: dict[str, Any] = {"rows": {}, "digests": {}}
     for runs in [Path(each) / "runs" for each in results]:
         index = Index(runs)
         for folder in sorted(runs.glob("*/")):

@@ -26,7 +26,7 @@ def lay_out(audit: Audit, sources: bool = True) -> tuple[list[str], list[list[st
 
 def sentence(audit: Audit) -> str:
     """The verdict in one line."""
-    name, labels = audit.book.subject, audit.book.labels
+    name, labels = audit.evidence.subject, audit.evidence.labels
     if audit.verdict is None:
         return f"{name}: no verdict yet, experiments or probes are missing; run the same command again"
     v = audit.verdict
@@ -44,8 +44,8 @@ def _verb(word: str) -> str:
 
 def write(audit: Audit, folder: Path) -> list[Path]:
     """The audit under `<folder>/audit` as JSON and Markdown; returns the paths."""
-    json_path, text_path = (Path(folder) / FOLDER / f"{stem(audit.book)}{kind}" for kind in (".json", ".md"))
+    json_path, text_path = (Path(folder) / FOLDER / f"{stem(audit.evidence)}{kind}" for kind in (".json", ".md"))
     write_text(json_path, json.dumps(audit.to_dict(), indent=2, default=str) + "\n")
     table = markdown(*lay_out(audit))
-    write_text(text_path, f"# {audit.book.subject}\n\n{sentence(audit)}\n\n{table}\nRules: `rush-bench docs verdict`.\n")
+    write_text(text_path, f"# {audit.evidence.subject}\n\n{sentence(audit)}\n\n{table}\nRules: `rush-bench docs verdict`.\n")
     return [json_path, text_path]

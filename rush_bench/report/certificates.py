@@ -178,9 +178,9 @@ def shared_radii(results: Sequence[CellResult]) -> tuple[float, ...]:
 
     radii: set[float] = set()
     for result in results:
-        how = result.identity["attack"]
-        largest = theorem_of(result).largest(how["draws"], how["alpha"])
-        radii |= set(how["radii"]) or {share * largest for share in THIRDS}
+        attack = result.identity["attack"]
+        largest = theorem_of(result).largest(attack["draws"], attack["alpha"])
+        radii |= set(attack["radii"]) or {share * largest for share in THIRDS}
     return tuple(sorted(radii))
 
 

@@ -31,12 +31,12 @@ def doubt(cell: CellResult) -> str | None:
     from rush_bench.attacks.health import FEW, UNTRUE  # imports torch, so only where there is something to judge
 
     zero, looked, frozen = (_known(arrays[f"gradient_{part}"]) for part in ("zero", "error", "frozen"))
-    said = {
+    shares = {
         "no gradient on {:.0%} of images": (_share(zero), MANY),
         "no true gradient on {:.0%} of the images looked at": (_share(looked > UNTRUE), FEW),
         "{:.0%} of pixels frozen at 0 or 1": (_share(frozen), MANY),
     }
-    return ", ".join(text.format(share) for text, (share, most) in said.items() if share > most)
+    return ", ".join(text.format(share) for text, (share, most) in shares.items() if share > most)
 
 
 def _known(values: NDArray[Any]) -> NDArray[np.float64]:

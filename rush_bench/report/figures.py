@@ -23,7 +23,7 @@ DPI = 150
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*"
-TIPS = "\u241e"  # stands before each text of an artist's gid: what a reader who points at a marker is told
+TIPS = "\u241e"  # stands before each text of an artist's gid: shown to a reader who points at the marker
 METADATA = {".png": ("Software",), ".svg": ("Date", "Creator"), ".pdf": ("CreationDate", "Creator", "Producer")}  # left out
 PANELS = {column.name: column.panel for column in columns.COLUMNS if column.panel}
 COLUMNS = {"clean": "clean", **PANELS, "square": columns.header_of("square")}
@@ -239,7 +239,7 @@ def tips(texts: Iterable[str]) -> str:
 
 
 def percent(name: str, found: Estimate) -> str:
-    """What a reader who points at a number is told: all of it that is known."""
+    """What a reader who points at a number is shown: all that is known of it."""
     return f"{name}: {100 * found.value:.6g} % [{100 * found.low:.6g}, {100 * found.high:.6g}]"
 
 

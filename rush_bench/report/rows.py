@@ -84,8 +84,8 @@ def rows(results: Iterable[CellResult], trainings: Trainings | None = None) -> l
     for cells in groups.values():
         key = _group(cells[0], with_threat=False)
         joined.add(key)
-        said = _differences(cells)
-        found += [_row([*_one_clean(clean[key]), *variant], said) for variant in _variants(cells)]
+        differences = _differences(cells)
+        found += [_row([*_one_clean(clean[key]), *variant], differences) for variant in _variants(cells)]
     found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
     found = _told_apart(found)
     if trainings:
@@ -144,23 +144,23 @@ def _variants(cells: Sequence[CellResult]) -> list[list[CellResult]]:
 
 def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
     """For each cell (by key) whose attack is there under several settings, those that differ, in words."""
-    said: dict[str, str] = {}
+    differences: dict[str, str] = {}
     for name in {cell.labels["attack"] for cell in cells} - {"worst"}:
         same = [cell for cell in cells if cell.labels["attack"] == name]
         keys = sorted({key for cell in same for key in cell.identity["attack"]} - {"of"})
         differ = [key for key in keys if len({str(cell.identity["attack"].get(key)) for cell in same}) > 1]
         for cell in same:
             words = ", ".join(f"{key}={cell.identity['attack'].get(key)}" for key in differ)
-            said |= {digest(cell.identity): words} if differ else {}
-    return said
+            differences |= {digest(cell.identity): words} if differ else {}
+    return differences
 
 
-def _row(cells: Sequence[CellResult], said: dict[str, str]) -> Row:
+def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
     estimates, behind = dict[str, Estimate](), dict[str, CellResult]()
     notes, doubts = list[str](), dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
-        if words := said.get(digest(cell.identity)) or cell.remembered(unusual):
+        if words := differences.get(digest(cell.identity)) or cell.remembered(unusual):
             notes.append(f"{name} with {words}")
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.evidence import Entry, Evidence
 from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.audits.roles import AS_PUBLISHED, THEIRS
 from rush_bench.files import write_text
@@ -41,22 +41,22 @@ class Bar:
         return self.entry.role in AS_PUBLISHED
 
 
-def bars(book: Book) -> list[Bar]:
+def bars(evidence: Evidence) -> list[Bar]:
     """The waterfall, unfinished bars included: corrections in order, the worst case last; empty where T15 was not asked for."""
     found: list[Bar] = []
-    for entry in (entry for entry in book.of("T15", complete=False) if entry.role not in THEIRS):
+    for entry in (entry for entry in evidence.of("T15", complete=False) if entry.role not in THEIRS):
         before = found[-1].entry if found and entry.role not in AS_PUBLISHED else None
         finished = before is not None and before.complete and entry.complete
         found.append(Bar(entry, entry.minus(before) if before is not None and finished else None))
     return found
 
 
-def published_row(book: Book) -> PublishedRow | None:
+def published_row(evidence: Evidence) -> PublishedRow | None:
     """What is published for this system, data and number of votes, at l-inf 8/255; None elsewhere."""
-    row = Row(book.labels, "", {"norm": book.labels["norm"], "eps": book.labels["eps"]}, 0, 0, {}, ())
+    row = Row(evidence.labels, "", {"norm": evidence.labels["norm"], "eps": evidence.labels["eps"]}, 0, 0, {}, ())
     if not row.is_linf8():
         return None
-    return next((entry for entry in published().table1 if belongs_beside(entry, book.labels)), None)
+    return next((entry for entry in published().table1 if belongs_beside(entry, evidence.labels)), None)
 
 
 def percent(estimate: Estimate, signed: bool = False) -> str:
@@ -65,14 +65,14 @@ def percent(estimate: Estimate, signed: bool = False) -> str:
     return form.format(*(round(100 * part, 1) + 0.0 for part in estimate))  # + 0.0: no -0.0
 
 
-def title(book: Book) -> str:
+def title(evidence: Evidence) -> str:
     """What the table is of."""
-    labels = book.labels
-    words = [book.subject, str(labels.get("dataset")), threat_text(labels["norm"], labels["eps"]), f"n={labels.get('n')}"]
+    labels = evidence.labels
+    words = [evidence.subject, str(labels.get("dataset")), threat_text(labels["norm"], labels["eps"]), f"n={labels.get('n')}"]
     return ", ".join([*words, f"budget {labels['budget_name']}"])
 
 
-def frame(book: Book) -> pd.DataFrame:
+def frame(evidence: Evidence) -> pd.DataFrame:
     """A row per trial: accuracies as fractions with `low` and `high` (NaN: unfinished), passes per image, seconds in all.
 
     `bank`, `unseen`, `official`, `any10` and `any100` are accuracies by other counts of the same record.
@@ -80,18 +80,18 @@ def frame(book: Book) -> pd.DataFrame:
     names = [*OTHER, *(f"any{k}" for k in ANY)]
     columns = ["experiment", "trial", "on", "defense", "norm", "eps", "attack", "settings", "n", "k", *NUMBERS]
     columns += [part for name in names for part in _parts(name)] + ["forwards", "backwards", "seconds"]
-    return pd.DataFrame([_record(entry) for entry in book.entries], columns=columns)
+    return pd.DataFrame([_record(entry) for entry in evidence.entries], columns=columns)
 
 
-def waterfall_frame(book: Book) -> pd.DataFrame:
+def waterfall_frame(evidence: Evidence) -> pd.DataFrame:
     """A row per bar of T15: accuracy, and the `difference` to the bar before with its paired interval, as fractions."""
-    made = []
-    for bar in bars(book):
+    rows = []
+    for bar in bars(evidence):
         row: dict[str, Any] = {"bar": bar.entry.trial, "as_published": bar.as_published}
         row |= {key: value for key, value in _record(bar.entry).items() if key in (*NUMBERS, *_parts("official"), "k", "n")}
-        made.append(row | (_named("difference", bar.step) if bar.step is not None else {}))
+        rows.append(row | (_named("difference", bar.step) if bar.step is not None else {}))
     columns = ["bar", "as_published", *NUMBERS, *_parts("difference"), *_parts("official"), "k", "n"]
-    return pd.DataFrame(made, columns=columns)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def besides(entry: Entry) -> str:
@@ -101,36 +101,40 @@ def besides(entry: Entry) -> str:
     return "; ".join(f"{text} {percent(found)}" for text, found in words.items() if found is not None)
 
 
-def lay_out(book: Book) -> tuple[list[str], list[list[str]]]:
+def lay_out(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text, for a terminal: a line per experiment with how it is to be read, then its trials."""
     lines = []
-    for name, entries in sections(book):
+    for name, entries in sections(evidence):
         lines.append([f"{name} {EXPERIMENTS[name].title}", "", EXPERIMENTS[name].reading, *[""] * (len(COLUMNS) - 3)])
         lines += [[f"  {first}", *rest] for first, *rest in map(texts, entries)]
     kept = [k for k, column in enumerate(COLUMNS) if column not in WIDE]
     return [COLUMNS[k] for k in kept], [[line[k] for k in kept] for line in lines]
 
 
-def notes(book: Book) -> list[str]:
+def notes(evidence: Evidence) -> list[str]:
     """What a reader must know beside the numbers."""
-    said = [
+    lines = [
         "Accuracy in percent; x' are scored by K predictions per image with noise of their own. Forward, back: rows through "
         f"the network per image; seconds in all. {INTERVALS}",
     ]
-    if book.of("T15", complete=False):
-        said.append("What stands in T15 as published, or as torchattacks' own, explains a number and measures no robustness.")
-    if book.labels["budget_name"] == "quick":
-        said.append(
+    if evidence.of("T15", complete=False):
+        lines.append("What stands in T15 as published, or as torchattacks' own, explains a number and measures no robustness.")
+    if evidence.labels["budget_name"] == "quick":
+        lines.append(
             "Budget quick: fewer images, steps and draws than the protocol, hence weaker attacks; no match for other budgets."
         )
-    if not book.complete:
-        said.append("Trials that say how many chunks are done are not finished; the same command goes on with them.")
-    return said
+    if not evidence.complete:
+        lines.append("Trials that say how many chunks are done are not finished; the same command goes on with them.")
+    return lines
 
 
-def plain(book: Book) -> dict[str, Any]:
+def plain(evidence: Evidence) -> dict[str, Any]:
     """For --json."""
-    return {"defense": book.subject, "labels": book.labels, "trials": json.loads(frame(book).to_json(orient="records"))}
+    return {
+        "defense": evidence.subject,
+        "labels": evidence.labels,
+        "trials": json.loads(frame(evidence).to_json(orient="records")),
+    }
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -139,13 +143,13 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def document(book: Book) -> str:
-    """The book as Markdown: a section an experiment, with how it is to be read, and the waterfall with its differences."""
-    parts = [f"# {title(book)}\n"]
-    for name, entries in sections(book):
+def document(evidence: Evidence) -> str:
+    """The evidence as Markdown: a section per experiment, with how it is to be read, and the waterfall with its differences."""
+    parts = [f"# {title(evidence)}\n"]
+    for name, entries in sections(evidence):
         experiment = EXPERIMENTS[name]
         parts.append(f"## {name} {experiment.title}\n\nReading: {experiment.reading}.\n")
-        steps = {id(bar.entry): bar.step for bar in bars(book)} if name == "T15" else {}
+        steps = {id(bar.entry): bar.step for bar in bars(evidence)} if name == "T15" else {}
         columns, lines = list(COLUMNS), [texts(entry) for entry in entries]
         if steps:
             columns.insert(2, "Change")
@@ -154,12 +158,12 @@ def document(book: Book) -> str:
                 line.insert(2, DASH if step is None else percent(step, signed=True))
         kept = [k for k, column in enumerate(columns) if column != "Besides" or any(line[k] for line in lines)]
         parts.append(markdown([columns[k] for k in kept], [[line[k] for k in kept] for line in lines]))
-        row = published_row(book) if name == "T15" else None
+        row = published_row(evidence) if name == "T15" else None
         if row is not None:
             parts.append(f"Published for {row.method}: {published_text(row)} ({row.source}).\n")
         if steps:
             parts.append("Change: against the bar above, paired by image.\n")
-    return "\n".join([*parts, *(f"{note}  " for note in notes(book))]).rstrip() + "\n"
+    return "\n".join([*parts, *(f"{note}  " for note in notes(evidence))]).rstrip() + "\n"
 
 
 def published_text(row: PublishedRow) -> str:
@@ -167,37 +171,37 @@ def published_text(row: PublishedRow) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in (("PGD", row.pgd), ("AA", row.aa)) if value is not None)
 
 
-def stem(book: Book) -> str:
+def stem(evidence: Evidence) -> str:
     """The file name of a defence's tables and figures."""
-    return f"{book.subject}-{group(book)}".replace("/", "_")
+    return f"{evidence.subject}-{group(evidence)}".replace("/", "_")
 
 
-def group(book: Book) -> str:
+def group(evidence: Evidence) -> str:
     """What defences must share to stand in one figure, as part of a file name: data set, threat, budget."""
-    labels = book.labels
+    labels = evidence.labels
     size = f"{round(labels['eps'] * 255, 3):g}" if labels["norm"] == "linf" else f"-{labels['eps']:g}"
     return f"{labels.get('dataset')}-{labels['norm']}{size}-{labels['budget_name']}".replace("/", "_")
 
 
-def write(books: Sequence[Book], folder: Path) -> list[Path]:
-    """Every book's table as CSV and Markdown, and its waterfall as CSV; returns the paths."""
+def write(of_each: Sequence[Evidence], folder: Path) -> list[Path]:
+    """The table of each as CSV and Markdown, and its waterfall as CSV; returns the paths."""
     paths = []
-    for book in books:
-        if not any(entry.complete for entry in book.entries):
+    for evidence in of_each:
+        if not any(entry.complete for entry in evidence.entries):
             continue
-        contents = {".csv": frame(book).to_csv(index=False, float_format="%.6g"), ".md": document(book)}
-        if any(bar.entry.complete for bar in bars(book)):
-            contents["-waterfall.csv"] = waterfall_frame(book).to_csv(index=False, float_format="%.6g")
+        contents = {".csv": frame(evidence).to_csv(index=False, float_format="%.6g"), ".md": document(evidence)}
+        if any(bar.entry.complete for bar in bars(evidence)):
+            contents["-waterfall.csv"] = waterfall_frame(evidence).to_csv(index=False, float_format="%.6g")
         for suffix, content in contents.items():
-            path = Path(folder) / f"{stem(book)}{suffix}"
+            path = Path(folder) / f"{stem(evidence)}{suffix}"
             write_text(path, content)
             paths.append(path)
     return paths
 
 
-def sections(book: Book) -> list[tuple[str, list[Entry]]]:
+def sections(evidence: Evidence) -> list[tuple[str, list[Entry]]]:
     """Experiments that have trials, in order, with all of them."""
-    found = [(name, book.of(name, complete=False)) for name in EXPERIMENTS]
+    found = [(name, evidence.of(name, complete=False)) for name in EXPERIMENTS]
     return [(name, entries) for name, entries in found if entries]
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.evidence import Entry, Evidence
 from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.records.statistics import Estimate
 from rush_bench.report import figures
@@ -33,34 +33,34 @@ class Line:
     points: tuple[tuple[float, Estimate], ...]
 
 
-def write_figures(books: Sequence[Book], folder: Path) -> list[Path]:
+def write_figures(of_each: Sequence[Evidence], folder: Path) -> list[Path]:
     """Every figure that the finished trials allow; returns the paths.
 
     `waterfall` and `attacks` of each defence; `sweep` and `eps` of all that share data set, threat and budget.
     """
     folder, made = Path(folder), list[Path | None]()
-    for book in books:
-        made.append(waterfall(book, folder / f"{tables.stem(book)}-waterfall.png"))
-        made.append(attacks(book, folder / f"{tables.stem(book)}-attacks.png"))
-    for name, together in grouped(books):
+    for evidence in of_each:
+        made.append(waterfall(evidence, folder / f"{tables.stem(evidence)}-waterfall.png"))
+        made.append(attacks(evidence, folder / f"{tables.stem(evidence)}-attacks.png"))
+    for name, together in grouped(of_each):
         made.append(sweep(together, folder / f"{name}-sweep.png"))
         made.append(eps(together, folder / f"{name}-eps.png"))
     return [path for path in made if path is not None]
 
 
-def grouped(books: Sequence[Book]) -> list[tuple[str, list[Book]]]:
-    """The books that may share a figure, by the name of its file."""
-    return [(name, list(found)) for name, found in groupby(sorted(books, key=tables.group), key=tables.group)]
+def grouped(of_each: Sequence[Evidence]) -> list[tuple[str, list[Evidence]]]:
+    """Those that may share a figure, by the name of its file."""
+    return [(name, list(found)) for name, found in groupby(sorted(of_each, key=tables.group), key=tables.group)]
 
 
-def waterfall(book: Book, path: Path) -> Path | None:
+def waterfall(evidence: Evidence, path: Path) -> Path | None:
     """T15: from the replay of what was published to the worst case; None where fewer than three bars are finished.
 
     A correction is a bar from the accuracy before it to the one after, with the latter's 95 % interval; its difference, paired
     by image, stands below. Replays measure no robustness and have a colour of their own; they and the worst case stand on the
     ground. A bar that is not finished keeps its place and says so.
     """
-    found = tables.bars(book)
+    found = tables.bars(evidence)
     if sum(bar.entry.complete for bar in found) < 3:
         return None
     figure = Figure(figsize=(1.05 * len(found) + 1.0, 5.0), dpi=DPI, layout="constrained")
@@ -85,24 +85,24 @@ def waterfall(book: Book, path: Path) -> Path | None:
                 (mark,) = axes.plot(k + shift, 100 * other.value, marker, color="white", markersize=5, label=text)
                 mark.set_markeredgecolor(BLACK)
                 mark.set_gid(figures.tips([figures.percent(f"{bar.entry.trial}, {text}", other)]))
-    _levels(axes, book)
+    _levels(axes, evidence)
     axes.set_xticks(range(len(found)), ticks)
     axes.set_xlim(-0.6, len(found) - 0.4)
-    _accuracy(axes, [book])
+    _accuracy(axes, [evidence])
     axes.set_axisbelow(True)
     axes.set_ylim(0, 108)
     axes.set_ylabel("accuracy (%)", fontsize=9)
-    axes.set_title(tables.title(book), fontsize=10, loc="left")
+    axes.set_title(tables.title(evidence), fontsize=10, loc="left")
     _legend(figure, [axes])
     return figures.save(figure, path)
 
 
-def attacks(book: Book, path: Path) -> Path | None:
+def attacks(evidence: Evidence, path: Path) -> Path | None:
     """Every trial of ATTACKS as a dot with its 95 % interval, by experiment, beside the worst case; None without any.
 
     Trials on another form of the defence or on another model are hollow.
     """
-    sections = [(name, book.of(name, complete=False)) for name in ATTACKS]
+    sections = [(name, evidence.of(name, complete=False)) for name in ATTACKS]
     sections = [(name, entries) for name, entries in sections if any(entry.complete for entry in entries)]
     if not sections:
         return None
@@ -119,12 +119,12 @@ def attacks(book: Book, path: Path) -> Path | None:
         if section % 2:
             axes.axhspan(at - 0.5, at + len(entries) + 0.5, color="#F4F4F4", zorder=-2)
         at += len(entries) + 1
-    if book.worst is not None:
-        found = book.worst.estimate
+    if evidence.worst is not None:
+        found = evidence.worst.estimate
         axes.axvspan(100 * found.low, 100 * found.high, color="#FBE3D4", zorder=-1, linewidth=0)
         axes.axvline(100 * found.value, color=RED, linewidth=1.0, zorder=-1, label=f"worst case {tables.percent(found)}")
-    if book.clean is not None:
-        value = 100 * book.clean.estimate.value
+    if evidence.clean is not None:
+        value = 100 * evidence.clean.estimate.value
         axes.axvline(value, color=GREEN, linewidth=1.2, zorder=-1, label=f"clean {value:.1f}")
     if any(entry.result.labels["on"] for _, entries in sections for entry in entries):
         axes.plot([], [], "o", color=BLACK, markerfacecolor="white", markersize=4, label="another form of it, or another model")
@@ -139,23 +139,23 @@ def attacks(book: Book, path: Path) -> Path | None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("accuracy (%)", fontsize=9)
-    figure.suptitle(tables.title(book), fontsize=10)
+    figure.suptitle(tables.title(evidence), fontsize=10)
     _legend(figure, [axes])
     return figures.save(figure, path)
 
 
-def sweep(books: Sequence[Book], path: Path, beside: Sequence[Line] = ()) -> Path | None:
+def sweep(of_each: Sequence[Evidence], path: Path, beside: Sequence[Line] = ()) -> Path | None:
     """What more effort changes, a line per defence: draws of a gradient (T1), steps (T3), votes of the defence (T13).
 
     A panel for each that has at least two finished points; None without any. Runs with restarts are hollow, at all their
     steps. `beside` joins the first panel.
     """
-    panels: list[tuple[str, str, Callable[[Book], list[Point]]]] = [
-        ("T1", "noise draws of a gradient, m", lambda book: [Point(_setting(e, "draws"), e.estimate) for e in book.of("T1")]),
+    panels: list[tuple[str, str, Callable[[Evidence], list[Point]]]] = [
+        ("T1", "noise draws of a gradient, m", lambda found: [Point(_setting(e, "draws"), e.estimate) for e in found.of("T1")]),
         ("T3", "gradient steps, restarts included", _steps),
-        ("T13", "votes of the defence, m", lambda book: [Point(_votes(e), e.estimate) for e in book.of("T13")]),
+        ("T13", "votes of the defence, m", lambda found: [Point(_votes(e), e.estimate) for e in found.of("T13")]),
     ]
-    lines = [{name: points(book) for name, book in zip(_names(books), books, strict=True)} for _, _, points in panels]
+    lines = [{name: points(found) for name, found in zip(_names(of_each), of_each, strict=True)} for _, _, points in panels]
     lines[0] |= {line.name: [Point(*point) for point in line.points] for line in beside}
     shown = [k for k, found in enumerate(lines) if any(len(points) > 1 for points in found.values())]
     if not shown:
@@ -173,18 +173,18 @@ def sweep(books: Sequence[Book], path: Path, beside: Sequence[Line] = ()) -> Pat
         _ticks(panel, ticks, [f"{tick:g}" for tick in ticks])
         panel.set_title(f"{panels[k][0]} {EXPERIMENTS[panels[k][0]].title}", fontsize=10)
         panel.set_xlabel(panels[k][1], fontsize=9)
-        _accuracy(panel, books)
+        _accuracy(panel, of_each)
     axes[0].set_ylabel("accuracy (%)", fontsize=9)
-    figure.suptitle(_about(books), fontsize=10)
+    figure.suptitle(_about(of_each), fontsize=10)
     _legend(figure, axes)
     return figures.save(figure, path)
 
 
-def eps(books: Sequence[Book], path: Path) -> Path | None:
+def eps(of_each: Sequence[Evidence], path: Path) -> Path | None:
     """T10: accuracy against eps, a line per defence, with the accuracy of a guess; None without two finished points."""
     lines = {
-        name: [Point(0.0 if e.result.labels["attack"] == "clean" else e.eps, e.estimate) for e in book.of("T10")]
-        for name, book in zip(_names(books), books, strict=True)
+        name: [Point(0.0 if e.result.labels["attack"] == "clean" else e.eps, e.estimate) for e in evidence.of("T10")]
+        for name, evidence in zip(_names(of_each), of_each, strict=True)
     }
     ticks = sorted({point.at for points in lines.values() for point in points})
     if len(ticks) < 2:
@@ -195,7 +195,7 @@ def eps(books: Sequence[Book], path: Path) -> Path | None:
         _line(figure, axes, name, points, k)
     axes.set_xscale("symlog", base=2, linthresh=ticks[1], linscale=0.6)  # 0, then doublings
     axes.set_xlim(-0.2 * ticks[1], 1.3 * ticks[-1])
-    norm = books[0].labels["norm"]
+    norm = of_each[0].labels["norm"]
     if norm == "linf":  # whole 255ths, whatever was measured between them
         first, last = 255 * ticks[1], 255 * ticks[-1]
         whole = [k for k in (0, 1, 2, 4, 8, 16, 32, 64, 128, 255) if k == 0 or first - 1e-9 <= k <= last + 1e-9]
@@ -204,9 +204,9 @@ def eps(books: Sequence[Book], path: Path) -> Path | None:
         _ticks(axes, ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xlabel(figures.eps_label(norm), fontsize=9)
     axes.set_ylabel("accuracy (%)", fontsize=9)
-    axes.axvline(books[0].labels["eps"], color=GREY, linewidth=0.8, zorder=0)
-    _accuracy(axes, books)
-    axes.set_title(_about(books), fontsize=10)
+    axes.axvline(of_each[0].labels["eps"], color=GREY, linewidth=0.8, zorder=0)
+    _accuracy(axes, of_each)
+    axes.set_title(_about(of_each), fontsize=10)
     _legend(figure, [axes])
     return figures.save(figure, path)
 
@@ -220,9 +220,9 @@ class Point:
     hollow: bool = False
 
 
-def _steps(book: Book) -> list[Point]:
+def _steps(evidence: Evidence) -> list[Point]:
     found = []
-    for entry in book.of("T3"):
+    for entry in evidence.of("T3"):
         restarts = float(entry.result.identity["attack"].get("restarts", 1))
         found.append(Point(_setting(entry, "steps") * restarts, entry.estimate, hollow=restarts > 1))
     return found
@@ -236,17 +236,17 @@ def _votes(entry: Entry) -> float:
     return float(entry.result.labels["on"].partition("=")[2])
 
 
-def _names(books: Sequence[Book]) -> list[str]:
+def _names(of_each: Sequence[Evidence]) -> list[str]:
     """The defences, with n where they were attacked on different numbers of images."""
-    apart = len({book.labels.get("n") for book in books}) > 1
-    return [f"{book.subject}, n={book.labels.get('n')}" if apart else book.subject for book in books]
+    apart = len({evidence.labels.get("n") for evidence in of_each}) > 1
+    return [f"{evidence.subject}, n={evidence.labels.get('n')}" if apart else evidence.subject for evidence in of_each]
 
 
-def _about(books: Sequence[Book]) -> str:
+def _about(of_each: Sequence[Evidence]) -> str:
     """Data set, threat, budget, and n where it is one."""
-    labels = books[0].labels
+    labels = of_each[0].labels
     words = [str(labels.get("dataset")), threat_text(labels["norm"], labels["eps"])]
-    words += [f"n={labels.get('n')}"] if len({book.labels.get("n") for book in books}) == 1 else []
+    words += [f"n={labels.get('n')}"] if len({evidence.labels.get("n") for evidence in of_each}) == 1 else []
     return ", ".join([*words, f"budget {labels['budget_name']}"])
 
 
@@ -279,12 +279,12 @@ def _line(figure: Figure, panel: Axes, name: str, points: Sequence[Point], k: in
         bars.lines[0].set_gid(figures.tips(figures.percent(f"{name} at {point.at:.4g}", point.value) for point in part))
 
 
-def _levels(axes: Axes, book: Book) -> None:
+def _levels(axes: Axes, evidence: Evidence) -> None:
     """Lines at the clean accuracy and at what is published for this very setting."""
-    if book.clean is not None:
-        value = 100 * book.clean.estimate.value
+    if evidence.clean is not None:
+        value = 100 * evidence.clean.estimate.value
         axes.axhline(value, color=GREEN, linewidth=1.2, label=f"clean {value:.1f}", zorder=0)
-    row = tables.published_row(book)
+    row = tables.published_row(evidence)
     if row is None:
         return
     for name, number, dashes in (("PGD", row.pgd, (5, 2)), ("AA", row.aa, (2, 2))):
@@ -346,8 +346,8 @@ def _ticks(panel: Axes, at: Sequence[float], words: Sequence[str]) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
 
 
-def _accuracy(panel: Axes, books: Sequence[Book]) -> None:
-    for chance in {1 / book.labels["classes"] for book in books}:
+def _accuracy(panel: Axes, of_each: Sequence[Evidence]) -> None:
+    for chance in {1 / evidence.labels["classes"] for evidence in of_each}:
         figures.chance_line(panel, chance)
     figures.accuracy_axis(panel)
 

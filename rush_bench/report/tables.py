@@ -70,9 +70,9 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
     eligible = [row for row in found if (row.is_linf8() or not row.threat) and not row.in_mean]
     best: dict[tuple[str, ...], Row] = {}
     for row in eligible:  # one row per defence: l-inf 8/255 with its widest evaluation
-        who = (block_of(row.labels), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
-        if who not in best or _width(row) > _width(best[who]):
-            best[who] = row
+        key = (block_of(row.labels), str(row.labels.get("model")), row.labels["defense"], row.weights, str(row.seed))
+        if key not in best or _width(row) > _width(best[key]):
+            best[key] = row
     measured = list(best.values())
     used: set[int] = set()
     lines: dict[str, list[Line]] = {block: [] for block in BLOCKS}

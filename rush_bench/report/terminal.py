@@ -51,16 +51,16 @@ class Shown:
 def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -> RenderableType:
     """The fullest form of the table that is no wider than `options` say."""
 
-    def fits(made: Table) -> bool:
-        return Measurement.get(console, options.update(max_width=10_000), made).maximum <= options.max_width
+    def fits(table: Table) -> bool:
+        return Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width
 
-    made = grid(layout)
-    if fits(made):
-        return _around(made, layout, [title])
+    table = grid(layout)
+    if fits(table):
+        return _around(table, layout, [title])
     layout, shared = lift(layout)
     above = [title, shared]
-    if fits(made := grid(layout)):
-        return _around(made, layout, above)
+    if fits(table := grid(layout)):
+        return _around(table, layout, above)
     left_out: list[str] = []
     attacks = layout.columns if {"defense", "method"} & set(layout.columns) else ()
     others = [name for name in attacks if name not in (*LEAST, *NAMES, *MOST)]  # attacks that nobody foresaw
@@ -71,8 +71,8 @@ def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -
             left_out.append(header(name))
             layout = without(layout, (name,))
         for fold in FOLDS:
-            if fits(made := grid(layout, fold)):
-                return _around(made, layout, above, _lack(left_out), BELOW)
+            if fits(table := grid(layout, fold)):
+                return _around(table, layout, above, _lack(left_out), BELOW)
     return _around(Group(*upright(layout)), layout, above, _lack(left_out))
 
 
@@ -81,21 +81,21 @@ def grid(layout: Layout, fold: int | None = None) -> Table:
 
     All is `Text`: no name is read as markup, whatever is in it.
     """
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, left in zip(layout.columns, flush_left(layout), strict=True):
         head = folded(header(name), 12 if fold else 16)
-        made.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
+        table.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
     for heading, span in layout.blocks:
         if heading:
-            made.add_section()
-            made.add_row(Text(heading, style="italic"))
+            table.add_section()
+            table.add_row(Text(heading, style="italic"))
         for i in span:
             shown = [Text(text) for text in _row(layout, i, fold)]
             for k, part in enumerate(shown):
                 if (i, k) in layout.bold:
                     part.stylize("bold", 0, len(part.plain.split()[0]))
-            made.add_row(*shown)
-    return made
+            table.add_row(*shown)
+    return table
 
 
 def upright(layout: Layout) -> Iterable[Text]:

@@ -42,13 +42,13 @@ def with_means(found: Iterable["Row"]) -> list["Row"]:
     for row in rows:
         if row.training is not None:
             groups[_terms(row)].append(row)
-    made, members = [], set()
+    means, members = [], set()
     for group in groups.values():
         seeds = [row.training.seed for row in group if row.training is not None]
         if len(set(seeds)) == len(group) > 1 and (mean := _mean(group)) is not None:
-            made.append(mean)
+            means.append(mean)
             members |= {id(row) for row in group}
-    return [dataclasses.replace(row, in_mean=id(row) in members) for row in rows] + made
+    return [dataclasses.replace(row, in_mean=id(row) in members) for row in rows] + means
 
 
 def _terms(row: "Row") -> str:
@@ -56,9 +56,9 @@ def _terms(row: "Row") -> str:
     assert row.training is not None
     identity = row.parts[-1].identity
     same = {key: identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
-    how = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.parts)
-    who = {key: value for key, value in identity["defense"].items() if key != "weights"}
-    return digest([row.training.system, same, who, how, row.labels["suite"], row.labels["n"]])
+    attacks = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.parts)
+    defense = {key: value for key, value in identity["defense"].items() if key != "weights"}
+    return digest([row.training.system, same, defense, attacks, row.labels["suite"], row.labels["n"]])
 
 
 def _settings(cell: CellResult) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class CheckpointFile:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One process a model, where the file system has locks. The system frees it when its holder dies."""
+        """One process per model, where the file system has locks. The system frees it when its holder dies."""
         try:
             with flock(self.folder / "lock", wait=False) as held:
                 if held is False:

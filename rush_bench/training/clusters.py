@@ -69,7 +69,7 @@ def pseudo_labels(features: Tensor, counts: Iterable[int], seed: int) -> dict[st
 def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, least: int, most: int | None) -> dict[str, Tensor]:
     """Labels of the images from an `.npz` file with an integer array `pseudo_train_K` for each K of `counts`.
 
-    Arrays are in the order of the official training split, which has `least` to `most` images (None: who knows);
+    Arrays are in the order of the official training split, which has `least` to `most` images (None: not known);
     `images.index` chooses. BadInput for a file that cannot be read, a missing array, another length, or labels outside 0..K-1.
     """
     if path.suffix in (".pkl", ".pickle"):

@@ -307,7 +307,7 @@ def load_splits(
 
 
 def with_channels(images: Images, channels: int) -> Images:
-    """The images with 1 or 3 channels: one value a pixel three times over, or three as their luma (ITU-R 601)."""
+    """The images with 1 or 3 channels: one value per pixel three times over, or three as their luma (ITU-R 601)."""
     if images.shape[0] == channels:
         return images
     if channels == 3:

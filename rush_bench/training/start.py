@@ -75,7 +75,7 @@ def find_start(wanted: str | Path, store: Path, dataset: str) -> tuple[Start, li
 
 
 def layers_from(system: Recipe, protocol: str, start: Start | None, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The layers of settings of a run that starts from an encoder: its network, and its size of images unless told another.
+    """The layers of settings of a run that starts from an encoder: its network, and its size of images unless another is given.
 
     BadInput where the recipe starts from nothing, or from nothing else than an encoder, and for settings of the network.
     """

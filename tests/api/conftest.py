@@ -31,7 +31,7 @@ def unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of an audit, which take as long as it, are not drawn; they have tests of their own."""
-    monkeypatch.setattr(settled, "write_figures", lambda *books: [])
+    monkeypatch.setattr(settled, "write_figures", lambda *found: [])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.autoattack import AutoAttack, QuickAPGD, RandAutoAttack
-from rush_bench.attacks.kept import Kept
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.published import PublishedAutoAttack, PublishedPGD
 from rush_bench.attacks.suites import parse_suite
@@ -180,7 +180,7 @@ def test_keeping_the_best_is_never_worse_on_the_draws_that_judge(digits):
     last, best = (PublishedPGD(keep=keep, stop=False).run(defense, images, labels, LINF, STREAM) for keep in ("last", "best"))
     worth = []
     for found in (last, best):
-        judge = Kept(defense, images, labels, STREAM, PGD().select_draws)
+        judge = BestSoFar(defense, images, labels, STREAM, PGD().select_draws)
         judge.offer(found)
         worth.append(judge.value)
     assert (worth[1] >= worth[0]).all() and (worth[1] > worth[0] + 0.01).any()

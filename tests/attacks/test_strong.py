@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rush_bench.attacks.apgd import EOTAPGD, TargetedEOTAPGD, _checkpoints
+from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.control import RandomNoise
-from rush_bench.attacks.kept import Kept
 from rush_bench.attacks.square import Square
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.attacks.transfer import Transfer
@@ -226,7 +226,7 @@ def test_what_is_kept_is_the_best_candidate_by_a_count_of_its_own(digits, votes)
     if votes:
         defense = Smoothed(network, noise=Uniform(0.3), votes=votes, shape=DIGIT)
     threat, draws = Threat("linf", 0.2), 1 if votes == 0 else 32
-    kept = Kept(defense, images, labels, STREAM, 32)
+    kept = BestSoFar(defense, images, labels, STREAM, 32)
     candidates, worths = [threat.start(images, STREAM.named(f"candidate{k}")) for k in range(6)], []
     # each draw goes through the network by itself here
     noise = STREAM.named("select").noise(Uniform(0.3 if votes else 0.0), 20, draws, DIGIT, "cpu")
@@ -240,7 +240,7 @@ def test_what_is_kept_is_the_best_candidate_by_a_count_of_its_own(digits, votes)
         others = shares.scatter(1, labels[:, None], -1).max(1).values
         worths.append(-true if votes == 1 else others - true)
     best = torch.stack(worths).max(0).values
-    chosen = (torch.stack(candidates) == kept.best).flatten(2).all(2)
+    chosen = (torch.stack(candidates) == kept.points).flatten(2).all(2)
     assert (chosen.sum(0) == 1).all()
     worth = torch.stack(worths)[chosen.float().argmax(0), torch.arange(20)]
     assert (worth >= best - 2e-2).all()  # vote and probability margins may name different rivals: a near tie
@@ -258,7 +258,7 @@ def test_restarts_and_losses_only_help(digits, votes):
     for settings in ({"losses": ("ce",)}, {"losses": ("ce",), "restarts": 3}, {"losses": ("ce", "margin-to"), "restarts": 3}):
         attack = EOTAPGD(steps=10, draws=4, targets=2, select_draws=32, rows=90, **settings)
         attacked = attack.run(defense, images, labels, threat, STREAM)
-        judge = Kept(defense, images, labels, STREAM, 32)
+        judge = BestSoFar(defense, images, labels, STREAM, 32)
         judge.offer(attacked)
         values.append(judge.value)
     assert (values[1] >= values[0] - 1e-6).all() and (values[2] >= values[1] - 1e-6).all()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.audits.book import Book, Entry
+from rush_bench.audits.evidence import Entry, Evidence
 from rush_bench.audits.experiments import BUDGETS, Budget
 from rush_bench.datasets import load_dataset
 from rush_bench.networks import build
@@ -298,7 +298,7 @@ def made_certificate(bounds, radii, n: int, votes_noise=0.5) -> CellResult:
     return result
 
 
-def made_book(*entries: Entry, certificates=(), deterministic=False, **labels) -> Book:
+def made_evidence(*entries: Entry, certificates=(), deterministic=False, **labels) -> Evidence:
     said = {
         "norm": "linf",
         "eps": 0.1,
@@ -308,17 +308,19 @@ def made_book(*entries: Entry, certificates=(), deterministic=False, **labels) -
         "dataset": "made",
         "n": 100,
     }
-    return Book("made", {**said, "budget_name": "own", **labels}, entries, tuple(certificates))
+    return Evidence("made", {**said, "budget_name": "own", **labels}, entries, tuple(certificates))
 
 
 @pytest.fixture(scope="session")
 def made_by_hand(does) -> SimpleNamespace:
-    """Books without a network: `entry`, `certificate`, `book`, and `share(n, q)`, (n,) of which q are 1."""
+    """Evidence without a network: `entry`, `certificate`, `evidence`, and `share(n, q)`, (n,) of which q are 1."""
 
     def share(q: float, n: int = 100) -> np.ndarray:
         return (np.arange(n) < round(q * n)).astype(int)
 
-    return SimpleNamespace(entry=functools.partial(made_entry, does), certificate=made_certificate, book=made_book, share=share)
+    return SimpleNamespace(
+        entry=functools.partial(made_entry, does), certificate=made_certificate, evidence=made_evidence, share=share
+    )
 
 
 @pytest.fixture(scope="session")

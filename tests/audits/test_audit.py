@@ -38,7 +38,7 @@ def digits():
 
 @pytest.fixture
 def audit(digits, tiny, models, tmp_path):
-    """The audit of a defence, and the book that it is of."""
+    """The audit of a defence, and the evidence that it is of."""
 
     def audit(defense, data=digits, claim=None, eps=EPS, steps=None, queries=20, probed=True, **options):
         budget = dataclasses.replace(tiny, queries=(queries,))
@@ -49,7 +49,7 @@ def audit(digits, tiny, models, tmp_path):
         run = settle([defense], data, budget=budget, eps=eps, store=models, out=tmp_path, quiet=True, **options)
         assert run.complete, run.failed
         probes = probe([defense], data, Threat("linf", eps), tmp_path, quiet=True, count=10) if probed else {}
-        return judge(run.books[0], probes.get(defense.name, ()), claim)
+        return judge(run.evidence[0], probes.get(defense.name, ()), claim)
 
     return audit
 
@@ -59,7 +59,7 @@ def flagged(audit) -> set[str]:
 
 
 class Coin(Defense):
-    """One toss a prediction, right with probability 0.9, that never looks at the image."""
+    """One toss per prediction, right with probability 0.9, that never looks at the image."""
 
     def __init__(self, labels: torch.Tensor) -> None:
         self.name, self.classes, self.shape, self.draws, self.passes = "coin@1", 5, (1, 4, 4), 1, Passes()
@@ -96,7 +96,7 @@ def test_the_coin_stands_as_what_it_is_unless_it_knows_more_than_a_blind_one_can
     assert (found.verdict.word, found.verdict.rule, found.verdict.decided_by) == ("stands", 4, ("depends-on-image",))
     assert found.verdict.worst.low <= 0.9 <= found.verdict.worst.high
     # no attack has an effect: whatever was tried, it is 0.90 at every eps
-    for entry in found.book.entries:
+    for entry in found.evidence.entries:
         assert entry.estimate.low - 0.005 <= 0.9 <= entry.estimate.high + 0.005, entry.trial
     assert "does not depend" in sentence(found) or "do not depend" in sentence(found)
 
@@ -158,9 +158,9 @@ def test_what_is_sound_stands_and_draws_no_flag_of_strength(zoo, audit, name, mo
 def test_a_smoothed_network_whose_replay_is_far_above_its_worst_case(noisy, audit, digits) -> None:
     defense = Smoothed(noisy, noise=Gaussian(1.0), votes=1, shape=(1, 16, 16), name="noisy@1")
     found = audit(defense, load_dataset("digits", "test", 12), repeats=10, steps=2, probed=False)
-    replay = found.book.get(Role.PUBLISHED_AA).estimate.value
+    replay = found.evidence.get(Role.PUBLISHED_AA).estimate.value
     assert found.verdict.word in ("refuted", "weakened")
-    assert found.verdict.claim.value == pytest.approx(max(replay, found.book.get(Role.PUBLISHED_PGD).estimate.value))
+    assert found.verdict.claim.value == pytest.approx(max(replay, found.evidence.get(Role.PUBLISHED_PGD).estimate.value))
     assert "as published" in found.verdict.claim.source and found.verdict.claim.value - found.verdict.worst.high > 0.03
     assert "replay-above-worst" in flagged(found)
     text = sentence(found)
@@ -188,14 +188,14 @@ def test_no_verdict_without_all_trials_probes_and_certificates(made_by_hand) -> 
     worst = made_by_hand.entry("T11", "worst case over all", made_by_hand.share(0.5), attack="worst")
     open_trial = made_by_hand.entry("T1", "m=1", made_by_hand.share(0.5), complete=False)
     claim = Claim(0.9, "test")
-    assert judge(made_by_hand.book(worst), (), claim).verdict.word == "refuted"
-    for book, probes in (
-        (made_by_hand.book(worst), None),
-        (made_by_hand.book(worst, open_trial), ()),
-        (made_by_hand.book(), ()),
-        (room.Book("made", worst.result.labels, (worst,), uncertified=1), ()),
+    assert judge(made_by_hand.evidence(worst), (), claim).verdict.word == "refuted"
+    for evidence, probes in (
+        (made_by_hand.evidence(worst), None),
+        (made_by_hand.evidence(worst, open_trial), ()),
+        (made_by_hand.evidence(), ()),
+        (room.Evidence("made", worst.result.labels, (worst,), uncertified=1), ()),
     ):
-        found = judge(book, probes, claim)
+        found = judge(evidence, probes, claim)
         assert found.verdict is None and "no verdict yet" in sentence(found)
 
 
@@ -206,10 +206,10 @@ def test_the_claim_is_the_highest_replay_where_nothing_is_said(made_by_hand) -> 
         entry("T15", "PGD as published", share(0.7)),
         entry("T15", "best", share(0.9)),
     ]
-    claim = room.replayed(made_by_hand.book(*bars))
+    claim = room.replayed(made_by_hand.evidence(*bars))
     assert claim.value == pytest.approx(0.8) and "AA as published" in claim.source
     with pytest.raises(BadInput, match="--claim"):
-        room.replayed(made_by_hand.book())
+        room.replayed(made_by_hand.evidence())
 
 
 def test_probes_are_kept_shared_and_fail_alone(zoo, digits, tmp_path, monkeypatch) -> None:

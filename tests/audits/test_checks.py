@@ -1,4 +1,4 @@
-"""Every check on a book made by hand: one that passes, one that does not, one that lacks its experiment; and chance."""
+"""Every check on evidence made by hand: one that passes, one that does not, one that lacks its experiment; and chance."""
 
 from collections import Counter
 from dataclasses import replace
@@ -86,15 +86,15 @@ NAMES = (
 )
 
 
-def found(book, name):
-    return next(finding for finding in checks(book) if finding.check == name)
+def found(evidence, name):
+    return next(finding for finding in checks(evidence) if finding.check == name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("votes", [0, 4])
 def test_passes_and_does_not(table, made_by_hand, name, votes) -> None:
     good, bad = (
-        made_by_hand.book(
+        made_by_hand.evidence(
             *(made_by_hand.entry(e, t, made_by_hand.share(q), votes=votes, **how) for e, t, q, how in rows),
             deterministic=votes == 0,
         )
@@ -106,7 +106,7 @@ def test_passes_and_does_not(table, made_by_hand, name, votes) -> None:
 
 
 def test_nothing_is_judged_without_its_experiment(made_by_hand) -> None:
-    findings = checks(made_by_hand.book())
+    findings = checks(made_by_hand.evidence())
     assert {f.status for f in findings} == {"not run"} and all(f.note and f.source for f in findings)
     assert {f.check for f in findings} == {*NAMES, "certificate-above-attack", "bank-and-fresh", "repeated-queries"}
 
@@ -117,7 +117,7 @@ def test_renaming_what_is_printed_changes_no_check(table, made_by_hand) -> None:
         for rows in good_and_bad:
             made = [made_by_hand.entry(e, t, made_by_hand.share(q), **how) for e, t, q, how in rows]
             renamed = [replace(entry, trial=f"number {k}") for k, entry in enumerate(made)]
-            one, two = (made_by_hand.book(*entries) for entries in (made, renamed))
+            one, two = (made_by_hand.evidence(*entries) for entries in (made, renamed))
             assert [(f.status, f.figure) for f in checks(one)] == [(f.status, f.figure) for f in checks(two)]
             assert [e and e.result for e in (one.worst, one.replay, one.clean)] == [
                 e and e.result for e in (two.worst, two.replay, two.clean)
@@ -153,9 +153,9 @@ def test_every_role_is_played_once_in_the_plan_or_is_not_for_this_defence(draws,
 def test_an_unfinished_trial_is_not_there(made_by_hand) -> None:
     entry, share = made_by_hand.entry, made_by_hand.share
     short = entry("T10", "4 eps", share(0.9), scale=4.0)
-    book = made_by_hand.book(short, entry("T10", "8 eps", share(0.9), complete=False, scale=8.0, eps=0.8))
-    finding = found(book, "reaches-chance")
-    assert finding.status == "not run" and "ends before 0.8" in finding.note and not book.complete
+    evidence = made_by_hand.evidence(short, entry("T10", "8 eps", share(0.9), complete=False, scale=8.0, eps=0.8))
+    finding = found(evidence, "reaches-chance")
+    assert finding.status == "not run" and "ends before 0.8" in finding.note and not evidence.complete
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_an_unfinished_trial_is_not_there(made_by_hand) -> None:
 def test_a_check_without_the_budget_to_fail_has_not_passed(table, made_by_hand, name, settings) -> None:
     def of(rows, n, settings):
         made = [made_by_hand.entry(e, t, made_by_hand.share(q, n), settings=settings, **how) for e, t, q, how in rows]
-        return found(made_by_hand.book(*made), name)
+        return found(made_by_hand.evidence(*made), name)
 
     good, bad = table[name]
     assert of(good, 50, {}).status == "pass"
@@ -190,7 +190,7 @@ def test_a_loss_within_chance_is_none(made_by_hand, name) -> None:
     rows = [("T1", "m=16", before), ("T1", "m=64", after), ("T0", "random", after)]
     rows += [("T3", "T=5", before), ("T3", "T=10", after), ("T5", "eot_iter=1", after), ("T8", "from x", after)]
     least = entry("T4", "per-image minimum", before, attack="worst")
-    finding = found(made_by_hand.book(least, *(entry(e, t, right) for e, t, right in rows)), name)
+    finding = found(made_by_hand.evidence(least, *(entry(e, t, right) for e, t, right in rows)), name)
     assert finding.status == "pass" and finding.figure == pytest.approx(0.04) and "chance" in finding.note
     assert finding.low is not None and finding.low <= finding.threshold < finding.figure
 
@@ -200,28 +200,28 @@ def test_chance_in_draws_is_allowed_for_too(made_by_hand) -> None:
     rng = np.random.default_rng(0)
     for repeats, status in ((4, "pass"), (400, "flag")):
         one, two = rng.binomial(repeats, 0.54, 50), rng.binomial(repeats, 0.50, 50)
-        book = made_by_hand.book(
+        evidence = made_by_hand.evidence(
             made_by_hand.entry("T4", "per-image minimum", one, repeats, attack="worst"),
             made_by_hand.entry("T8", "from x", two, repeats),
         )
-        assert found(book, "white-box-beats-transfer").status == status
+        assert found(evidence, "white-box-beats-transfer").status == status
 
 
 def test_square_counts_what_other_images_survive(made_by_hand) -> None:
     """Equal accuracies, on other images: Square takes half of what the white box left."""
     entry, share = made_by_hand.entry, made_by_hand.share
-    book = made_by_hand.book(
+    evidence = made_by_hand.evidence(
         entry("T4", "CE", share(0.5), votes=0),
         entry("T7", "10 queries", 1 - share(0.5), attack="square", votes=0),
         deterministic=True,
     )
-    assert found(book, "square-beats-white-box").figure == pytest.approx(0.5)
+    assert found(evidence, "square-beats-white-box").figure == pytest.approx(0.5)
 
 
 def test_square_on_a_bank_is_not_square_on_the_defence(made_by_hand) -> None:
     entry, share = made_by_hand.entry, made_by_hand.share
     bank = entry("T7", "10 queries, bank of 16", share(0.0), attack="square", on="bank=16")
-    assert found(made_by_hand.book(entry("T4", "CE", share(0.5)), bank), "square-beats-white-box").status == "not run"
+    assert found(made_by_hand.evidence(entry("T4", "CE", share(0.5)), bank), "square-beats-white-box").status == "not run"
 
 
 def test_a_rise_with_eps_is_a_flag_before_it_is_a_bug(made_by_hand) -> None:
@@ -229,7 +229,7 @@ def test_a_rise_with_eps_is_a_flag_before_it_is_a_bug(made_by_hand) -> None:
     for rise, status in ((0.015, "pass"), (0.04, "flag"), (0.08, "bug")):
         accuracies = {"0": 0.9, "0.5 eps": 0.3, "1 eps": 0.3 + rise}
         curve = [entry("T10", trial, made_by_hand.share(q, n)) for trial, q in accuracies.items()]
-        assert found(made_by_hand.book(*curve), "larger-eps-never-helps").status == status
+        assert found(made_by_hand.evidence(*curve), "larger-eps-never-helps").status == status
 
 
 @pytest.mark.parametrize(("attacked", "status"), [(0.99, "pass"), (0.5, "bug")])
@@ -239,10 +239,10 @@ def test_certificate_above_attack_is_a_bug_and_then_nothing_can_be_said(made_by_
     rows = made_by_hand.share(attacked, 200)
     attack = made_by_hand.entry("T12", "l2 0.4", rows, norm="l2", eps=0.4, other_threat=True)
     worst = made_by_hand.entry("T11", "worst case over all", rows, attack="worst")
-    book = made_by_hand.book(attack, worst, certificates=[own])
-    finding = found(book, "certificate-above-attack")
+    evidence = made_by_hand.evidence(attack, worst, certificates=[own])
+    finding = found(evidence, "certificate-above-attack")
     assert finding.status == status
-    said = judge(book, (), Claim(0.6, "test")).verdict
+    said = judge(evidence, (), Claim(0.6, "test")).verdict
     if status == "bug":
         assert (said.word, said.rule, said.decided_by) == ("cannot say", 1, ("certificate-above-attack",))
         assert "2 comparisons" in finding.note and "0.4" in finding.note
@@ -253,32 +253,32 @@ def test_certificate_above_attack_is_a_bug_and_then_nothing_can_be_said(made_by_
 def test_a_certificate_of_other_noise_says_nothing(made_by_hand) -> None:
     other = made_by_hand.certificate(np.full(50, 0.9999), np.full(50, 3.0), 50, votes_noise=0.25)
     attack = made_by_hand.entry("T12", "l2 0.4", np.zeros(50, int), norm="l2", eps=0.4)
-    assert found(made_by_hand.book(attack, certificates=[other]), "certificate-above-attack").status == "not run"
+    assert found(made_by_hand.evidence(attack, certificates=[other]), "certificate-above-attack").status == "not run"
 
 
 def test_bank_and_fresh(made_by_hand) -> None:
     for fresh, status in ((0.52, "pass"), (0.7, "flag")):
         counts = {"bank_correct": made_by_hand.share(0.5), "bank_repeats": 1}
         entry = made_by_hand.entry("T6", "AA, bank of 64", made_by_hand.share(fresh), attack="aa", columns=counts)
-        assert found(made_by_hand.book(entry), "bank-and-fresh").status == status
+        assert found(made_by_hand.evidence(entry), "bank-and-fresh").status == status
 
 
 def test_repeated_queries(made_by_hand) -> None:
     for right, status in ((20, "pass"), (18, "flag")):
         worst = made_by_hand.entry("T11", "worst case over all", np.full(50, right), 20, attack="worst")
-        finding = found(made_by_hand.book(worst), "repeated-queries")
+        finding = found(made_by_hand.evidence(worst), "repeated-queries")
         assert finding.status == status
         # of 20 predictions 18 are right: ten of them are all right in C(18, 10) / C(20, 10) choices
         expected = 0.0 if right == 20 else 0.9 - (10 * 9) / (20 * 19)
         assert finding.figure == pytest.approx(expected)
     short = made_by_hand.entry("T11", "worst case over all", np.full(50, 4), 4, attack="worst")
-    assert found(made_by_hand.book(short), "repeated-queries").status == "not run"
+    assert found(made_by_hand.evidence(short), "repeated-queries").status == "not run"
 
 
 def test_white_box_is_the_minimum_of_t4_else_the_strongest(made_by_hand) -> None:
     entry, share = made_by_hand.entry, made_by_hand.share
     weak, strong = entry("T1", "m=1", share(0.8), attack="eot"), entry("T3", "T=5", share(0.4))
     other = entry("T10", "4 eps", share(0.1), scale=4.0)
-    assert room.white_box_minimum(made_by_hand.book(weak, strong, other)) == strong
+    assert room.white_box_minimum(made_by_hand.evidence(weak, strong, other)) == strong
     least = entry("T4", "per-image minimum", share(0.5), attack="worst")
-    assert room.white_box_minimum(made_by_hand.book(weak, strong, least)) == least
+    assert room.white_box_minimum(made_by_hand.evidence(weak, strong, least)) == least

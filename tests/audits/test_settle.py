@@ -24,8 +24,8 @@ EPS = 0.1
 pytestmark = pytest.mark.usefixtures("unlooked")
 
 
-def named(book, experiment: str, trial: str):
-    return next(entry for entry in book.of(experiment) if entry.trial == trial)
+def named(evidence, experiment: str, trial: str):
+    return next(entry for entry in evidence.of(experiment) if entry.trial == trial)
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +81,26 @@ def smooth(linear, votes: int = 4):
 def frames(found) -> dict:
     return {
         (e.experiment, e.trial): e.result.frame.drop(columns=["seconds"]).sort_values("index").reset_index(drop=True)
-        for e in found.books[0].entries
+        for e in found.evidence[0].entries
     }
 
 
 def test_all_experiments_of_a_smoothed_defence(linear, run) -> None:
     found = run(smooth(linear))
     assert found.complete and not found.failed and not found.contradictions
-    book = found.books[0]
-    there = {entry.experiment for entry in book.entries}
+    evidence = found.evidence[0]
+    there = {entry.experiment for entry in evidence.entries}
     assert there == {f"T{k}" for k in range(16)} - {"T14"}  # no other model to ablate or to send through both doors
-    assert len(book.certificates) == 1 and book.labels["n"] == 24
+    assert len(evidence.certificates) == 1 and evidence.labels["n"] == 24
     # the worst case is over every attack on itself at the threat, and over the clean images
-    of = set(book.worst.result.identity["attack"]["of"])
-    parts = {entry.result.folder.name for entry in book.own()}
-    assert {key[:16] for key in of} == parts | {book.clean.result.folder.name}
-    assert named(book, "T15", "worst case over all").result.identity["attack"]["of"] == list(
-        book.worst.result.identity["attack"]["of"]
+    of = set(evidence.worst.result.identity["attack"]["of"])
+    parts = {entry.result.folder.name for entry in evidence.own()}
+    assert {key[:16] for key in of} == parts | {evidence.clean.result.folder.name}
+    assert named(evidence, "T15", "worst case over all").result.identity["attack"]["of"] == list(
+        evidence.worst.result.identity["attack"]["of"]
     )
-    least = min(entry.estimate.value for entry in book.own())
-    assert book.worst.estimate.value <= least + 0.1
+    least = min(entry.estimate.value for entry in evidence.own())
+    assert evidence.worst.estimate.value <= least + 0.1
 
 
 def test_a_cell_of_two_experiments_is_run_once(linear, run, tmp_path, monkeypatch) -> None:
@@ -114,16 +114,16 @@ def test_a_cell_of_two_experiments_is_run_once(linear, run, tmp_path, monkeypatc
 
     monkeypatch.setattr(EOT, "run", counted)
     found = run(smooth(linear), only=["T1", "T2", "T9", "T13"])
-    entries = found.books[0].entries
+    entries = found.evidence[0].entries
     cells = {entry.result.folder for entry in entries}
     assert len(cells) < len(entries) and len(calls) == len(cells) == len(set(calls))
-    assert named(found.books[0], "T1", "m=4").result.folder == named(found.books[0], "T9", "projected").result.folder
+    assert named(found.evidence[0], "T1", "m=4").result.folder == named(found.evidence[0], "T9", "projected").result.folder
 
 
 def test_stopped_at_once_and_finished_later(linear, run, tmp_path) -> None:
     only = ["T0", "T1", "T11", "T12"]
     stopped = run(smooth(linear), only=only, max_minutes=0, out=tmp_path / "parts")
-    assert not stopped.complete and not stopped.failed and not stopped.books[0].complete
+    assert not stopped.complete and not stopped.failed and not stopped.evidence[0].complete
     finished = run(smooth(linear), only=only, out=tmp_path / "parts")
     whole = run(smooth(linear), only=only, out=tmp_path / "whole")
     assert finished.complete and whole.complete
@@ -150,7 +150,7 @@ def test_a_plan_runs_nothing_and_its_cost_is_finite(linear, run, tmp_path) -> No
     found = run(smooth(linear), before=lambda planned: heard.extend(planned) or False)
     assert not found.complete and not (tmp_path / "settle").exists()
     costs = heard[0].costs
-    assert set(costs) == {entry.experiment for entry in found.books[0].entries}
+    assert set(costs) == {entry.experiment for entry in found.evidence[0].entries}
     for cost in costs.values():
         assert cost.jobs > 0 and math.isfinite(cost.seconds) and cost.seconds > 0 and cost.forwards >= 24
     again = []
@@ -166,11 +166,11 @@ def test_a_failing_cell_fails_alone_and_takes_the_worst_case_with_it(linear, run
     monkeypatch.setattr(Square, "run", broken)
     found = run(smooth(linear), only=["T1", "T7", "T11"])
     assert not found.complete
-    book = found.books[0]
-    assert {e.experiment for e in book.entries if not e.complete} == {"T7", "T11"} and len(book.of("T1")) == 3
+    evidence = found.evidence[0]
+    assert {e.experiment for e in evidence.entries if not e.complete} == {"T7", "T11"} and len(evidence.of("T1")) == 3
     assert any("T7" in label and "no such luck" in reason for label, reason in found.failed.items())
     assert any("T11" in label and "needs" in reason for label, reason in found.failed.items())
-    assert book.worst is None
+    assert evidence.worst is None
     monkeypatch.undo()
     assert run(smooth(linear), only=["T1", "T7", "T11"]).complete
 
@@ -206,9 +206,9 @@ class Plain(Defense):
 def test_a_plug_in_has_the_trials_that_it_can_take(linear, run, draws) -> None:
     found = run(Plain(linear, draws), images_of(5, 8, linear))
     assert found.complete, found.failed
-    used = {entry.result.labels["attack"] for entry in found.books[0].entries}
+    used = {entry.result.labels["attack"] for entry in found.evidence[0].entries}
     assert not used & {"aa", "aa-rand", "aa-published", "transfer"} and {"square", "eot-apgd", "worst", "clean"} <= used
-    assert all(entry.result.labels["on"] == "" for entry in found.books[0].entries)
+    assert all(entry.result.labels["on"] == "" for entry in found.evidence[0].entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,11 +223,11 @@ def test_a_randomised_defence_has_votes_and_banks_too(linear, run) -> None:
     defense = Randomised(linear, transform=Shift(), votes=2, shape=SHAPE, name="shift@2")
     found = run(defense, only=["T5", "T6", "T7", "T8", "T13", "T12"])
     assert found.complete, found.failed
-    book = found.books[0]
-    assert [entry.trial for entry in book.of("T13")] == ["1 votes", "4 votes"]
-    assert [entry.result.identity["defense"]["votes"] for entry in book.of("T13")] == [1, 4]
-    assert book.of("T6") and book.of("T5") and book.of("T8", "from the un-noised base")
-    assert not book.certificates and not book.of("T12")  # no theorem
+    evidence = found.evidence[0]
+    assert [entry.trial for entry in evidence.of("T13")] == ["1 votes", "4 votes"]
+    assert [entry.result.identity["defense"]["votes"] for entry in evidence.of("T13")] == [1, 4]
+    assert evidence.of("T6") and evidence.of("T5") and evidence.of("T8", "from the un-noised base")
+    assert not evidence.certificates and not evidence.of("T12")  # no theorem
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -239,8 +239,8 @@ def test_few_classes(run, classes, votes) -> None:
     made = smooth(network, votes) if votes else Deterministic(network, shape=SHAPE, name="plain")
     found = run(made, images_of(classes), only=["T4", "T5", "T6", "T10", "T11", "T15", "T16"])
     assert found.complete, found.failed
-    assert {"T4", "T10", "T11", "T15"} <= {entry.experiment for entry in found.books[0].entries}
-    assert bool(found.books[0].of("T5")) == bool(votes)  # of two classes with the losses that exist
+    assert {"T4", "T10", "T11", "T15"} <= {entry.experiment for entry in found.evidence[0].entries}
+    assert bool(found.evidence[0].of("T5")) == bool(votes)  # of two classes with the losses that exist
 
 
 def test_forms(linear) -> None:
@@ -273,8 +273,8 @@ def test_a_network_that_gives_probabilities_goes_through_the_other_door_too(line
 
 def test_a_multiple_of_an_l2_radius_is_not_cut_to_the_box(linear, run) -> None:
     for norm, eps, expected in (("l2", 0.5, [2.0, 4.0]), ("linf", 0.3, [1.0, 1.0])):
-        book = run(Deterministic(linear, shape=SHAPE, name="plain"), norm=norm, eps=eps, only=["T10"]).books[0]
-        assert [named(book, "T10", f"{scale} eps").eps for scale in (4, 8)] == expected
+        evidence = run(Deterministic(linear, shape=SHAPE, name="plain"), norm=norm, eps=eps, only=["T10"]).evidence[0]
+        assert [named(evidence, "T10", f"{scale} eps").eps for scale in (4, 8)] == expected
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_an_attack_below_a_certificate_is_a_contradiction(linear, run, monkeypat
     monkeypatch.setattr(runner, "score", lying)
     defense = Smoothed(_sure(linear), noise=law, votes=4, shape=SHAPE, name="sure@4")
     found = run(defense, only=["T10", "T12"])
-    assert {entry.result.labels["norm"] for entry in found.books[0].of("T12")} == {"l2"}
+    assert {entry.result.labels["norm"] for entry in found.evidence[0].of("T12")} == {"l2"}
     assert found.contradictions and all(one.contradiction for one in found.contradictions)
     monkeypatch.undo()
     assert not run(defense, only=["T10", "T12"], seed=1, out=room.Path(found.folder).parent / "other").contradictions
@@ -372,7 +372,7 @@ def test_passes_of_pgd_are_those_of_the_plan(linear, run) -> None:
     """The cost that is said beforehand is what the records then have, up to what ends early."""
     heard = []
     found = run(smooth(linear), only=["T1"], before=lambda planned: heard.extend(planned) or True)
-    made = sum(entry.result.frame["forwards"].sum() for entry in found.books[0].of("T1"))
-    scored = 24 * 4 * sum(entry.result.identity["repeats"] for entry in found.books[0].of("T1"))
+    made = sum(entry.result.frame["forwards"].sum() for entry in found.evidence[0].of("T1"))
+    scored = 24 * 4 * sum(entry.result.identity["repeats"] for entry in found.evidence[0].of("T1"))
     assert heard[0].costs["T1"].forwards == pytest.approx(made + scored)
     assert PGD().passes(smooth(linear))[0] > 0

@@ -14,4 +14,4 @@ def test_coverage_of_cells_with_images_enough(intervals, kind, draws):
     cells = [cell for cell in intervals.cells() if (cell.kind, cell.draws, cell.images) == (kind, draws, 100)]
     cells = [cell for cell in cells if cell.count >= intervals.FEW]
     coverages = [cell.coverage(100, seed) for seed, cell in enumerate(cells)]
-    assert 0.92 <= sum(coverages) / len(coverages) <= 0.99  # 100 trials a cell leave 2 points, of their mean 1
+    assert 0.92 <= sum(coverages) / len(coverages) <= 0.99  # 100 trials per cell leave 2 points, of their mean 1

@@ -35,7 +35,7 @@ def errors(settings: Sampling, distance: float, plan: Plan | None = None) -> int
     """How many of 2,000 independent certificates of one image claim more than the truth."""
     p = np.full(REPETITIONS, stats.norm.cdf(distance / SIGMA))
     plan = plan or make_plan(settings, THEOREM)
-    found = estimate(plan, np.ones(REPETITIONS, np.int64), 2, binomial(p), settings.hope)
+    found = estimate(plan, np.ones(REPETITIONS, np.int64), 2, binomial(p), settings.give_up_level)
     return int((THEOREM.radius(found.bound) > distance).sum())
 
 
@@ -53,7 +53,7 @@ def test_error_rate_is_at_most_alpha(mode, radii, distance: float, alpha: float)
 def test_fixed_uses_its_error_and_a_staged_plan_without_a_split_would_exceed_it() -> None:
     # Both show that the test above can fail: the bound is nearly attained, and peeking at full alpha goes over it.
     assert errors(Sampling("fixed", draws=20_000, alpha=0.05), 0.1) > 0.6 * 0.05 * REPETITIONS
-    settings = Sampling("staged", draws=20_000, alpha=0.05, radii=(0.4,), hope=1e-9)
+    settings = Sampling("staged", draws=20_000, alpha=0.05, radii=(0.4,), give_up_level=1e-9)
     honest = make_plan(settings, THEOREM)
     peeking = Plan(honest.looks, tuple(0.05 for _ in honest.looks), (0.99,), (0.0,))
     assert errors(settings, 0.1, peeking) > stats.binom.isf(1e-6, REPETITIONS, 0.05)
@@ -74,7 +74,7 @@ def test_staged_loses_little_where_it_settles_and_saves_most_draws() -> None:
     selected = np.ones(len(p), np.int64)
     fixed = estimate(make_plan(Sampling("fixed"), THEOREM), selected, 2, binomial(p, 1))
     settings = Sampling("staged", radii=(0.0, 0.25, 0.5))
-    staged = estimate(make_plan(settings, THEOREM), selected, 2, binomial(p, 2), settings.hope)
+    staged = estimate(make_plan(settings, THEOREM), selected, 2, binomial(p, 2), settings.give_up_level)
     for radius in settings.radii:
         at = THEOREM.probability(radius)
         assert abs((fixed.bound >= at).mean() - (staged.bound >= at).mean()) <= 0.005
@@ -85,7 +85,7 @@ def test_target_stops_as_soon_as_it_is_decided() -> None:
     settings = Sampling("target", radii=(0.25,))  # needs p = 0.841
     plan = make_plan(settings, THEOREM)
     p = np.array([0.3, 0.6, 0.843, 0.9, 1.0])
-    found = estimate(plan, np.ones(5, np.int64), 2, binomial(p), settings.hope)
+    found = estimate(plan, np.ones(5, np.int64), 2, binomial(p), settings.give_up_level)
     assert (found.bound >= plan.wanted[0]).tolist()[3:] == [True, True]
     assert not (found.bound >= plan.wanted[0])[:2].any()
     assert found.used[0] == found.used[1] == found.used[4] == plan.looks[0]
@@ -134,7 +134,7 @@ def test_a_target_at_the_very_largest_radius_is_reached_when_all_draws_agree() -
         ({"mode": "stagd"}, "did you mean 'staged'"),
         ({"alpha": 0.0}, "alpha=0.0 must be a finite number, above 0 and below 1"),
         ({"alpha": 1.0}, "above 0 and below 1"),
-        ({"hope": 2.0}, "hope"),
+        ({"give_up_level": 2.0}, "give_up_level"),
         ({"draws": 0}, "draws"),
         ({"selection": 0}, "selection"),
         ({"radii": (-0.1,)}, "radii=.-0.1,. must be a list, each a finite number, at least 0"),

@@ -9,7 +9,7 @@ import pytest
 from rush_bench.api import settle as settled
 from rush_bench.api.audit import published_claim, stated_claim
 from rush_bench.audits import run as room
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.experiments import BUDGETS
 from rush_bench.audits.finding import Finding
 from rush_bench.errors import BadInput
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("unlooked")
 def audit(rush_bench, store: Path, mine: Path, monkeypatch: pytest.MonkeyPatch):
     """`audit` at a budget that takes a moment, its probes made by hand: the probes have tests of their own."""
     monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], **SMALL))
-    monkeypatch.setattr(settled, "write_figures", lambda *books: [])  # which take longer than the rest
+    monkeypatch.setattr(settled, "write_figures", lambda *found: [])  # which take longer than the rest
     names = {"flags": "zero-gradients", "truth": "true-gradient", "indicators": "unconstrained-attack-failure"}
     names["binarization"] = "binarization"
     for kind, check in names.items():
@@ -119,10 +119,10 @@ def test_some_experiments_are_not_enough(audit) -> None:
     assert result.exit_code == 2 and "settle --only" in result.stderr
 
 
-def book(**labels) -> Book:
+def evidence(**labels) -> Evidence:
     said = {"recipe": "rush", "votes": 64, "dataset": "cifar10", "pretrain_dataset": "cifar10", "norm": "linf", "eps": 8 / 255}
     said |= {"preset": "paper"}
-    return Book("rush@64", {**said, **labels}, ())
+    return Evidence("rush@64", {**said, **labels}, ())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def book(**labels) -> Book:
     ],
 )
 def test_published_claims(labels, claim, says) -> None:
-    found = published_claim(book(**labels))
+    found = published_claim(evidence(**labels))
     if claim is None:
         assert found is None
     else:

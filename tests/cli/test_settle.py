@@ -106,7 +106,7 @@ def test_a_network_of_ones_own(settle, monkeypatch: pytest.MonkeyPatch) -> None:
     own = ("--model", "mynets:build")
     result = settle(*own, "--noise", "gaussian:0.2", "--votes", "3", "--json", models=None)
     assert result.exit_code == 0, result.output
-    assert [book["defense"] for book in json.loads(result.stdout)["defenses"]] == ["mynets.build@3"]
+    assert [each["defense"] for each in json.loads(result.stdout)["defenses"]] == ["mynets.build@3"]
     assert "needs --noise" in settle(*own, "--votes", "3", models=None).stderr
 
 

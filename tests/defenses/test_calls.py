@@ -42,13 +42,13 @@ def mask(x):
 
 
 def quantised(x):
-    """One quality a call, as JPEG has it; the identity in the backward pass."""
+    """One quality per call, as JPEG has it; the identity in the backward pass."""
     levels = int(torch.randint(2, 9, ()))
     return x + ((x * levels).round() / levels - x).detach()
 
 
 def mixed(x):
-    """A number a call that brightens, and noise of each row's own."""
+    """A number per call that brightens, and noise of each row's own."""
     return x * (0.7 + 0.6 * torch.rand(())) + 0.1 * torch.randn_like(x)
 
 

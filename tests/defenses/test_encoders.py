@@ -73,7 +73,7 @@ class Lightly(nn.Module):
         self.linear = nn.Linear(8 * width, 10)
 
 
-def keyed(prefix: str, net: nn.Module) -> Tensors:
+def prefixed(prefix: str, net: nn.Module) -> Tensors:
     return {f"{prefix}{key}": value.clone() for key, value in net.state_dict().items()}
 
 
@@ -86,18 +86,18 @@ def dialect(name: str) -> tuple[nn.Module, object, tuple, dict]:
     said = {"recipe": "simclr"}
     if name.startswith(("deacl", "solo")):
         net = resnet(padding=2)
-        state = keyed("encoder." if name == "solo-old" else "backbone.", net) | keyed("classifier.", nn.Linear(512, 10))
+        state = prefixed("encoder." if name == "solo-old" else "backbone.", net) | prefixed("classifier.", nn.Linear(512, 10))
         if name.startswith("deacl"):  # solo/methods/base_for_adversarial_training.py; its ResNet-18 normalises inside
-            state |= keyed("classifier_adv.", nn.Linear(512, 10)) | keyed("momentum_backbone.", net)
+            state |= prefixed("classifier_adv.", nn.Linear(512, 10)) | prefixed("momentum_backbone.", net)
             if name == "deacl":
                 for which in ("backbone", "momentum_backbone"):
                     state |= {
                         f"{which}.normalize.{key}": torch.tensor(v) for key, v in zip(("mean", "std"), CIFAR, strict=True)
                     }
             return net, {"state_dict": state, "epoch": 99, "hyper_parameters": argparse.Namespace(lr=0.5)}, CIFAR, {}
-        state |= keyed("projector.", mlp(512, 2048, 256))
+        state |= prefixed("projector.", mlp(512, 2048, 256))
         if name == "solo-moco":
-            state |= keyed("momentum_backbone.", net) | keyed("momentum_projector.", mlp(512, 2048, 256))
+            state |= prefixed("momentum_backbone.", net) | prefixed("momentum_projector.", mlp(512, 2048, 256))
             state |= {"queue": torch.ones(2, 256, 8), "queue_ptr": torch.zeros(1, dtype=torch.long)}
             said = {"recipe": "mocov2plus"}
         return net, {"state_dict": state, "pytorch-lightning_version": "2.0"}, SOLO, said
@@ -105,17 +105,17 @@ def dialect(name: str) -> tuple[nn.Module, object, tuple, dict]:
         backbone = nn.Sequential(*list(trained(Lightly()).children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
     elif name == "lightly-named":  # benchmarks/imagenet/resnet50
         net = resnet("imagenet")
-        state = keyed("backbone.", net) | keyed("projection_head.layers.", mlp(512, 128))
-        return net, {"state_dict": state | keyed("online_classifier.linear.", nn.Linear(512, 10))}, IMAGENET, said
+        state = prefixed("backbone.", net) | prefixed("projection_head.layers.", mlp(512, 128))
+        return net, {"state_dict": state | prefixed("online_classifier.linear.", nn.Linear(512, 10))}, IMAGENET, said
     elif name.startswith("lightly"):  # examples/pytorch_lightning
         net = resnet("imagenet" if name == "lightly" else "cifar")
         backbone = nn.Sequential(*list(net.children())[:-1], nn.Flatten())
     else:  # torchvision and timm: a bare state dict
         net = resnet("imagenet" if name == "torchvision" else "cifar")
-        state = net.state_dict() | keyed("fc.", nn.Linear(512, 10))
+        state = net.state_dict() | prefixed("fc.", nn.Linear(512, 10))
         return net, state, IMAGENET, {"recipe": "standard", "normalise": "imagenet", "network": "resnet,size=64"}
-    state = keyed("backbone.", backbone) | keyed("projection_head.layers.", mlp(64, 128))
-    state |= keyed("backbone_momentum.", copy.deepcopy(backbone))
+    state = prefixed("backbone.", backbone) | prefixed("projection_head.layers.", mlp(64, 128))
+    state |= prefixed("backbone_momentum.", copy.deepcopy(backbone))
     return backbone, {"state_dict": state}, IMAGENET, said
 
 
@@ -184,7 +184,7 @@ def test_a_head_on_a_foreign_encoder(tmp_path: Path) -> None:
     """RUSH's second stage on somebody else's SimCLR is one command, with its file."""
     net = trained(Lightly(4))
     backbone = nn.Sequential(*list(net.children())[:-1], nn.AdaptiveAvgPool2d(1))
-    torch.save({"state_dict": keyed("backbone.", backbone)}, tmp_path / "theirs.ckpt")
+    torch.save({"state_dict": prefixed("backbone.", backbone)}, tmp_path / "theirs.ckpt")
     pixels = torch.randint(0, 256, (60, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
     parts = {"train_images": pixels[:40], "test_images": pixels[40:], "train_labels": np.arange(40) % 2}
     data = tmp_path / "mine.npz"

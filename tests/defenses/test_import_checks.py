@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rush_bench.cli import main
 from rush_bench.defenses.published import expected, import_checkpoint
-from rush_bench.defenses.published.inert import Shell, load_inert
+from rush_bench.defenses.published.safe_unpickling import Shell, load_safely
 from rush_bench.errors import BadInput
 from rush_bench.files import sha256_file
 from rush_bench.networks import build
@@ -89,7 +89,7 @@ def test_pickled_objects_are_left_out_and_run_nothing(zipped: bool, tmp_path: Pa
     done = import_checkpoint(file, "mine", dataset="cifar10", store=tmp_path / "models", recipe="trades")
     assert not mark.exists() and "robustness_like" not in sys.modules
     assert any("no code of theirs was run" in note for note in done.notes)
-    content = load_inert(file)
+    content = load_safely(file)
     assert all(isinstance(content[key], Shell) for key in ("args", "when", "acc", "gadget", "root"))
     assert content["epoch"] == 3
     assert all(torch.equal(value, content["state_dict"][key]) for key, value in kl(net).items())
@@ -100,7 +100,7 @@ def test_pickled_objects_are_left_out_and_run_nothing(zipped: bool, tmp_path: Pa
 def test_the_gadget_is_one(tmp_path: Path) -> None:
     mark, file = tmp_path / "ran", tmp_path / "file.pt"
     torch.save({"state_dict": {}, "gadget": Gadget(mark)}, file)
-    load_inert(file)
+    load_safely(file)
     assert not mark.exists()
     torch.load(file, weights_only=False)
     assert mark.exists()
@@ -114,7 +114,7 @@ def test_a_parameter_and_half_precision_survive(tmp_path: Path) -> None:
         "x": Path("x"),
     }
     torch.save(held, tmp_path / "file.pt")
-    content = load_inert(tmp_path / "file.pt")
+    content = load_safely(tmp_path / "file.pt")
     assert isinstance(content["a"], nn.Parameter) and torch.equal(content["a"], held["a"])
     assert content["b"].dtype == torch.bfloat16 and content["c"].shape == ()
 

@@ -1,4 +1,4 @@
-"""The `paper` preset of every recipe against the numbers of docs/sources.md, one row a recipe."""
+"""The `paper` preset of every recipe against the numbers of docs/sources.md, one row per recipe."""
 
 from functools import reduce
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rush_bench.audits.book import Book, entries_of
+from rush_bench.audits.evidence import Evidence, entries_of
 from rush_bench.records import FORMAT, Cell, CellStore, load_results
 
 
@@ -81,8 +81,8 @@ def shared_lab(tmp_path_factory):
 
 
 @pytest.fixture
-def book(lab, does):
-    """Makes a Book of `settle`: a trial is (experiment, name, attack, right predictions of each image, more).
+def evidence(lab, does):
+    """Makes the Evidence of `settle`: a trial is (experiment, name, attack, right predictions of each image, more).
 
     `more` may hold settings, on, scale, repeats, bank and chunks_done; see `Lab.cell`.
     """
@@ -97,6 +97,6 @@ def book(lab, does):
             result = lab.store.result(cell)
             labels = {**cell.labels, "norm": norm, "eps": eps, "budget_name": budget}
             entries.append(replace(result, labels={**cell.labels, "norm": norm, "eps": scale * eps}))
-        return Book(subject, labels, tuple(entries_of(entries)))
+        return Evidence(subject, labels, tuple(entries_of(entries)))
 
     return make

@@ -21,7 +21,7 @@ from matplotlib.image import imread
 from torch import nn
 
 from rush_bench.attacks.suites import parse_suite
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.run import judge
 from rush_bench.audits.verdict import Claim
 from rush_bench.certificates import Sampling
@@ -35,9 +35,9 @@ from rush_bench.noise import Gaussian
 from rush_bench.progress import amount
 from rush_bench.report import settle, tables
 from rush_bench.report.audits import sentence, write
-from rush_bench.report.books import books
 from rush_bench.report.cards import training_of
 from rush_bench.report.certificates import shared_radii, summary
+from rush_bench.report.from_records import evidence_of
 from rush_bench.report.page import PARTS, models, write_page
 from rush_bench.report.page.gallery import SHOWN
 from rush_bench.report.rows import rows
@@ -338,7 +338,7 @@ def test_corruptions_have_mce_where_a_reference_is_named(lab) -> None:
         write_page(lab.folder, reference="none")
 
 
-def claimed(lab, does) -> Book:
+def claimed(lab, does) -> Evidence:
     """Finished trials of a defence, on disk as `settle` leaves them."""
     room = type(lab)(lab.folder / "settle")
     about = {
@@ -360,26 +360,26 @@ def claimed(lab, does) -> Book:
             "votes": 64,
         }
         room.cell("rush@64", "worst" if experiment == "T11" else "pgd", 4 * ones(right), **more, **about)
-    (book,) = books(room.results())
-    return book
+    (evidence,) = evidence_of(room.results())
+    return evidence
 
 
 def test_a_claim_has_its_trials_checks_and_verdict(undrawn, lab, does) -> None:
-    book = claimed(lab, does)
-    audit = judge(book, [], Claim(0.7, "stated"))
+    evidence = claimed(lab, does)
+    audit = judge(evidence, [], Claim(0.7, "stated"))
     write(audit, lab.folder)
     page = read(write_page(lab.folder))
     assert [part for part in PARTS if part in page.sections] == ["claims"]
     shown = [float(cell["data-v"]) for cell in page.cells["trials-0"] if "data-low" in cell]
-    assert shown == [100 * entry.estimate.value for entry in book.entries]
+    assert shown == [100 * entry.estimate.value for entry in evidence.entries]
     assert audit.verdict and audit.verdict.word in page.text and sentence(audit) in page.text
     assert len(page.cells["findings-0"]) == 7 * (1 + len(audit.findings))
     assert "by the records and this version" not in page.text
 
 
 def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undrawn, lab, does) -> None:
-    book = claimed(lab, does)
-    old = book.of("T15")[0].result
+    evidence = claimed(lab, does)
+    old = evidence.of("T15")[0].result
     labels = {
         key: old.labels[key] for key in ("subject", "threat_norm", "threat_eps", "on", "scale", "experiment", "trial", "order")
     }
@@ -387,16 +387,16 @@ def test_of_a_trial_under_several_settings_the_last_that_is_finished_counts(undr
     new = room.cell("rush@64", "pgd", 4 * ones(3), settings={"steps": 99}, **more)
     room.cell("rush@64", "pgd", 4 * ones(2), settings={"steps": 100}, chunks_done=1, **more)
     os.utime(old.folder / "cell.json", (1, 1))
-    (again,) = books(room.results())
+    (again,) = evidence_of(room.results())
     assert again.of("T15")[0].result.folder == room.store.folder(new) and len(again.entries) == 4
     assert "2 records are of trials that are there under several settings" in read(write_page(lab.folder)).text
 
 
 def test_a_verdict_on_other_records_says_so(undrawn, lab, does) -> None:
-    book = claimed(lab, does)
-    audit = judge(book, [], Claim(0.7, "stated"))
+    evidence = claimed(lab, does)
+    audit = judge(evidence, [], Claim(0.7, "stated"))
     write(audit, lab.folder)
-    path = lab.folder / "audit" / f"{settle.stem(book)}.json"
+    path = lab.folder / "audit" / f"{settle.stem(evidence)}.json"
     kept = json.loads(path.read_text())
     kept["verdict"]["worst"]["high"] += 0.01
     path.write_text(json.dumps(kept))

@@ -21,8 +21,8 @@ WATERFALL = (
 )
 
 
-def test_a_row_a_trial_with_its_interval(book):
-    made = book(
+def test_a_row_a_trial_with_its_interval(evidence):
+    made = evidence(
         ("T10", "8 eps", "eot", RIGHT["b"], {"scale": 8.0}),
         ("T10", "0", "clean", RIGHT["a"], {}),
         ("T6", "bank of 16", "aa", RIGHT["c"], {"bank": [1, 0] * 10}),
@@ -37,8 +37,8 @@ def test_a_row_a_trial_with_its_interval(book):
     assert frame["k"].tolist() == [4] * 4 and frame["n"].tolist() == [20] * 4
 
 
-def test_differences_are_paired_and_begin_anew_at_each_replay(book):
-    frame = settle.waterfall_frame(book(*WATERFALL))
+def test_differences_are_paired_and_begin_anew_at_each_replay(evidence):
+    frame = settle.waterfall_frame(evidence(*WATERFALL))
     assert frame["bar"].tolist() == [trial[1] for trial in WATERFALL[1:]]  # the package's own runs are no correction
     assert frame["as_published"].tolist() == [True, False, True, False, False]
     assert frame["difference"].isna().tolist() == [True, False, True, False, False]
@@ -49,20 +49,20 @@ def test_differences_are_paired_and_begin_anew_at_each_replay(book):
         assert found[0] == pytest.approx(frame.loc[row, "accuracy"] - frame.loc[row - 1, "accuracy"])
 
 
-def test_an_unfinished_bar_has_no_difference_and_neither_has_the_next(book):
+def test_an_unfinished_bar_has_no_difference_and_neither_has_the_next(evidence):
     trials = list(WATERFALL[3:])
     trials[1] = (*trials[1][:4], {"chunks_done": 1})
-    made = book(*trials)
+    made = evidence(*trials)
     frame = settle.waterfall_frame(made)
     assert frame["accuracy"].isna().tolist() == [False, True, False]
     assert frame["difference"].isna().all()
     text = settle.document(made)
     assert "| fresh noise at every step | 1 of 2 chunks | – |" in text and "not finished" in text
-    assert "not finished" not in settle.document(book(*WATERFALL[3:], subject="other@64"))
+    assert "not finished" not in settle.document(evidence(*WATERFALL[3:], subject="other@64"))
 
 
-def test_terminal_rows_name_every_experiment_with_its_reading(book):
-    made = book(("T1", "m=1", "eot", RIGHT["a"], {}), ("T1", "m=4", "eot", RIGHT["b"], {"chunks_done": 0}), *WATERFALL)
+def test_terminal_rows_name_every_experiment_with_its_reading(evidence):
+    made = evidence(("T1", "m=1", "eot", RIGHT["a"], {}), ("T1", "m=4", "eot", RIGHT["b"], {"chunks_done": 0}), *WATERFALL)
     header, rows = settle.lay_out(made)
     assert {len(row) for row in rows} == {len(header)}
     names = [row[0] for row in rows]
@@ -71,15 +71,15 @@ def test_terminal_rows_name_every_experiment_with_its_reading(book):
     assert rows[1][1] == settle.percent(interval(RIGHT["a"], FOUR, False))
 
 
-def test_markdown_has_every_trial_once_and_the_change(book):
-    made = book(("T7", "one | two", "square", RIGHT["a"], {}), *WATERFALL)
+def test_markdown_has_every_trial_once_and_the_change(evidence):
+    made = evidence(("T7", "one | two", "square", RIGHT["a"], {}), *WATERFALL)
     text = settle.document(made)
     assert [text.count(f"| {trial[1]} |") for trial in WATERFALL] == [1] * len(WATERFALL)
     assert "one \\| two" in text
     step = settle.percent(paired_difference(RIGHT["b"], FOUR, RIGHT["a"], FOUR), signed=True)
     assert f"| {step} |" in next(line for line in text.splitlines() if line.startswith("| never"))
     assert text.count("Budget quick") == 1
-    assert "Budget quick" not in settle.document(book(*WATERFALL, subject="other@64", budget="standard"))
+    assert "Budget quick" not in settle.document(evidence(*WATERFALL, subject="other@64", budget="standard"))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_markdown_has_every_trial_once_and_the_change(book):
         ({"recipe": "noise_sup"}, False),
     ],
 )
-def test_the_published_number_stands_only_beside_its_own_setting(book, about, beside):
-    made = book(*WATERFALL, **{"votes": 64, "recipe": "rush", **about})
+def test_the_published_number_stands_only_beside_its_own_setting(evidence, about, beside):
+    made = evidence(*WATERFALL, **{"votes": 64, "recipe": "rush", **about})
     row = settle.published_row(made)
     assert (row is not None) == beside
     assert ("Published for RUSH" in settle.document(made)) == beside
@@ -102,9 +102,9 @@ def test_the_published_number_stands_only_beside_its_own_setting(book, about, be
         assert row is published().table1[0] and settle.published_text(row) == "PGD 77.8, AA 79.5"
 
 
-def test_any_of_k_where_there_are_so_many_predictions(book):
+def test_any_of_k_where_there_are_so_many_predictions(evidence):
     right = RIGHT["a"] * 5
-    made = book(("T11", "worst case over all", "worst", right, {"repeats": 20}))
+    made = evidence(("T11", "worst case over all", "worst", right, {"repeats": 20}))
     wanted = 1 - any_of_k(right, np.full(20, 20), 10).mean()
     (row,) = settle.frame(made).to_dict("records")
     assert row["any10"] == pytest.approx(wanted) and np.isnan(row["any100"])
@@ -117,9 +117,9 @@ def test_percent():
     assert settle.percent(Estimate(-0.0001, -0.0002, 0.0)) == "0.0 [0.0, 0.0]"
 
 
-def test_files_are_the_same_each_time_and_none_is_made_of_nothing(book, tmp_path):
-    finished, nothing = book(*WATERFALL), book(("T0", "random", "eot", RIGHT["a"], {"chunks_done": 0}), subject="a/b@1")
-    short = book(("T1", "m=1", "eot", RIGHT["a"], {}), subject="cohen@64", norm="l2", eps=0.5)
+def test_files_are_the_same_each_time_and_none_is_made_of_nothing(evidence, tmp_path):
+    finished, nothing = evidence(*WATERFALL), evidence(("T0", "random", "eot", RIGHT["a"], {"chunks_done": 0}), subject="a/b@1")
+    short = evidence(("T1", "m=1", "eot", RIGHT["a"], {}), subject="cohen@64", norm="l2", eps=0.5)
     paths = settle.write([finished, nothing, short], tmp_path / "tables")
     assert [path.name for path in paths] == [
         "rush-cifar10@64-cifar10-linf8-quick.csv",
@@ -135,10 +135,10 @@ def test_files_are_the_same_each_time_and_none_is_made_of_nothing(book, tmp_path
     assert np.allclose(back["difference"], settle.waterfall_frame(finished)["difference"], atol=1e-5, equal_nan=True)
 
 
-def test_plain_is_json_able(book):
+def test_plain_is_json_able(evidence):
     import json
 
-    made = settle.plain(book(*WATERFALL[:2], ("T1", "m=1", "eot", RIGHT["a"], {"chunks_done": 1})))
+    made = settle.plain(evidence(*WATERFALL[:2], ("T1", "m=1", "eot", RIGHT["a"], {"chunks_done": 1})))
     trials = {trial["trial"]: trial for trial in json.loads(json.dumps(made))["trials"]}
     assert trials["m=1"]["accuracy"] is None
     assert trials["AA as published"]["accuracy"] == pytest.approx((RIGHT["a"] / 4).mean())

@@ -55,8 +55,8 @@ def labels_of(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_waterfall_has_a_bar_a_correction_in_order(book, tmp_path, drawn):
-    made = book(*WATERFALL, CLEAN)
+def test_waterfall_has_a_bar_a_correction_in_order(evidence, tmp_path, drawn):
+    made = evidence(*WATERFALL, CLEAN)
     path = drawing.waterfall(made, tmp_path / "waterfall.png")
     (axes,) = drawn[0].axes
     bars = sorted(axes.patches, key=lambda bar: bar.get_x())
@@ -83,16 +83,16 @@ def test_waterfall_has_a_bar_a_correction_in_order(book, tmp_path, drawn):
     assert drawing.waterfall(made, path).read_bytes() == first
 
 
-def test_waterfall_shows_intervals(book, tmp_path, drawn):
-    drawing.waterfall(book(*WATERFALL), tmp_path / "waterfall.png")
+def test_waterfall_shows_intervals(evidence, tmp_path, drawn):
+    drawing.waterfall(evidence(*WATERFALL), tmp_path / "waterfall.png")
     (axes,) = drawn[0].axes
     found = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
     assert np.allclose(found, [100 * np.array(interval(RIGHT[name], FOUR, False)[1:]) for name in "abcdfe"])
 
 
-def test_published_numbers_are_dashed_lines_with_their_source(book, tmp_path, drawn):
+def test_published_numbers_are_dashed_lines_with_their_source(evidence, tmp_path, drawn):
     for recipe in ("rush", "noise_sup"):
-        drawing.waterfall(book(*WATERFALL, subject=f"{recipe}@64", recipe=recipe), tmp_path / f"{recipe}.png")
+        drawing.waterfall(evidence(*WATERFALL, subject=f"{recipe}@64", recipe=recipe), tmp_path / f"{recipe}.png")
     levels = [
         {
             line.get_ydata()[0]
@@ -106,18 +106,18 @@ def test_published_numbers_are_dashed_lines_with_their_source(book, tmp_path, dr
     assert not any("published AA" in text for text in labels_of(drawn[1]))
 
 
-def test_an_unfinished_bar_keeps_its_place_and_says_so(book, tmp_path, drawn):
+def test_an_unfinished_bar_keeps_its_place_and_says_so(evidence, tmp_path, drawn):
     trials = list(WATERFALL)
     trials[3] = (*trials[3][:4], {"chunks_done": 1})
-    drawing.waterfall(book(*trials), tmp_path / "waterfall.png")
+    drawing.waterfall(evidence(*trials), tmp_path / "waterfall.png")
     (axes,) = drawn[0].axes
     assert sorted(round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches) == [0, 1, 2, 4, 5]
     (word,) = [text for text in axes.texts if "finished" in text.get_text()]
     assert word.get_position()[0] == 3
 
 
-def test_sweep_draws_the_points_of_each_defence(book, tmp_path, drawn):
-    rush = book(
+def test_sweep_draws_the_points_of_each_defence(evidence, tmp_path, drawn):
+    rush = evidence(
         eot("T1", "m=4", "b", settings={"draws": 4}),
         eot("T1", "m=1", "a", settings={"draws": 1}),
         eot("T1", "m=16", "c", settings={"draws": 16}, chunks_done=1),
@@ -125,7 +125,7 @@ def test_sweep_draws_the_points_of_each_defence(book, tmp_path, drawn):
         eot("T3", "T=20, 3 restarts", "d", settings={"steps": 20, "restarts": 3}),
         eot("T3", "T=40", "e", settings={"steps": 40}),
     )
-    other = book(eot("T1", "m=1", "f", settings={"draws": 1}), subject="cohen@64")
+    other = evidence(eot("T1", "m=1", "f", settings={"draws": 1}), subject="cohen@64")
     beside = drawing.Line("elsewhere", ((1, Estimate(0.5, 0.4, 0.6)), (128, Estimate(0.4, 0.3, 0.5))))
     drawing.sweep([rush, other], tmp_path / "sweep.png", [beside])
     first, second = drawn[0].axes  # no votes, no panel for them
@@ -142,15 +142,15 @@ def test_sweep_draws_the_points_of_each_defence(book, tmp_path, drawn):
     assert hollow.lines[0].get_markerfacecolor() == "white"
 
 
-def test_sweep_over_votes(book, tmp_path, drawn):
-    made = book(eot("T13", "8 votes", "a", on="votes=8"), eot("T13", "1 votes", "b", on="votes=1"))
+def test_sweep_over_votes(evidence, tmp_path, drawn):
+    made = evidence(eot("T13", "8 votes", "a", on="votes=8"), eot("T13", "1 votes", "b", on="votes=1"))
     drawing.sweep([made], tmp_path / "sweep.png")
     (panel,) = drawn[0].axes
     assert np.allclose(lines_of(panel)["rush-cifar10@64"], [(1, percent("b")), (8, percent("a"))])
 
 
-def test_eps_starts_at_clean_and_has_the_level_of_a_guess(book, tmp_path, drawn):
-    made = book(CLEAN, eot("T10", "8 eps", "b", scale=8.0), eot("T10", "0.5 eps", "a", scale=0.5))
+def test_eps_starts_at_clean_and_has_the_level_of_a_guess(evidence, tmp_path, drawn):
+    made = evidence(CLEAN, eot("T10", "8 eps", "b", scale=8.0), eot("T10", "0.5 eps", "a", scale=0.5))
     drawing.eps([made], tmp_path / "eps.png")
     (panel,) = drawn[0].axes
     assert np.allclose(
@@ -160,8 +160,8 @@ def test_eps_starts_at_clean_and_has_the_level_of_a_guess(book, tmp_path, drawn)
     assert any(np.allclose(line.get_ydata(), 25) for line in panel.lines)  # four classes
 
 
-def test_attacks_stand_beside_the_worst_case(book, tmp_path, drawn):
-    made = book(
+def test_attacks_stand_beside_the_worst_case(evidence, tmp_path, drawn):
+    made = evidence(
         eot("T0", "random points", "a"),
         eot("T14", "this defence", "b"),
         eot("T14", "simclr", "c", on="model=simclr"),
@@ -181,20 +181,20 @@ def test_attacks_stand_beside_the_worst_case(book, tmp_path, drawn):
     assert any(np.allclose(line.get_xdata(), percent("d")) and len(line.get_xdata()) == 2 for line in axes.lines)
 
 
-def test_only_what_there_is_becomes_a_figure(book, tmp_path):
-    some = book(eot("T1", "m=1", "a", settings={"draws": 1}), eot("T1", "m=4", "b", settings={"draws": 4}))
-    other = book(*WATERFALL, subject="acl@64", eps=4 / 255)
-    nothing = book(eot("T4", "CE", "a", chunks_done=0), subject="simclr")
+def test_only_what_there_is_becomes_a_figure(evidence, tmp_path):
+    some = evidence(eot("T1", "m=1", "a", settings={"draws": 1}), eot("T1", "m=4", "b", settings={"draws": 4}))
+    other = evidence(*WATERFALL, subject="acl@64", eps=4 / 255)
+    nothing = evidence(eot("T4", "CE", "a", chunks_done=0), subject="simclr")
     paths = drawing.write_figures([some, other, nothing], tmp_path)
     assert [path.name for path in paths] == ["acl@64-cifar10-linf4-quick-waterfall.png", "cifar10-linf8-quick-sweep.png"]
     first = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in drawing.write_figures([some, other, nothing], tmp_path)] == first
 
 
-def test_different_numbers_of_images_are_told_apart(book, tmp_path, drawn):
+def test_different_numbers_of_images_are_told_apart(evidence, tmp_path, drawn):
     def made(subject, n):
         trials = [("T1", f"m={m}", "eot", np.full(n, 2), {"settings": {"draws": m}}) for m in (1, 4)]
-        return book(*trials, subject=subject)
+        return evidence(*trials, subject=subject)
 
     drawing.sweep([made("rush@64", 20), made("rush@1", 30)], tmp_path / "sweep.png")
     assert labels_of(drawn[0]) == ["rush@64, n=20", "rush@1, n=30"]

@@ -192,7 +192,7 @@ def choose_constants(
 
 
 def choose_noise(family: Family, recipe: str, file: Path, wanted: str | None) -> Noise | None:
-    """The law under which the model is shown. A smoothed one must be told its sigma: it is not in the file."""
+    """The law under which the model is shown. The sigma of a smoothed one must be given: it is not in the file."""
     if wanted is None and (family.randomised or (family.choose and recipe in RANDOMISED)):
         named = re.search(r"noise_(\d+\.?\d*)", file.as_posix())
         hint = f" (its folder says {named[0]})" if named else ""

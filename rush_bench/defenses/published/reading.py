@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rush_bench.defenses.published.inert import DAMAGED, load_inert
+from rush_bench.defenses.published.safe_unpickling import DAMAGED, load_safely
 from rush_bench.errors import BadInput
 from rush_bench.files import pickled_labels
 
@@ -22,8 +22,8 @@ WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 def read_checkpoint(path: Path) -> tuple[Tensors, Tensors | None, list[str]]:
     """The network's tensors without `module.`, those of the file's `classifier` where it has one (AdvCL), and notes.
 
-    No code of the file runs: what is neither a tensor nor a plain value is read as an empty shell (`inert`), and a note
-    says so. BadInput for a file that is missing, damaged, TensorFlow's or JAX's, or holds no tensors.
+    No code of the file runs: what is neither a tensor nor a plain value is read as an empty shell (`safe_unpickling`), and a
+    note says so. BadInput for a file that is missing, damaged, TensorFlow's or JAX's, or holds no tensors.
     """
     if re.search(r"\.(meta|index|npy)$|\.data-\d+-of-\d+$", path.name) and not zipfile.is_zipfile(path):
         raise BadInput(
@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], list[str]]:
                 warnings.simplefilter("ignore")  # torch asks to report protocols that it does not know
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # objects of other packages beside the tensors (MadryLab's, by dill)
-            content = load_inert(path)
+            content = load_safely(path)
             notes.append("the file holds pickled objects beside its tensors; they were left out and no code of theirs was run")
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, SafetensorError, *DAMAGED) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]

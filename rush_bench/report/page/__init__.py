@@ -17,7 +17,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.run import FOLDER as AUDITS
 from rush_bench.audits.run import Audit
 from rush_bench.audits.settle import FOLDER as SETTLE
@@ -30,7 +30,7 @@ from rush_bench.packs import opened, pack_hint
 from rush_bench.records import CellResult, load_results, save_indexes
 from rush_bench.records.published import BLOCKS
 from rush_bench.report import audits, certificates, corruptions, figures, settle, settle_figures, tables
-from rush_bench.report.books import books
+from rush_bench.report.from_records import evidence_of
 from rush_bench.report.page import audited, gallery, grids, models
 from rush_bench.report.page.svg import inline
 from rush_bench.report.rows import Row, rows
@@ -182,7 +182,7 @@ class _Page:
         self.add("certificates", parts)
 
     def corruptions(self, results: Sequence[CellResult], reference: str | None) -> None:
-        """A table a data set and set of corruptions."""
+        """A table per data set and set of corruptions."""
         parts = []
         for k, part in enumerate(_like(results)):
             known = reference if reference in {result.labels["defense"] for result in part} else None
@@ -192,34 +192,34 @@ class _Page:
         self.add("corruptions", parts)
 
     def claims(self, results: Sequence[CellResult], certified: Sequence[CellResult], verdicts: Sequence[Audit]) -> None:
-        """A part a defence under audit: verdict, checks, experiments, figures; then the figures that they share."""
-        found = books(results, certified)
-        shown = {entry.result.folder for book in found for entry in book.entries}
+        """A part per defence under audit: verdict, checks, experiments, figures; then the figures that they share."""
+        found = evidence_of(results, certified)
+        shown = {entry.result.folder for evidence in found for entry in evidence.entries}
         older = len({result.folder for result in results if "experiment" in result.labels} - shown)
-        books_by = {audited.key(book): book for book in found}
-        audits_by = {audited.key(audit.book): audit for audit in verdicts}
+        evidence_by = {audited.key(evidence): evidence for evidence in found}
+        audits_by = {audited.key(audit.evidence): audit for audit in verdicts}
         parts = []
-        for k, name in enumerate(sorted(books_by.keys() | audits_by.keys(), key=str)):
-            book, audit = books_by.get(name), audits_by.get(name)
+        for k, name in enumerate(sorted(evidence_by.keys() | audits_by.keys(), key=str)):
+            evidence, audit = evidence_by.get(name), audits_by.get(name)
             part: dict[str, Any] = {**dict.fromkeys(CLAIM), "figures": []}
             if audit:
-                part["title"] = settle.title(audit.book)
+                part["title"] = settle.title(audit.evidence)
                 part |= {"sentence": audits.sentence(audit), "word": audit.verdict.word if audit.verdict else "no verdict"}
-                part |= {"stale": audited.stale(audit, book), "findings": grids.findings(f"findings-{k}", audit)}
-            if book:
-                part["title"] = settle.title(book)
-                part["trials"] = grids.trials(f"trials-{k}", book, self.records)
+                part |= {"stale": audited.stale(audit, evidence), "findings": grids.findings(f"findings-{k}", audit)}
+            if evidence:
+                part["title"] = settle.title(evidence)
+                part["trials"] = grids.trials(f"trials-{k}", evidence, self.records)
                 drawn = (
                     ("The published evaluation, corrected step by step", settle_figures.waterfall),
                     ("Every attack beside the worst case", settle_figures.attacks),
                 )
-                made = [(words, self.figure(partial(draw, book))) for words, draw in drawn]
+                made = [(words, self.figure(partial(draw, evidence))) for words, draw in drawn]
                 part["figures"] = [(words, svg) for words, svg in made if svg]
             parts.append(part)
         shared: list[tuple[str, Markup | None]] = []
-        groups: dict[str, list[Book]] = defaultdict(list)
-        for book in found:
-            groups[settle.group(book)].append(book)
+        groups: dict[str, list[Evidence]] = defaultdict(list)
+        for evidence in found:
+            groups[settle.group(evidence)].append(evidence)
         for together in groups.values():
             shared.append(("What more effort changes", self.figure(partial(settle_figures.sweep, together))))
             shared.append(("The way down to chance", self.figure(partial(settle_figures.eps, together))))
@@ -253,8 +253,8 @@ def _like(results: Iterable[CellResult]) -> list[list[CellResult]]:
     """Corruption cells that may stand in one table, for they are of the same images; defences of one name told apart."""
     by: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        who = {key: result.identity[key] for key in ("weights", "defense", "seed", "repeats")}
-        by[digest([result.labels["defense"], result.labels["dataset"], result.labels["n"]])][digest(who)].append(result)
+        same = {key: result.identity[key] for key in ("weights", "defense", "seed", "repeats")}
+        by[digest([result.labels["defense"], result.labels["dataset"], result.labels["n"]])][digest(same)].append(result)
     found: dict[str, list[CellResult]] = defaultdict(list)
     for variants in by.values():
         for cells in variants.values():

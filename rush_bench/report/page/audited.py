@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.finding import Finding
 from rush_bench.audits.run import Audit
 from rush_bench.audits.verdict import Claim, Verdict
@@ -32,19 +32,19 @@ def _audit(kept: dict[str, Any]) -> Audit:
         parts = {"claim": Claim(**verdict["claim"]), "worst": Estimate(**verdict["worst"])}
         verdict = Verdict(**{**verdict, **parts, "decided_by": tuple(verdict["decided_by"])})
     findings = tuple(Finding(**finding) for finding in kept["findings"])
-    return Audit(Book(kept["defense"], kept["labels"], ()), findings, verdict)
+    return Audit(Evidence(kept["defense"], kept["labels"], ()), findings, verdict)
 
 
-def key(book: Book) -> tuple[Any, ...]:
-    """What an audit and the book that it judged agree in."""
-    return (book.subject, *(book.labels[name] for name in ("dataset", "norm", "eps", "budget_name", "n")))
+def key(evidence: Evidence) -> tuple[Any, ...]:
+    """What an audit and the evidence that it judged agree in."""
+    return (evidence.subject, *(evidence.labels[name] for name in ("dataset", "norm", "eps", "budget_name", "n")))
 
 
-def stale(audit: Audit, book: Book | None) -> str:
+def stale(audit: Audit, evidence: Evidence | None) -> str:
     """What the records say now, where it is not what the verdict was given on; empty where it is."""
-    if audit.verdict is None or book is None or book.worst is None:
+    if audit.verdict is None or evidence is None or evidence.worst is None:
         return ""
-    now = book.worst.estimate
+    now = evidence.worst.estimate
     if all(math.isclose(a, b, abs_tol=1e-12) for a, b in zip(now, audit.verdict.worst, strict=True)):
         return ""
     return (

@@ -46,7 +46,7 @@ class Gallery:
 
 
 def galleries(rows: Sequence[Row], data_dir: Path | None, most: int) -> tuple[list[Gallery], int]:
-    """A gallery a row that has x' on disk, at most so many, and how many rows have none on disk."""
+    """A gallery per row that has x' on disk, at most so many, and how many rows have none on disk."""
     made, missing, known = list[Gallery](), 0, dict[tuple[str, str, int], Images | str]()
     for row in rows:
         attacked = [row.cells[name] for name in ATTACKS if name in row.cells]
@@ -72,8 +72,8 @@ def _gallery(row: Row, attacked: CellResult, data_dir: Path | None, known: dict[
     for i in order:
         label = int(frame["label"][i])
         names = [str(k) for k in range(after.shape[1])] if isinstance(images, str) else list(images.classes)
-        said = "" if before is None else _said(before[i], names)
-        pair = Pair(names[label], said, _said(after[i], names), bool(turned[i]), _png(stored[i]))
+        answer = "" if before is None else _answer(before[i], names)
+        pair = Pair(names[label], answer, _answer(after[i], names), bool(turned[i]), _png(stored[i]))
         if not isinstance(images, str):
             clean = images.floats([i])[0].numpy()
             change = np.clip(0.5 + (stored[i] - clean) / (2 * np.abs(stored[i] - clean).max() or 1.0), 0, 1)
@@ -88,7 +88,7 @@ def _counts(result: CellResult) -> NDArray[np.int64]:
     return result.frame.filter(regex=r"^count_\d+$").to_numpy()
 
 
-def _said(counts: NDArray[np.int64], names: Sequence[str]) -> str:
+def _answer(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     share = counts.max() / counts.sum()
     return names[int(counts.argmax())] + ("" if share == 1 else f" ({share:.0%})")
 

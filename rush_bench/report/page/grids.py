@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from rush_bench.audits.book import Book
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.audits.run import Audit
 from rush_bench.records import CellResult
@@ -29,7 +29,7 @@ NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "
 class Cell:
     """`text` as other tables print it; `value` is all of the number, by which a column is sorted, `interval` its ends.
 
-    `tip` is what a reader who points at it is told, `record` the anchor of what it was computed from; `mark` a footnote's
+    `tip` is shown to a reader who points at it, `record` the anchor of what it was computed from; `mark` a footnote's
     mark and `why` its meaning; `kind` a class of the style.
     """
 
@@ -79,14 +79,14 @@ class Records:
         return "" if result is None else self.anchors[result.folder]
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
-        """By place, one entry a cell: what it is, what it cost, and all that is written down of it; sorted by name."""
+        """By place, one entry per cell: what it is, what it cost, and all that is written down of it; sorted by name."""
         made: dict[str, list[dict[str, Any]]] = {}
         for path, same in self.by_folder.items():
             first = same[0]
             about = {"chunks": f"{first.chunks_done} of {first.chunks}", "folder": str(path.relative_to(self.folder))}
             if first.chunks_done:
                 frame = first.frame
-                about |= {kind: f"{frame[kind].mean():,.6g} an image" for kind in ("forwards", "backwards")}
+                about |= {kind: f"{frame[kind].mean():,.6g} per image" for kind in ("forwards", "backwards")}
                 about |= {"seconds": f"{frame['seconds'].sum():,.4g}", "largest distance": f"{frame['distance'].max():.6g}"}
                 about |= {"made on": "; ".join(first.made_on) or "not noted: an older record"}
             text = json.dumps({"identity": first.identity, "labels": [one.labels for one in same]}, indent=1)
@@ -146,13 +146,13 @@ def settings_text(result: CellResult) -> str:
     return ", ".join([*words, f"K={result.identity['repeats']}", f"n={result.labels['n']}", f"seed={result.identity['seed']}"])
 
 
-def trials(name: str, book: Book, records: Records) -> Grid:
-    """The trials of a book, a block an experiment; with the waterfall's differences where there are any."""
-    values = {id(entry): line for entry, line in zip(book.entries, settle.frame(book).to_dict("records"), strict=True)}
+def trials(name: str, evidence: Evidence, records: Records) -> Grid:
+    """The trials of one defence, a block per experiment; with the waterfall's differences where there are any."""
+    values = {id(entry): line for entry, line in zip(evidence.entries, settle.frame(evidence).to_dict("records"), strict=True)}
     keys = {"Accuracy": "accuracy", "K": "k", "Forward": "forwards", "Back": "backwards", "Seconds": "seconds"}
-    steps = {id(bar.entry): bar.step for bar in settle.bars(book) if bar.step is not None}
+    steps = {id(bar.entry): bar.step for bar in settle.bars(evidence) if bar.step is not None}
     blocks = []
-    for experiment, entries in settle.sections(book):
+    for experiment, entries in settle.sections(evidence):
         lines = []
         for entry in entries:
             known, line = values[id(entry)], []
@@ -170,7 +170,7 @@ def trials(name: str, book: Book, records: Records) -> Grid:
     columns = [Column(column, {"Trial": "words", "Besides": "long"}.get(column, "number")) for column in settle.COLUMNS]
     if steps:
         columns.insert(2, Column("Change, paired"))
-    return Grid(name, columns, blocks, settle.notes(book))
+    return Grid(name, columns, blocks, settle.notes(evidence))
 
 
 def _accuracy(text: str, name: str, found: Estimate, result: CellResult, records: Records) -> Cell:

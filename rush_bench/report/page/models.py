@@ -85,7 +85,7 @@ def learning_curve(card: Card, path: Path) -> Path | None:
 
 
 def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
-    """Worst-case accuracy against passes of training, a panel a data set and threat; None where nobody has counted any.
+    """Worst-case accuracy against passes of training, a panel per data set and threat; None where nobody has counted any.
 
     Where there is no room for all names, those are named that no training of at most their cost surpasses.
     """
@@ -142,7 +142,7 @@ def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | N
         accuracy_axis(panel)
         panel.set_title(title, fontsize=9)
         few = "; named: what nothing as cheap surpasses" if crowd else ""
-        words = f"training, in passes of an image{few}\n(forward 1, with its gradient 2, with that of the weights 3)"
+        words = f"training, in passes of one image{few}\n(forward 1, with its gradient 2, with that of the weights 3)"
         panel.set_xlabel(words, fontsize=7)
     for panel in axes[:, 0]:
         panel.set_ylabel("worst-case accuracy (%)", fontsize=9)

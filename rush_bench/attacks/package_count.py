@@ -1,4 +1,4 @@
-"""Attacks whose package keeps a count of its own: the count goes into the record beside the x' that we score ourselves."""
+"""Attacks whose package counts robust images itself: its count goes into the record beside the x' that we score."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from rush_bench.threats import Threat
 
 
 @dataclass(frozen=True)
-class Official(Attack):
+class CountedByPackage(Attack):
     """A subclass gives `attempt`. The count belongs to the run, not to x': it depends on single noisy passes."""
 
     def attempt(

@@ -1,9 +1,9 @@
-"""A book picks the right trials: itself, at its threat, finished."""
+"""Evidence picks the right trials: itself, at its threat, finished."""
 
 import numpy as np
 import pytest
 
-from rush_bench.audits.book import entries_of
+from rush_bench.audits.evidence import entries_of
 from rush_bench.records.statistics import clopper_pearson
 
 
@@ -18,7 +18,7 @@ def test_its_own_are_attacks_on_itself_at_its_threat_that_are_finished(made_by_h
         entry("T11", "worst case over all", share(0.1), attack="worst"),
         entry("T4", "CE", share(0.1), complete=False),
     ]
-    assert list(made_by_hand.book(*own, *others).own()) == own
+    assert list(made_by_hand.evidence(*own, *others).own()) == own
 
 
 def test_worst_clean_and_complete(made_by_hand) -> None:
@@ -29,12 +29,12 @@ def test_worst_clean_and_complete(made_by_hand) -> None:
     )
     last = entry("T15", "worst case over all", share(0.3), attack="worst")
     curve = entry("T10", "0.5 eps", share(0.5))
-    book = made_by_hand.book(curve, clean, least, last)
-    assert (book.worst, book.clean, book.complete) == (least, clean, True)
-    assert made_by_hand.book(curve, last).worst == last and made_by_hand.book(curve).clean is None
-    assert made_by_hand.book().worst is None
+    evidence = made_by_hand.evidence(curve, clean, least, last)
+    assert (evidence.worst, evidence.clean, evidence.complete) == (least, clean, True)
+    assert made_by_hand.evidence(curve, last).worst == last and made_by_hand.evidence(curve).clean is None
+    assert made_by_hand.evidence().worst is None
     half = entry("T10", "0", share(0.9), complete=False)
-    assert made_by_hand.book(curve, half).clean is None and not made_by_hand.book(curve, half).complete
+    assert made_by_hand.evidence(curve, half).clean is None and not made_by_hand.evidence(curve, half).complete
 
 
 def test_numbers_of_an_entry(made_by_hand) -> None:

@@ -68,7 +68,7 @@ class Unpickler(pickle.Unpickler):
         return _class_of_shells if name in MAKES_CLASSES else Shell
 
 
-def load_inert(path: Path) -> Any:
+def load_safely(path: Path) -> Any:
     """What `torch.load` returns, on the CPU, with a `Shell` for every object that is no tensor or plain value.
 
     Errors are those of `torch.load`, and of `DAMAGED`.
@@ -77,5 +77,5 @@ def load_inert(path: Path) -> Any:
     def load(file: Any, **options: Any) -> Any:
         return Unpickler(file, **options).load()
 
-    module = types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="inert")
+    module = types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="safe_unpickling")
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)

@@ -12,10 +12,10 @@ ENOUGH = 64  # held-apart draws, none of them right: a single draw is right less
 HOPELESS = 0.05  # with fewer, the mean probability of the label of an image that may leave
 
 
-class Kept:
+class BestSoFar:
     """Takes candidates, keeps the best of each image. The held-apart draws are the same for all: candidates meet in pairs.
 
-    `best` (B, C, H, W) starts as the images; the first candidate replaces them, whatever it is worth. `value` (B,) is what
+    `points` (B, C, H, W) starts as the images; the first candidate replaces them, whatever it is worth. `value` (B,) is what
     the best is worth to the attacker, `broken` (B,) bool whether it is misclassified by a deterministic defence; for a
     randomised one, whether none of its held-apart draws was right and, where these are few, their mean probability of the label
     is below 5 %: a single draw is right about that seldom, and a vote over many next to never. It may leave the search.
@@ -26,7 +26,7 @@ class Kept:
         self.positions = positions(stream, len(images))
         self.repeats = 1 if defense.deterministic else -(-draws // defense.draws)
         # float64: what tells two points apart may be tiny
-        self.best = images.clone()
+        self.points = images.clone()
         self.value = torch.full((len(images),), -torch.inf, device=images.device, dtype=wide(images.device))
         self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.everyone = torch.arange(len(images), device=images.device)
@@ -41,7 +41,7 @@ class Kept:
         """Candidates that were judged already: what each is worth (n,), and whether it breaks its image."""
         better = value > self.value[where]
         # all rows are written: how many are better is not for the host to wait for
-        self.best[where] = torch.where(better[:, None, None, None], points, self.best[where])
+        self.points[where] = torch.where(better[:, None, None, None], points, self.points[where])
         self.value[where] = torch.where(better, value.to(self.value), self.value[where])
         self.broken[where] = torch.where(better, broken, self.broken[where])
 
@@ -50,8 +50,10 @@ class Kept:
         return (~self.broken).nonzero()[:, 0]
 
     def places(self, where: Tensor) -> Tensor:
-        """Positions in their data set, on the CPU, of the images at these positions of the batch (n,); the last are kept, so
-        that the host does not wait for them at every step."""
+        """Positions in their data set, on the CPU, of the images at these positions of the batch (n,).
+
+        The last answer is kept, so that the host does not wait for it at every step.
+        """
         if where is not self._placed[0]:
             self._placed = where, self.positions[where.cpu()]
         return self._placed[1]
@@ -66,10 +68,10 @@ class Kept:
         shares = _worth(votes / votes.sum(1, keepdim=True), labels, several) + _worth(total, labels, several)
         # where all of these are saturated or rounded, the log still tells near from far
         near = _worth(predictions.logs.logsumexp(0), labels, True)
-        right, hope = (scores.gather(1, labels[:, None])[:, 0] for scores in (votes, total))
+        right, confidence = (scores.gather(1, labels[:, None])[:, 0] for scores in (votes, total))
         broken = right == 0
         if 0 < self.repeats * self.defense.draws < ENOUGH:
-            broken &= hope < HOPELESS
+            broken &= confidence < HOPELESS
         return shares / 2 + 1e-4 * near / (1 + near.abs()), broken
 
 

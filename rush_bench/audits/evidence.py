@@ -87,7 +87,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Book:
+class Evidence:
     """All trials of one defence (`subject`) at one threat.
 
     `certificates` are finished ones of the same weights and noise; `uncertified` is how many were asked for and are not there.
@@ -100,7 +100,7 @@ class Book:
     uncertified: int = 0
 
     def of(self, experiment: str, complete: bool = True) -> list[Entry]:
-        """The trials of an experiment in the order of the plan; finished ones unless told."""
+        """The trials of an experiment in the order of the plan; with `complete`, finished ones alone."""
         return [entry for entry in self.entries if entry.experiment == experiment and (entry.complete or not complete)]
 
     def playing(self, *roles: Role) -> list[Entry]:

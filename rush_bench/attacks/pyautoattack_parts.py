@@ -1,4 +1,4 @@
-"""pyautoattack's components one at a time, with all that they found at hand: who leaves, and with what, is the caller's.
+"""pyautoattack's components one at a time, with all that they found: the caller decides which image leaves, with which x'.
 
 The package's own driver hides the points of highest loss and hands back clean images; see `published` and `autoattack`.
 """
@@ -36,7 +36,7 @@ class Effort(Settings):
     rescale: bool = False
 
 
-class Components:
+class PackageParts:
     """The components on a defence as a module; each is seeded as the package seeds it, so use it under `fork_rng` (A5).
 
     A randomised defence draws anew at every forward pass. `right` is one such pass.
@@ -123,7 +123,7 @@ class Components:
         return attack.perturb(images, labels)
 
 
-def component_passes(name: str, defense: Defense, effort: Effort) -> tuple[float, float]:
+def part_passes(name: str, defense: Defense, effort: Effort) -> tuple[float, float]:
     """Rows forward and backward of one component for an image that never breaks, the pass that decides included."""
     rows = prediction_rows(defense)
     again, back = module_rows(defense)

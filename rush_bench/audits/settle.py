@@ -152,7 +152,9 @@ def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
     if not on:
         return defense
     if kind == "votes":
-        return defense.of_votes(int(rest))
+        other = copy.copy(defense.of_votes(int(rest)))
+        other.name = f"{defense.name.split('@')[0]}@{rest}"
+        return other
     if kind == "bank":
         return defense.bank(int(rest), 0)
     if kind == "model":

@@ -171,7 +171,7 @@ class Network(Defense):
         )
 
     def of_votes(self, votes: int) -> "Network":
-        return self if self.deterministic else self._with(draws=votes, name=f"{self.name.split('@')[0]}@{votes}")
+        return self if self.deterministic else self._with(draws=votes)
 
     def with_body(self, body: Body) -> "Network":
         """The same draws in front of another body."""

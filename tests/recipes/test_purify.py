@@ -61,7 +61,7 @@ def test_the_card_says_both_and_the_files_are_its_own(store):
 def test_the_store_gives_the_purified_network(store, name, votes):
     defense = load_defense(name, store=store)
     assert isinstance(defense, Randomised) and isinstance(defense.transform, Purifier)
-    assert (defense.draws, defense.by_vote, defense.transform.times) == (votes, True, [15, 10, 5, 0])
+    assert (defense.draws, defense.identity()["average"], defense.transform.times) == (votes, "vote", [15, 10, 5, 0])
     assert not any(weight.requires_grad for weight in defense.transform.parameters())
     images = load_dataset("digits", "test", 5, size=8)
     found = defense.predict(images.floats(), Stream(0, "x", images.index))

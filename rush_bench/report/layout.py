@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import textwrap
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,11 +92,7 @@ def flush_left(layout: Layout) -> list[bool]:
 
 def folded(text: str, width: int) -> str:
     """Lines of whole words, of at most `width` letters where words allow."""
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".lstrip()
-        lines[-1:] = [longer] if len(longer) <= width or not lines[-1] else [lines[-1], word]
-    return "\n".join(lines)
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:

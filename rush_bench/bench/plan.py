@@ -27,7 +27,10 @@ from rush_bench.cli.common import target_of
 from rush_bench.cli.settle import arguments
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
-from rush_bench.defenses.load import of_network
+from rush_bench.defenses.load import front_of, of_network
+from rush_bench.defenses.published.expected import BANK, VOTES
+from rush_bench.defenses.published.expected import IMAGES as TRIED
+from rush_bench.defenses.published.importing import read_published
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation import certificates, corruptions, runner
@@ -35,8 +38,10 @@ from rush_bench.evaluation.precision import choose_precision
 from rush_bench.evaluation.work import Job as CellJob
 from rush_bench.files import read_json
 from rush_bench.networks import build
+from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import noise_from
+from rush_bench.places import data_folder, on_disk
 from rush_bench.records import CellStore
 from rush_bench.report.settle import stem
 from rush_bench.settings import parse_number
@@ -45,6 +50,7 @@ from rush_bench.training.checkpoint import CheckpointFile, identity
 from rush_bench.training.cost import of_stages
 from rush_bench.training.encoders import shared
 from rush_bench.training.run import Prepared, overruns, prepare
+from rush_bench.training.start import Start
 
 State = Literal["done", "in progress", "missing", "anew", "impossible"]  # anew: tables and figures, each time
 BATCH = 64  # images of the step whose time predicts a training's
@@ -139,13 +145,39 @@ class Planner:
         if job.kind == "train":
             return self.training(job)
         if job.kind == "import":
-            there = job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS))
-            if not there and not Path(job.context().params["file"]).is_file():
-                raise BadInput(f"there is no file {job.context().params['file']}")
-            return Planned(job, "done") if there else Planned(job, "missing", passes=math.nan, seconds=math.nan)
+            return self.importing(job)
         if job.kind in MEASURES:
             return self.measurement(job)
         return Planned(job, "anew")
+
+    def importing(self, job: Job) -> Planned:
+        """An import: it predicts some images, to see that the file was read right."""
+        if job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS)):
+            return Planned(job, "done")
+        asked = dict(job.context().params)
+        for key in ("store", "data_dir", "device", "as_json"):
+            asked.pop(key)
+        card = read_published(**asked).card
+        self.cards[job.makes] = card
+        if not on_disk(asked["dataset"], data_folder(self.place.data_dir)):
+            return Planned(job, "missing")
+        passes = (BANK + TRIED) if asked["as_"] == "encoder" else TRIED * (VOTES if card["noise"] else 1)
+        return Planned(job, "missing", passes=passes, seconds=passes * self.pass_rate(card["network"]) if self.priced else 0.0)
+
+    def start(self, wanted: Any, dataset: str) -> Any:
+        """What a training starts from, as it asks for it; where the store lacks it, its card without weights."""
+        name, encoders = str(wanted).partition(":")[0], self.place.store / ENCODERS
+        if wanted is None or name in (*model_names(self.place.store), *model_names(encoders)):
+            return wanted
+        card = self.cards.get(name)
+        if card is None and Path(wanted).is_file():
+            read = read_published(wanted, Path(wanted).stem, dataset=dataset, as_="encoder")
+            if read.kept(self.place.store, "encoder"):
+                return read.card["name"]
+            name, card = read.card["name"], read.card
+        if card is None:
+            return wanted
+        return Start(card, "", {}, {ROUTES: {}}, name, "model" if card["protocol"] else "encoder")
 
     def training(self, job: Job) -> Planned:
         """A training: its stages that are left."""
@@ -153,21 +185,19 @@ class Planner:
         recipe, asked["name"] = asked.pop("name"), asked.pop("model")
         for key in ("device", "max_minutes", "log", "as_json"):
             asked.pop(key)
-        if unfinished(job, self.place.store):  # what it starts from is not there yet
-            return Planned(job, "missing", passes=math.nan, seconds=math.nan)
-        if asked["from_"] and Path(str(asked["from_"])).is_file():
-            return Planned(job, "missing", passes=math.nan, seconds=math.nan)
+        asked["from_"] = self.start(asked["from_"], asked["dataset"])
         ready = prepare(recipe, fetch=self.load, **asked)
         self.cards[job.makes] = ready.card
         if ready.finished(self.place.store):
             return Planned(job, "done")
         file = CheckpointFile(self.place.store / ready.card["name"], identity(ready.card))
-        state: State = "in progress" if file.path.exists() else "missing"
+        state: State = "in progress" if file.path.exists() and not isinstance(asked["from_"], Start) else "missing"
         if not self.priced:
             return Planned(job, state)
         where = file.load(torch.device("cpu")) if state == "in progress" else None
         left = self.stages_left(ready, None if where is None else where["where"])
-        return Planned(job, state, passes=left, seconds=left * self.training_rate(ready))
+        how = ready.settings.precision, ready.settings.channels_last
+        return Planned(job, state, passes=left, seconds=left * self.pass_rate(ready.card["network"], *how))
 
     def stages_left(self, ready: Prepared, where: dict[str, Any] | None) -> float:
         """Passes through the encoder that a training still takes."""
@@ -181,20 +211,19 @@ class Planner:
             first = before.stages if before.name in model_names(self.place.store / ENCODERS) else 0
         return sum(cost.passes * (1 - done if number == first else 1) for number, cost in enumerate(costs) if number >= first)
 
-    def training_rate(self, ready: Prepared) -> float:
+    def pass_rate(self, spec: dict[str, Any], precision: str = "float32", channels_last: bool = True) -> float:
         """Seconds of a pass of an image: forward and back through the network, in training, by the count of 3."""
-        settings, spec = ready.settings, ready.card["network"]
-        key = f"train {_shape(spec)} {settings.precision} {settings.channels_last}"
+        key = f"train {_shape(spec)} {precision} {channels_last}"
         if key not in self.speed:
             network = build(spec)
-            if settings.channels_last and not overruns(network):
+            if channels_last and not overruns(network):
                 network = network.to(memory_format=torch.channels_last)
             network = network.to(self.device).train()
             images = torch.zeros(BATCH, *image_shape(spec), device=self.device)
             taken = []
             for _ in range(2):  # the first pays for warming up
                 begun = time.perf_counter()
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     loss = network(images).float().square().mean()
                 loss.backward()
                 loss.item()
@@ -244,15 +273,17 @@ class Planner:
         """Stand-ins for the defences that a training will leave: what differs in its weights alone costs the same."""
         model, _, votes = name.partition("@")
         card = self.cards.get(model.partition(":")[0])
-        if card is None or card.get("transform"):
+        if card is None:
             return []
         made: list[Defense] = []
         for m in [int(votes)] if votes else card["votes"]:
             law = noise_from(card["noise"]) if m else None
-            like = f"{card['network']} {law} {options}"  # a plan asks of a defence nothing else but its votes
+            front = card.get("transform") if m and not law else None
+            like = f"{card['network']} {law} {front} {options}"  # a plan asks of a defence nothing else but its votes
             if like not in self.stand_ins:
-                self.stand_ins[like] = of_network(build(card["network"]), law, m, name=name, **options)
-            made.append(self.stand_ins[like].of_votes(m) if law else self.stand_ins[like])
+                before = front_of(card, None, self.device) if front else None
+                self.stand_ins[like] = of_network(build(card["network"]), law, m, before, name=name, **options)
+            made.append(self.stand_ins[like].of_votes(m) if m else self.stand_ins[like])
         return [(made, images.load(dataset or card["dataset"], made[0].shape[1:]))]
 
     def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:

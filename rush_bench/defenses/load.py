@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rush_bench.defenses import zoo
 from rush_bench.defenses.base import Defense
@@ -131,18 +131,18 @@ def load_defense(
     }
     if start is not None:
         about["protocol"] = f"{card['protocol']} from {start['name']}"
-    common = {"name": names[0], "device": device, "about": about, **options}
-    if votes and law is None and card.get("transform"):
-        transform, average = stored_transform(model, store=store, device=device)
-        shape = image_shape(card["network"])
-        return Randomised(network.eval(), transform=transform, votes=int(votes), average=average, shape=shape, **common)
-    return of_network(network, law, int(votes or 0), **common)
+    front = stored_transform(model, store=store, device=device) if votes and law is None and card.get("transform") else None
+    return of_network(network, law, int(votes or 0), front, name=names[0], device=device, about=about, **options)
 
 
-def of_network(network: Classifier, law: Noise | None, votes: int, **options: Any) -> Network:
-    """One of our networks as a defence: smoothed where there is a law."""
+def of_network(
+    network: Classifier, law: Noise | None, votes: int, front: tuple[StreamTransform, Average] | None = None, **options: Any
+) -> Network:
+    """One of our networks as a defence: smoothed where there is a law, behind a transform where `front` has one."""
     options["shape"] = image_shape(network.spec)
     network.eval()
+    if front is not None:
+        return Randomised(network, transform=front[0], votes=votes, average=front[1], **options)
     return Smoothed(network, noise=law, votes=votes, **options) if law else Deterministic(network, **options)
 
 
@@ -158,13 +158,21 @@ def stored_transform(
     spec = card.get("transform")
     if spec is None:
         raise BadInput(f"model {model!r} has no transform in front of it; name one that has, such as purify-digits")
-    if spec["name"] != "purify":
-        return transform_from(spec), "logits"
+    weights = read_weights(Path(store), model, "transform") if spec["name"] == "purify" else None
     try:
-        chain = purifier_from(spec, card["network"]["channels"], read_weights(Path(store), model, "transform"))
+        return front_of(card, weights, device)
     except RuntimeError as error:
         raise RushBenchError(f"the purifier of {model!r} does not fit its card: {error}") from error
-    return chain.to(device), "vote"
+
+
+def front_of(
+    card: Mapping[str, Any], weights: Mapping[str, Tensor] | None, device: torch.device | str = "cpu"
+) -> tuple[StreamTransform, Average]:
+    """What a card has in front of its network, and how its draws are averaged; a purifier without weights is untrained."""
+    spec = card["transform"]
+    if spec["name"] != "purify":
+        return transform_from(spec), "logits"
+    return purifier_from(spec, card["network"]["channels"], weights).to(device), "vote"
 
 
 def architecture(spec: dict[str, Any]) -> str:

@@ -66,11 +66,12 @@ class Purifier(Chain):
         return f"times={self.times}, signals={self.signals}, eta={self.eta}, {super().extra_repr()}"
 
 
-def purifier_from(spec: Mapping[str, Any], channels: int, weights: Mapping[str, Tensor]) -> Purifier:
+def purifier_from(spec: Mapping[str, Any], channels: int, weights: Mapping[str, Tensor] | None) -> Purifier:
     """The purifier of a card: `{"timesteps": 100, "start": 15, "steps": 3, "eta": 1.0, "width": 8, "multipliers": [1, 2, 2]}`.
 
-    RuntimeError, of `load_state_dict`, for weights that do not fit.
+    Without weights an untrained one, which costs the same. RuntimeError, of `load_state_dict`, for weights that do not fit.
     """
     network = UNet(channels, spec["width"], spec["multipliers"])
-    network.load_state_dict(dict(weights))
+    if weights is not None:
+        network.load_state_dict(dict(weights))
     return Purifier(network, linear_schedule(spec["timesteps"]), start=spec["start"], steps=spec["steps"], eta=spec["eta"])

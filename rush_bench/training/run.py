@@ -140,7 +140,7 @@ def prepare(
     recipe: str | Recipe,
     *,
     dataset: str,
-    from_: str | Path | None = None,
+    from_: str | Path | Start | None = None,
     protocol: str | None = None,
     noise: str | None = None,
     pretrain_on: str | None = None,
@@ -154,8 +154,9 @@ def prepare(
     n_train: int | None = None,
     fetch: Callable[..., Images] | None = None,
 ) -> Prepared:
-    """What `train` would run on the same arguments; nothing is trained. `fetch` stands for `load_dataset`.
+    """What `train` would run on the same arguments; nothing is trained.
 
+    fetch: called in place of `load_dataset`. from_: `train`'s, or a Start, whose weights nobody needs before the first step.
     BadInput as `train`'s, but for a folder that holds another run.
     """
     check_seed(seed)
@@ -165,7 +166,10 @@ def prepare(
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
     short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
     layers.append({key: value for key, value in short.items() if value is not None})
-    start, notes = find_start(from_, Path(store), dataset) if from_ is not None else (None, [])
+    if from_ is None or isinstance(from_, Start):
+        start, notes = from_, list[str]()
+    else:
+        start, notes = find_start(from_, Path(store), dataset)
     layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
     wanted = resolve_settings(system, preset, None, layers)
     strict = any("n_train" in layer for layer in layers)

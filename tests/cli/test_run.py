@@ -14,6 +14,7 @@ import torch
 
 from rush_bench.attacks.pgd import PGD
 from rush_bench.files import sha256_file
+from rush_bench.networks import build
 from rush_bench.records import load_results
 
 FILE = """
@@ -103,6 +104,82 @@ def test_it_plans_runs_and_has_nothing_left(tiny, rush_bench, monkeypatch) -> No
     for job in jobs.values():  # the commands that it names find their work done
         assert rush_bench(*shlex.split(job["command"])[1:]).exit_code == 0
     assert written() == there
+
+
+OTHERS = """
+store = "kept"
+
+[[import]]
+file = "theirs.pt"
+name = "theirs"
+recipe = "noise_sup"
+noise = "uniform:0.3"
+normalise = "none"
+dataset = "digits"
+
+[[train]]
+recipe = "rocl"
+dataset = "digits"
+preset = "smoke"
+set.network = { name = "resnet", blocks = [1], width = 4 }
+
+[[train]]
+recipe = "finetune"
+from = "rocl-digits"
+name = "again"
+dataset = "digits"
+preset = "smoke"
+protocol = "SLF"
+
+[[train]]
+recipe = "noise_sup"
+from = "theirs"
+name = "further"
+dataset = "digits"
+preset = "smoke"
+
+[[train]]
+recipe = "noise_sup"
+from = "DeACL.pt"
+name = "grown"
+dataset = "colour.npz"
+set.size = 8
+preset = "smoke"
+
+[[attack]]
+models = ["theirs@1", "rocl@3", "rocl", "again", "further@1"]
+suite = "linf8-quick"
+attacks = "pgd"
+dataset = "digits"
+n = 6
+"""
+
+
+def test_what_starts_elsewhere_has_a_price_too(tiny) -> None:
+    """Imports, trainings that start from what is not there yet or from a file, and attacks on any of them."""
+    for file, size, channels, names in (
+        ("theirs.pt", 16, 1, {"encoder.": "", "head.": "fc."}),
+        ("DeACL.pt", 8, 3, {"encoder.": "backbone.", "head.": "classifier_adv."}),
+    ):
+        net = build({"name": "resnet", "blocks": [1], "width": 4, "classes": 10, "channels": channels, "size": size})
+        state = {key: value + 0.1 if "running" in key else value for key, value in net.state_dict().items()}
+        for old, new in names.items():
+            state = {key.replace(old, new): value for key, value in state.items()}
+        torch.save({"state_dict": state}, file)
+    pixels, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
+    images = {"train_images": pixels, "train_labels": labels, "test_images": pixels, "test_labels": labels}
+    np.savez("colour.npz", classes=np.array(["a", "b"]), **images)
+    plan = tiny("--plan", "--json", text=OTHERS)
+    assert plan.exit_code == 0, plan.output
+    jobs = {job["name"]: job for job in json.loads(plan.stdout)["jobs"]}
+    assert set(states(plan).values()) == {"missing", "anew"} and jobs.pop("table")["state"] == "anew"
+    assert all(job["passes"] > 0 < job["seconds"] for job in jobs.values())
+    assert jobs["import theirs"]["passes"] == 500 * 16  # images that it tries at most, and votes
+    assert jobs["train further"]["passes"] == 2 * 256 * 3
+    assert jobs["train grown"]["passes"] == 2 * 36 * 3
+    rocl = {name: jobs[f"attack {name} linf8-quick"]["passes"] for name in ("rocl-digits", "rocl-digits@3", "again")}
+    assert rocl["rocl-digits"] == rocl["again"] < rocl["rocl-digits@3"]
+    assert not Path("kept").exists()
 
 
 def test_stopped_by_max_minutes_is_3_and_the_same_command_finishes(tiny) -> None:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rush_bench.defenses.published.expected import expectation, measure_clean, measure_encoder
+from rush_bench.defenses.published.expected import Expected, expectation, measure_clean, measure_encoder
 from rush_bench.defenses.published.families import INSIDE, RANDOMISED, SUPERVISED, Family, recognise
 from rush_bench.defenses.published.normalisation import BY_NAME, Constants, by_recipe, check, in_file, parse, smoothadv_extra
 from rush_bench.defenses.published.reading import Tensors, linear, read_checkpoint, read_head
 from rush_bench.defenses.published.shapes import check_coverage, check_trained, spec_of
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import sha256_file
-from rush_bench.networks import build
+from rush_bench.networks import Classifier, build
 from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.noise import Noise, noise_from
 from rush_bench.protocols import in_words
@@ -80,8 +80,60 @@ def import_checkpoint(
         Traceback (most recent call last):
         rush_bench.errors.BadInput: ...
     """
-    file, store, encoder = Path(file), Path(store), as_ == "encoder"
-    home, other = (store / ENCODERS, store) if encoder else (store, store / ENCODERS)
+    given: dict[str, Any] = {"bn_route": bn_route, "head": head, "recipe": recipe, "network": network, "protocol": protocol}
+    given |= {"pretrain_dataset": pretrain_dataset, "extra_data": extra_data, "noise": noise, "normalise": normalise}
+    store, encoder = Path(store), as_ == "encoder"
+    read = read_published(file, name, dataset=dataset, as_=as_, expect_clean=expect_clean, **given)
+    read.kept(store, as_)
+    card, notes = read.card, read.card["notes"]
+    place: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "device": device}
+    net = read.network
+    notes.append(measure_encoder(net, **place) if encoder else measure_clean(net, read.expected, noise=read.noise, **place))
+    folder = (store / ENCODERS if encoder else store) / name
+    save_model(folder, card, read.tensors)
+    return Imported(folder, card, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint file as our network, before anything is measured or kept: its card, and the tensors of a model's file."""
+
+    card: dict[str, Any]
+    network: Classifier
+    noise: Noise | None
+    expected: Expected | None
+    tensors: Tensors
+
+    def kept(self, store: Path, as_: Literal["model", "encoder"]) -> bool:
+        """Whether the store has it; BadInput where it has something else of that name."""
+        name = self.card["name"]
+        home, other = (store / ENCODERS, store) if as_ == "encoder" else (store, store / ENCODERS)
+        there = read_card(home, name) if name in model_names(home) else None
+        same = there is None or all(there.get(key) == self.card[key] for key in ("source", "network", "noise"))
+        if not same or name in model_names(other):
+            raise BadInput(f"{store} has another model or encoder named {name!r}; choose another --name, or delete its folder")
+        return there is not None
+
+
+def read_published(
+    file: str | Path,
+    name: str,
+    *,
+    dataset: str,
+    as_: Literal["model", "encoder"] = "model",
+    bn_route: int | None = None,
+    head: str | Path | None = None,
+    recipe: str | None = None,
+    network: str | None = None,
+    protocol: str | None = None,
+    pretrain_dataset: str | None = None,
+    extra_data: str | None = None,
+    noise: str | None = None,
+    normalise: str | None = None,
+    expect_clean: float | str | None = None,
+) -> Published:
+    """What `import_checkpoint` would keep of a file; its arguments and errors. The store is not touched."""
+    file, encoder = Path(file), as_ == "encoder"
     check_name(name)
     short = Path(dataset).stem if dataset.endswith(".npz") else datasets.get(dataset).name
     tensors, classifier, notes = read_checkpoint(file)
@@ -132,15 +184,9 @@ def import_checkpoint(
         "source": source,
         "notes": notes,
     }
-    there = read_card(home, name) if name in model_names(home) else card
-    if any(there.get(key) != card[key] for key in ("source", "network", "noise")) or name in model_names(other):
-        raise BadInput(f"{store} has another model or encoder named {name!r}; choose another --name, or delete its folder")
     expected = None if encoder else expectation(file.name, digest, family.title, short, law, expect_clean)
-    place: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "device": device}
-    notes.append(measure_encoder(net, **place) if encoder else measure_clean(net, expected, noise=law, **place))
     carried = {f"{CARRIED}{ROUTES}/{key}": value for key, value in renamed(routes, family, "").items()} if encoder else {}
-    save_model(home / name, card, {**state, **carried} if encoder else net.state_dict())
-    return Imported(home / name, card, tuple(notes))
+    return Published(card, net, law, expected, {**state, **carried} if encoder else net.state_dict())
 
 
 def refuse_of_encoder(**given: Any) -> None:

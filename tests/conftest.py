@@ -59,22 +59,17 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "rates", lambda defense, data, rows=512: (1e-4, 2e-4))
 
 
-@pytest.fixture
-def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cell looks at its gradients, which takes longer than attacks of few steps; test_evidence holds cells to looking."""
+@pytest.fixture(autouse=True)
+def known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and gradients of tests are known to be sound: what is asked of a stranger's, which takes longer than most
+    tests, is left out, but for tests marked `strangers`, which hold networks and cells to all of it."""
+    if request.node.get_closest_marker("strangers"):
+        return
+    from rush_bench.defenses import probe
     from rush_bench.evaluation import runner
 
     monkeypatch.setattr(runner, "_gradients", lambda *of: {})
-
-
-@pytest.fixture
-def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network is asked whether it is a function of the image, nor for its fastest form, which take forty passes of a
-    ResNet-18: test_door and test_precision hold all networks to both."""
-    from rush_bench.defenses import probe
-
     monkeypatch.setattr(probe, "check_function", lambda body, rows: None)
-    monkeypatch.setattr(probe, "fastest", lambda body, rows: (body.network, torch.contiguous_format))
 
 
 @pytest.fixture

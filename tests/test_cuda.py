@@ -48,6 +48,8 @@ from rush_bench.threats import Threat
 from rush_bench.training import loop, train
 from tests.fakecuda import DEVICE_NAME, CudaTensor, Waits, fake_cuda
 
+pytestmark = pytest.mark.strangers
+
 SHAPE = (1, 5, 5)
 THREAT = Threat("linf", 0.03)
 STREAM = Stream(0, "attack", torch.arange(10, 13))
@@ -356,7 +358,6 @@ def test_probes_of_the_audit(defended, images, labels, monkeypatch) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.usefixtures("unlooked")
 def test_settle(defended, data, tmp_path) -> None:
     """Itself, a bank, certified, without noise: forms of a defence; every attack is above."""
     budget = dataclasses.replace(BUDGETS["quick"], points=2, steps=2, draws=2, banks=(4,), part_steps=1, certificate=100)
@@ -404,7 +405,6 @@ def test_doctor_and_choices_by_the_device() -> None:
         assert choose_device("auto").type == "cuda" and has_bfloat16(choose_device("cuda:0"))
 
 
-@pytest.mark.usefixtures("trusted")
 def test_an_ensemble_and_a_purifier(labels) -> None:
     shape = (1, 8, 8)
     images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(2))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.strangers
+
 
 @pytest.fixture(scope="module")
 def trials():

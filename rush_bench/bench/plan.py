@@ -157,6 +157,8 @@ class Planner:
         asked = dict(job.context().params)
         for key in ("store", "data_dir", "device", "as_json"):
             asked.pop(key)
+        if not asked["file"].is_file():
+            raise BadInput(f"there is no file {asked['file']}")
         card = read_published(**asked).card
         self.cards[job.makes] = card
         if not on_disk(asked["dataset"], data_folder(self.place.data_dir)):

@@ -89,11 +89,11 @@ class Body:
             states = own_states(device)
             probe.check_outputs(self, rows, shape)
             probe.check_search(self, probe.images_like(shape, device))
+            if not random:
+                self.search, self.layout = probe.fastest(self, rows)
             self.row_bytes = self._row_bytes(shape)
             if not random:
                 probe.check_function(self, rows)
-                self.search, self.layout = probe.fastest(self, rows)
-                self.row_bytes = self._row_bytes(shape)
             self.forward_bytes = self._forward_bytes(shape)
             self.spread = self._spread(rows)
             seeds = not random and own_states(device) != states

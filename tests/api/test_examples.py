@@ -12,7 +12,6 @@ from tests.api.conftest import QUICK
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 
 
-@pytest.mark.usefixtures("unlooked")
 @pytest.mark.parametrize("name", rb.__all__)
 def test_the_example_of_a_public_name(name: str, tmp_path: Path, measured: Path, store: Path) -> None:
     text = inspect.getdoc(getattr(rb, name))

@@ -16,8 +16,6 @@ from rush_bench.evaluation import runner
 from rush_bench.store import model_names, read_card
 from tests.api.conftest import QUICK, linear
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 
 def attacked(
     folder: str, name: str = "linear", shard: tuple[int, int] = (1, 1), network: torch.nn.Module | None = None

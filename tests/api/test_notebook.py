@@ -20,7 +20,7 @@ def fewer(source: str) -> str:
     return source
 
 
-@pytest.mark.usefixtures("unlooked", "undrawn")
+@pytest.mark.usefixtures("undrawn")
 def test_the_tour_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("flags", "truth", "indicators", "binarization"):  # they have tests of their own
         monkeypatch.setattr(probes, name, lambda *arguments: [])

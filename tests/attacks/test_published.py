@@ -25,8 +25,6 @@ from rush_bench.noise import Gaussian, Stream, Uniform
 from rush_bench.records.statistics import paired_difference
 from rush_bench.threats import Threat
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 SMALL, DIGIT = (1, 4, 4), (1, 8, 8)
 STREAM = Stream(0, "attack")
 LINF = Threat("linf", 0.1)

@@ -28,8 +28,6 @@ from rush_bench.threats import Threat
 EPS = 0.1
 THREAT = Threat("linf", EPS)
 
-pytestmark = pytest.mark.usefixtures("unlooked")  # true gradients are probed
-
 
 @pytest.fixture(scope="session")
 def digits():

@@ -72,6 +72,7 @@ class Own(Defense):
         return Gradient(torch.autograd.grad(value.sum(), x)[0], value.detach())
 
 
+@pytest.mark.strangers
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -21,8 +21,6 @@ from rush_bench.noise import Gaussian, Laplace, Stream, Uniform
 SHAPE = (1, 4, 4)
 EPS = 0.1
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 
 def named(evidence, experiment: str, trial: str):
     return next(entry for entry in evidence.of(experiment) if entry.trial == trial)

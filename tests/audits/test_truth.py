@@ -140,6 +140,7 @@ def test_another_answer_under_gradients_or_in_later_calls_is_flagged(zoo, noisy,
     assert same_in_later_calls(made(60), images, labels, place, calls=60).status == "flag"
 
 
+@pytest.mark.strangers
 def test_a_network_that_answers_otherwise_is_refused_where_it_shows_at_once(zoo) -> None:
     for late, says in ((None, "while gradients are recorded"), (10, "from call to call")):
         with pytest.raises(BadInput, match=says):

@@ -13,8 +13,6 @@ from rush_bench.attacks.pgd import PGD
 from rush_bench.errors import MissingPackage
 from rush_bench.records import load_results
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 
 @pytest.fixture
 def attack(rush_bench, store: Path, mine: Path, quick: list[str]):

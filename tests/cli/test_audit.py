@@ -18,8 +18,6 @@ SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2,
 SMALL |= {"rand": (2,), "rand_steps": 2, "banks": (2,), "part_steps": 2, "queries": (4,), "sweep_steps": 2, "votes": (1, 2)}
 SMALL |= {"certificate": 200, "published": {"steps": 1, "queries": 2, "targets": 1}, "long": 3, "peers": 1, "targets": 1}
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 
 @pytest.fixture
 def audit(rush_bench, store: Path, mine: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,8 +14,6 @@ from rush_bench.datasets.corruptions import ALL, USUAL
 from rush_bench.networks import build
 from rush_bench.store import save_model
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 QUICK = ["--data-dir", "data", "--n", "10", "--repeats", "2"]
 
 

@@ -266,6 +266,7 @@ def arrays(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
+@pytest.mark.strangers
 def test_killed_and_shared_it_gives_the_same_bits(
     tiny, process, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

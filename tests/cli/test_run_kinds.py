@@ -12,8 +12,6 @@ from rush_bench.audits.experiments import BUDGETS
 from rush_bench.audits.finding import Finding
 from tests.cli.test_audit import SMALL
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 MEASURED = """
 out = "results"
 

@@ -12,8 +12,6 @@ from rush_bench.audits.experiments import BUDGETS
 from rush_bench.evaluation import runner
 from rush_bench.records import load_results
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "sweep_steps": 2, "queries": (4,), "certificate": 200}
 
 

@@ -24,8 +24,6 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import NETWORKS
 from rush_bench.noise import Stream
 
-pytestmark = pytest.mark.usefixtures("trusted")
-
 Tensors = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTRE = (0.4914, 0.4822, 0.4465)

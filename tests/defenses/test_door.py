@@ -15,6 +15,8 @@ from rush_bench.defenses import Deterministic, Randomised, Smoothed, as_module
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream, Uniform
 
+pytestmark = pytest.mark.strangers
+
 SHAPE = (3, 8, 8)
 STREAM = Stream(0, "test")
 

@@ -18,8 +18,6 @@ from rush_bench.networks import build
 from rush_bench.store import ENCODERS, model_names, read_weights
 from rush_bench.training import train
 
-pytestmark = pytest.mark.usefixtures("trusted")
-
 Tensors = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))

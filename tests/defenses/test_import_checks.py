@@ -21,8 +21,6 @@ from rush_bench.files import sha256_file
 from rush_bench.networks import build
 from rush_bench.store import model_names
 
-pytestmark = pytest.mark.usefixtures("trusted")
-
 Tensors = dict[str, Tensor]
 SPEC = {"name": "resnet", "blocks": [1, 1], "width": 16}
 

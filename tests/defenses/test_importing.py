@@ -18,8 +18,6 @@ from rush_bench.networks import build
 from rush_bench.noise import Stream
 from rush_bench.store import read_card, read_weights
 
-pytestmark = pytest.mark.usefixtures("trusted")
-
 Tensors = dict[str, Tensor]
 BATCHNORM = re.compile(r"(^|\.)(bn\d|downsample\.1)\.(weight|bias|running_mean|running_var|num_batches_tracked)$")
 IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}

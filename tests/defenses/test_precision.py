@@ -8,6 +8,8 @@ from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.devices import full_precision
 from rush_bench.noise import Stream
 
+pytestmark = pytest.mark.strangers
+
 CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
 SHAPE, LABELS, STREAM = (1, 4, 4), torch.tensor([0, 1]), Stream(0, "attack")
 IMAGES = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))

@@ -260,7 +260,7 @@ def test_the_schedule_is_ho_et_als():
         linear_schedule(20)
 
 
-@pytest.mark.parametrize("rows", [10**6, 5, 2])
+@pytest.mark.parametrize("rows", [5, 2])
 @pytest.mark.parametrize("kind", ["exact", "adjoint"])
 def test_a_defences_gradient_is_the_same_in_blocks(unet, classifier, images, rows, kind):
     defense = Randomised(classifier, transform=purifier(unet, gradient=kind), shape=SHAPE)

@@ -262,6 +262,7 @@ def careless(images, stream, draws):
     return images[:, None] * torch.rand(len(images), draws, 1, 1, 1)
 
 
+@pytest.mark.strangers
 @pytest.mark.parametrize(
     ("wrap", "says"),
     [
@@ -310,6 +311,7 @@ def defense():
 """
 
 
+@pytest.mark.strangers
 def test_the_command_line_names_the_fix_and_takes_it(tmp_path, monkeypatch):
     (tmp_path / "random_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)

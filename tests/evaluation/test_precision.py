@@ -7,6 +7,8 @@ from rush_bench.devices import has_bfloat16
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.precision import choose_precision, keep_precision
 
+pytestmark = pytest.mark.strangers
+
 CPU = torch.device("cpu")
 
 

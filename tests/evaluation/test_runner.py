@@ -142,7 +142,6 @@ def test_shards_and_order_change_nothing(linear, grey, suite, tmp_path):
     _same(_tables(whole), _tables(part))
 
 
-@pytest.mark.usefixtures("unlooked")
 def test_chunk_size_changes_nothing_but_rounding(linear, grey, suite, tmp_path):
     runs = [attack(_defenses(linear), suite, grey, out=tmp_path / str(chunk), chunk=chunk, quiet=True) for chunk in (40, 14)]
     tables = [{k: v for k, v in _tables(run).items() if k[1] in ("clean", "pgd")} for run in runs]
@@ -155,7 +154,6 @@ def test_chunk_size_changes_nothing_but_rounding(linear, grey, suite, tmp_path):
             assert (expected["correct"].to_numpy() == frame["correct"].to_numpy()).all()
 
 
-@pytest.mark.usefixtures("unlooked")
 def test_stopped_and_resumed_equals_uninterrupted(linear, grey, suite, tmp_path, monkeypatch):
     whole = attack(_defenses(linear), suite, grey, out=tmp_path / "whole", chunk=14, quiet=True)
     ticks = itertools.count()
@@ -171,7 +169,6 @@ def test_stopped_and_resumed_equals_uninterrupted(linear, grey, suite, tmp_path,
     _same(_tables(whole), _tables(run))
 
 
-@pytest.mark.usefixtures("unlooked")
 def test_running_again_computes_nothing(linear, grey, suite, tmp_path):
     attack(_defenses(linear), suite, grey, out=tmp_path, chunk=20, quiet=True)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}

@@ -24,8 +24,6 @@ from rush_bench.settings import override
 from rush_bench.training import train
 from rush_bench.training.stage import Batch, Context
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 SMALL = ("size=8", "network.name=resnet", "network.blocks=1", "network.width=8", "n_train=64", "diffusion.batch_size=32")
 
 

@@ -14,8 +14,6 @@ from rush_bench.store import read_card, read_weights
 from rush_bench.training import train
 from rush_bench.training.finetune import Finetune
 
-pytestmark = pytest.mark.usefixtures("unlooked")
-
 SMALL = ("size=8", "network.name=resnet", "network.blocks=1,1", "network.width=4", "n_train=64")
 SHORT = ("joint.epochs=1", "finetune.epochs=1", "attack.steps=2", "finetune_attack.steps=2", "finetune.select_images=16")
 TRUNK = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")

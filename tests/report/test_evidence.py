@@ -13,6 +13,8 @@ from rush_bench.records import Cell, CellStore
 from rush_bench.report.layout import best
 from rush_bench.report.table import of_frame
 
+pytestmark = pytest.mark.strangers
+
 SHAPE, COUNT = (1, 4, 4), 12
 
 

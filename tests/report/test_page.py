@@ -298,6 +298,7 @@ class Rounded(nn.Module):
         return torch.round(16 * x) / 16
 
 
+@pytest.mark.strangers
 def test_a_dagger_says_why(undrawn, digits, tmp_path: Path) -> None:
     images, network = digits
     suite = parse_suite("linf25.5-quick", ("clean", "pgd"), {"pgd.steps": 1, "pgd.select_draws": 1})

@@ -16,7 +16,7 @@ from rush_bench.datasets.loading import find_source
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.registry import match, recipes
 from rush_bench.store import ENCODERS, model_names, read_cards
-from rush_bench.training.run import resolve_settings, usual_name
+from rush_bench.training.run import default_name, resolve_settings
 
 LAST = ("table", "figure", "report")
 MEASURES = ("attack", "certify", "corruptions", "settle", "audit")
@@ -187,7 +187,7 @@ def _training(
         dataset, before = (find_source(str(options.get(key, options["dataset"]))).name for key in ("dataset", "pretrain-on"))
     except BadInput as error:
         raise BadInput(f"{entry.place}: {error}") from error
-    base = str(options["name"]).replace("{recipe}", recipe) if "name" in options else usual_name(recipe, dataset, before)
+    base = str(options["name"]).replace("{recipe}", recipe) if "name" in options else default_name(recipe, dataset, before)
     name = base + ("" if share in (None, 1) else f"-x{share:g}") + (f"-s{seed}" if seed else "")
     sets, trouble = dict[str, Any](), None
     if share is not None:

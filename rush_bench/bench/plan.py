@@ -42,9 +42,9 @@ from rush_bench.report.settle import stem
 from rush_bench.settings import parse_number
 from rush_bench.store import ENCODERS, model_names
 from rush_bench.training.checkpoint import CheckpointFile, identity
-from rush_bench.training.cost import of_stages
-from rush_bench.training.encoders import shared
-from rush_bench.training.run import Prepared, overruns, prepare
+from rush_bench.training.cost import stage_costs
+from rush_bench.training.encoders import shared_pretraining
+from rush_bench.training.run import PreparedTraining, channels_last_unsafe, prepare
 
 State = Literal["done", "in progress", "missing", "anew", "impossible"]  # anew: tables and figures, each time
 BATCH = 64  # images of the step whose time predicts a training's
@@ -169,25 +169,25 @@ class Planner:
         left = self.stages_left(ready, None if where is None else where["where"])
         return Planned(job, state, passes=left, seconds=left * self.training_rate(ready))
 
-    def stages_left(self, ready: Prepared, where: dict[str, Any] | None) -> float:
+    def stages_left(self, ready: PreparedTraining, where: dict[str, Any] | None) -> float:
         """Passes through the encoder that a training still takes."""
-        costs = list(of_stages(ready.system, ready.settings, ready.card["data"]).values())
+        costs = list(stage_costs(ready.system, ready.settings, ready.card["data"]).values())
         plans = ready.system.plans(ready.settings)
         first, done = 0, 0.0
         if where is not None:
             first, epochs = where["stage"], plans[where["stage"]].settings.epochs
             done = where["epoch"] / epochs
-        elif (before := shared(ready.system, plans, ready.settings, ready.card, self.place.store)) is not None:
+        elif (before := shared_pretraining(ready.system, plans, ready.settings, ready.card, self.place.store)) is not None:
             first = before.stages if before.name in model_names(self.place.store / ENCODERS) else 0
         return sum(cost.passes * (1 - done if number == first else 1) for number, cost in enumerate(costs) if number >= first)
 
-    def training_rate(self, ready: Prepared) -> float:
+    def training_rate(self, ready: PreparedTraining) -> float:
         """Seconds of a pass of an image: forward and back through the network, in training, by the count of 3."""
         settings, spec = ready.settings, ready.card["network"]
         key = f"train {_shape(spec)} {settings.precision} {settings.channels_last}"
         if key not in self.speed:
             network = build(spec)
-            if settings.channels_last and not overruns(network):
+            if settings.channels_last and not channels_last_unsafe(network):
                 network = network.to(memory_format=torch.channels_last)
             network = network.to(self.device).train()
             images = torch.zeros(BATCH, *image_shape(spec), device=self.device)

@@ -500,9 +500,7 @@ def test_every_protocol_for_every_pretrained_encoder(name, protocol):
     stage, _ = stage_of(name, -1, **layer, **({} if name != "advcl" else SMALLER))
     if protocol != "AFF":
         assert (stage.noise is not None) == (protocol == "NSLF")
-        assert (stage.selection_metric == "noisy") == (
-            0 not in card["votes"] or len(card["votes"]) > 1
-        )  # as it is shown
+        assert (stage.selection_metric == "noisy") == (0 not in card["votes"] or len(card["votes"]) > 1)  # as it is shown
 
 
 @pytest.mark.parametrize(

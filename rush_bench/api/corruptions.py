@@ -91,8 +91,8 @@ def corruptions(
         defenses, dataset, which, reference, n=n, seed=seed, store=store, data_dir=data_dir, device=device, memory=memory
     )
     shared: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk, "shard": shard}
-    made = runner.evaluate(found, data, out=out, max_minutes=max_minutes, quiet=quiet, **shared)
-    run = CorruptionsRun(made.results, made.failed, Path(out), made.done, reference=reference)
+    finished = runner.evaluate(found, data, out=out, max_minutes=max_minutes, quiet=quiet, **shared)
+    run = CorruptionsRun(finished.results, finished.failed, Path(out), finished.done, reference=reference)
     say_where(Path(out) / runner.FOLDER, quiet)
     if any(result.complete for result in run.results):
         run.paths = report.write(run.table().frame, Path(out) / runner.FOLDER / f"{dataset}-{which}")

@@ -28,15 +28,15 @@ def export(
 
     BadInput for a defence or an attack that has no finished cell.
     """
-    whole = [cell for cell in load_results(results) if cell.complete]
-    names = list(dict.fromkeys(str(cell.labels["defense"]) for cell in whole))
+    complete = [cell for cell in load_results(results) if cell.complete]
+    names = list(dict.fromkeys(str(cell.labels["defense"]) for cell in complete))
     if defense not in names:
         raise unknown_name(f"defence with finished cells in {results}", defense, names)
-    found = [cell for cell in whole if cell.labels["defense"] == defense]
+    found = [cell for cell in complete if cell.labels["defense"] == defense]
     if attack is not None:
         found = [cell for cell in found if cell.labels["attack"] == attack]
         if not found:
-            known = {str(cell.labels["attack"]) for cell in whole if cell.labels["defense"] == defense}
+            known = {str(cell.labels["attack"]) for cell in complete if cell.labels["defense"] == defense}
             raise unknown_name(f"finished attack on {defense}", attack, known)
     return [_export(cell, Path(out)) for cell in found]
 

@@ -212,4 +212,4 @@ def raw_logits(defense: Defense) -> Defense:
     """The same defence with logits in place of log-probabilities; itself where it is not made of a network of ours."""
     if not isinstance(defense, Network):
         return defense
-    return defense.with_body(defense.body.variant(read=lambda body, rows, exact: body.outcome(rows, exact=exact)))
+    return defense.with_body(defense.body.variant(read=lambda body, batch, exact: body.outcome(batch, exact=exact)))

@@ -79,18 +79,18 @@ def binarization(
         binary, sound = _fit(defense, layer, images, threat, stream, settings)
     except (LookupError, RushBenchError) as error:
         return [not_run("binarization", what, source, str(error))]
-    rows = sound.nonzero()[:, 0]
-    count, own = len(rows), stream.at(positions(stream, len(images))[rows.cpu()])
+    chosen = sound.nonzero()[:, 0]
+    count, own = len(chosen), stream.at(positions(stream, len(images))[chosen.cpu()])
     left_out = f"{len(images) - count} of {len(images)} images left out: no layer tells their planted point from the inner ones"
     if 2 * count < len(images):
         return [not_run("binarization", what, source, left_out)]
     labels = torch.zeros(count, dtype=torch.int64, device=images.device)
     attack = attack or (ATTACK if defense.deterministic else RANDOMISED)
     try:
-        attacked = attack.run(binary, images[rows], labels, threat, own.named("attack"))
+        attacked = attack.run(binary, images[chosen], labels, threat, own.named("attack"))
     except RushBenchError as error:  # its gradient is not finite, which other checks flag
         return [not_run("binarization", what, source, str(error))]
-    lucky, judge = _random_search(binary, images[rows], threat, own.named("random"), settings), own.named("judge")
+    lucky, judge = _random_search(binary, images[chosen], threat, own.named("random"), settings), own.named("judge")
     success = int((binary.middle(attacked, judge, settings.judging) > 0).sum())
     chance = float((binary.middle(lucky, judge, settings.judging) > 0).double().mean())
     low, high = clopper_pearson(success, count)
@@ -191,17 +191,17 @@ class _Layer:
         self.last = last
         self.heads: Tensor | None = None
 
-    def __call__(self, body: Body, rows: Tensor, exact: bool) -> Tensor:
+    def __call__(self, body: Body, batch: Tensor, exact: bool) -> Tensor:
         caught: list[Tensor] = []
         handle = self.last[exact].register_forward_pre_hook(lambda module, given: caught.append(given[0]))
         try:
             # what the network itself makes of them follows: the spread of its logits is that of the new layer
-            scores = log_probabilities(body, rows, exact)
+            scores = log_probabilities(body, batch, exact)
         finally:
             handle.remove()
         features = _flat(caught[-1].float())
-        if len(features) != len(rows):
-            raise LookupError(f"the last layer with weights reads {len(features)} rows for {len(rows)} images")
+        if len(features) != len(batch):
+            raise LookupError(f"the last layer with weights reads {len(features)} rows for {len(batch)} images")
         if self.heads is None:
             return torch.cat([features, (scores.amax(1) - scores.amin(1))[:, None]], 1)
         weights = self.heads.to(features.device)
@@ -251,8 +251,8 @@ class _Binarized(Network):
 
     def __init__(self, defense: Network, layer: _Layer, place: Tensor) -> None:
         body, sampler = defense.body.variant(read=layer, classes=2), _Heads(defense.sampler, layer, place)
-        how: dict[str, Any] = {"averaging": defense.averaging, "by_vote": defense.by_vote, "about": defense.about}
-        super().__init__(body, sampler, name=f"{defense.name}-binarized", draws=defense.draws, **how)
+        options: dict[str, Any] = {"averaging": defense.averaging, "by_vote": defense.by_vote, "about": defense.about}
+        super().__init__(body, sampler, name=f"{defense.name}-binarized", draws=defense.draws, **options)
 
     def as_module(self, stream: Stream) -> nn.Module:
         raise BadInput(NO_STREAM)

@@ -86,10 +86,10 @@ def _too_few(entry: Entry, what: str = "", got: int = IMAGES, needed: int = 0) -
 def iterative_beats_single_step(evidence: Evidence) -> Finding:
     """One step of eps must leave at least as much as the best iterative attack."""
     what = "accuracy under the best iterative attack less that under one step of eps"
-    one, best = evidence.get(Role.ONE_STEP), white_box_minimum(evidence)
-    if one is None or best is None:
+    single_step, best = evidence.get(Role.ONE_STEP), white_box_minimum(evidence)
+    if single_step is None or best is None:
         return not_run("iterative-beats-single-step", what, CARLINI, "needs T3 and T4")
-    return _loss("iterative-beats-single-step", what, best.minus(one), 0.0, CARLINI)
+    return _loss("iterative-beats-single-step", what, best.minus(single_step), 0.0, CARLINI)
 
 
 def reaches_chance(evidence: Evidence) -> Finding:
@@ -186,7 +186,7 @@ def more_steps_change_nothing(evidence: Evidence) -> Finding:
         return not_run("more-steps", what, source, "needs T3")
     losses = [(lengths[-2].minus(lengths[-1]), f"{lengths[-2].trial} to {lengths[-1].trial}")]
     for entry in evidence.playing(Role.RESTARTED):
-        single = next((one for one in lengths if one.attack["steps"] == entry.attack["steps"]), None)
+        single = next((run for run in lengths if run.attack["steps"] == entry.attack["steps"]), None)
         if single is not None:
             losses.append((single.minus(entry), f"{single.trial} to {entry.trial}"))
     loss, note = max(losses, key=lambda found: found[0].low)
@@ -208,7 +208,7 @@ def certificate_below_attack(evidence: Evidence) -> Finding:
     found = comparisons(evidence.certificates, [entry.result for entry in evidence.entries])
     if not found:
         return not_run("certificate-above-attack", what, source, "no certificate of these weights and this noise")
-    excess = [(one.floor - one.allowed - one.attacked, str(one)) for one in found]
+    excess = [(comparison.floor - comparison.allowed - comparison.attacked, str(comparison)) for comparison in found]
     worst, note = max(excess)
     note = f"{len(found)} comparisons" + (f"; {note}" if worst > 0 else "")
     return judged("certificate-above-attack", what, worst, "<=", 0.0, source, note=note, otherwise="bug")
@@ -217,11 +217,11 @@ def certificate_below_attack(evidence: Evidence) -> Finding:
 def steep_m_curve(evidence: Evidence) -> Finding:
     """A curve that falls steeply with the draws of a gradient is a sign of noise in gradients, not of robustness."""
     what, source = "accuracy with one draw per gradient less that with the most draws", "sources S6.3"
-    one, curve = evidence.get(Role.ONE_DRAW), evidence.of("T1")
-    if one is None or len(curve) < 2:
+    one_draw, curve = evidence.get(Role.ONE_DRAW), evidence.of("T1")
+    if one_draw is None or len(curve) < 2:
         why = "the defence is deterministic" if evidence.labels.get("deterministic") else "needs T1"
         return not_run("steep-m-curve", what, source, why)
-    return _loss("steep-m-curve", what, one.minus(curve[-1]), 5 * POINT, source)
+    return _loss("steep-m-curve", what, one_draw.minus(curve[-1]), 5 * POINT, source)
 
 
 def aa_above_pgd(evidence: Evidence) -> Finding:

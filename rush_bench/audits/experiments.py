@@ -217,10 +217,10 @@ def _t4(s: Subject, b: Budget) -> list[Trial]:
             "T4",
             names[loss] + (f" of {name}" if name else ""),
             "eot-apgd",
-            {"steps": b.losses_steps, "losses": (loss + how,), "draws": b.draws, "targets": b.targets},
+            {"steps": b.losses_steps, "losses": (loss + averaging,), "draws": b.draws, "targets": b.targets},
         )
         for loss in losses
-        for name, how in averages.items()
+        for name, averaging in averages.items()
     ]
     return [*trials, Trial("T4", "per-image minimum", WORST, {"of": ("T4",)})]
 
@@ -237,12 +237,12 @@ def _t6(s: Subject, b: Budget) -> list[Trial]:
     if not s.has_bank or not s.has_module:
         return []
     parts = _parts(s, b)
-    how = {"parts": parts, "steps": b.part_steps}
+    settings = {"parts": parts, "steps": b.part_steps}
     title = "AA" if not parts else "+".join(part.upper() for part in parts)
     if not s.draws:
-        return [Trial("T6", title, "aa", how)]
+        return [Trial("T6", title, "aa", settings)]
     sizes = sorted({max(s.draws, 16), *b.banks})
-    return [Trial("T6", f"{title}, bank of {size}", "aa", {**how, "bank": size}) for size in sizes]
+    return [Trial("T6", f"{title}, bank of {size}", "aa", {**settings, "bank": size}) for size in sizes]
 
 
 def _t7(s: Subject, b: Budget) -> list[Trial]:
@@ -268,9 +268,9 @@ def _t8(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t9(s: Subject, b: Budget) -> list[Trial]:
-    how = {"projected": "project", "clamp in the graph": "graph", "straight-through": "straight-through"}
+    clamps = {"projected": "project", "clamp in the graph": "graph", "straight-through": "straight-through"}
     common = {**_steps(b.steps), "draws": b.draws} if s.draws else _steps(b.steps)
-    return [Trial("T9", name, "eot" if s.draws else "pgd", {**common, "clamp": clamp}) for name, clamp in how.items()]
+    return [Trial("T9", name, "eot" if s.draws else "pgd", {**common, "clamp": clamp}) for name, clamp in clamps.items()]
 
 
 def _t10(s: Subject, b: Budget) -> list[Trial]:

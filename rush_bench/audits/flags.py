@@ -223,8 +223,8 @@ def other_pixel_range(defense: Defense, images: Tensor, labels: Tensor, stream: 
     def accuracy(mean: Sequence[float], deviation: Sequence[float]) -> float:
         shift, scale = (torch.tensor(values, device=defense.device)[:, None, None] for values in (mean, deviation))
 
-        def rescaled(body: Body, rows: Tensor, exact: bool) -> Tensor:  # noise included
-            return log_probabilities(body, (rows - shift) / scale, exact)
+        def rescaled(body: Body, batch: Tensor, exact: bool) -> Tensor:  # noise included
+            return log_probabilities(body, (batch - shift) / scale, exact)
 
         changed = defense.with_body(defense.body.variant(read=rescaled))
         try:

@@ -118,20 +118,22 @@ def settle(
     planned = [_planned(d, data, chosen, name, threat, only, Path(store), options, cells, **shared) for d in defenses]
 
     def run_of(failed: dict[str, str], done: bool) -> SettleRun:
-        evidence = [_evidence(cells, one, folder, threat, name, data) for one in planned]
+        evidence = [_evidence(cells, defense_plan, folder, threat, name, data) for defense_plan in planned]
         found = clashes([entry.result for each in evidence for entry in each.entries], Path(out), folder)
         return SettleRun(evidence, failed, folder, done, [(defenses, data)], found)
 
     if not before(planned):
         return run_of({}, False)
-    forecast = Forecast({key: seconds for one in planned for key, seconds in one.seconds.items()}, cells, planned)
-    jobs = [job for one in planned for job in one.jobs]
-    how: dict[str, Any] = {"shard": shard, "quiet": quiet}
-    failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **how)
-    for one in planned:
-        for certified_norm, sampling in one.certificates:
-            how["max_minutes"] = minutes_to(deadline)
-            run = certify([one.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **how)
+    forecast = Forecast(
+        {key: seconds for defense_plan in planned for key, seconds in defense_plan.seconds.items()}, cells, planned
+    )
+    jobs = [job for defense_plan in planned for job in defense_plan.jobs]
+    running: dict[str, Any] = {"shard": shard, "quiet": quiet}
+    failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **running)
+    for defense_plan in planned:
+        for certified_norm, sampling in defense_plan.certificates:
+            running["max_minutes"] = minutes_to(deadline)
+            run = certify([defense_plan.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **running)
             failed |= run.failed
             done = done and run.done
     return run_of(failed, done)
@@ -372,14 +374,16 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
             defense.predict(images, stream.skip(k))
         _wait(defense.device)
         # a custom defence may not count; a purifier counts its steps
-        made = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
-        forward = (time.perf_counter() - begun) / made
+        forward_count = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
+        forward = (time.perf_counter() - begun) / forward_count
         begun, before = time.perf_counter(), counted()
         try:
             defense.gradient(images, labels, "ce", draws, stream)
             _wait(defense.device)
-            there, back = (after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True))
-            backward = (time.perf_counter() - begun - there * forward) / back
+            forwards, backwards = (
+                after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True)
+            )
+            backward = (time.perf_counter() - begun - forwards * forward) / backwards
         except (BadInput, RuntimeError):  # one without gradients: the cells that need them will say so
             backward = forward
         best = [min(best[0], forward), min(best[1], max(backward, 0.1 * forward))]
@@ -398,7 +402,7 @@ class Forecast:
     def __init__(self, seconds: dict[str, float], store: CellStore, planned: list[Planned]) -> None:
         self.seconds, self.seen = seconds, set[tuple[str, str]]()
         self.predicted = self.taken = 0.0
-        unique = {job.cell.key: job for one in planned for job in one.jobs}
+        unique = {job.cell.key: job for plan in planned for job in plan.jobs}
         self.left = {
             (job.cell.key, c): self._of(job, c)
             for job in unique.values()
@@ -430,20 +434,20 @@ class Forecast:
         )
 
 
-def _evidence(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Evidence:
-    results = [cells.result(job.cell) for job in one.jobs]
-    labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
-    labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
-    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(one.defense, threat)}
-    certified = _certified(folder, one)
-    whole = tuple(result for result in certified if result.complete)
+def _evidence(cells: CellStore, plan: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Evidence:
+    results = [cells.result(job.cell) for job in plan.jobs]
+    labels = {**plan.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
+    labels |= {"deterministic": plan.defense.deterministic, "classes": plan.defense.classes}
+    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(plan.defense, threat)}
+    certified = _certified(folder, plan)
+    complete = tuple(result for result in certified if result.complete)
     # others that lie there, of more draws or other images, are compared too, but not waited for
-    there = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in whole}
-    missing = sum((data.digest, sampling.draws, norm) not in there for norm, sampling in one.certificates)
-    return Evidence(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
+    certified_keys = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in complete}
+    missing = sum((data.digest, sampling.draws, norm) not in certified_keys for norm, sampling in plan.certificates)
+    return Evidence(plan.defense.name, labels, tuple(entries_of(results)), complete, missing)
 
 
-def _certified(folder: Path, one: Planned) -> list[CellResult]:
-    identity = {key: value for key, value in one.defense.identity().items() if key != "votes"}
+def _certified(folder: Path, plan: Planned) -> list[CellResult]:
+    identity = {key: value for key, value in plan.defense.identity().items() if key != "votes"}
     found = load_results(folder / CERTIFICATES, warn=lambda text: None)
     return [result for result in found if result.identity["defense"] == identity]

@@ -123,7 +123,7 @@ def _scores(probabilities: Tensor) -> Tensor:
     return logs - logs.mean(1, keepdim=True)
 
 
-def _apart(one: Tensor, other: Tensor) -> Tensor:
+def _apart(first: Tensor, second: Tensor) -> Tensor:
     """The largest difference of two rows of scores (B, K), in units of the larger spread of the two; (B,)."""
-    spread = torch.stack([one.amax(1) - one.amin(1), other.amax(1) - other.amin(1)]).amax(0)
-    return (one - other).abs().amax(1) / spread.clamp_min(1e-300)
+    spread = torch.stack([first.amax(1) - first.amin(1), second.amax(1) - second.amin(1)]).amax(0)
+    return (first - second).abs().amax(1) / spread.clamp_min(1e-300)

@@ -42,14 +42,14 @@ def budget_of(system: Recipe, settings: Any) -> Budget:
 
 def stretched(system: Recipe, settings: Any, budget: Budget, share: float) -> Stretched:
     """By the rule at the top; `settings` are the paper's, `share` the part of the budget that this training gets."""
-    plans, whole = system.plans(settings), share * budget.passes
+    plans, total = system.plans(settings), share * budget.passes
     _spent(system, plans)
     each = {plan.name: plan.encoder_passes for plan in plans}
-    last, left, before, epochs = plans[-1], whole, plans, dict[str, int]()
+    last, left, before, epochs = plans[-1], total, plans, dict[str, int]()
     linear = _linear(settings, last)
     if linear or last.name in ("aff", "finetune"):
         before = plans[:-1]
-        epochs[last.name] = budget.head if linear else max(1, round(whole / 2 / each[last.name]))
+        epochs[last.name] = budget.head if linear else max(1, round(total / 2 / each[last.name]))
         left -= epochs[last.name] * each[last.name]
     paper = sum(each[plan.name] * plan.settings.epochs for plan in before)
     for plan in before:

@@ -147,7 +147,7 @@ def _line(entry: Entry, options: Mapping[str, Any], place: Place, sets: Mapping[
     """The words of a job: its options, settings, and where it reads and writes."""
     line = words(entry.kind, options, {**entry.sets, **(sets or {})}, entry.place)
     taken = parameters(entry.kind)
-    arguments = [one.name for one in command(entry.kind).params if isinstance(one, click.Argument)]
+    arguments = [parameter.name for parameter in command(entry.kind).params if isinstance(parameter, click.Argument)]
     if "results" in arguments:
         line.insert(arguments.index("results"), str(place.out))
     elif "results" in taken:
@@ -315,5 +315,5 @@ def _hits(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]:
 
 def unfinished(job: Job, store: Path) -> list[str]:
     """The models that a job needs and the store does not have yet."""
-    there = {*model_names(store), *model_names(store / ENCODERS)}
-    return [name for name in job.needs if name not in there]
+    finished = {*model_names(store), *model_names(store / ENCODERS)}
+    return [name for name in job.needs if name not in finished]

@@ -139,10 +139,10 @@ class Planner:
         if job.kind == "train":
             return self.training(job)
         if job.kind == "import":
-            there = job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS))
-            if not there and not Path(job.context().params["file"]).is_file():
+            finished = job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS))
+            if not finished and not Path(job.context().params["file"]).is_file():
                 raise BadInput(f"there is no file {job.context().params['file']}")
-            return Planned(job, "done") if there else Planned(job, "missing", passes=math.nan, seconds=math.nan)
+            return Planned(job, "done") if finished else Planned(job, "missing", passes=math.nan, seconds=math.nan)
         if job.kind in MEASURES:
             return self.measurement(job)
         return Planned(job, "anew")
@@ -246,14 +246,14 @@ class Planner:
         card = self.cards.get(model.partition(":")[0])
         if card is None or card.get("transform"):
             return []
-        made: list[Defense] = []
+        untrained_defenses: list[Defense] = []
         for m in [int(votes)] if votes else card["votes"]:
             law = noise_from(card["noise"]) if m else None
             like = f"{card['network']} {law} {options}"  # a plan asks of a defence nothing else but its votes
             if like not in self.stand_ins:
                 self.stand_ins[like] = of_network(build(card["network"]), law, m, name=name, **options)
-            made.append(self.stand_ins[like].of_votes(m) if law else self.stand_ins[like])
-        return [(made, images.load(dataset or card["dataset"], made[0].shape[1:]))]
+            untrained_defenses.append(self.stand_ins[like].of_votes(m) if law else self.stand_ins[like])
+        return [(untrained_defenses, images.load(dataset or card["dataset"], untrained_defenses[0].shape[1:]))]
 
     def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:
         """The cells of common corruptions."""
@@ -268,19 +268,19 @@ class Planner:
         if not cells:
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         forwards = backwards = seconds = 0.0
-        left, there = 0, 0
+        cells_left, cells_begun = 0, 0
         owner = job.needs if unfinished(job, self.place.store) else ()  # several models may have one stand-in
-        for one in cells:
-            images = images_left(store, one.cell)
-            left, there = left + (images > 0), there + (images < one.cell.labels["n"])
-            if not images or not self.priced or (owner, one.cell.key) in self.counted:
+        for cell_job in cells:
+            images = images_left(store, cell_job.cell)
+            cells_left, cells_begun = cells_left + (images > 0), cells_begun + (images < cell_job.cell.labels["n"])
+            if not images or not self.priced or (owner, cell_job.cell.key) in self.counted:
                 continue
-            self.counted.add((owner, one.cell.key))
-            ahead, back = passes_of(one)
-            speed = self.rate(one.defense, one.data)
+            self.counted.add((owner, cell_job.cell.key))
+            ahead, back = passes_of(cell_job)
+            speed = self.rate(cell_job.defense, cell_job.data)
             forwards, backwards = forwards + images * ahead, backwards + images * back
             seconds += images * (ahead * speed[0] + back * speed[1])
-        state: State = "done" if not left else "in progress" if there else "missing"
+        state: State = "done" if not cells_left else "in progress" if cells_begun else "missing"
         return Planned(job, state, passes=forwards + backwards, seconds=seconds)
 
     def audit(self, job: Job, asked: dict[str, Any]) -> Planned:
@@ -296,17 +296,17 @@ class Planner:
         with job.context():  # its options are read as if it were run
             given = arguments(asked, job.kind)
         run = settle(**given | {"before": before, "quiet": True})
-        whole = all(evidence.complete for evidence in run.evidence)
+        complete = all(evidence.complete for evidence in run.evidence)
         if job.kind == "audit":
             files = [self.place.out / "audit" / f"{stem(evidence)}.json" for evidence in run.evidence]
-            whole = whole and all(file.is_file() and read_json(file)["verdict"] for file in files)
+            complete = complete and all(file.is_file() and read_json(file)["verdict"] for file in files)
         started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
-        costs = [cost for one in heard for cost in one.costs.values()]
+        costs = [cost for forecast in heard for cost in forecast.costs.values()]
         passes = sum(cost.forwards + cost.backwards for cost in costs)
-        if not whole:
-            for one in heard:
-                passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in one.certificates)
-        state: State = "done" if whole else "in progress" if started else "missing"
+        if not complete:
+            for forecast in heard:
+                passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in forecast.certificates)
+        state: State = "done" if complete else "in progress" if started else "missing"
         return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
 
     def rate(self, defense: Defense, data: Images) -> tuple[float, float]:
@@ -325,14 +325,14 @@ def _shape(spec: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in spec.items() if key not in ("mean", "std", "classes")}, sort_keys=True)
 
 
-def passes_of(one: CellJob) -> tuple[float, float]:
+def passes_of(job: CellJob) -> tuple[float, float]:
     """Rows forward and back of one image of a cell, its scoring included: an estimate from above."""
-    identity_ = one.cell.identity
+    identity_ = job.cell.identity
     if identity_["attack"]["name"] == "certify":
         return identity_["attack"]["selection"] + identity_["repeats"], 0.0
-    attack = getattr(one, "attack", None)
-    ahead, back = attack.passes(one.defense) if attack is not None else (0.0, 0.0)
-    return ahead + identity_["repeats"] * prediction_rows(one.defense), back
+    attack = getattr(job, "attack", None)
+    ahead, back = attack.passes(job.defense) if attack is not None else (0.0, 0.0)
+    return ahead + identity_["repeats"] * prediction_rows(job.defense), back
 
 
 def _sampling(asked: dict[str, Any]) -> Sampling:

@@ -51,8 +51,13 @@ class BenchmarkRun:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, JSON-able."""
         place = {"out": str(self.place.out), "store": str(self.place.store)}
-        said = {"benchmark": self.benchmark.name, "title": self.benchmark.title, **place}
-        return {**said, "jobs": [one.to_dict() for one in self.planned], "failed": self.failed, "left": self.left}
+        summary = {"benchmark": self.benchmark.name, "title": self.benchmark.title, **place}
+        return {
+            **summary,
+            "jobs": [planned_job.to_dict() for planned_job in self.planned],
+            "failed": self.failed,
+            "left": self.left,
+        }
 
 
 def run(
@@ -128,13 +133,13 @@ def conclude(
     """After the jobs elsewhere: what they have not done is left, or failed where one of them did; then the tables."""
     for line in wrong:
         say(line)
-    for one in now:
-        if one.state == "impossible" or (one.state in ("missing", "in progress") and wrong):
-            _fail(found, one.job, one.why or "; ".join(wrong), say)
-        elif one.state in ("missing", "in progress"):
-            found.left.append(one.job.name)
+    for planned_job in now:
+        if planned_job.state == "impossible" or (planned_job.state in ("missing", "in progress") and wrong):
+            _fail(found, planned_job.job, planned_job.why or "; ".join(wrong), say)
+        elif planned_job.state in ("missing", "in progress"):
+            found.left.append(planned_job.job.name)
     if not found.left:
-        anew = replace(found, planned=[one for one in now if one.state == "anew"])
+        anew = replace(found, planned=[planned_job for planned_job in now if planned_job.state == "anew"])
         work(anew, None, quiet, say, lambda: None)
 
 
@@ -142,7 +147,7 @@ class Page:
     """The page of the results, written again now and then while jobs run, where the file asks for one."""
 
     def __init__(self, found: BenchmarkRun) -> None:
-        self.jobs = [one.job for one in found.planned if one.job.kind == "report"]
+        self.jobs = [planned_job.job for planned_job in found.planned if planned_job.job.kind == "report"]
         self.written, self.cost = time.monotonic(), 0.0
 
     def refresh(self) -> None:
@@ -164,11 +169,11 @@ def work(
 
     `between` is called after each job.
     """
-    done = {one.job.name for one in found.planned if one.state == "done"}
-    for one in found.planned:
-        if one.state == "impossible":
-            _fail(found, one.job, one.why, say)
-    left = [one.job for one in found.planned if one.state in ("missing", "in progress", "anew")]
+    done = {planned_job.job.name for planned_job in found.planned if planned_job.state == "done"}
+    for planned_job in found.planned:
+        if planned_job.state == "impossible":
+            _fail(found, planned_job.job, planned_job.why, say)
+    left = [planned_job.job for planned_job in found.planned if planned_job.state in ("missing", "in progress", "anew")]
     total, begun = len(left), 0
     while left:
         waiting: list[Job] = []
@@ -209,7 +214,9 @@ def work(
 def _unmade(found: BenchmarkRun) -> dict[str, str]:
     """The models that will not be there, with the reason."""
     return {
-        one.job.makes: found.failed[one.job.name] for one in found.planned if one.job.makes and one.job.name in found.failed
+        planned_job.job.makes: found.failed[planned_job.job.name]
+        for planned_job in found.planned
+        if planned_job.job.makes and planned_job.job.name in found.failed
     }
 
 

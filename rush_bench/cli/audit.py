@@ -39,8 +39,8 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
-        state = {"failed": run.failed, "contradictions": [str(one) for one in run.settled.contradictions]}
-        common.print_json({**state, "audits": [one.to_dict() for one in run.audits]})
+        state = {"failed": run.failed, "contradictions": [str(contradiction) for contradiction in run.settled.contradictions]}
+        common.print_json({**state, "audits": [contradiction.to_dict() for contradiction in run.audits]})
     else:
         common.print_rich(*run.tables())
     if asked["plan_only"]:

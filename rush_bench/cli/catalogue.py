@@ -105,7 +105,7 @@ def _results(results: Path) -> list[Row]:
 def _experiments() -> list[Row]:
     from rush_bench.audits.experiments import EXPERIMENTS
 
-    return [{"name": name, "summary": f"{one.title}: {one.reading}"} for name, one in EXPERIMENTS.items()]
+    return [{"name": name, "summary": f"{experiment.title}: {experiment.reading}"} for name, experiment in EXPERIMENTS.items()]
 
 
 KINDS: dict[str, Callable[[Path, Path], list[Row]]] = {

@@ -69,7 +69,9 @@ def command(
         given = {key: asked[key] for key in ("norm", "out", "seed", "max_minutes")}
         run = certify(defenses, asked["dataset"], shard=parse_shard(shard), **given, **sampling(asked), **common.by_name(asked))
     if as_json:
-        common.print_json({"certificates": run.summaries(), "contradictions": [str(one) for one in run.contradictions]})
+        common.print_json(
+            {"certificates": run.summaries(), "contradictions": [str(contradiction) for contradiction in run.contradictions]}
+        )
     elif any(result.complete for result in run.results):
         common.print_rich(run.table())
     common.finish(run, shard, "certificates wait")

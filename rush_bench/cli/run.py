@@ -115,16 +115,19 @@ def show(planned: "list[Planned]", err: bool) -> None:
     from rush_bench.bench.run import minutes_text
     from rush_bench.progress import amount
 
-    left = [one for one in planned if one.state in ("in progress", "missing")]
+    unfinished = [planned_job for planned_job in planned if planned_job.state in ("in progress", "missing")]
     rows = []
-    for one in planned:
-        cost = [amount(one.passes), minutes_text(one.seconds)] if one in left else ["", ""]
-        rows.append([one.job.name, one.state, *cost])
+    for planned_job in planned:
+        cost = [amount(planned_job.passes), minutes_text(planned_job.seconds)] if planned_job in unfinished else ["", ""]
+        rows.append([planned_job.job.name, planned_job.state, *cost])
     common.print_rows("plan", ["job", "state", "passes", "time here"], rows, err=err)
-    for one in planned:
-        if one.why:
-            click.echo(f"impossible: {one.job.name}: {one.why}", err=True)
-    known = [one for one in left if one.seconds == one.seconds]
-    more = f", and {len(left) - len(known)} of unknown time" if len(known) < len(left) else ""
-    total = amount(sum(one.passes for one in known)), minutes_text(sum(one.seconds for one in known))
-    click.echo(f"{len(left)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)
+    for planned_job in planned:
+        if planned_job.why:
+            click.echo(f"impossible: {planned_job.job.name}: {planned_job.why}", err=True)
+    known = [planned_job for planned_job in unfinished if planned_job.seconds == planned_job.seconds]
+    more = f", and {len(unfinished) - len(known)} of unknown time" if len(known) < len(unfinished) else ""
+    total = (
+        amount(sum(planned_job.passes for planned_job in known)),
+        minutes_text(sum(planned_job.seconds for planned_job in known)),
+    )
+    click.echo(f"{len(unfinished)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)

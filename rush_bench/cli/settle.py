@@ -65,7 +65,11 @@ def command(as_json: bool, **asked: Any) -> None:
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
-        state = {"failed": run.failed, "complete": run.complete, "contradictions": [str(one) for one in run.contradictions]}
+        state = {
+            "failed": run.failed,
+            "complete": run.complete,
+            "contradictions": [str(contradiction) for contradiction in run.contradictions],
+        }
         common.print_json({**state, "defenses": run.to_dicts()})
     elif not asked["plan_only"]:
         common.print_rich(*run.tables())

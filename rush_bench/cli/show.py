@@ -95,12 +95,12 @@ def experiment(name: str, store: Path, results: Path) -> dict[str, Any]:
     """An experiment of `settle`: what it asks, how it is read, and its trials on a vote of 64 by budget."""
     from rush_bench.audits.experiments import BUDGETS, EXPERIMENTS, Subject
 
-    one, subject = EXPERIMENTS[name], Subject(draws=64, classes=10, norm="linf", eps=8 / 255)
+    chosen, subject = EXPERIMENTS[name], Subject(draws=64, classes=10, norm="linf", eps=8 / 255)
     trials = {
-        budget: {trial.name: f"{trial.attack} {trial.settings or ''}".strip() for trial in one.trials(subject, amount)}
+        budget: {trial.name: f"{trial.attack} {trial.settings or ''}".strip() for trial in chosen.trials(subject, amount)}
         for budget, amount in BUDGETS.items()
     }
-    return {"title": one.title, "reading": one.reading, "trials": trials}
+    return {"title": chosen.title, "reading": chosen.reading, "trials": trials}
 
 
 def model(name: str, store: Path, results: Path) -> dict[str, Any]:
@@ -173,11 +173,11 @@ def _attack(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     if entry.entry_point is None:
         settings, comments = declared(entry)
         return settings, {key: explain.line(key, comments.get(key, "")) for key in settings}
-    made = registry.attacks.load(name)()
-    settings = made.settings()
+    attack = registry.attacks.load(name)()
+    settings = attack.settings()
     if not isinstance(settings, dict):
         raise BadInput(f"attack {name!r}: its settings() must give a dict")
-    return settings, explain.explained(made) if is_dataclass(made) else {}
+    return settings, explain.explained(attack) if is_dataclass(attack) else {}
 
 
 def _text(value: Any) -> str:

@@ -74,8 +74,10 @@ class Network(Defense):
         return _Module(self, stream).eval()
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
-        one = self._predictions(images, stream, 1)
-        return Prediction(*(part[0] for part in (one.labels, one.votes, one.probabilities, one.logs)))
+        prediction = self._predictions(images, stream, 1)
+        return Prediction(
+            *(part[0] for part in (prediction.labels, prediction.votes, prediction.probabilities, prediction.logs))
+        )
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call

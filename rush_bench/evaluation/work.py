@@ -79,8 +79,8 @@ class Run:
 
     def __repr__(self) -> str:
         done = sum(result.complete for result in self.results)
-        said = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{type(self).__name__}({done} of {len(self.results)} cells complete{said}, in {str(self.folder)!r})"
+        failures = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{type(self).__name__}({done} of {len(self.results)} cells complete{failures}, in {str(self.folder)!r})"
 
     @property
     def complete(self) -> bool:
@@ -118,8 +118,8 @@ def work(
     for job in jobs:
         store.open(job.cell)
     mine = _share(jobs, *shard)
-    there = sum(store.has(job.cell, c) for job, c in mine)
-    with Bar(title, len(mine), there, every=float("inf") if quiet else 10.0) as bar:
+    chunks_done = sum(store.has(job.cell, c) for job, c in mine)
+    with Bar(title, len(mine), chunks_done, every=float("inf") if quiet else 10.0) as bar:
 
         def fail(job: Job, reason: str) -> None:
             failed[job.label] = reason
@@ -145,8 +145,8 @@ def work(
                     continue
                 if deadline is not None and time.monotonic() > deadline:
                     return failed, False
-                with store.lock(job.cell, c) as held:
-                    if blocked is not None or not held:  # another process is at it: come back when the rest is done
+                with store.lock(job.cell, c) as locked:
+                    if blocked is not None or not locked:  # another process is at it: come back when the rest is done
                         waiting += 1
                     elif not store.has(job.cell, c):
                         begun = time.perf_counter()

@@ -19,5 +19,5 @@ def training_of(card: Mapping[str, Any]) -> Training:
     decides["data"].pop("from", None)
     start = {key: value for key, value in card.get("from", {}).items() if key not in ("name", "sha256", "seed")}
     cost, system = cost_from_card(card), digest([decides, start])
-    made = Training(system, seed, seconds=card.get("seconds"))
-    return made if cost is None else replace(made, passes=cost.passes, images=cost.images)
+    training = Training(system, seed, seconds=card.get("seconds"))
+    return training if cost is None else replace(training, passes=cost.passes, images=cost.images)

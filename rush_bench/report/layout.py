@@ -268,14 +268,14 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     attacks = [column for name, column in columns.items() if name not in derived and not name.endswith("_bank")]
     if len(frame) and any(np.any(columns["worst"].round(1) > column.round(1)) for column in attacks):
         notes.append(("", CHOSEN))
-    if any(isinstance(said, str) and said for said in frame["upper_bounds"]):
+    if any(isinstance(text, str) and text for text in frame["upper_bounds"]):
         notes.append((BOUND, "an upper bound, not a measure of robustness: run audit."))
     if any(name.endswith("_sd") for name in frame):
         notes.append(("", SPREAD))
     if "training_passes" in frame and frame["training_passes"].notna().any():
         notes.append(("", PASSES))
     names = frame["measured_as"] if paper else frame["defense"]
-    for name, suite, said in zip(names, frame["suite"], frame["notes"], strict=True):
-        if isinstance(said, str) and said:
-            notes.append(("", f"{name}, {suite}: {said}"))
+    for name, suite, text in zip(names, frame["suite"], frame["notes"], strict=True):
+        if isinstance(text, str) and text:
+            notes.append(("", f"{name}, {suite}: {text}"))
     return notes

@@ -24,10 +24,10 @@ def model_info(row: Row) -> dict[str, Any]:
     """A row with a threat as RobustBench has it."""
     assert row.threat is not None
     norm, eps = row.threat["norm"], row.threat["eps"]
-    whole = AUTOATTACK in row.estimates and not row.quick
+    has_autoattack = AUTOATTACK in row.estimates and not row.quick
     accuracies = {
-        name: {"acc": _percent(one.value), "low": _percent(one.low), "high": _percent(one.high)}
-        for name, one in row.estimates.items()
+        name: {"acc": _percent(measured.value), "low": _percent(measured.low), "high": _percent(measured.high)}
+        for name, measured in row.estimates.items()
     }
     return {
         "link": None,
@@ -41,7 +41,7 @@ def model_info(row: Row) -> dict[str, Any]:
         "eps": f"{eps * 255:g}/255" if norm == "linf" else f"{eps:g}",
         "clean_acc": _percent(row.estimates["clean"].value) if "clean" in row.estimates else None,
         "reported": None,
-        "autoattack_acc": _percent(row.estimates[AUTOATTACK].value) if whole else None,
+        "autoattack_acc": _percent(row.estimates[AUTOATTACK].value) if has_autoattack else None,
         "rush_bench": {
             "worst_acc": accuracies.get("worst", {}).get("acc"),
             "suite": row.labels["suite"],

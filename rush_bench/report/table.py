@@ -26,15 +26,15 @@ class Table:
     def __init__(
         self,
         frame: pd.DataFrame,
-        whole: Layout,
+        layout: Layout,
         *,
         narrow: Layout | None = None,
         printed: Layout | None = None,
         title: str = "",
         about: str = "",
     ) -> None:
-        self.frame, self.whole, self.title = frame, whole, title
-        self.narrow, self.printed, self.about = narrow or whole, printed or whole, about  # for a terminal, for a paper
+        self.frame, self.whole, self.title = frame, layout, title
+        self.narrow, self.printed, self.about = narrow or layout, printed or layout, about  # for a terminal, for a paper
 
     def __str__(self) -> str:
         console = Console(markup=False, emoji=False, color_system=None)
@@ -75,9 +75,9 @@ class Table:
 
         BadInput for a column that the table has not.
         """
-        whole = choose(self.whole, columns)
+        layout = choose(self.whole, columns)
         parts = [part for name in columns for part in tables.parts_of(name) if part in self.frame]
-        return Table(self.frame[parts], whole, title=self.title, about=self.about)
+        return Table(self.frame[parts], layout, title=self.title, about=self.about)
 
     def write(
         self,

@@ -33,7 +33,7 @@ def in_float64(monkeypatch):
     """Networks, images and whatever the code takes to float32: all in float64."""
     real = Images.floats
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(Images, "floats", lambda images, rows=slice(None): real(images, rows).double())
+    monkeypatch.setattr(Images, "floats", lambda images, positions=slice(None): real(images, positions).double())
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -133,7 +133,7 @@ def count_right(network: Classifier, images: Images, noise: Noise | None, device
     defense = Smoothed(copy, noise=noise, votes=VOTES, **options) if noise else Deterministic(copy, **options)
     right = 0
     for start in range(0, len(images), BATCH):
-        rows = torch.arange(start, min(start + BATCH, len(images)))
-        answers = defense.predict(images.floats(rows), Stream(0, "import", rows)).labels
-        right += int((answers.cpu() == images.labels[rows]).sum())
+        positions = torch.arange(start, min(start + BATCH, len(images)))
+        answers = defense.predict(images.floats(positions), Stream(0, "import", positions)).labels
+        right += int((answers.cpu() == images.labels[positions]).sum())
     return right

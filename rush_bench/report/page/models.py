@@ -41,12 +41,12 @@ def cards_of(results: Sequence[CellResult], stores: Iterable[Path]) -> tuple[dic
     """
     found: dict[str, Card] = {}
     changed: set[str] = set()
-    for there in [read_cards(store) for store in stores if store.is_dir()]:
+    for in_store in [read_cards(store) for store in stores if store.is_dir()]:
         for labels in (result.labels for result in results):
             name = str(labels.get("model")).partition(":")[0]
-            if name in there and labels.get("sha256") in there[name]["sha256"].values():
-                found[name] = there[name]
-            elif name in there:
+            if name in in_store and labels.get("sha256") in in_store[name]["sha256"].values():
+                found[name] = in_store[name]
+            elif name in in_store:
                 changed.add(name)
     return dict(sorted(found.items())), sorted(changed - found.keys())
 

@@ -54,7 +54,7 @@ def figure(
     Args:
         kind: `eps`, accuracy against the size of the perturbation; `draws`, what more draws, steps and votes change;
             `waterfall`, the published evaluation corrected step by step; `attacks`, every attack of an audit beside the worst
-            case; `images`, as they are and as PGD left them.
+            case; `images`, clean and attacked by PGD.
         results: results folder, or a pack of one.
         out: folder of the figures. None: the results folder, `settle/` in it for `draws`, `waterfall` and `attacks`.
         format: png, pdf or svg.

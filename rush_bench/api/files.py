@@ -44,7 +44,7 @@ def export(
 def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
     """Copy what other results folders, or packs, have measured into one; returns the number of chunks that were copied.
 
-    Chunks that are there already stay as they are. BadInput for a damaged chunk, and for a defence that did something else in
+    Existing chunks stay unchanged. BadInput for a damaged chunk, and for a defence that did something else in
     one folder than in the other under the same key (see `rush_bench.evaluation.behaviour`): nothing is copied then.
     """
     folders = [opened(Path(source)).folder for source in sources]

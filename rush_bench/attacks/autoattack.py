@@ -1,7 +1,7 @@
 """AutoAttack (Croce and Hein 2020): the reference implementation, `pyautoattack`, on a deterministic predictor (A8).
 
 A randomised defence is attacked on its bank (its draws fixed) and scored there, on banks that the attack has not seen (T6) and
-on fresh draws. `aa-rand` (T5) attacks it as it is.
+on fresh draws. `aa-rand` (T5) attacks the defence itself.
 """
 
 import dataclasses

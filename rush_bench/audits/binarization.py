@@ -266,7 +266,7 @@ class _Binarized(Network):
         return self._rows(self.sampler.drawn.forward(self.body, stream, len(points)), points, draws).float()
 
     def middle(self, points: Tensor, stream: Stream, draws: int) -> Tensor:
-        """The median over draws (n,) of the log-odds of class 1: above 0 where more than half of the draws say so."""
+        """The median over draws (n,) of the log-odds of class 1: above 0 where more than half of the draws predict it."""
         log_p = self._rows(self.sampler.forward(self.body, stream, len(points)), points, draws)
         return (log_p[..., 1] - log_p[..., 0]).median(1).values.to(points.device)
 

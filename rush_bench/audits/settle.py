@@ -99,8 +99,8 @@ def settle(
     """Run the experiments on defences. The same call again, from any number of processes, finishes what is left.
 
     `only` names experiments (T1, T10; None: all); `store` is where other models come from (transfer, ablations,
-    baselines), loaded with `options`; cells go to `<out>/settle`. `before` hears the plan with its cost and may call it
-    off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
+    baselines), loaded with `options`; cells go to `<out>/settle`. `before` receives the plan with its cost and may cancel it
+    by returning False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
     defenses, data = check_asked(defenses, data, shard, seed)
@@ -384,7 +384,7 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
                 after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True)
             )
             backward = (time.perf_counter() - begun - forwards * forward) / backwards
-        except (BadInput, RuntimeError):  # one without gradients: the cells that need them will say so
+        except (BadInput, RuntimeError):  # no gradients: the cells that need them will fail with the reason
             backward = forward
         best = [min(best[0], forward), min(best[1], max(backward, 0.1 * forward))]
     defense.passes.forwards, defense.passes.backwards = passes.forwards, passes.backwards
@@ -397,7 +397,7 @@ def _wait(device: torch.device) -> None:
 
 
 class Forecast:
-    """Compares what chunks take with what was predicted, and says so after the first chunk of every experiment."""
+    """Compares measured with predicted time, and reports it after the first chunk of every experiment."""
 
     def __init__(self, seconds: dict[str, float], store: CellStore, planned: list[Planned]) -> None:
         self.seconds, self.seen = seconds, set[tuple[str, str]]()

@@ -33,7 +33,7 @@ class Stretched:
 
 
 def budget_of(system: Recipe, settings: Any) -> Budget:
-    """The budget that a training sets; BadInput where nobody has counted its passes, or it has no linear head."""
+    """The budget that a training sets; BadInput if its passes are not counted, or it has no linear head."""
     plans = system.plans(settings)
     if not _linear(settings, plans[-1]):
         raise BadInput(f"{system.name} has no linear head, whose epochs equal_cost takes; name a recipe such as rush")
@@ -71,7 +71,7 @@ def _linear(settings: Any, plan: Plan) -> bool:
 def _spent(system: Recipe, plans: list[Plan]) -> float:
     spent = sum(plan.encoder_passes * plan.settings.epochs for plan in plans)
     if spent != spent:
-        raise BadInput(f"nobody has counted the passes of {system.name} (`Plan.passes`); leave its cost out")
+        raise BadInput(f"the passes of {system.name} are not counted (`Plan.passes`); leave its cost out")
     return spent
 
 

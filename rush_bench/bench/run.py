@@ -76,7 +76,7 @@ def run(
     before: Callable[[list[Planned]], bool] = lambda planned: True,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> BenchmarkRun:
-    """Run a benchmark file, or one that is shipped by its name. The same call again, from any number of processes, goes on.
+    """Run a benchmark file, or a shipped one by its name. The same call again, from any number of processes, continues.
 
     A copy of the file is left in `out`.
 

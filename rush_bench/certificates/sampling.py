@@ -11,7 +11,7 @@ and then every bound that was looked at is below the truth, and so is the larges
 Hence the rule for stopping may use anything that was seen; a look that is not in the list would cost an error of its own.
 The selected class depends on the selection draws alone, which the other draws are independent of.
 
-The rule. Each radius that is to be settled needs a bound p_r. An image goes on only while some radius is open: not yet
+The rule. Each radius that is to be decided needs a bound p_r. An image is sampled only while some radius is open: not yet
 certified, and within reach: an upper bound at level `give_up_level` on the image's rate is not below what all N draws need
 to certify that radius. A larger `give_up_level` gives up sooner. Giving up is an abstention at that radius, never an error.
 `staged` settles several radii, `target` a single one. Between the settled radii a staged record is valid too, only below

@@ -63,7 +63,7 @@ def _suites() -> list[Row]:
 
 
 def _models(store: Path) -> list[Row]:
-    """Models of a store. A card that cannot be read is a row that says so: one bad file does not hide the others."""
+    """Models of a store. A card that cannot be read becomes a row with the error: one bad file does not hide the others."""
     found = []
     for name in model_names(store):
         try:

@@ -18,16 +18,14 @@ from rush_bench.store import ENCODERS, read_card
 
 @click.command()
 @click.argument("name", shell_complete=complete.names(*catalogue.KINDS))
-@click.option(
-    "--kind", help="Where one name means several things: defense, dataset, suite, attack, model, encoder, result, ..."
-)
+@click.option("--kind", help="Kind of NAME, if it has several: defense, dataset, suite, attack, model, encoder, result, ...")
 @common.store
 @common.results
 @common.as_json
 def command(name: str, kind: str | None, store: Path, results: Path, as_json: bool) -> None:
-    """All about NAME: a defence's settings by preset, a model's card, a suite's columns, an attack's settings, a cell.
+    """Describe NAME: a defence's settings by preset, a model's card, a suite's columns, an attack's settings, a cell.
 
-    What is shown of a model under `settings` can be given to `train` again, by --set or as a TOML file.
+    The `settings` shown for a model can be given to `train` again, by --set or as a TOML file.
     """
     if kind is not None:
         kind = catalogue.plural(kind if kind.endswith("s") or f"{kind}s" not in catalogue.KINDS else f"{kind}s")

@@ -149,7 +149,7 @@ def of_network(network: Classifier, law: Noise | None, votes: int, **options: An
 def stored_transform(
     model: str, *, store: Path | str = "models", device: torch.device | str = "cpu"
 ) -> tuple[StreamTransform, Average]:
-    """What stands in front of a model of the store, for other networks too, and how its draws are averaged.
+    """The transform before the network of a stored model, which other networks may use too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do
     not fit.
@@ -297,7 +297,5 @@ def as_defenses(given: Any) -> list[Defense]:
                 "rb.Smoothed(net, noise=rb.Gaussian(0.25))"
             )
         if not isinstance(item, Defense):
-            raise BadInput(
-                f'{item!r} is no defence; load a model with rb.load_defense("rush@64"), or wrap a network of your own'
-            )
+            raise BadInput(f'{item!r} is no defence; load a model with rb.load_defense("rush@64"), or wrap your own network')
     return listed

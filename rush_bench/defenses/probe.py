@@ -86,7 +86,7 @@ def check_function(body: Body, batch: Tensor) -> None:
     first = ask(batch)
     if any(differ(first, ask(batch)) for _ in range(2)):
         raise BadInput(
-            "the network draws at random: the same images gave other logits at each call; say so, as in "
+            "the network draws at random: the same images gave other logits at each call; declare it, as in "
             "Randomised(network, votes=1), which the function of --model may return too, or take its randomness out"
         )
     if differ(first, _with_gradient(body, batch)):
@@ -149,7 +149,7 @@ def _with_gradient(body: Body, batch: Tensor) -> Tensor:
 
 
 def fastest(body: Body, batch: Tensor) -> tuple[nn.Module, torch.memory_format]:
-    """The first form that answers, and whose gradient is, as the network's: folded and channels_last, one of these, as it is.
+    """The first form with the network's outputs and gradients: folded and channels_last, one of these, the network itself.
 
     channels_last is the layout of the fast convolutions, on CUDA and in oneDNN alike; `view` after one may not take it.
     """

@@ -182,7 +182,7 @@ def _broken(jobs: Sequence[Job], folder: Path) -> dict[tuple[int, str], Exceptio
             check_behaviour(folder, job.defense, job.sample)
         except Changed:
             raise
-        except Exception as error:  # its old records, if any, cannot be told from those of other code
+        except Exception as error:  # its old records, if any, cannot be distinguished from those of other code
             broken[_guarded(job)] = error
     return broken
 

@@ -208,7 +208,7 @@ class PlusStage(AFF):
         return {}
 
     def finish(self) -> None:
-        """Both routes for AFF: the attacked one as it is now, the other's BatchNorm as pre-training left it."""
+        """Both routes for AFF: the present attacked one, and the other's BatchNorm from pre-training."""
         both = routed(self.network.encoder, 2, place=ATTACKED)
         clean = {key: value for key, value in self.carried[CARRIED].items() if f".sets.{CLEAN}." in key}
         self.carried[CARRIED] = {key: value.clone() for key, value in both.state_dict().items()} | clean

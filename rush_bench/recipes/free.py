@@ -65,7 +65,7 @@ class FreeStage(SupervisedStage):
         loss = self.cross_entropy(x, batch.labels)
         loss.backward()  # the weights' gradient and the images'
         assert x.grad is not None
-        # Both public codes differentiate through the clip: a perturbation that leads out of [0,1] stays as it is.
+        # Both public codes differentiate through the clip: a perturbation that leads out of [0,1] does not change.
         inside = (perturbed >= 0) & (perturbed <= 1)
         self.delta.add_(self.eps * x.grad.sign() * inside).clamp_(-self.eps, self.eps)  # step = eps
         return loss.detach()

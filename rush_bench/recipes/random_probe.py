@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RandomProbeSettings(RunSettings):
-    """RUSH's second stage as it is (its appendix B, sources S5.21), on the network as it was drawn.
+    """RUSH's second stage unchanged (its appendix B, sources S5.21), on a randomly initialised network.
 
     BatchNorm's biases learn there and its statistics follow the noisy images, which is training of a kind; in
     `random_probe_frozen` nothing but the head moves.

@@ -37,7 +37,7 @@ class RoCLPretrainSettings(ContrastiveSettings):
 
 @dataclass(frozen=True)
 class RoCLLinearSettings(LinearSettings):
-    """S2.5's linear stage, on images as they are: LE; r-LE is finetune.protocol=ALF."""
+    """S2.5's linear stage, on images without augmentation: LE; r-LE is finetune.protocol=ALF."""
 
     epochs: int = 150
     batch_size: int = 1024

@@ -91,7 +91,7 @@ class SSPFinetune(PGDATStage):
         super().__init__(context, settings, attack)
         encoder = self.network.encoder
         encoders = cast(list[Encoder], list(encoder.members) if isinstance(encoder, Parallel) else [encoder])
-        # Partial: stem to layer3 stay as they are, their BatchNorm in eval(); layer4 and the linear layer learn.
+        # Partial: stem to layer3 are frozen, their BatchNorm in eval(); layer4 and the linear layer learn.
         trunk_parts = [member.get_submodule(name) for member in encoders for name in trunk(member)]
         self.frozen = trunk_parts if settings.mode == "partial" else []
         for part in self.frozen:

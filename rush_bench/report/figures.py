@@ -20,7 +20,7 @@ from rush_bench.report import columns
 from rush_bench.report.rows import Row, rows
 
 DPI = 150
-# Okabe and Ito's colours, told apart by colour-blind readers; the marker repeats what the colour says.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers repeat the information.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*"
 TIPS = "\u241e"  # stands before each text of an artist's gid: shown to a reader who points at the marker

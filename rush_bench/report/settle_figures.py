@@ -58,7 +58,7 @@ def waterfall(evidence: Evidence, path: Path) -> Path | None:
 
     A correction is a bar from the accuracy before it to the one after, with the latter's 95 % interval; its difference, paired
     by image, stands below. Replays measure no robustness and have a colour of their own; they and the worst case stand on the
-    ground. A bar that is not finished keeps its place and says so.
+    ground. An unfinished bar keeps its place and is marked.
     """
     found = tables.bars(evidence)
     if sum(bar.entry.complete for bar in found) < 3:
@@ -253,7 +253,7 @@ def _about(of_each: Sequence[Evidence]) -> str:
 def _line(figure: Figure, panel: Axes, name: str, points: Sequence[Point], k: int) -> None:
     """A line through the points in the order of `at`; the style is the k-th of the house's.
 
-    It is shifted by k steps of a typographic point and a half, so that intervals at one place can be told apart.
+    It is shifted by k steps of a typographic point and a half, so that intervals at one place can be distinguished.
     """
     beside = ScaledTranslation(1.5 * k / 72, 0, figure.dpi_scale_trans)
     for hollow in (False, True):

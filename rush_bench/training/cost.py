@@ -13,7 +13,7 @@ from rush_bench.training.stage import Recipe
 
 @dataclass(frozen=True)
 class Cost:
-    """Images that a stage or a training shows to its network, one as often as it is shown, and passes through the encoder."""
+    """Images shown to the network in a stage or a training, counted each time, and their passes through the encoder."""
 
     images: int
     passes: float
@@ -30,7 +30,7 @@ def stage_costs(system: Recipe, settings: Any, sizes: Mapping[str, Any]) -> dict
 
 
 def cost_from_card(card: Mapping[str, Any]) -> Cost | None:
-    """What the training of a model took, from its card; None for what was imported, began elsewhere or nobody has counted."""
+    """The cost of a model's training, from its card; None if it was imported, started from other weights or is not counted."""
     if "from" in card or not card.get("settings"):
         return None
     try:

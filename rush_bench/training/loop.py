@@ -1,4 +1,4 @@
-"""The loop: runs one stage after the other, one step after the other, and can stop and go on at any step."""
+"""The loop: runs one stage after the other, one step after the other, and can stop and resume at any step."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -136,7 +136,7 @@ class Loop:
         if stop:
             raise WorkLeft(
                 f"stopped in stage {plan.name!r}, epoch {position.epoch + 1} of {plan.settings.epochs}; "
-                "run the same command again to go on"
+                "run the same command again to resume"
             )
 
     def read_losses(self, plan: Plan) -> float:

@@ -97,7 +97,7 @@ def check_noise(settings: Any, pretrained_with_noise: bool = False) -> None:
 
 
 def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
-    """The protocol as it ran, and the votes: with a noise law, shown both as it is and as a randomised defence.
+    """The protocol as it ran, and the votes: with a noise law, as a deterministic and as a randomised defence.
 
     SLF under noise, or with BatchNorm that moves, is NSLF (S1.5).
     """

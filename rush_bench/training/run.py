@@ -76,8 +76,8 @@ def train(
     The same call again continues an interrupted run to the same weights (bit for bit on a CPU with the same number of
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
-    Under torchrun its processes train together, to the weights of one up to rounding (`training.processes`), and as many or
-    others go on with what was interrupted.
+    Under torchrun its processes train together, to the weights of one up to rounding (`training.processes`); any number of
+    processes may resume an interrupted training.
 
     Examples:
         >>> import rush_bench as rb

@@ -51,7 +51,7 @@ class Context:
 
     `splits`: `pretrain`, `train`, `val`, on the device, those the recipe asked for. `carried`: state dicts that a
     stage's `finish` leaves for later stages beside the network itself (a teacher); every checkpoint has them. The store
-    keeps `transform`, what stands in front of the network.
+    keeps `transform`, the weights of a transform before the network.
     """
 
     network: Classifier

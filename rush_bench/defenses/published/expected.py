@@ -127,7 +127,7 @@ def some(dataset: str, split: str, count: int, network: Classifier, data_dir: st
 
 
 def count_right(network: Classifier, images: Images, noise: Noise | None, device: torch.device | str) -> int:
-    """How many images a network in train or eval mode, left as it is, classifies right; under noise by a vote."""
+    """How many images a network classifies right, in its present train or eval mode; under noise by a vote."""
     copy = network.single_route(0).eval()  # a defence freezes and moves what it is given
     options: dict[str, Any] = {"shape": images.shape, "device": device}
     defense = Smoothed(copy, noise=noise, votes=VOTES, **options) if noise else Deterministic(copy, **options)

@@ -252,7 +252,7 @@ def _curve(sets: dict[str, pd.DataFrame], norm: str, path: Path) -> Path:
 
 
 def _like(results: Iterable[CellResult]) -> list[list[CellResult]]:
-    """Corruption cells that may stand in one table, for they are of the same images; defences of one name told apart."""
+    """Corruption cells of the same images, which may share a table; defences with the same name are distinguished."""
     by: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         same = {key: result.identity[key] for key in ("weights", "defense", "seed", "repeats")}

@@ -85,7 +85,7 @@ def learning_curve(card: Card, path: Path) -> Path | None:
 
 
 def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
-    """Worst-case accuracy against passes of training, a panel per data set and threat; None where nobody has counted any.
+    """Worst-case accuracy against passes of training, a panel per data set and threat; None if no passes are counted.
 
     Where there is no room for all names, those are named that no training of at most their cost surpasses.
     """

@@ -21,7 +21,7 @@ from rush_bench.evaluation.work import deadline_in
 from rush_bench.report import audits as shown
 from rush_bench.report import settle as report
 from rush_bench.report.model_info import read_model_info
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 from rush_bench.threats import Norm, Threat
 
 
@@ -160,7 +160,7 @@ def audit(
 def findings(audit: Audit) -> Table:
     """The checks of an audit as a table, the verdict below it."""
     frame = pd.DataFrame([finding.to_dict() for finding in audit.findings])
-    return worded(
+    return text_table(
         frame, *shown.lay_out(audit, sources=False), title=report.title(audit.evidence), notes=[shown.sentence(audit)]
     )
 

@@ -15,7 +15,7 @@ from rush_bench.defenses import Defense
 from rush_bench.evaluation import certificates as runner
 from rush_bench.evaluation.work import Run, deadline_in, minutes_to
 from rush_bench.report import certificates as report
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 
 MOST = 500  # images of a named data set where no number is asked for
 Mode = Literal["fixed", "staged", "target"]
@@ -32,7 +32,7 @@ class CertifyRun(Run):
         complete = [result for result in self.results if result.complete]
         sets = {report.name_of(result): frame_of(result) for result in complete}
         frame = report.table(sets, self.radii or report.shared_radii(complete))
-        return worded(frame, [str(name) for name in frame], frame.to_numpy().tolist(), "certified accuracy (%)")
+        return text_table(frame, [str(name) for name in frame], frame.to_numpy().tolist(), "certified accuracy (%)")
 
     def summaries(self) -> list[dict[str, Any]]:
         """A dict per certificate, JSON-able: what it is of, how far it is, and its numbers where it is whole."""

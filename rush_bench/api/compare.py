@@ -13,7 +13,7 @@ from rush_bench.registry import datasets
 from rush_bench.report.layout import header
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 
 # what two cells agree in to be compared; the same attack may have other settings on a defence without noise
 TERMS = ("dataset", "split", "attack", "suite", "norm", "eps")
@@ -52,7 +52,7 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
     if not rows:
         raise BadInput(f"{first} and {second} share no finished attack on the same images: run the same suite on both")
     heads = ["Data set", "Threat", "Suite", "Attack", first, second, "Difference", "n"]
-    return worded(pd.DataFrame(rows), heads, [_words(row) for row in rows], f"{first} less {second}", [PAIRED])
+    return text_table(pd.DataFrame(rows), heads, [_words(row) for row in rows], f"{first} less {second}", [PAIRED])
 
 
 def _of(cells: Sequence[CellResult], name: str) -> list[CellResult]:

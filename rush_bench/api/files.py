@@ -8,7 +8,7 @@ import numpy as np
 
 from rush_bench.api.table import load_results
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.evaluation.behaviour import apart
+from rush_bench.evaluation.behaviour import difference
 from rush_bench.files import read_json, write_atomic, write_json
 from rush_bench.packs import opened, refuse_pack
 from rush_bench.records import Cell, CellResult, CellStore
@@ -53,7 +53,7 @@ def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
             raise BadInput(f"{source} holds no records")
         for path in sorted(source.glob("behaviour/*.json")):
             other = Path(into) / "behaviour" / path.name
-            if other.exists() and (differs := apart(read_json(other), read_json(path))):
+            if other.exists() and (differs := difference(read_json(other), read_json(path))):
                 raise BadInput(f"{read_json(path)['defense']} is other code in {source} than in {into}: {differs} differ")
     copied = 0
     for source in folders:

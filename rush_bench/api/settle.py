@@ -14,7 +14,7 @@ from rush_bench.defenses import Defense
 from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.report import settle as report
 from rush_bench.report.settle_figures import write_figures
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 from rush_bench.threats import Norm
 
 
@@ -35,7 +35,7 @@ class SettleRun(runner.SettleRun):
     def tables(self) -> list[Table]:
         """A table per defence: an experiment after another, with how it is to be read, and its trials."""
         return [
-            worded(report.frame(evidence), *report.lay_out(evidence), title=report.title(evidence))
+            text_table(report.frame(evidence), *report.lay_out(evidence), title=report.title(evidence))
             for evidence in self.evidence
         ]
 

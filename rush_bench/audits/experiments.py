@@ -167,7 +167,7 @@ def _steps(count: int) -> dict[str, Any]:
     return {"steps": count, "step": 2.5 / count}
 
 
-def _strong(b: Budget, s: Subject) -> dict[str, Any]:
+def _strong_settings(b: Budget, s: Subject) -> dict[str, Any]:
     return {"steps": b.sweep_steps, "draws": max(b.draws, s.draws and 16)}
 
 
@@ -278,7 +278,7 @@ def _t10(s: Subject, b: Budget) -> list[Trial]:
     scales = [0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0]
     while scales[-1] * s.eps < s.diameter:  # to where chance is certain
         scales.append(2 * scales[-1])
-    return [clean, *(Trial("T10", f"{scale:g} eps", "eot-apgd", _strong(b, s), scale=scale) for scale in scales)]
+    return [clean, *(Trial("T10", f"{scale:g} eps", "eot-apgd", _strong_settings(b, s), scale=scale) for scale in scales)]
 
 
 def _t11(s: Subject, b: Budget) -> list[Trial]:
@@ -309,13 +309,13 @@ def _t14(s: Subject, b: Budget) -> list[Trial]:
     if not s.draws:
         return []
     arms = [(name, votes) for name, recipe, votes in s.peers if recipe in ABLATIONS]
-    own = [Trial("T14", "this defence", "eot-apgd", _strong(b, s))]
+    own = [Trial("T14", "this defence", "eot-apgd", _strong_settings(b, s))]
     arms_trials = [
         Trial(
             "T14",
             name,
             "eot-apgd",
-            _strong(b, Subject(votes, s.classes, s.norm, s.eps)),
+            _strong_settings(b, Subject(votes, s.classes, s.norm, s.eps)),
             on=f"model={name}",
         )
         for name, votes in arms[: 2 * b.peers]

@@ -148,7 +148,7 @@ def budget_named(budget: str | Budget) -> Budget:
     return BUDGETS[budget]
 
 
-def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
+def form_of_trial(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
     """The defence, or the form of it that a trial is about; see `Trial.on`."""
     kind, _, rest = on.partition("=")
     if not on:
@@ -162,7 +162,7 @@ def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
     if kind == "model":
         return load(rest)
     if on.startswith("still"):
-        source = form(defense, on.partition(":")[2], load)
+        source = form_of_trial(defense, on.partition(":")[2], load)
         if not _is_plain(source):
             raise BadInput(f"{source.name} cannot go through the randomised code path without noise")
         return Network(source.body, NoiseSampler(Uniform(0.0)), name=f"{source.name}-still", draws=1)
@@ -198,10 +198,10 @@ def _planned(
         norm=threat.norm,
         eps=threat.eps,
         diameter=diameter(defense, threat),
-        has_base=_has(lambda: defense.base()),
-        has_bank=_has(lambda: defense.bank(2, 0)),
+        has_base=_available(lambda: defense.base()),
+        has_bank=_available(lambda: defense.bank(2, 0)),
         has_votes=isinstance(defense, Network) and not defense.deterministic,
-        has_module=_has(lambda: defense.as_module(Stream(0, "module"))),
+        has_module=_available(lambda: defense.as_module(Stream(0, "module"))),
         has_still=_is_plain(defense),
         has_chain=isinstance(getattr(defense, "transform", None), Chain),
         has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
@@ -231,7 +231,7 @@ def _planned(
             if of := _parts(jobs, trial):
                 jobs.append((trial, worst_job(of, labels, trial.repeats)))
             continue
-        about = form(defense, trial.on, load)
+        about = form_of_trial(defense, trial.on, load)
         eps = trial.eps if trial.eps is not None else trial.scale * threat.eps
         if threat.norm == "linf" and not trial.norm:
             eps = min(1.0, eps)  # the whole box
@@ -269,7 +269,7 @@ def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
     return [*([] if named else clean.values()), *of.values()] if of else []
 
 
-def _has(make: Callable[[], object]) -> bool:
+def _available(make: Callable[[], object]) -> bool:
     try:
         make()
     except BadInput:

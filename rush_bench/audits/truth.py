@@ -58,7 +58,9 @@ def true_gradient(defense: Defense, images: Tensor, labels: Tensor, threat: Thre
     frozen_what = "mean share of pixels at 0 or 1 that matter and have a gradient of exactly 0"
     source = f"ours: a few may be off by chance (ReLU's kinks, {FEW:.0%} of {LOOKED}); Athalye et al. 2018, section 3"
     try:
-        found: Health = health(defense, images[:LOOKED], labels[:LOOKED], threat, _first(stream, images, LOOKED), looked=LOOKED)
+        found: Health = health(
+            defense, images[:LOOKED], labels[:LOOKED], threat, _stream_of_first(stream, images, LOOKED), looked=LOOKED
+        )
     except NO_GRADIENT as error:
         return [judged("true-gradient", what, 1.0, "<=", FEW, source, note=f"it gives none: {error}")]
     known = found.error[~found.error.isnan()]
@@ -113,7 +115,7 @@ def same_in_later_calls(defense: Defense, images: Tensor, labels: Tensor, stream
     return judged("same-in-later-calls", what, share, "<=", 0.0, OURS)
 
 
-def _first(stream: Stream, images: Tensor, count: int) -> Stream:
+def _stream_of_first(stream: Stream, images: Tensor, count: int) -> Stream:
     return stream.at(positions(stream, len(images))[:count])
 
 

@@ -37,13 +37,13 @@ def budget_of(system: Recipe, settings: Any) -> Budget:
     plans = system.plans(settings)
     if not _linear(settings, plans[-1]):
         raise BadInput(f"{system.name} has no linear head, whose epochs equal_cost takes; name a recipe such as rush")
-    return Budget(_spent(system, plans), plans[-1].settings.epochs)
+    return Budget(_training_passes(system, plans), plans[-1].settings.epochs)
 
 
 def stretched(system: Recipe, settings: Any, budget: Budget, share: float) -> Stretched:
     """By the rule at the top; `settings` are the paper's, `share` the part of the budget that this training gets."""
     plans, total = system.plans(settings), share * budget.passes
-    _spent(system, plans)
+    _training_passes(system, plans)
     each = {plan.name: plan.encoder_passes for plan in plans}
     last, left, before, epochs = plans[-1], total, plans, dict[str, int]()
     linear = _linear(settings, last)
@@ -68,7 +68,7 @@ def _linear(settings: Any, plan: Plan) -> bool:
     return plan.name == "linear" or (plan.name == "finetune" and settings.finetune.protocol in LINEAR)
 
 
-def _spent(system: Recipe, plans: list[Plan]) -> float:
+def _training_passes(system: Recipe, plans: list[Plan]) -> float:
     spent = sum(plan.encoder_passes * plan.settings.epochs for plan in plans)
     if spent != spent:
         raise BadInput(f"the passes of {system.name} are not counted (`Plan.passes`); leave its cost out")

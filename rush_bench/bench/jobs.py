@@ -294,7 +294,7 @@ def choose(patterns: list[str], in_file: Mapping[str, Model], known: Mapping[str
         wanted, at, votes = pattern.partition("@")
         wanted, colon, which = wanted.partition(":")
         pools = (pool for pool in (in_file, known) if pool)
-        hits = next((found for pool in pools if (found := _hits(wanted, pool))), {})
+        hits = next((found for pool in pools if (found := _matching_models(wanted, pool))), {})
         if not hits:
             raise unknown_name(f"model of {entry.place}", wanted, {*known, *(model.recipe for model in known.values())})
         if at or entry.kind == "certify":
@@ -307,7 +307,7 @@ def choose(patterns: list[str], in_file: Mapping[str, Model], known: Mapping[str
     return list(dict.fromkeys(chosen))
 
 
-def _hits(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]:
+def _matching_models(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]:
     return {
         name: model for name, model in pool.items() if wanted == "all" or fnmatch(name, wanted) or fnmatch(model.recipe, wanted)
     }

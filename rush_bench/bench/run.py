@@ -179,8 +179,8 @@ def work(
         waiting: list[Job] = []
         for job in left:
             lacking = unfinished(job, found.place.store)
-            if bad := next((name for name in lacking if name in _unmade(found)), None):
-                _fail(found, job, Failure(f"needs {bad}, which failed", _unmade(found)[bad]), say)
+            if bad := next((name for name in lacking if name in _models_not_made(found)), None):
+                _fail(found, job, Failure(f"needs {bad}, which failed", _models_not_made(found)[bad]), say)
             elif lacking or any(job.waits_for(other) for other in left if other.name not in (*done, *found.failed)):
                 waiting.append(job)
             elif deadline is not None and time.monotonic() > deadline:
@@ -211,7 +211,7 @@ def work(
         left = waiting
 
 
-def _unmade(found: BenchmarkRun) -> dict[str, str]:
+def _models_not_made(found: BenchmarkRun) -> dict[str, str]:
     """The models that will not be there, with the reason."""
     return {
         planned_job.job.makes: found.failed[planned_job.job.name]
@@ -230,7 +230,7 @@ def execute(job: Job, minutes: float | None, quiet: bool) -> None:
     words = list(job.words)
     if minutes is not None and "max-minutes" in files.parameters(job.kind):
         words += ["--max-minutes", f"{minutes:.6f}"]
-    with _silence() if quiet or job.kind not in SHOWN else contextlib.nullcontext():
+    with _without_stdout() if quiet or job.kind not in SHOWN else contextlib.nullcontext():
         try:
             code = files.command(job.kind).main(words, prog_name=job.kind, standalone_mode=False, parent=files.group())
         except click.Abort as stopped:  # click's word for Ctrl-C
@@ -244,7 +244,7 @@ def execute(job: Job, minutes: float | None, quiet: bool) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _without_stdout() -> Iterator[None]:
     with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
         yield
 

@@ -14,10 +14,10 @@ from rush_bench.defenses.base import Passes
 from rush_bench.defenses.memory import Peak
 from rush_bench.defenses.owner import (
     device_of,
+    generator_states,
     in_train_mode,
     input_type,
     own_generators,
-    own_states,
     private_copy,
     undisturbed,
     weights_digest,
@@ -86,7 +86,7 @@ class Body:
         self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         with undisturbed(device), full_precision():  # a network may draw from the global generators, or seed them
             rows = probe.rows_for(shape, device, self.before)
-            states = own_states(device)
+            states = generator_states(device)
             probe.check_outputs(self, rows, shape)
             probe.check_search(self, probe.images_like(shape, device))
             self.row_bytes = self._row_bytes(shape)
@@ -96,7 +96,7 @@ class Body:
                 self.row_bytes = self._row_bytes(shape)
             self.forward_bytes = self._forward_bytes(shape)
             self.spread = self._spread(rows)
-            seeds = not random and own_states(device) != states
+            seeds = not random and generator_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)
         self.passes = Passes()
@@ -177,20 +177,20 @@ class Body:
 
     def _row_bytes(self, shape: tuple[int, int, int]) -> int:
         """What one row more takes: twice what autograd saves for it, as gradients lie beside it in the backward pass."""
-        of_one, of_three = (self._saved(rows, shape) for rows in (1, 3))
+        of_one, of_three = (self._saved_bytes(rows, shape) for rows in (1, 3))
         return of_three - of_one + 3 * 4 * math.prod(shape)
 
     def _forward_bytes(self, shape: tuple[int, int, int]) -> int:
         """What one row more takes in a prediction: what lives at once on its way through the network, and its draw."""
-        of_one, of_three = (self._lives(rows, shape) for rows in (1, 3))
+        of_one, of_three = (self._forward_peak(rows, shape) for rows in (1, 3))
         return (of_three - of_one) // 2 + DRAWN * 4 * math.prod(shape)
 
-    def _lives(self, rows: int, shape: tuple[int, int, int]) -> int:
+    def _forward_peak(self, rows: int, shape: tuple[int, int, int]) -> int:
         with torch.no_grad(), Peak() as peak:
             self.log_probabilities(self.before(torch.full((rows, *shape), 0.5, device=self.device)), exact=True)
         return peak.most
 
-    def _saved(self, rows: int, shape: tuple[int, int, int]) -> int:
+    def _saved_bytes(self, rows: int, shape: tuple[int, int, int]) -> int:
         """Bytes that autograd saves for the input gradient of so many rows, copies of weights included."""
         saved: dict[int, int] = {}
 

@@ -198,7 +198,7 @@ class Network(Defense):
             return self.whole.base()
         if self.deterministic:
             return self
-        body = self.sampler.without(self.body)
+        body = self.sampler.body_without_draws(self.body)
         if body is None:
             raise BadInput(
                 f"{self.name} draws inside its network, so its base is not known; give the network without its randomness "

@@ -48,7 +48,7 @@ def check_behaviour(folder: Path, defense: Defense, sample: Images) -> None:
         return
     before = read_json(path)
     try:
-        differs, known = apart(before, now), before["defense"]
+        differs, known = difference(before, now), before["defense"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Changed(f"{path} is damaged ({error!r}); delete it, and the records of {defense.name} with it") from error
     if differs:
@@ -91,7 +91,7 @@ def _where(defense: Defense) -> str:
     return f"{defense.device.type}, torch {torch.__version__}"
 
 
-def apart(before: dict[str, Any], now: dict[str, Any]) -> str:
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs, in words; empty where nothing does."""
     first, second = (np.asarray(each["probabilities"], float) for each in (before, now))
     if first.shape != second.shape:

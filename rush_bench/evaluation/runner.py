@@ -55,7 +55,7 @@ class Job(work.Job):
         meter, extra = Meter(defense), dict[str, Any]()
         attacked, standing, purpose = images, torch.ones_like(labels, dtype=torch.bool), "score"
         if self.of:
-            attacked, extra["source"], rate = _lowest(store, self, c, images)
+            attacked, extra["source"], rate = _worst_points(store, self, c, images)
             purpose = f"score-{self.cell.labels['attack']}"  # x' was chosen on the draws of "score": judge it on others (A2)
             standing = torch.from_numpy(rate > BROKEN).to(labels.device)
         if self.attack is not None and standing.any():
@@ -199,7 +199,7 @@ def _gradients(defense: Defense, images: Tensor, labels: Tensor, threat: Threat,
     return {name: values.cpu().numpy() for name, values in parts.items()}
 
 
-def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def _worst_points(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Per image the x' with the lowest estimated chance of being right over the cells before, ties by margin (A2).
 
     x' (n, C, H, W), which cell it is from (n,), and the chance (n,).

@@ -129,7 +129,7 @@ def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
     return Layout(columns, cells, marks, bold, blocks, _notes(frame, paper, any(quick)))
 
 
-def lift(layout: Layout) -> tuple[Layout, str]:
+def lift_shared_columns(layout: Layout) -> tuple[Layout, str]:
     """Without the columns that say the same in every row, and what they say, for above the table."""
     same = {
         name: layout.cells[0][k]
@@ -137,7 +137,7 @@ def lift(layout: Layout) -> tuple[Layout, str]:
         if name in LIFTED and len({row[k] for row in layout.cells}) == 1 and layout.cells[0][k] not in (DASH, "")
     }
     words = (f"{name}={text}" if name in ("n", "K") else text for name, text in same.items())
-    return without(layout, same), ", ".join(words)
+    return drop_columns(layout, same), ", ".join(words)
 
 
 def choose(layout: Layout, columns: Sequence[str]) -> Layout:
@@ -156,7 +156,7 @@ def choose(layout: Layout, columns: Sequence[str]) -> Layout:
     )
 
 
-def without(layout: Layout, left_out: Container[str]) -> Layout:
+def drop_columns(layout: Layout, left_out: Container[str]) -> Layout:
     """The columns but these."""
     return choose(layout, [name for name in layout.columns if name not in left_out])
 

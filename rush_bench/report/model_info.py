@@ -71,7 +71,7 @@ def write_model_info(rows: Iterable[Row], folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Stated:
+class StatedAccuracy:
     """What a model_info file states: an accuracy as a fraction, of which kind, and under which threat, on what."""
 
     accuracy: float
@@ -81,7 +81,7 @@ class Stated:
     eps: float
 
 
-def read_model_info(path: Path) -> Stated:
+def read_model_info(path: Path) -> StatedAccuracy:
     """The accuracy that a file claims: the higher of what its authors reported and what AutoAttack left.
 
     BadInput for a file that cannot be read or states neither.
@@ -90,7 +90,9 @@ def read_model_info(path: Path) -> Stated:
         info = read_json(path)
         stated = [(float(info[key]), key) for key in ("reported", "autoattack_acc") if info.get(key) not in (None, "")]
         percent, kind = max(stated)
-        return Stated(percent / 100, kind, str(info["name"]), str(info["dataset"]), float(parse_number(str(info["eps"]))))
+        return StatedAccuracy(
+            percent / 100, kind, str(info["name"]), str(info["dataset"]), float(parse_number(str(info["eps"])))
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{path} is no model_info of RobustBench with reported or autoattack_acc, dataset and eps: {error}"

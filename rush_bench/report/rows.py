@@ -85,16 +85,16 @@ def rows(results: Iterable[CellResult], trainings: Trainings | None = None) -> l
         key = _group(cells[0], with_threat=False)
         joined.add(key)
         differences = _differences(cells)
-        found += [_row([*_one_clean(clean[key]), *variant], differences) for variant in _variants(cells)]
-    found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
-    found = _told_apart(found)
+        found += [_row([*_single_clean_cell(clean[key]), *variant], differences) for variant in _variants(cells)]
+    found += [_row(_single_clean_cell(cells), {}) for key, cells in clean.items() if key not in joined]
+    found = _with_digests(found)
     if trainings:
         of = [(str(row.labels.get("sha256")), str(row.labels.get("recipe"))) for row in found]
         found = [dataclasses.replace(row, training=trainings.get(key)) for row, key in zip(found, of, strict=True)]
     return sorted(with_means(found), key=_order)
 
 
-def _told_apart(found: Sequence[Row]) -> list[Row]:
+def _with_digests(found: Sequence[Row]) -> list[Row]:
     """Rows of one name whose networks differ get the beginning of their weights' digest beside it."""
     several: dict[str, set[str]] = defaultdict(set)
     for row in found:
@@ -123,7 +123,7 @@ def _group(result: CellResult, with_threat: bool) -> str:
     return digest([same, result.labels["defense"], result.labels["dataset"], result.labels["suite"]])
 
 
-def _one_clean(cells: Sequence[CellResult]) -> list[CellResult]:
+def _single_clean_cell(cells: Sequence[CellResult]) -> list[CellResult]:
     """One clean cell, a finished one if there is any: they estimate the same quantity."""
     return sorted(cells, key=lambda cell: (not cell.complete, cell.folder))[:1]
 

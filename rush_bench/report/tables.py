@@ -78,7 +78,7 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
     lines: dict[str, list[Line]] = {block: [] for block in BLOCKS}
     for entry in published().table1:
         beside = sorted(
-            (r for r in measured if id(r) not in used and belongs_beside(entry, r.labels)), key=_width, reverse=True
+            (r for r in measured if id(r) not in used and matches_published(entry, r.labels)), key=_width, reverse=True
         )[:1]
         used |= {id(row) for row in beside}
         lines[entry.block].append((entry, beside[0] if beside else None))
@@ -185,7 +185,7 @@ def block_of(labels: Mapping[str, Any]) -> str:
     return f"{TITLES.get(before, before)} -> {title}"
 
 
-def belongs_beside(entry: PublishedRow, labels: Mapping[str, Any]) -> bool:
+def matches_published(entry: PublishedRow, labels: Mapping[str, Any]) -> bool:
     """Whether what was measured, by its labels, is the system, votes and data of a published row."""
     votes = entry.votes is None or labels.get("votes") == entry.votes
     return entry.beside and block_of(labels) == entry.block and labels.get("recipe") == entry.system and votes

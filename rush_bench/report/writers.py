@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from rush_bench.files import write_text
-from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, folded, header, lift
+from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, folded, header, lift_shared_columns
 
 WIDE, CROWDED = 7, 12  # columns; so many stand across both columns of a page, so many in the smallest letters
 HEAD, WORDS = 9, 16  # letters of a line of a header, and of words in a cell
@@ -43,7 +43,7 @@ def latex(layout: Layout, caption: str | None = None, label: str | None = None, 
     `caption` and `label` are LaTeX, as given; without a caption it is what the numbers are `about`. The interval stands beside
     its number in small digits, by the macro `\\ci`.
     """
-    layout, _ = lift(layout)
+    layout, _ = lift_shared_columns(layout)
     count, floating = len(layout.columns), "table*" if len(layout.columns) >= WIDE else "table"
     sides = "".join("l" if left else "r" for left in flush_left(layout))
     caption_text = caption or _latex("Accuracy in percent" + (f": {about}." if about else "."))
@@ -67,7 +67,7 @@ def latex(layout: Layout, caption: str | None = None, label: str | None = None, 
 
 def to_html(layout: Layout) -> str:
     """A bare HTML table with its notes, for a notebook."""
-    layout, shared = lift(layout)
+    layout, shared = lift_shared_columns(layout)
     lines = [f"<p>{html.escape(shared)}</p>" if shared else "", "<table>", "<thead><tr>"]
     lines += [f"<th>{html.escape(header(name))}</th>" for name in layout.columns]
     lines.append("</tr></thead><tbody>")

@@ -186,7 +186,7 @@ class _Page:
     def corruptions(self, results: Sequence[CellResult], reference: str | None) -> None:
         """A table per data set and set of corruptions."""
         parts = []
-        for k, part in enumerate(_like(results)):
+        for k, part in enumerate(_of_same_images(results)):
             known = reference if reference in {result.labels["defense"] for result in part} else None
             parts.append(grids.corrupted(f"corrupted-{k}", corruptions.table(part, known)))
         if reference is not None and not any(result.labels["defense"] == reference for result in results):
@@ -251,7 +251,7 @@ def _curve(sets: dict[str, pd.DataFrame], norm: str, path: Path) -> Path:
     return figures.save(figure, path)
 
 
-def _like(results: Iterable[CellResult]) -> list[list[CellResult]]:
+def _of_same_images(results: Iterable[CellResult]) -> list[list[CellResult]]:
     """Corruption cells of the same images, which may share a table; defences with the same name are distinguished."""
     by: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
     for result in results:

@@ -18,7 +18,7 @@ from rush_bench.records.statistics import Estimate
 from rush_bench.report import audits, certificates, corruptions, settle
 from rush_bench.report.columns import estimate_of
 from rush_bench.report.figures import percent
-from rush_bench.report.layout import BOUND, DASH, NARROW, header, is_text, lay_out, lift, without
+from rush_bench.report.layout import BOUND, DASH, NARROW, drop_columns, header, is_text, lay_out, lift_shared_columns
 from rush_bench.report.rows import Row
 
 BOLD = "Bold: the highest of at least two of the same data set, pre-training data, threat, suite and n."
@@ -100,7 +100,7 @@ def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], record
     """A frame of `tables.plain` or `tables.paper`, with the row behind each of its lines."""
     frame = frame.reset_index(drop=True)
     layout = lay_out(frame)
-    narrow, shared = lift(without(layout, {*NARROW} - {"threat"}))
+    narrow, shared = lift_shared_columns(drop_columns(layout, {*NARROW} - {"threat"}))
     meanings = {mark: text for mark, text in layout.notes if mark}
 
     def cell(i: int, k: int) -> Cell:

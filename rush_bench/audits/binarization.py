@@ -70,7 +70,7 @@ def binarization(
     """
     settings, what = settings or Binarization(), "share of binarized images that the attack breaks"
     source = f"{PAPER}: 95 %"
-    if not isinstance(defense, Network) or defense.whole is not None:
+    if not isinstance(defense, Network) or defense.bank_of is not None:
         why = f"{type(defense).__name__} shows no network whose last layer to replace; audit it as a Deterministic or Smoothed"
         return [not_run("binarization", what, source, why)]
     stream = stream.at(positions(stream, len(images)))

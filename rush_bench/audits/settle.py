@@ -212,7 +212,7 @@ def _planned(
     )
     quick = budget_name == "quick"
     jobs: list[tuple[Trial, Job]] = []
-    same: dict[str, Any] = {"seed": seed, "chunk": chunk, "known": {}}
+    shared: dict[str, Any] = {"seed": seed, "chunk": chunk, "known": {}}
     for order, trial in enumerate(plan(subject, budget, only)):
         labels = {
             "suite": f"settle-{budget_name}",
@@ -231,22 +231,22 @@ def _planned(
             if of := _parts(jobs, trial):
                 jobs.append((trial, worst_job(of, labels, trial.repeats)))
             continue
-        about = form_of_trial(defense, trial.on, load)
+        target = form_of_trial(defense, trial.on, load)
         eps = trial.eps if trial.eps is not None else trial.scale * threat.eps
         if threat.norm == "linf" and not trial.norm:
             eps = min(1.0, eps)  # the whole box
-        at = Threat(trial.norm or threat.norm, eps)  # type: ignore[arg-type]
+        trial_threat = Threat(trial.norm or threat.norm, eps)  # type: ignore[arg-type]
         settings = trial.settings
         if trial.attack == "transfer" and settings["source"] != "base":
             settings = {**settings, "store": str(store)}
-        k = trial.repeats or repeats or default_repeats(about.draws, quick)
-        jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, repeats=k, **same)))
+        k = trial.repeats or repeats or default_repeats(target.draws, quick)
+        jobs.append((trial, job_for(target, data, trial.attack, settings, trial_threat, labels, repeats=k, **shared)))
     return _priced(defense, jobs, data, certificates, cells)
 
 
 def _is_plain(defense: Defense) -> TypeGuard[Network]:
     """Whether it is a network of ours that draws nothing."""
-    return isinstance(defense, Network) and defense.deterministic and defense.whole is None
+    return isinstance(defense, Network) and defense.deterministic and defense.bank_of is None
 
 
 def diameter(defense: Defense, threat: Threat) -> float:
@@ -261,12 +261,12 @@ def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
     """
     named = trial.settings["of"]
     clean: dict[str, Job] = {}
-    of: dict[str, Job] = {}
+    parts: dict[str, Job] = {}
     for other, job in jobs:
-        itself = other.on == "" and other.scale == 1 and not other.norm and other.attack != WORST
-        if itself and (not named or other.experiment in named):
-            (clean if other.attack == "clean" else of).setdefault(job.cell.key, job)
-    return [*([] if named else clean.values()), *of.values()] if of else []
+        on_defense = other.on == "" and other.scale == 1 and not other.norm and other.attack != WORST
+        if on_defense and (not named or other.experiment in named):
+            (clean if other.attack == "clean" else parts).setdefault(job.cell.key, job)
+    return [*([] if named else clean.values()), *parts.values()] if parts else []
 
 
 def _available(make: Callable[[], object]) -> bool:
@@ -330,14 +330,14 @@ def _priced(
     seconds: dict[str, float] = {}
     costs: dict[str, Cost] = {}
     for trial, job in jobs:
-        about = job.defense
-        at = id(getattr(about, "body", about))
-        if at not in speed:
-            speed[at] = rates(about, data)
-        forwards, backwards = job.attack.passes(about) if job.attack is not None else (0.0, 0.0)
-        forwards += job.cell.identity["repeats"] * prediction_rows(about)
+        target = job.defense
+        body = id(getattr(target, "body", target))
+        if body not in speed:
+            speed[body] = rates(target, data)
+        forwards, backwards = job.attack.passes(target) if job.attack is not None else (0.0, 0.0)
+        forwards += job.cell.identity["repeats"] * prediction_rows(target)
         fresh = job.cell.key not in seconds
-        seconds[job.cell.key] = forwards * speed[at][0] + backwards * speed[at][1]
+        seconds[job.cell.key] = forwards * speed[body][0] + backwards * speed[body][1]
         before = costs.get(trial.experiment, Cost(0, 0, 0, 0))
         left = images_left(cells, job.cell)
         if fresh and left:  # a cell of two experiments is paid once

@@ -107,7 +107,7 @@ class Planner:
         self.place, self.load, self.priced = place, load, priced
         self.cards: dict[str, dict[str, Any]] = {}
         self.impossible: dict[str, str] = {}
-        self.coming = False  # whether there are models still to be made
+        self.models_missing = False  # whether there are models still to be made
         self.speed: dict[str, tuple[float, float]] = {}
         self.counted: set[tuple[tuple[str, ...], str]] = set()
         self.loaders: dict[Any, Loader] = {}
@@ -130,7 +130,7 @@ class Planner:
                     planned = Planned(job, "impossible", Failure(str(error), error))
             if planned.state == "impossible" and job.makes:
                 self.impossible[job.makes] = planned.why
-            self.coming |= bool(job.makes) and planned.state in ("missing", "in progress")
+            self.models_missing |= bool(job.makes) and planned.state in ("missing", "in progress")
             found.append(planned)
         return found
 
@@ -149,41 +149,43 @@ class Planner:
 
     def training(self, job: Job) -> Planned:
         """A training: its stages that are left."""
-        asked = dict(job.context().params)
-        recipe, asked["name"] = asked.pop("name"), asked.pop("model")
+        options = dict(job.context().params)
+        recipe, options["name"] = options.pop("name"), options.pop("model")
         for key in ("device", "max_minutes", "log", "as_json"):
-            asked.pop(key)
+            options.pop(key)
         if unfinished(job, self.place.store):  # what it starts from is not there yet
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
-        if asked["from_"] and Path(str(asked["from_"])).is_file():
+        if options["from_"] and Path(str(options["from_"])).is_file():
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
-        ready = prepare(recipe, fetch=self.load, **asked)
-        self.cards[job.makes] = ready.card
-        if ready.finished(self.place.store):
+        prepared = prepare(recipe, fetch=self.load, **options)
+        self.cards[job.makes] = prepared.card
+        if prepared.finished(self.place.store):
             return Planned(job, "done")
-        file = CheckpointFile(self.place.store / ready.card["name"], identity(ready.card))
+        file = CheckpointFile(self.place.store / prepared.card["name"], identity(prepared.card))
         state: State = "in progress" if file.path.exists() else "missing"
         if not self.priced:
             return Planned(job, state)
-        where = file.load(torch.device("cpu")) if state == "in progress" else None
-        left = self.stages_left(ready, None if where is None else where["where"])
-        return Planned(job, state, passes=left, seconds=left * self.training_rate(ready))
+        checkpoint = file.load(torch.device("cpu")) if state == "in progress" else None
+        passes_left = self.stages_left(prepared, None if checkpoint is None else checkpoint["where"])
+        return Planned(job, state, passes=passes_left, seconds=passes_left * self.training_rate(prepared))
 
-    def stages_left(self, ready: PreparedTraining, where: dict[str, Any] | None) -> float:
+    def stages_left(self, prepared: PreparedTraining, position: dict[str, Any] | None) -> float:
         """Passes through the encoder that a training still takes."""
-        costs = list(stage_costs(ready.system, ready.settings, ready.card["data"]).values())
-        plans = ready.system.plans(ready.settings)
+        costs = list(stage_costs(prepared.system, prepared.settings, prepared.card["data"]).values())
+        plans = prepared.system.plans(prepared.settings)
         first, done = 0, 0.0
-        if where is not None:
-            first, epochs = where["stage"], plans[where["stage"]].settings.epochs
-            done = where["epoch"] / epochs
-        elif (before := shared_pretraining(ready.system, plans, ready.settings, ready.card, self.place.store)) is not None:
-            first = before.stages if before.name in model_names(self.place.store / ENCODERS) else 0
+        if position is not None:
+            first, epochs = position["stage"], plans[position["stage"]].settings.epochs
+            done = position["epoch"] / epochs
+        elif (
+            pretraining := shared_pretraining(prepared.system, plans, prepared.settings, prepared.card, self.place.store)
+        ) is not None:
+            first = pretraining.stages if pretraining.name in model_names(self.place.store / ENCODERS) else 0
         return sum(cost.passes * (1 - done if number == first else 1) for number, cost in enumerate(costs) if number >= first)
 
-    def training_rate(self, ready: PreparedTraining) -> float:
+    def training_rate(self, prepared: PreparedTraining) -> float:
         """Seconds of a pass of an image: forward and back through the network, in training, by the count of 3."""
-        settings, spec = ready.settings, ready.card["network"]
+        settings, spec = prepared.settings, prepared.card["network"]
         key = f"train {_shape(spec)} {settings.precision} {settings.channels_last}"
         if key not in self.speed:
             network = build(spec)
@@ -285,27 +287,27 @@ class Planner:
 
     def audit(self, job: Job, asked: dict[str, Any]) -> Planned:
         """The experiments of an audit, whose probes are counted as nothing."""
-        heard: list[Any] = []
+        defense_plans: list[Any] = []
 
-        def before(planned: list[Any]) -> bool:
-            heard.extend(planned)
+        def note_plans(planned: list[Any]) -> bool:
+            defense_plans.extend(planned)
             return False
 
-        if self.coming:  # every model of the store is a source of transfer
+        if self.models_missing:  # every model of the store is a source of transfer
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         with job.context():  # its options are read as if it were run
             given = arguments(asked, job.kind)
-        run = settle(**given | {"before": before, "quiet": True})
+        run = settle(**given | {"before": note_plans, "quiet": True})
         complete = all(evidence.complete for evidence in run.evidence)
         if job.kind == "audit":
             files = [self.place.out / "audit" / f"{stem(evidence)}.json" for evidence in run.evidence]
             complete = complete and all(file.is_file() and read_json(file)["verdict"] for file in files)
         started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
-        costs = [cost for forecast in heard for cost in forecast.costs.values()]
+        costs = [cost for defense_plan in defense_plans for cost in defense_plan.costs.values()]
         passes = sum(cost.forwards + cost.backwards for cost in costs)
         if not complete:
-            for forecast in heard:
-                passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in forecast.certificates)
+            for defense_plan in defense_plans:
+                passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in defense_plan.certificates)
         state: State = "done" if complete else "in progress" if started else "missing"
         return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
 
@@ -327,12 +329,12 @@ def _shape(spec: dict[str, Any]) -> str:
 
 def passes_of(job: CellJob) -> tuple[float, float]:
     """Rows forward and back of one image of a cell, its scoring included: an estimate from above."""
-    identity_ = job.cell.identity
-    if identity_["attack"]["name"] == "certify":
-        return identity_["attack"]["selection"] + identity_["repeats"], 0.0
+    cell = job.cell.identity
+    if cell["attack"]["name"] == "certify":
+        return cell["attack"]["selection"] + cell["repeats"], 0.0
     attack = getattr(job, "attack", None)
     ahead, back = attack.passes(job.defense) if attack is not None else (0.0, 0.0)
-    return ahead + identity_["repeats"] * prediction_rows(job.defense), back
+    return ahead + cell["repeats"] * prediction_rows(job.defense), back
 
 
 def _sampling(asked: dict[str, Any]) -> Sampling:

@@ -80,7 +80,7 @@ def settle(
         max_minutes: stop between chunks after this time.
         quiet: say neither the cost beforehand nor the progress.
         precision: of the search, of models that are loaded by name.
-        before: hears the plan with its cost, and may call it off by answering False: then nothing is written.
+        before: receives the plan with its cost, and may cancel it by returning False: then nothing is written.
         named: see `ByName`; the store is also where other models come from (transfer, ablations).
 
     Returns:

@@ -23,7 +23,7 @@ MEASURES = ("attack", "certify", "corruptions", "settle", "audit")
 
 
 class Loaded:
-    """`load_dataset`, each set of images once; what could not be had is not tried again."""
+    """`load_dataset`, once per set of images; a failure is remembered."""
 
     def __init__(self) -> None:
         self.known: dict[str, Images | BadInput] = {}
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model before it is there: its recipe, and whether it draws (None: not known, as of an import)."""
+    """What is known of a model before it exists: its recipe, and whether it draws (None: not known, as of an import)."""
 
     recipe: str
     random: bool | None = None
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What people call it: `attack rush-digits linf8`."""
+        """Its name for people: `attack rush-digits linf8`."""
         return f"{self.kind} {self.about}".strip()
 
     def waits_for(self, other: "Job") -> bool:
@@ -97,7 +97,7 @@ class Job:
 
 
 def expand(bench: Benchmark, place: Place, load: Callable[..., Images]) -> list[Job]:
-    """Every job of a file, in the order in which they need each other; BadInput for a wrong name, value or setting."""
+    """Every job of a file, in order of dependence; BadInput for a wrong name, value or setting."""
     budget = None if bench.equal_cost is None else _budget(bench.equal_cost, load)
     jobs: dict[str, Job] = {}
     in_file: dict[str, Model] = {}  # models of this file
@@ -128,12 +128,12 @@ def expand(bench: Benchmark, place: Place, load: Callable[..., Images]) -> list[
                 add(job)
         elif entry.kind not in ("train", "import"):
             add(Job(entry.kind, "", tuple(_line(entry, entry.options, place)), entry.place))
-    first = [_after(job, in_file, known) for job in jobs.values()]
+    first = [_with_start(job, in_file, known) for job in jobs.values()]
     return sorted(first, key=lambda job: list(KINDS).index(job.kind))
 
 
-def _after(job: Job, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Job:
-    """A training with what it starts from among its needs."""
+def _with_start(job: Job, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Job:
+    """A training that also needs what it starts from."""
     start = job.context().params.get("from_") if job.kind == "train" else None
     if start is None:
         return job

@@ -33,7 +33,7 @@ SHOWN = ("table", "report")  # commands whose answer is that of the whole file
 
 @dataclass
 class BenchmarkRun:
-    """What a run leaves: the plan that it began with, what failed by job, with the reason, and what is left, by name."""
+    """The result of a run: its plan, the failed jobs with their reasons, and the names of those left."""
 
     benchmark: files.Benchmark
     place: Place
@@ -78,11 +78,11 @@ def run(
 ) -> BenchmarkRun:
     """Run a benchmark file, or a shipped one by its name. The same call again, from any number of processes, continues.
 
-    A copy of the file is left in `out`.
+    It leaves a copy of the file in `out`.
 
-    `out` and `store` stand for those of the file; `before` hears the plan, with costs where `priced`, and may call it off by
-    answering False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
-    file, and their logs lie in `out`. `on`: they are jobs of submitit, `slurm:8` or `local:4`, of which `asked` is asked
+    `out` and `store` stand for those of the file; `before` receives the plan, with costs where `priced`, and may cancel it
+    by returning False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
+    file, and their logs lie in `out`. `on`: they are jobs of submitit, `slurm:8` or `local:4`, with the resources `asked`
     (`bench.cluster`); this process waits for them and makes the tables. BadInput for a file that is wrong, before anything
     runs. A job that fails is in `failed` and stops none but those that need it.
     """
@@ -144,14 +144,14 @@ def conclude(
 
 
 class Page:
-    """The page of the results, written again now and then while jobs run, where the file asks for one."""
+    """The page of the results, updated while jobs run, if the file asks for one."""
 
     def __init__(self, found: BenchmarkRun) -> None:
         self.jobs = [planned_job.job for planned_job in found.planned if planned_job.job.kind == "report"]
         self.written, self.cost = time.monotonic(), 0.0
 
     def refresh(self) -> None:
-        """Write it, unless it is young or would take too much of the time. It may have no record to show yet."""
+        """Write the page, unless it is recent or would take too much of the time. There may be no record to show yet."""
         begun = time.monotonic()
         if not self.jobs or begun - self.written < max(FRESH, self.cost / PAGE_SHARE):
             return
@@ -165,7 +165,7 @@ class Page:
 def work(
     found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable[[str], None], between: Callable[[], None]
 ) -> None:
-    """Run what is missing: each job once what it needs is there, those that another process is at when it is done.
+    """Run what is missing: each job when what it needs is there, one that another process works on when that is done.
 
     `between` is called after each job.
     """
@@ -200,7 +200,7 @@ def work(
                     found.left.append(job.name)
                 except RushBenchError as error:
                     _fail(found, job, Failure(str(error), error), say)
-                except Exception as error:  # a recipe or a network is anybody's code: the other jobs go on
+                except Exception as error:  # a recipe or a network may be anybody's code: the other jobs continue
                     traceback.print_exc()
                     _fail(found, job, f"{type(error).__name__}: {error}", say)
         if found.left:

@@ -111,7 +111,7 @@ def work(
     Any number of processes may do so at once: each takes what is free, comes back for what another holds, and stops between
     chunks when `time.monotonic()` has passed the deadline. `folder` keeps what defences do (see `behaviour`): BadInput where
     its records are of other code. An error fails its cell, and a defence that fails on the sample all of its cells; the
-    others go on. `after` hears of each chunk done (job, chunk, seconds it took) and may answer a line to print.
+    others continue. `after` is called for each finished chunk (job, chunk, seconds) and may return a line to print.
     """
     failed: dict[str, str] = {}
     broken = _broken(jobs, folder)

@@ -124,7 +124,7 @@ def notes(evidence: Evidence) -> list[str]:
             "Budget quick: fewer images, steps and draws than the protocol, hence weaker attacks; no match for other budgets."
         )
     if not evidence.complete:
-        lines.append("Trials with a number of finished chunks are not complete; the same command continues them.")
+        lines.append("Trials with a number of chunks are not finished; the same command continues them.")
     return lines
 
 

@@ -16,8 +16,8 @@ def declared(entry: Entry) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings of the class of a built-in attack with their defaults, its bases' first; and the comments beside them."""
     tree, _ = _read(entry.module)
     (make,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "make")
-    made: Any = make.body[-1]
-    target = made.value
+    statement: Any = make.body[-1]
+    target = statement.value
     if isinstance(target, ast.Subscript):  # {"pgd": PGD, "eot": EOT}[name]
         table: Any = target.value
         target = {key.value: value for key, value in zip(table.keys, table.values, strict=True)}[entry.name]
@@ -33,16 +33,16 @@ def _class(module: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Defaults, and the comments beside them, of a class of a module of this package and of its bases."""
     tree, text = _read(module)
     constants = dict(_assigned(tree))
-    homes = {alias.name: node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    found: Any = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    modules = {alias.name: node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    definition: Any = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     settings: dict[str, Any] = {}
-    said: dict[str, str] = {}
-    for base in found.bases:
-        more = _class(homes.get(base.id, module), base.id)
-        settings, said = settings | more[0], said | more[1]
-    for field, value in _assigned(found):
+    remarks: dict[str, str] = {}
+    for base in definition.bases:
+        inherited = _class(modules.get(base.id, module), base.id)
+        settings, remarks = settings | inherited[0], remarks | inherited[1]
+    for field, value in _assigned(definition):
         settings[field] = ast.literal_eval(constants[value.id] if isinstance(value, ast.Name) else value)
-    return settings, said | comments(ast.get_source_segment(text, found) or "")
+    return settings, remarks | comments(ast.get_source_segment(text, definition) or "")
 
 
 def _read(module: str) -> tuple[Any, str]:

@@ -40,9 +40,9 @@ class Failure(str):
     exit_code: int
 
     def __new__(cls, reason: str, cause: object = None) -> "Failure":
-        made = super().__new__(cls, reason)
-        made.exit_code = getattr(cause, "exit_code", 1)
-        return made
+        failure = super().__new__(cls, reason)
+        failure.exit_code = getattr(cause, "exit_code", 1)
+        return failure
 
 
 def failed_code(failed: Mapping[str, str]) -> int:

@@ -17,10 +17,10 @@ def outputs(network: Callable[[Tensor], Tensor], images: Images, noise: Noise | 
     """A network's outputs (N, ...) in float32, chunk by chunk; with one draw of noise per image if a law is given."""
     chunks = []
     for start in range(0, len(images), CHUNK):
-        rows = slice(start, start + CHUNK)
-        x = images.floats(rows)
+        part = slice(start, start + CHUNK)
+        x = images.floats(part)
         if noise is not None:
-            stream = Stream(seed, "validation", images.index[rows])
+            stream = Stream(seed, "validation", images.index[part])
             x = x + stream.noise(noise, len(x), 1, tuple(x.shape[1:]), x.device)[:, 0]
         chunks.append(network(x).float())
     return torch.cat(chunks)
@@ -37,8 +37,8 @@ def knn_accuracy(
     bank, classes = F.normalize(bank, dim=1), int(max(bank_labels.max(), labels.max())) + 1
     right = torch.zeros((), dtype=torch.int64, device=bank.device)
     for start in range(0, len(queries), CHUNK):
-        rows = slice(start, start + CHUNK)
-        near, which = (F.normalize(queries[rows], dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
+        part = slice(start, start + CHUNK)
+        near, which = (F.normalize(queries[part], dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = near.new_zeros(len(near), classes).scatter_add_(1, bank_labels[which], (near / temperature).exp())
-        right += (votes.argmax(1) == labels[rows]).sum()
+        right += (votes.argmax(1) == labels[part]).sum()
     return int(right) / len(queries)

@@ -46,7 +46,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], fails: type[Except
     except (OSError, fails) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         raise RushBenchError(
-            f"cannot write {path}: {why}; free some space or choose another folder, then run the same command again: it goes on"
+            f"cannot write {path}: {why}; free some space or choose another folder, then run the same command again to continue"
         ) from error
     finally:
         if temporary is not None:
@@ -81,7 +81,7 @@ def _sweep(path: Path) -> None:
 def flock(path: Path, wait: bool) -> Iterator[bool | None]:
     """An advisory lock on a file that exists while it is held: True held, False another's, None not supported here.
 
-    The system frees it when its holder dies. Where it is not supported a line says so, once.
+    The system frees it when its holder dies. If locks are not supported, a warning is printed once.
     """
     held, handle = None, -1
     while held is None:

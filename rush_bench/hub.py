@@ -1,7 +1,7 @@
 """Models and packs on the Hugging Face hub: `hf://user/name` is a model, `hf://datasets/user/name` a pack.
 
 A model's repository has what the store has, safetensors and the card, and the card in words as its README. What is pulled
-is held against the SHA-256 of its card before the store sees it; nothing that could run code is read. No torch is imported.
+is checked against the SHA-256 of its card before it enters the store; nothing that could run code is read, nor torch imported.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ def checked(store: Path, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reaching() -> Iterator[ModuleType]:
-    """huggingface_hub; MissingPackage without it. What it raises is a RushBenchError that says so."""
+    """huggingface_hub; MissingPackage without it. Its errors become RushBenchErrors with its message."""
     try:
         import huggingface_hub
     except ImportError as error:

@@ -34,7 +34,7 @@ class Noise:
     """A law of additive noise, i.i.d. per pixel and channel: how it is drawn, and what smoothing by it certifies.
 
     `scale` is in pixel units ([0,1]). `norms` are those that it has a theorem in, the usual one first, last the one that
-    attacks are held against. For such a norm, `dimension` pixels times channels, and p a lower bound on the probability that
+    attacks are compared with. For such a norm, `dimension` pixels times channels, and p a lower bound on the probability that
     one noisy copy of an image gets the class: `radius(p)`, within which no x' has another top class (below 0 where
     p < 1/2); `probability(radius)`, its inverse (above 1 where no bound does); `moved(p, distance)`, what the class keeps of
     p at any x' so far away. All three are vectorised, float64.

@@ -77,7 +77,7 @@ def pack(results: Path, out: Path | None = None, *, store: Path | None = None, a
 
 
 def unpack(path: Path, out: Path | None = None) -> tuple[Path, int]:
-    """Lay the files of a pack into a folder (the pack's name), where work goes on; returns it, and how many files it gained.
+    """Extract a pack into a folder (of the pack's name), to add to it; returns the folder and its number of new files.
 
     What is there already stays.
     Errors: BadInput for a file that is no pack, RushBenchError for a folder that cannot be written to.

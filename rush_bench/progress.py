@@ -43,7 +43,7 @@ class Bar:
             self.rich = None
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
-        """Work of `total` steps starts, or goes on after `done` of them; what was shown before makes room."""
+        """Work of `total` steps starts, or continues after `done` of them; it replaces the previous bar."""
         self.title, self.total, self.done, self.first = title, total, done, done
         self.begun = self.shown = time.monotonic()
         if self.rich:
@@ -53,7 +53,7 @@ class Bar:
                 self.task = self.rich.add_task(title, total=total, completed=done, text="")
 
     def show(self, done: int, text: str = "", title: str | None = None) -> None:
-        """`done` steps are behind us; `text` is the latest figure, `title` a new name for what goes on now."""
+        """`done` steps are finished; `text` is the latest figure, `title` a new name for the current work."""
         self.done, self.title = done, title or self.title
         if self.rich and self.total:
             self.rich.update(self.task, completed=done, text=text, description=self.title)

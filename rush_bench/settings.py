@@ -118,7 +118,7 @@ def _words(hint: Any) -> str:
     if origin is Annotated:
         return f"{_words(options[0])}, {' and '.join(map(str, options[1:]))}"
     if origin in (types.UnionType, typing.Union):
-        return " or ".join("none" if one is types.NoneType else _words(one) for one in options)
+        return " or ".join("none" if option is types.NoneType else _words(option) for option in options)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, options))}"
     if origin is tuple:

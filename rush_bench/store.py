@@ -2,7 +2,7 @@
 
 model.safetensors   the last epoch's weights (what the papers report)
 best.safetensors    the best epoch on the held-out validation split, where it is another one
-transform.safetensors   what stands in front of the network, where that has weights of its own (a purifier)
+transform.safetensors   weights of a transform before the network, if it has any (a purifier)
 card.json           recipe, resolved settings, data digest, validation numbers, environment, SHA-256 of the files
 """
 
@@ -38,7 +38,7 @@ def save_model(
 ) -> None:
     """Write weights and card of a trained model; `card` gains format, environment, the SHA-256 of each file and its own.
 
-    `transform`: the weights of what stands in front of the network (a purifier).
+    `transform`: the weights of a transform before the network (a purifier).
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

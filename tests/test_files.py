@@ -107,6 +107,6 @@ def test_a_full_disk_is_our_own_error_and_leaves_what_was_there(tmp_path, full_d
     write(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     full_disk()
-    with pytest.raises(RushBenchError, match=r"cannot write .*free some space.*it goes on"):
+    with pytest.raises(RushBenchError, match=r"cannot write .*free some space.*again to continue"):
         write(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

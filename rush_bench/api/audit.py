@@ -21,7 +21,7 @@ from rush_bench.evaluation.work import deadline_in
 from rush_bench.report import audits as shown
 from rush_bench.report import settle as report
 from rush_bench.report.model_info import read_model_info
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 from rush_bench.threats import Norm, Threat
 
 
@@ -36,7 +36,7 @@ class AuditRun:
     @property
     def complete(self) -> bool:
         """Whether every experiment and probe is there, so that each audit has its verdict."""
-        return self.settled.complete and bool(self.audits) and all(one.verdict is not None for one in self.audits)
+        return self.settled.complete and bool(self.audits) and all(audit.verdict is not None for audit in self.audits)
 
     @property
     def failed(self) -> dict[str, str]:
@@ -46,11 +46,11 @@ class AuditRun:
     @property
     def words(self) -> dict[str, str | None]:
         """The verdict on each defence, by name: stands, weakened, refuted, cannot say; None while something is missing."""
-        return {one.evidence.subject: one.verdict.word if one.verdict else None for one in self.audits}
+        return {audit.evidence.subject: audit.verdict.word if audit.verdict else None for audit in self.audits}
 
     def tables(self) -> list[Table]:
         """The findings of each audit, and its verdict below them."""
-        return [findings(one) for one in self.audits]
+        return [findings(audit) for audit in self.audits]
 
     def __repr__(self) -> str:
         words = ", ".join(f"{name}: {word or 'not finished'}" for name, word in self.words.items())
@@ -152,15 +152,17 @@ def audit(
             audits.judge(evidence, probes.get(evidence.subject), stated or published_claim(evidence)) for evidence in found
         ]
     run.paths = list(run.settled.paths)
-    for one in run.audits:
-        run.paths += shown.write(one, Path(out))
+    for finished in run.audits:
+        run.paths += shown.write(finished, Path(out))
     return run
 
 
-def findings(one: Audit) -> Table:
+def findings(audit: Audit) -> Table:
     """The checks of an audit as a table, the verdict below it."""
-    frame = pd.DataFrame([finding.to_dict() for finding in one.findings])
-    return worded(frame, *shown.lay_out(one, sources=False), title=report.title(one.evidence), notes=[shown.sentence(one)])
+    frame = pd.DataFrame([finding.to_dict() for finding in audit.findings])
+    return text_table(
+        frame, *shown.lay_out(audit, sources=False), title=report.title(audit.evidence), notes=[shown.sentence(audit)]
+    )
 
 
 def stated_claim(percent: float | str | Path, eps: float = 8 / 255, dataset: str | None = None) -> Claim:

@@ -15,7 +15,7 @@ from rush_bench.defenses import Defense
 from rush_bench.evaluation import certificates as runner
 from rush_bench.evaluation.work import Run, deadline_in, minutes_to
 from rush_bench.report import certificates as report
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 
 MOST = 500  # images of a named data set where no number is asked for
 Mode = Literal["fixed", "staged", "target"]
@@ -29,10 +29,10 @@ class CertifyRun(Run):
 
     def table(self) -> Table:
         """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius."""
-        whole = [result for result in self.results if result.complete]
-        sets = {report.name_of(result): frame_of(result) for result in whole}
-        frame = report.table(sets, self.radii or report.shared_radii(whole))
-        return worded(frame, [str(name) for name in frame], frame.to_numpy().tolist(), "certified accuracy (%)")
+        complete = [result for result in self.results if result.complete]
+        sets = {report.name_of(result): frame_of(result) for result in complete}
+        frame = report.table(sets, self.radii or report.shared_radii(complete))
+        return text_table(frame, [str(name) for name in frame], frame.to_numpy().tolist(), "certified accuracy (%)")
 
     def summaries(self) -> list[dict[str, Any]]:
         """A dict per certificate, JSON-able: what it is of, how far it is, and its numbers where it is whole."""
@@ -110,12 +110,12 @@ def certify(
     for group, images in found.groups:
         shared: dict[str, Any] = {"shard": shard, "max_minutes": minutes_to(deadline), "quiet": quiet}
         run.extend(runner.certify(group, images, settings, norm=norm, out=out, seed=seed, **shared))
-    whole = [result for result in run.results if result.complete]
-    if whole:
-        norms = {str(result.labels["norm"]) for result in whole}
-        sets = {report.name_of(result): frame_of(result) for result in whole}
+    complete = [result for result in run.results if result.complete]
+    if complete:
+        norms = {str(result.labels["norm"]) for result in complete}
+        sets = {report.name_of(result): frame_of(result) for result in complete}
         report.figure(sets, out / FOLDER / "curve.png", norms.pop() if len(norms) == 1 else "radius")
     attacks = [*load_results(out), *load_results(out / "settle")]
     say_where(out / FOLDER, quiet)
-    run.contradictions = check.contradictions(whole, {result.folder: result for result in attacks}.values())
+    run.contradictions = check.contradictions(complete, {result.folder: result for result in attacks}.values())
     return run

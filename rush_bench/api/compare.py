@@ -13,7 +13,7 @@ from rush_bench.registry import datasets
 from rush_bench.report.layout import header
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 
 # what two cells agree in to be compared; the same attack may have other settings on a defence without noise
 TERMS = ("dataset", "split", "attack", "suite", "norm", "eps")
@@ -47,12 +47,12 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
     for name in (first, second):
         if name not in known:
             raise unknown_name("defence with finished cells", name, known)
-    ours, theirs = ({_terms(cell): cell for cell in _of(cells, name)} for name in (first, second))
-    rows = [row for terms in ours if terms in theirs and (row := _row(ours[terms], theirs[terms]))]
+    first_cells, second_cells = ({_terms(cell): cell for cell in _of(cells, name)} for name in (first, second))
+    rows = [row for terms in first_cells if terms in second_cells and (row := _row(first_cells[terms], second_cells[terms]))]
     if not rows:
         raise BadInput(f"{first} and {second} share no finished attack on the same images: run the same suite on both")
     heads = ["Data set", "Threat", "Suite", "Attack", first, second, "Difference", "n"]
-    return worded(pd.DataFrame(rows), heads, [_words(row) for row in rows], f"{first} less {second}", [PAIRED])
+    return text_table(pd.DataFrame(rows), heads, [_words(row) for row in rows], f"{first} less {second}", [PAIRED])
 
 
 def _of(cells: Sequence[CellResult], name: str) -> list[CellResult]:
@@ -67,17 +67,17 @@ def _terms(cell: CellResult) -> tuple[Any, ...]:
     return tuple(cell.labels.get(key) for key in TERMS)
 
 
-def _row(ours: CellResult, theirs: CellResult) -> dict[str, Any] | None:
-    same = ours.identity["images"] == theirs.identity["images"]
-    if not same and ours.labels["dataset"] not in datasets.entries:  # only there a position names an image for ever
+def _row(first: CellResult, second: CellResult) -> dict[str, Any] | None:
+    same = first.identity["images"] == second.identity["images"]
+    if not same and first.labels["dataset"] not in datasets.entries:  # only there a position names an image for ever
         return None
-    both = ours.frame.merge(theirs.frame, on="index", suffixes=("_a", "_b"))
+    both = first.frame.merge(second.frame, on="index", suffixes=("_a", "_b"))
     if both.empty:
         return None
     if (both["label_a"] != both["label_b"]).any():
-        raise BadInput(f"{ours.folder} and {theirs.folder} have other labels for the same images: they are of two data sets")
+        raise BadInput(f"{first.folder} and {second.folder} have other labels for the same images: they are of two data sets")
     a, b = ([both[f"{part}_{side}"].to_numpy() for part in ("correct", "repeats")] for side in "ab")
-    labels = ours.labels
+    labels = first.labels
     about = {key: labels.get(key) for key in ("dataset", "suite", "attack", "norm", "eps")}
     numbers: dict[str, Any] = {"n": len(both), "first": 100 * float((a[0] / a[1]).mean())}
     numbers["second"] = 100 * float((b[0] / b[1]).mean())

@@ -14,7 +14,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as runner
 from rush_bench.evaluation.work import Run
 from rush_bench.report import corruptions as report
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 
 MOST = 1000  # images of each corruption and severity where no number is asked for
 Which = Literal["set15", "all19"]
@@ -30,7 +30,7 @@ class CorruptionsRun(Run):
     def table(self) -> Table:
         """A row per defence and corruption, the mean and mCE last, in percent."""
         frame = report.table(self.results, self.reference)
-        return worded(frame, *report.lay_out(frame), title=report.caption(frame))
+        return text_table(frame, *report.lay_out(frame), title=report.caption(frame))
 
 
 def corruptions(
@@ -91,8 +91,8 @@ def corruptions(
         defenses, dataset, which, reference, n=n, seed=seed, store=store, data_dir=data_dir, device=device, memory=memory
     )
     shared: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk, "shard": shard}
-    made = runner.evaluate(found, data, out=out, max_minutes=max_minutes, quiet=quiet, **shared)
-    run = CorruptionsRun(made.results, made.failed, Path(out), made.done, reference=reference)
+    finished = runner.evaluate(found, data, out=out, max_minutes=max_minutes, quiet=quiet, **shared)
+    run = CorruptionsRun(finished.results, finished.failed, Path(out), finished.done, reference=reference)
     say_where(Path(out) / runner.FOLDER, quiet)
     if any(result.complete for result in run.results):
         run.paths = report.write(run.table().frame, Path(out) / runner.FOLDER / f"{dataset}-{which}")

@@ -54,7 +54,7 @@ def figure(
     Args:
         kind: `eps`, accuracy against the size of the perturbation; `draws`, what more draws, steps and votes change;
             `waterfall`, the published evaluation corrected step by step; `attacks`, every attack of an audit beside the worst
-            case; `images`, as they are and as PGD left them.
+            case; `images`, clean and attacked by PGD.
         results: results folder, or a pack of one.
         out: folder of the figures. None: the results folder, `settle/` in it for `draws`, `waterfall` and `attacks`.
         format: png, pdf or svg.
@@ -86,14 +86,14 @@ def figure(
     found = [evidence for evidence in _found(results / SETTLED) if defense in (None, evidence.subject)]
     folder = Path(out or beside / SETTLED)
     if kind == "draws":
-        made = [settle_figures.sweep(many, folder / f"{name}-sweep.{format}") for name, many in settle_figures.grouped(found)]
+        paths = [settle_figures.sweep(many, folder / f"{name}-sweep.{format}") for name, many in settle_figures.grouped(found)]
     else:
         draw = settle_figures.waterfall if kind == "waterfall" else settle_figures.attacks
-        made = [draw(evidence, folder / f"{settled.stem(evidence)}-{kind}.{format}") for evidence in found]
-    if not any(made):
+        paths = [draw(evidence, folder / f"{settled.stem(evidence)}-{kind}.{format}") for evidence in found]
+    if not any(paths):
         where = results / SETTLED
         raise BadInput(f"no finished experiments ({KINDS[kind]}) in {where} to draw; run `rush-bench settle` with this --out")
-    return Pictures(path for path in made if path is not None)
+    return Pictures(path for path in paths if path is not None)
 
 
 def _found(folder: Path) -> list[Evidence]:
@@ -114,12 +114,14 @@ def _images(results: Path, defense: str | None, data_dir: Path | str | None, pat
     images = load_dataset(labels["dataset"], "test", labels["n"], data_dir=data_dir, size=stored.shape[2:])
     if clean is None or images.digest != attacked.identity["images"]:
         raise BadInput(f"the clean images of {labels['defense']} are not here any more; run `rush-bench attack` again")
-    said, said_then = (r.frame.filter(regex="^count_").to_numpy().argmax(1) for r in (clean, attacked))
-    turned = said[: len(stored)] != said_then[: len(stored)]
-    rows = [*turned.nonzero()[0], *(~turned).nonzero()[0]][:SHOWN]
+    predicted_clean, predicted_attacked = (r.frame.filter(regex="^count_").to_numpy().argmax(1) for r in (clean, attacked))
+    turned = predicted_clean[: len(stored)] != predicted_attacked[: len(stored)]
+    positions = [*turned.nonzero()[0], *(~turned).nonzero()[0]][:SHOWN]
     name = labels.get("recipe") or labels["defense"]
-    titles = [(f"{name}: {images.classes[said[i]]}", f"{name}: {images.classes[said_then[i]]}") for i in rows]
-    return figures.image_pairs(images.floats(rows), stored[rows], titles, path, labels["eps"])
+    titles = [
+        (f"{name}: {images.classes[predicted_clean[i]]}", f"{name}: {images.classes[predicted_attacked[i]]}") for i in positions
+    ]
+    return figures.image_pairs(images.floats(positions), stored[positions], titles, path, labels["eps"])
 
 
 def _clean_of(attacked: CellResult, found: list[CellResult]) -> CellResult | None:

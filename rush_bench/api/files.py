@@ -8,7 +8,7 @@ import numpy as np
 
 from rush_bench.api.table import load_results
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.evaluation.behaviour import apart
+from rush_bench.evaluation.behaviour import difference
 from rush_bench.files import read_json, write_atomic, write_json
 from rush_bench.packs import opened, refuse_pack
 from rush_bench.records import Cell, CellResult, CellStore
@@ -28,15 +28,15 @@ def export(
 
     BadInput for a defence or an attack that has no finished cell.
     """
-    whole = [cell for cell in load_results(results) if cell.complete]
-    names = list(dict.fromkeys(str(cell.labels["defense"]) for cell in whole))
+    complete = [cell for cell in load_results(results) if cell.complete]
+    names = list(dict.fromkeys(str(cell.labels["defense"]) for cell in complete))
     if defense not in names:
         raise unknown_name(f"defence with finished cells in {results}", defense, names)
-    found = [cell for cell in whole if cell.labels["defense"] == defense]
+    found = [cell for cell in complete if cell.labels["defense"] == defense]
     if attack is not None:
         found = [cell for cell in found if cell.labels["attack"] == attack]
         if not found:
-            known = {str(cell.labels["attack"]) for cell in whole if cell.labels["defense"] == defense}
+            known = {str(cell.labels["attack"]) for cell in complete if cell.labels["defense"] == defense}
             raise unknown_name(f"finished attack on {defense}", attack, known)
     return [_export(cell, Path(out)) for cell in found]
 
@@ -44,7 +44,7 @@ def export(
 def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
     """Copy what other results folders, or packs, have measured into one; returns the number of chunks that were copied.
 
-    Chunks that are there already stay as they are. BadInput for a damaged chunk, and for a defence that did something else in
+    Existing chunks stay unchanged. BadInput for a damaged chunk, and for a defence that did something else in
     one folder than in the other under the same key (see `rush_bench.evaluation.behaviour`): nothing is copied then.
     """
     folders = [opened(Path(source)).folder for source in sources]
@@ -53,7 +53,7 @@ def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
             raise BadInput(f"{source} holds no records")
         for path in sorted(source.glob("behaviour/*.json")):
             other = Path(into) / "behaviour" / path.name
-            if other.exists() and (differs := apart(read_json(other), read_json(path))):
+            if other.exists() and (differs := difference(read_json(other), read_json(path))):
                 raise BadInput(f"{read_json(path)['defense']} is other code in {source} than in {into}: {differs} differ")
     copied = 0
     for source in folders:

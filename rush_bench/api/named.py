@@ -162,7 +162,7 @@ def patterns_of(defenses: Any) -> list[str]:
     """Names of the store, where that is what was given: `rush@64,acl*` or a list of such."""
     if isinstance(defenses, str):
         return defenses.split(",")
-    several = isinstance(defenses, list | tuple) and bool(defenses) and all(isinstance(one, str) for one in defenses)
+    several = isinstance(defenses, list | tuple) and bool(defenses) and all(isinstance(pattern, str) for pattern in defenses)
     return list(defenses) if several else []
 
 

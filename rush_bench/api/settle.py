@@ -14,7 +14,7 @@ from rush_bench.defenses import Defense
 from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.report import settle as report
 from rush_bench.report.settle_figures import write_figures
-from rush_bench.report.table import Table, worded
+from rush_bench.report.table import Table, text_table
 from rush_bench.threats import Norm
 
 
@@ -35,7 +35,7 @@ class SettleRun(runner.SettleRun):
     def tables(self) -> list[Table]:
         """A table per defence: an experiment after another, with how it is to be read, and its trials."""
         return [
-            worded(report.frame(evidence), *report.lay_out(evidence), title=report.title(evidence))
+            text_table(report.frame(evidence), *report.lay_out(evidence), title=report.title(evidence))
             for evidence in self.evidence
         ]
 
@@ -80,7 +80,7 @@ def settle(
         max_minutes: stop between chunks after this time.
         quiet: say neither the cost beforehand nor the progress.
         precision: of the search, of models that are loaded by name.
-        before: hears the plan with its cost, and may call it off by answering False: then nothing is written.
+        before: receives the plan with its cost, and may cancel it by returning False: then nothing is written.
         named: see `ByName`; the store is also where other models come from (transfer, ablations).
 
     Returns:
@@ -114,17 +114,17 @@ def settle(
         return True
 
     run = SettleRun([], {}, Path(out) / runner.FOLDER)
-    how: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "seed": seed, "repeats": repeats, "chunk": chunk}
-    how |= {"only": None if only is None else list(only), "store": named.get("store", "models"), "out": out, "shard": shard}
+    options: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "seed": seed, "repeats": repeats, "chunk": chunk}
+    options |= {"only": None if only is None else list(only), "store": named.get("store", "models"), "out": out, "shard": shard}
     for group, images in found.groups:
         own = group[-1:] if isinstance(defenses, Target) else group  # smoothed at its votes, not the single draw beside it
         left = minutes_to(deadline)
-        made = runner.settle(own, images, max_minutes=left, quiet=quiet, before=go, **how, **found.options)
-        run.evidence += made.evidence
-        run.pairs += made.pairs
-        run.failed |= made.failed
-        run.done = run.done and made.done
-        run.contradictions += made.contradictions
+        settled = runner.settle(own, images, max_minutes=left, quiet=quiet, before=go, **options, **found.options)
+        run.evidence += settled.evidence
+        run.pairs += settled.pairs
+        run.failed |= settled.failed
+        run.done = run.done and settled.done
+        run.contradictions += settled.contradictions
     if begun:
         say_where(run.folder, quiet)
         run.paths = [*report.write(run.evidence, run.folder), *write_figures(run.evidence, run.folder)]
@@ -134,11 +134,11 @@ def settle(
 def costs(planned: Iterable[Planned]) -> list[str]:
     """What each experiment is expected to cost, in words, from the rates measured on this machine a moment ago."""
     lines = []
-    for one in planned:
-        total = sum(cost.seconds for cost in one.costs.values())
-        lines.append(f"{one.defense.name}: about {total / 60:.1f} min for what is not done yet")
-        for name, cost in one.costs.items():
+    for plan in planned:
+        total = sum(cost.seconds for cost in plan.costs.values())
+        lines.append(f"{plan.defense.name}: about {total / 60:.1f} min for what is not done yet")
+        for name, cost in plan.costs.items():
             rows = f"{cost.forwards:.3g} rows forward, {cost.backwards:.3g} back"
             lines.append(f"  {name:>3} {EXPERIMENTS[name].title}: {cost.jobs} cells, {rows}, about {cost.seconds:.0f} s")
-        lines += [f"  T12 certificates in {norm}: {how.draws} draws per image at most" for norm, how in one.certificates]
+        lines += [f"  T12 certificates in {norm}: {how.draws} draws per image at most" for norm, how in plan.certificates]
     return lines

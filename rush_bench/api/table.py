@@ -84,15 +84,15 @@ def table(
     stores = [Path(store), *(opened(Path(folder)).cards for folder in folders)]
     digests = {str(cell.labels.get("sha256")) for cell in cells}
     frame = rows_of(frame_of(cells, style, trainings_of(stores, digests)), only or {})
-    made = of_frame(ordered(frame, sort) if sort else frame)
-    return made.select(columns) if columns else made
+    result = of_frame(ordered(frame, sort) if sort else frame)
+    return result.select(columns) if columns else result
 
 
 def cells_of(results: Results) -> tuple[list[CellResult], list[Path | str]]:
     """The cells that are given, or those of the folders; and the folders."""
     given: list[Path | str | CellResult] = [results] if isinstance(results, str | Path) else list(results)
-    folders = [one for one in given if isinstance(one, str | Path)]
-    return [one for one in given if isinstance(one, CellResult)] or load_results(*folders), folders
+    folders = [part for part in given if isinstance(part, str | Path)]
+    return [part for part in given if isinstance(part, CellResult)] or load_results(*folders), folders
 
 
 def trainings_of(stores: Iterable[Path], digests: set[str]) -> "Trainings":

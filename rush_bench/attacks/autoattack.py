@@ -1,7 +1,7 @@
 """AutoAttack (Croce and Hein 2020): the reference implementation, `pyautoattack`, on a deterministic predictor (A8).
 
 A randomised defence is attacked on its bank (its draws fixed) and scored there, on banks that the attack has not seen (T6) and
-on fresh draws. `aa-rand` (T5) attacks it as it is.
+on fresh draws. `aa-rand` (T5) attacks the defence itself.
 """
 
 import dataclasses
@@ -62,9 +62,9 @@ class AutoAttack(Attack):
                 # It hands back the clean image where nothing worked, or where the bank was wrong already. Fresh noise would
                 # score that image as clean accuracy; its best point stands there instead (A4).
                 attack.apgd.loss = "ce"
-                for rows in (attacked == images).flatten(1).all(1).nonzero()[:, 0].split(size):
+                for positions in (attacked == images).flatten(1).all(1).nonzero()[:, 0].split(size):
                     torch.manual_seed(stream.seed)
-                    attacked[rows] = attack.apgd.perturb(images[rows].contiguous(), labels[rows], best_loss=True)
+                    attacked[positions] = attack.apgd.perturb(images[positions].contiguous(), labels[positions], best_loss=True)
         return threat.project(attacked.detach(), images)
 
     def recorded(
@@ -87,13 +87,13 @@ class AutoAttack(Attack):
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         fixed = self._fixed(defense)
-        rows, effort = prediction_rows(fixed), Effort(steps=self.steps or 100)
+        per_prediction, effort = prediction_rows(fixed), Effort(steps=self.steps or 100)
         parts = [part_passes(part, fixed, effort) for part in self.parts or STANDARD]
         checks = 8  # of the package, before it starts
         if not defense.deterministic:  # the best point where it hands back the clean image, and `recorded`
             parts.append(part_passes("apgd-ce", fixed, effort))
             checks += UNSEEN
-        return sum(f for f, _ in parts) + checks * rows, sum(b for _, b in parts)
+        return sum(f for f, _ in parts) + checks * per_prediction, sum(b for _, b in parts)
 
     def on(self, defense: Defense) -> Attack:
         parts = parts_for(defense.classes, self.parts or STANDARD)
@@ -164,19 +164,19 @@ class RandAutoAttack(CountedByPackage):
             with torch.no_grad():
                 standing = package.right(images, labels)
             for part in parts_for(defense.classes, self.parts):
-                rows = (standing | ~best.broken).nonzero()[:, 0]
-                if not len(rows):
+                positions = (standing | ~best.broken).nonzero()[:, 0]
+                if not len(positions):
                     break
-                x, y = images[rows], labels[rows]
+                x, y = images[positions], labels[positions]
 
-                def offer(points: Tensor, where: Tensor, rows: Tensor = rows) -> None:
-                    best.offer(points, rows[where])
+                def offer(points: Tensor, where: Tensor, positions: Tensor = positions) -> None:
+                    best.offer(points, positions[where])
 
                 claimed = package.run(part, x, y, offer, everyone=True)
                 changed = (claimed != x).flatten(1).any(1).nonzero()[:, 0]
                 offer(claimed[changed], changed)
                 with torch.no_grad():
-                    standing[rows] &= package.right(claimed, y)
+                    standing[positions] &= package.right(claimed, y)
         return threat.project(best.points, images), standing
 
     def passes(self, defense: Defense) -> tuple[float, float]:

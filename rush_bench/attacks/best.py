@@ -1,4 +1,4 @@
-"""The best x' of each image so far, judged on draws held apart from those of the search (protocol 4)."""
+"""The best x' of each image so far, judged on draws separate from those of the search (protocol 4)."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ HOPELESS = 0.05  # with fewer, the mean probability of the label of an image tha
 
 
 class BestSoFar:
-    """Takes candidates, keeps the best of each image. The held-apart draws are the same for all: candidates meet in pairs.
+    """Keeps the best candidate of each image. The held-apart draws are the same for all candidates: comparisons are paired.
 
-    `points` (B, C, H, W) starts as the images; the first candidate replaces them, whatever it is worth. `value` (B,) is what
-    the best is worth to the attacker, `broken` (B,) bool whether it is misclassified by a deterministic defence; for a
+    `points` (B, C, H, W) starts as the images; the first candidate replaces them, whatever its value. `value` (B,) is the
+    attacker's value of the best, `broken` (B,) bool whether it is misclassified by a deterministic defence; for a
     randomised one, whether none of its held-apart draws was right and, where these are few, their mean probability of the label
     is below 5 %: a single draw is right about that seldom, and a vote over many next to never. It may leave the search.
     """
@@ -65,9 +65,9 @@ class BestSoFar:
         total, votes = predictions.probabilities.mean(0), predictions.votes.sum(0)
         # A prediction of one draw errs when that draw errs; one of many, when another class gathers more.
         several = self.defense.draws != 1
-        shares = _worth(votes / votes.sum(1, keepdim=True), labels, several) + _worth(total, labels, several)
+        shares = _attack_value(votes / votes.sum(1, keepdim=True), labels, several) + _attack_value(total, labels, several)
         # where all of these are saturated or rounded, the log still tells near from far
-        near = _worth(predictions.logs.logsumexp(0), labels, True)
+        near = _attack_value(predictions.logs.logsumexp(0), labels, True)
         right, confidence = (scores.gather(1, labels[:, None])[:, 0] for scores in (votes, total))
         broken = right == 0
         if 0 < self.repeats * self.defense.draws < ENOUGH:
@@ -75,7 +75,7 @@ class BestSoFar:
         return shares / 2 + 1e-4 * near / (1 + near.abs()), broken
 
 
-def _worth(scores: Tensor, labels: Tensor, several: bool) -> Tensor:
+def _attack_value(scores: Tensor, labels: Tensor, several: bool) -> Tensor:
     true = scores.gather(1, labels[:, None])
     if not several:
         return -true[:, 0]

@@ -1,4 +1,4 @@
-"""No attack: the images as they are."""
+"""No attack: the clean images."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat
 
-NAMES = {"clean": "no attack: accuracy on the images as they are"}
+NAMES = {"clean": "no attack: accuracy on clean images"}
 
 
 class Clean(Attack):

@@ -116,7 +116,7 @@ def _known(error: float) -> float:
 class _Slope:
     """One image's scores as a function of x, on fixed draws: a difference of two classes' scores, and its gradient.
 
-    The difference is that of the likeliest other class and the label, both as they are at the image: without kinks of its
+    The difference is that of the likeliest other class and the label, both chosen at the image: without kinks of its
     own, and linear in the logits. A defence that knows no targeted loss is asked for CE.
     """
 
@@ -212,4 +212,4 @@ def raw_logits(defense: Defense) -> Defense:
     """The same defence with logits in place of log-probabilities; itself where it is not made of a network of ours."""
     if not isinstance(defense, Network):
         return defense
-    return defense.with_body(defense.body.variant(read=lambda body, rows, exact: body.outcome(rows, exact=exact)))
+    return defense.with_body(defense.body.variant(read=lambda body, batch, exact: body.outcome(batch, exact=exact)))

@@ -74,9 +74,9 @@ class PGD(Attack):
             for step in range(self.steps):
                 if looks and step and step % self.select_every == 0:
                     best.offer(attacked, alive)
-                    rows = (~best.broken[alive]).nonzero()[:, 0]
-                    if self.stop and len(rows) < len(alive):
-                        alive, clean, truth, attacked, delta = (x[rows] for x in (alive, clean, truth, attacked, delta))
+                    positions = (~best.broken[alive]).nonzero()[:, 0]
+                    if self.stop and len(positions) < len(alive):
+                        alive, clean, truth, attacked, delta = (x[positions] for x in (alive, clean, truth, attacked, delta))
                         own = stream.at(best.places(alive))
                 if not len(alive):
                     break

@@ -80,9 +80,9 @@ class PublishedAutoAttack(CountedByPackage):
                     break
                 x, y = images[standing], labels[standing]
 
-                def offer(points: Tensor, where: Tensor, rows: Tensor = standing) -> None:
+                def offer(points: Tensor, where: Tensor, positions: Tensor = standing) -> None:
                     if best is not None:
-                        best.offer(points, rows[where])
+                        best.offer(points, positions[where])
 
                 claimed = package.run(part, x, y, offer)
                 with torch.no_grad():

@@ -72,7 +72,7 @@ class PurifierPGD(PGD):
 
 
 class _Guided(Defense):
-    """A purified defence, its network and counters shared: gradients by a surrogate, predictions as they are."""
+    """A purified defence, its network and counters shared: gradients by a surrogate, predictions unchanged."""
 
     def __init__(self, defense: Network, chain: Chain, surrogate: str, states: float) -> None:
         self.name, self.classes, self.shape, self.draws = defense.name, defense.classes, defense.shape, defense.draws

@@ -67,15 +67,15 @@ class PackageParts:
             right = self.right(images, labels)
             claimed = images.clone()
             for search in self._searches(name):
-                rows = (torch.ones_like(right) if everyone else right).nonzero()[:, 0]
-                if not len(rows):
+                positions = (torch.ones_like(right) if everyone else right).nonzero()[:, 0]
+                if not len(positions):
                     break
-                parts = [search(images[part], labels[part]) for part in rows.split(self.size)]
+                parts = [search(images[part], labels[part]) for part in positions.split(self.size)]
                 best, wrong, points = (torch.cat(found) for found in zip(*parts, strict=True))
-                offer(best, rows)
-                wrong &= right[rows]
-                claimed[rows[wrong]] = points[wrong]
-                right[rows[wrong]] = False
+                offer(best, positions)
+                wrong &= right[positions]
+                claimed[positions[wrong]] = points[wrong]
+                right[positions[wrong]] = False
             return claimed.detach()
 
     def _searches(self, name: Name) -> list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]]:
@@ -125,7 +125,7 @@ class PackageParts:
 
 def part_passes(name: str, defense: Defense, effort: Effort) -> tuple[float, float]:
     """Rows forward and backward of one component for an image that never breaks, the pass that decides included."""
-    rows = prediction_rows(defense)
+    per_prediction = prediction_rows(defense)
     again, back = module_rows(defense)
     targets = min(effort.targets or defense.classes - 1, defense.classes - 1)
     apgd = effort.eot * (1 + effort.steps)
@@ -137,7 +137,7 @@ def part_passes(name: str, defense: Defense, effort: Effort) -> tuple[float, flo
         "fab-t": (targets * effort.steps, targets * (2 * effort.steps + 3)),
         "square": (0, effort.queries + 2),
     }[name]
-    return (forwards + 2) * rows + gradients * again, gradients * back
+    return (forwards + 2) * per_prediction + gradients * again, gradients * back
 
 
 def module_of(defense: Defense, stream: Stream) -> nn.Module:

@@ -83,13 +83,18 @@ class Square(Attack):
         for query in range(1, self.queries):
             renew = not defense.deterministic and query % self.redraw == 0
             due = (best, alive) if renew else ()
-            if defense.deterministic and self.stop and len(rows := (best_loss > 0).nonzero()[:, 0]):
-                due = best[rows], alive[rows]
+            if defense.deterministic and self.stop and len(positions := (best_loss > 0).nonzero()[:, 0]):
+                due = best[positions], alive[positions]
             if due:
                 kept.offer(*due)
-                rows = (~kept.broken[alive]).nonzero()[:, 0]
-                if self.stop and len(rows) < len(alive):
-                    alive, best, best_loss, uniform = alive[rows], best[rows], best_loss[rows], uniform[rows]
+                positions = (~kept.broken[alive]).nonzero()[:, 0]
+                if self.stop and len(positions) < len(alive):
+                    alive, best, best_loss, uniform = (
+                        alive[positions],
+                        best[positions],
+                        best_loss[positions],
+                        uniform[positions],
+                    )
                     own, moves, truth = stream.at(kept.places(alive)), kind(threat, images[alive]), labels[alive]
                 if not len(alive):
                     return kept.points

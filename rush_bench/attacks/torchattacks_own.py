@@ -75,7 +75,7 @@ class TorchattacksPGDRS(Attack):
 
 @dataclass(frozen=True)
 class TorchattacksAutoAttack(Attack):
-    """Its `standard` version on the defence with fresh draws at every pass, returned as it is: clean where nothing worked.
+    """Its `standard` version on the defence with fresh draws at every pass, returned unchanged: clean where nothing worked.
 
     `steps` and `queries` are the package's own where 0 (3.5.1: 10 and 5000).
     """

@@ -70,7 +70,7 @@ def binarization(
     """
     settings, what = settings or Binarization(), "share of binarized images that the attack breaks"
     source = f"{PAPER}: 95 %"
-    if not isinstance(defense, Network) or defense.whole is not None:
+    if not isinstance(defense, Network) or defense.bank_of is not None:
         why = f"{type(defense).__name__} shows no network whose last layer to replace; audit it as a Deterministic or Smoothed"
         return [not_run("binarization", what, source, why)]
     stream = stream.at(positions(stream, len(images)))
@@ -79,20 +79,20 @@ def binarization(
         binary, sound = _fit(defense, layer, images, threat, stream, settings)
     except (LookupError, RushBenchError) as error:
         return [not_run("binarization", what, source, str(error))]
-    rows = sound.nonzero()[:, 0]
-    count, own = len(rows), stream.at(positions(stream, len(images))[rows.cpu()])
+    chosen = sound.nonzero()[:, 0]
+    count, own = len(chosen), stream.at(positions(stream, len(images))[chosen.cpu()])
     left_out = f"{len(images) - count} of {len(images)} images left out: no layer tells their planted point from the inner ones"
     if 2 * count < len(images):
         return [not_run("binarization", what, source, left_out)]
     labels = torch.zeros(count, dtype=torch.int64, device=images.device)
     attack = attack or (ATTACK if defense.deterministic else RANDOMISED)
     try:
-        attacked = attack.run(binary, images[rows], labels, threat, own.named("attack"))
+        attacked = attack.run(binary, images[chosen], labels, threat, own.named("attack"))
     except RushBenchError as error:  # its gradient is not finite, which other checks flag
         return [not_run("binarization", what, source, str(error))]
-    lucky, judge = _random_search(binary, images[rows], threat, own.named("random"), settings), own.named("judge")
-    success = int((binary.middle(attacked, judge, settings.judging) > 0).sum())
-    chance = float((binary.middle(lucky, judge, settings.judging) > 0).double().mean())
+    lucky, judge = _random_search(binary, images[chosen], threat, own.named("random"), settings), own.named("judge")
+    success = int((binary.median_log_odds(attacked, judge, settings.judging) > 0).sum())
+    chance = float((binary.median_log_odds(lucky, judge, settings.judging) > 0).double().mean())
     low, high = clopper_pearson(success, count)
     random = judged(
         "binarization-random",
@@ -114,14 +114,14 @@ def _random_search(binary: "_Binarized", images: Tensor, threat: Threat, stream:
     """The best of the random points on the edge of each ball, by a few draws held apart from those that judge."""
     best, value = images, torch.full((len(images),), -torch.inf, device=images.device)
     for number in range(settings.points):
-        points = edge(images, threat, stream.named(f"point{number}"))
-        worth = binary.middle(points, stream.named("select"), settings.draws)
+        points = boundary_point(images, threat, stream.named(f"point{number}"))
+        worth = binary.median_log_odds(points, stream.named("select"), settings.draws)
         best = torch.where((worth > value)[:, None, None, None], points, best)
         value = torch.maximum(worth, value)
     return best
 
 
-def edge(images: Tensor, threat: Threat, stream: Stream) -> Tensor:
+def boundary_point(images: Tensor, threat: Threat, stream: Stream) -> Tensor:
     """A random point of the edge of each image's ball: a corner for l-inf, uniform on the sphere for l2; in the box."""
     uniform = stream.uniform(len(images), 1, tuple(images.shape[1:]), images.device)[:, 0]
     if threat.norm == "linf":
@@ -191,17 +191,17 @@ class _Layer:
         self.last = last
         self.heads: Tensor | None = None
 
-    def __call__(self, body: Body, rows: Tensor, exact: bool) -> Tensor:
+    def __call__(self, body: Body, batch: Tensor, exact: bool) -> Tensor:
         caught: list[Tensor] = []
         handle = self.last[exact].register_forward_pre_hook(lambda module, given: caught.append(given[0]))
         try:
             # what the network itself makes of them follows: the spread of its logits is that of the new layer
-            scores = log_probabilities(body, rows, exact)
+            scores = log_probabilities(body, batch, exact)
         finally:
             handle.remove()
         features = _flat(caught[-1].float())
-        if len(features) != len(rows):
-            raise LookupError(f"the last layer with weights reads {len(features)} rows for {len(rows)} images")
+        if len(features) != len(batch):
+            raise LookupError(f"the last layer with weights reads {len(features)} rows for {len(batch)} images")
         if self.heads is None:
             return torch.cat([features, (scores.amax(1) - scores.amin(1))[:, None]], 1)
         weights = self.heads.to(features.device)
@@ -238,7 +238,7 @@ class _Heads(Sampler):
             each = [(x[k : k + 1], slice(i.start + k, i.start + k + 1)) for k in range(len(x))]
             return torch.cat([forward(image, place, j, exact) for image, place in each])
 
-        return one_by_one if self.drawn.apart else forward
+        return one_by_one if self.drawn.one_call_per_draw else forward
 
     def fixed(self, body: Body, size: int, seed: int) -> Fixed:
         raise BadInput(NO_STREAM)
@@ -251,8 +251,8 @@ class _Binarized(Network):
 
     def __init__(self, defense: Network, layer: _Layer, place: Tensor) -> None:
         body, sampler = defense.body.variant(read=layer, classes=2), _Heads(defense.sampler, layer, place)
-        how: dict[str, Any] = {"averaging": defense.averaging, "by_vote": defense.by_vote, "about": defense.about}
-        super().__init__(body, sampler, name=f"{defense.name}-binarized", draws=defense.draws, **how)
+        options: dict[str, Any] = {"averaging": defense.averaging, "by_vote": defense.by_vote, "about": defense.about}
+        super().__init__(body, sampler, name=f"{defense.name}-binarized", draws=defense.draws, **options)
 
     def as_module(self, stream: Stream) -> nn.Module:
         raise BadInput(NO_STREAM)
@@ -265,8 +265,8 @@ class _Binarized(Network):
         self.sampler.layer.heads = None
         return self._rows(self.sampler.drawn.forward(self.body, stream, len(points)), points, draws).float()
 
-    def middle(self, points: Tensor, stream: Stream, draws: int) -> Tensor:
-        """The median over draws (n,) of the log-odds of class 1: above 0 where more than half of the draws say so."""
+    def median_log_odds(self, points: Tensor, stream: Stream, draws: int) -> Tensor:
+        """The median over draws (n,) of the log-odds of class 1: above 0 where more than half of the draws predict it."""
         log_p = self._rows(self.sampler.forward(self.body, stream, len(points)), points, draws)
         return (log_p[..., 1] - log_p[..., 0]).median(1).values.to(points.device)
 
@@ -289,7 +289,7 @@ def _fit(
 ) -> tuple[_Binarized, Tensor]:
     """The binarized defence, and for which images (n,) it is sound: the planted point is of class 1, the image of class 0."""
     place = positions(stream, len(images))
-    binary, planted = _Binarized(defense, layer, place), edge(images, threat, stream.named("planted"))
+    binary, planted = _Binarized(defense, layer, place), boundary_point(images, threat, stream.named("planted"))
     inner = settings.inner or (999 if defense.deterministic else 200)
     shrunk = dataclasses.replace(threat, eps=INNER * threat.eps)
     heads, gaps = [], []
@@ -300,14 +300,14 @@ def _fit(
         found = binary.features(points, own.named("fit"), settings.draws)
         features, spread = found[..., :-1], found[..., -1].mean()
         direction = fisher(features[1:].mean(1), features[0].mean(0))
-        middle = (features @ direction).median(1).values
+        medians = (features @ direction).median(1).values
         # draws shift the scores of all points alike: the gap is taken on the same ones, the planted point on those that judge
-        gap = middle[0] - middle[1:].max()
+        gap = medians[0] - medians[1:].max()
         judged_features = binary.features(points[:1], own.named("judge"), settings.judging)[..., :-1]
         threshold = (judged_features @ direction).median() - (1 - settings.closeness) * gap
         size = spread / (features @ direction - threshold).abs().max().clamp_min(1e-30)
         heads.append(torch.cat([direction, threshold[None]]) * size)
         gaps.append(gap)
     binary.sampler.heads = torch.stack(heads)
-    right, wrong = (binary.middle(x, stream.named("judge"), settings.judging) > 0 for x in (planted, images))
+    right, wrong = (binary.median_log_odds(x, stream.named("judge"), settings.judging) > 0 for x in (planted, images))
     return binary, (torch.stack(gaps).to(images.device) > 0) & right & ~wrong

@@ -69,7 +69,7 @@ def _loss(check: str, what: str, loss: Estimate, threshold: float, source: str, 
     return within_chance(judged(check, what, loss.value, "<=", threshold, source, note=note, low=loss.low, high=loss.high))
 
 
-def _able(finding: Finding, lacks: str) -> Finding:
+def _not_run_if_too_weak(finding: Finding, lacks: str) -> Finding:
     """A pass that had too little budget to be anything else is a check not run; `lacks` says of what, if any."""
     if not lacks or finding.status != "pass":
         return finding
@@ -86,10 +86,10 @@ def _too_few(entry: Entry, what: str = "", got: int = IMAGES, needed: int = 0) -
 def iterative_beats_single_step(evidence: Evidence) -> Finding:
     """One step of eps must leave at least as much as the best iterative attack."""
     what = "accuracy under the best iterative attack less that under one step of eps"
-    one, best = evidence.get(Role.ONE_STEP), white_box_minimum(evidence)
-    if one is None or best is None:
+    single_step, best = evidence.get(Role.ONE_STEP), white_box_minimum(evidence)
+    if single_step is None or best is None:
         return not_run("iterative-beats-single-step", what, CARLINI, "needs T3 and T4")
-    return _loss("iterative-beats-single-step", what, best.minus(one), 0.0, CARLINI)
+    return _loss("iterative-beats-single-step", what, best.minus(single_step), 0.0, CARLINI)
 
 
 def reaches_chance(evidence: Evidence) -> Finding:
@@ -106,7 +106,7 @@ def reaches_chance(evidence: Evidence) -> Finding:
     if finding.status == "flag" and max(entry.eps for entry in far) < evidence.labels["diameter"]:
         why = f"the curve ends before {evidence.labels['diameter']:.3g}, where chance is certain"
         return noted(replace(finding, status="not run"), why)
-    return _able(finding, _too_few(far[0]))
+    return _not_run_if_too_weak(finding, _too_few(far[0]))
 
 
 def larger_eps_never_helps(evidence: Evidence) -> Finding:
@@ -135,7 +135,7 @@ def white_box_beats_black_box(evidence: Evidence) -> Finding:
     repeats = None if evidence.labels["deterministic"] else int(min(entry.repeats.min() for entry in [*best, *square]))
     finding = square_beats_white_box(threat, rates, square[-1].rates, repeats)
     queries = int(square[-1].attack["queries"])
-    return _able(finding, _too_few(square[-1], "queries", queries, QUERIES))
+    return _not_run_if_too_weak(finding, _too_few(square[-1], "queries", queries, QUERIES))
 
 
 def white_box_beats_transfer(evidence: Evidence) -> Finding:
@@ -151,7 +151,9 @@ def white_box_beats_transfer(evidence: Evidence) -> Finding:
     )
     alone = int((drop > (0.0 if evidence.labels["deterministic"] else beyond)).sum())
     note = f"{transfer.trial}; {alone} of {len(drop)} images survive the white box and not the transfer, beyond chance"
-    return _able(_loss("white-box-beats-transfer", what, best.minus(transfer), POINT, source, note), _too_few(transfer))
+    return _not_run_if_too_weak(
+        _loss("white-box-beats-transfer", what, best.minus(transfer), POINT, source, note), _too_few(transfer)
+    )
 
 
 def random_noise_is_harmless(evidence: Evidence) -> Finding:
@@ -162,7 +164,9 @@ def random_noise_is_harmless(evidence: Evidence) -> Finding:
     if random is None or best is None:
         return not_run("random-noise", what, source, "needs T0 and T4")
     points = int(random.attack["points"])
-    return _able(_loss("random-noise", what, best.minus(random), 0.0, source), _too_few(random, "points", points, POINTS))
+    return _not_run_if_too_weak(
+        _loss("random-noise", what, best.minus(random), 0.0, source), _too_few(random, "points", points, POINTS)
+    )
 
 
 def more_draws_change_nothing(evidence: Evidence) -> Finding:
@@ -174,19 +178,19 @@ def more_draws_change_nothing(evidence: Evidence) -> Finding:
         return not_run("more-draws", what, source, why)
     before, last = curve[-2:]
     finding = _loss("more-draws", what, before.minus(last), 3 * POINT, source, f"{before.trial} to {last.trial}")
-    return _able(finding, _too_few(last, "draws", int(last.attack["draws"]), DRAWS))
+    return _not_run_if_too_weak(finding, _too_few(last, "draws", int(last.attack["draws"]), DRAWS))
 
 
 def more_steps_change_nothing(evidence: Evidence) -> Finding:
     """From the second longest run to the longest, or to restarts, at most 3 points may be lost."""
     what = "accuracy lost from the second longest run to the longest, or with restarts"
     source = "protocol T3; Carlini et al. 2019, section 3"
-    lengths = evidence.playing(Role.LENGTH)
+    lengths = evidence.of_roles(Role.LENGTH)
     if len(lengths) < 2:
         return not_run("more-steps", what, source, "needs T3")
     losses = [(lengths[-2].minus(lengths[-1]), f"{lengths[-2].trial} to {lengths[-1].trial}")]
-    for entry in evidence.playing(Role.RESTARTED):
-        single = next((one for one in lengths if one.attack["steps"] == entry.attack["steps"]), None)
+    for entry in evidence.of_roles(Role.RESTARTED):
+        single = next((run for run in lengths if run.attack["steps"] == entry.attack["steps"]), None)
         if single is not None:
             losses.append((single.minus(entry), f"{single.trial} to {entry.trial}"))
     loss, note = max(losses, key=lambda found: found[0].low)
@@ -208,7 +212,7 @@ def certificate_below_attack(evidence: Evidence) -> Finding:
     found = comparisons(evidence.certificates, [entry.result for entry in evidence.entries])
     if not found:
         return not_run("certificate-above-attack", what, source, "no certificate of these weights and this noise")
-    excess = [(one.floor - one.allowed - one.attacked, str(one)) for one in found]
+    excess = [(comparison.floor - comparison.allowed - comparison.attacked, str(comparison)) for comparison in found]
     worst, note = max(excess)
     note = f"{len(found)} comparisons" + (f"; {note}" if worst > 0 else "")
     return judged("certificate-above-attack", what, worst, "<=", 0.0, source, note=note, otherwise="bug")
@@ -217,11 +221,11 @@ def certificate_below_attack(evidence: Evidence) -> Finding:
 def steep_m_curve(evidence: Evidence) -> Finding:
     """A curve that falls steeply with the draws of a gradient is a sign of noise in gradients, not of robustness."""
     what, source = "accuracy with one draw per gradient less that with the most draws", "sources S6.3"
-    one, curve = evidence.get(Role.ONE_DRAW), evidence.of("T1")
-    if one is None or len(curve) < 2:
+    one_draw, curve = evidence.get(Role.ONE_DRAW), evidence.of("T1")
+    if one_draw is None or len(curve) < 2:
         why = "the defence is deterministic" if evidence.labels.get("deterministic") else "needs T1"
         return not_run("steep-m-curve", what, source, why)
-    return _loss("steep-m-curve", what, one.minus(curve[-1]), 5 * POINT, source)
+    return _loss("steep-m-curve", what, one_draw.minus(curve[-1]), 5 * POINT, source)
 
 
 def aa_above_pgd(evidence: Evidence) -> Finding:
@@ -288,8 +292,8 @@ def same_through_both_doors(evidence: Evidence) -> Finding:
     """The randomised code path without noise must give AutoAttack's numbers on a deterministic network."""
     what, source = "largest difference between AutoAttack and our randomised code path without noise", "protocol T16"
     pairs = []
-    ours = {entry.result.labels["on"]: entry for entry in evidence.playing(Role.OUR_PATH)}
-    for entry in evidence.playing(Role.REFERENCE):
+    ours = {entry.result.labels["on"]: entry for entry in evidence.of_roles(Role.OUR_PATH)}
+    for entry in evidence.of_roles(Role.REFERENCE):
         other = ours.get(without_noise(entry.result.labels["on"]))
         if other is not None:
             n = len(entry.correct)

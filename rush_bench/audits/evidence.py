@@ -103,13 +103,13 @@ class Evidence:
         """The trials of an experiment in the order of the plan; with `complete`, finished ones alone."""
         return [entry for entry in self.entries if entry.experiment == experiment and (entry.complete or not complete)]
 
-    def playing(self, *roles: Role) -> list[Entry]:
+    def of_roles(self, *roles: Role) -> list[Entry]:
         """The finished trials of these roles in the order of the plan."""
         return [entry for entry in self.entries if entry.complete and entry.role in roles]
 
     def get(self, role: Role) -> Entry | None:
         """The first finished trial of a role, None where there is none."""
-        return next(iter(self.playing(role)), None)
+        return next(iter(self.of_roles(role)), None)
 
     def own(self) -> Iterator[Entry]:
         """Finished attacks on the defence itself at the threat itself: those that may lower its worst case."""
@@ -129,7 +129,7 @@ class Evidence:
     @property
     def replay(self) -> Entry | None:
         """The highest of the published evaluations replayed on these weights (T15; PGD-20 of a deterministic defence)."""
-        return max(self.playing(*AS_PUBLISHED, Role.USUAL_PGD), key=lambda entry: entry.estimate.value, default=None)
+        return max(self.of_roles(*AS_PUBLISHED, Role.USUAL_PGD), key=lambda entry: entry.estimate.value, default=None)
 
     @property
     def clean(self) -> Entry | None:

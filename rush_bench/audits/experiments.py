@@ -167,7 +167,7 @@ def _steps(count: int) -> dict[str, Any]:
     return {"steps": count, "step": 2.5 / count}
 
 
-def _strong(b: Budget, s: Subject) -> dict[str, Any]:
+def _strong_settings(b: Budget, s: Subject) -> dict[str, Any]:
     return {"steps": b.sweep_steps, "draws": max(b.draws, s.draws and 16)}
 
 
@@ -217,10 +217,10 @@ def _t4(s: Subject, b: Budget) -> list[Trial]:
             "T4",
             names[loss] + (f" of {name}" if name else ""),
             "eot-apgd",
-            {"steps": b.losses_steps, "losses": (loss + how,), "draws": b.draws, "targets": b.targets},
+            {"steps": b.losses_steps, "losses": (loss + averaging,), "draws": b.draws, "targets": b.targets},
         )
         for loss in losses
-        for name, how in averages.items()
+        for name, averaging in averages.items()
     ]
     return [*trials, Trial("T4", "per-image minimum", WORST, {"of": ("T4",)})]
 
@@ -237,12 +237,12 @@ def _t6(s: Subject, b: Budget) -> list[Trial]:
     if not s.has_bank or not s.has_module:
         return []
     parts = _parts(s, b)
-    how = {"parts": parts, "steps": b.part_steps}
+    settings = {"parts": parts, "steps": b.part_steps}
     title = "AA" if not parts else "+".join(part.upper() for part in parts)
     if not s.draws:
-        return [Trial("T6", title, "aa", how)]
+        return [Trial("T6", title, "aa", settings)]
     sizes = sorted({max(s.draws, 16), *b.banks})
-    return [Trial("T6", f"{title}, bank of {size}", "aa", {**how, "bank": size}) for size in sizes]
+    return [Trial("T6", f"{title}, bank of {size}", "aa", {**settings, "bank": size}) for size in sizes]
 
 
 def _t7(s: Subject, b: Budget) -> list[Trial]:
@@ -268,9 +268,9 @@ def _t8(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t9(s: Subject, b: Budget) -> list[Trial]:
-    how = {"projected": "project", "clamp in the graph": "graph", "straight-through": "straight-through"}
+    clamps = {"projected": "project", "clamp in the graph": "graph", "straight-through": "straight-through"}
     common = {**_steps(b.steps), "draws": b.draws} if s.draws else _steps(b.steps)
-    return [Trial("T9", name, "eot" if s.draws else "pgd", {**common, "clamp": clamp}) for name, clamp in how.items()]
+    return [Trial("T9", name, "eot" if s.draws else "pgd", {**common, "clamp": clamp}) for name, clamp in clamps.items()]
 
 
 def _t10(s: Subject, b: Budget) -> list[Trial]:
@@ -278,7 +278,7 @@ def _t10(s: Subject, b: Budget) -> list[Trial]:
     scales = [0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0]
     while scales[-1] * s.eps < s.diameter:  # to where chance is certain
         scales.append(2 * scales[-1])
-    return [clean, *(Trial("T10", f"{scale:g} eps", "eot-apgd", _strong(b, s), scale=scale) for scale in scales)]
+    return [clean, *(Trial("T10", f"{scale:g} eps", "eot-apgd", _strong_settings(b, s), scale=scale) for scale in scales)]
 
 
 def _t11(s: Subject, b: Budget) -> list[Trial]:
@@ -309,13 +309,13 @@ def _t14(s: Subject, b: Budget) -> list[Trial]:
     if not s.draws:
         return []
     arms = [(name, votes) for name, recipe, votes in s.peers if recipe in ABLATIONS]
-    own = [Trial("T14", "this defence", "eot-apgd", _strong(b, s))]
+    own = [Trial("T14", "this defence", "eot-apgd", _strong_settings(b, s))]
     arms_trials = [
         Trial(
             "T14",
             name,
             "eot-apgd",
-            _strong(b, Subject(votes, s.classes, s.norm, s.eps)),
+            _strong_settings(b, Subject(votes, s.classes, s.norm, s.eps)),
             on=f"model={name}",
         )
         for name, votes in arms[: 2 * b.peers]

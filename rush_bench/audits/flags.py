@@ -74,7 +74,7 @@ def hidden_randomness(defense: Defense, images: Tensor, stream: Stream, calls: i
     streams = [stream] * calls
     if defense.deterministic:
         streams = [stream.named(f"call{call}") for call in range(calls)]
-    outputs = [_output(defense, images, each) for each in streams]
+    outputs = [_log_probabilities(defense, images, each) for each in streams]
     figure = max(float((first - other).norm(dim=1).max()) for k, first in enumerate(outputs) for other in outputs[:k])
     note = "" if defense.deterministic else f"randomised and says so (draws={defense.draws}): compared on the same draws"
     if figure > 1e-4 and defense.deterministic:
@@ -195,14 +195,16 @@ def batch_dependence(defense: Defense, images: Tensor, stream: Stream) -> Findin
         why = f"{defense.name} draws inside the network, so that an image's draws are others in another batch"
         return not_run("batch-dependence", what, source, why)
     place = positions(stream, len(images))
-    output = _output(defense, images, stream.at(place))
-    backwards = _output(defense, images.flip(0), stream.at(place.flip(0))).flip(0)
+    output = _log_probabilities(defense, images, stream.at(place))
+    backwards = _log_probabilities(defense, images.flip(0), stream.at(place.flip(0))).flip(0)
     differences = [(output - backwards).norm(dim=1)]
     for row in range(min(4, len(images))):
         own, where = images[row : row + 1], place[row : row + 1]
         negatives = torch.cat([own, 1 - images[:3]])
         for batch, positioned in ((own, where), (negatives, torch.cat([where, place[:3]]))):
-            differences.append((output[row : row + 1] - _output(defense, batch, stream.at(positioned))[:1]).norm(dim=1))
+            differences.append(
+                (output[row : row + 1] - _log_probabilities(defense, batch, stream.at(positioned))[:1]).norm(dim=1)
+            )
     return judged("batch-dependence", what, float(torch.cat(differences).max()), "<=", 1e-3, source)
 
 
@@ -223,8 +225,8 @@ def other_pixel_range(defense: Defense, images: Tensor, labels: Tensor, stream: 
     def accuracy(mean: Sequence[float], deviation: Sequence[float]) -> float:
         shift, scale = (torch.tensor(values, device=defense.device)[:, None, None] for values in (mean, deviation))
 
-        def rescaled(body: Body, rows: Tensor, exact: bool) -> Tensor:  # noise included
-            return log_probabilities(body, (rows - shift) / scale, exact)
+        def rescaled(body: Body, batch: Tensor, exact: bool) -> Tensor:  # noise included
+            return log_probabilities(body, (batch - shift) / scale, exact)
 
         changed = defense.with_body(defense.body.variant(read=rescaled))
         try:
@@ -242,7 +244,7 @@ def other_pixel_range(defense: Defense, images: Tensor, labels: Tensor, stream: 
     return judged("other-pixel-range", what, accuracies[best] - plain, "<=", 0.1, source, note=note)
 
 
-def _output(defense: Defense, images: Tensor, stream: Stream) -> Tensor:
+def _log_probabilities(defense: Defense, images: Tensor, stream: Stream) -> Tensor:
     """Log of the mean probabilities (B, K), each row of norm 1: AutoAttack compares logits so."""
     logs = defense.predict(images, stream).probabilities.clamp_min(1e-30).log()
     return logs / (logs.norm(dim=1, keepdim=True) + 1e-10)

@@ -172,7 +172,7 @@ def incomplete_optimisation(path: Path, clean: Tensor) -> Finding:
 
 
 def transfer_failure(defense: Defense, path: Path, labels: Tensor, stream: Stream, held: int) -> Finding:
-    """I5: points returned that are adversarial for what was attacked but not for the defence as it is judged.
+    """I5: points returned that are adversarial for what was attacked but not for the defence that is judged.
 
     What was attacked is the searching network on the draws of one gradient; what judges is the exact one, on fresh draws.
     """

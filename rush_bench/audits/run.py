@@ -142,7 +142,7 @@ def judge(evidence: Evidence, probes: Sequence[Finding] | None, claim: Claim | N
     if evidence.worst is None or not evidence.complete or probes is None:
         return Audit(evidence, findings, None)
     claim = claim or replayed(evidence)
-    said = verdict(
+    decision = verdict(
         claim,
         evidence.worst.estimate,
         findings,
@@ -151,7 +151,7 @@ def judge(evidence: Evidence, probes: Sequence[Finding] | None, claim: Claim | N
         images=len(evidence.worst.correct),
         largest_class=evidence.worst.largest_class,
     )
-    return Audit(evidence, findings, said)
+    return Audit(evidence, findings, decision)
 
 
 def replayed(evidence: Evidence) -> Claim:

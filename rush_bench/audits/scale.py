@@ -12,7 +12,7 @@ def usual_scale(defense: Defense, images: Tensor, stream: Stream) -> Defense:
     """The defence with logits that are STEEP apart on images (B, C, H, W), as trained networks have them; the same predictions.
 
     A defence that averages probabilities is another one at another scale, and one that shows no logits has none to scale: both
-    come back as they are.
+    are returned unchanged.
     """
     if not isinstance(defense, Network) or defense.body.outputs != "logits":
         return defense

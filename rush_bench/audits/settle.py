@@ -99,8 +99,8 @@ def settle(
     """Run the experiments on defences. The same call again, from any number of processes, finishes what is left.
 
     `only` names experiments (T1, T10; None: all); `store` is where other models come from (transfer, ablations,
-    baselines), loaded with `options`; cells go to `<out>/settle`. `before` hears the plan with its cost and may call it
-    off by answering False. A cell that fails is in `SettleRun.failed` and stops no other.
+    baselines), loaded with `options`; cells go to `<out>/settle`. `before` receives the plan with its cost and may cancel it
+    by returning False. A cell that fails is in `SettleRun.failed` and stops no other.
     """
     chosen = budget_named(budget)
     defenses, data = check_asked(defenses, data, shard, seed)
@@ -118,20 +118,22 @@ def settle(
     planned = [_planned(d, data, chosen, name, threat, only, Path(store), options, cells, **shared) for d in defenses]
 
     def run_of(failed: dict[str, str], done: bool) -> SettleRun:
-        evidence = [_evidence(cells, one, folder, threat, name, data) for one in planned]
+        evidence = [_evidence(cells, defense_plan, folder, threat, name, data) for defense_plan in planned]
         found = clashes([entry.result for each in evidence for entry in each.entries], Path(out), folder)
         return SettleRun(evidence, failed, folder, done, [(defenses, data)], found)
 
     if not before(planned):
         return run_of({}, False)
-    forecast = Forecast({key: seconds for one in planned for key, seconds in one.seconds.items()}, cells, planned)
-    jobs = [job for one in planned for job in one.jobs]
-    how: dict[str, Any] = {"shard": shard, "quiet": quiet}
-    failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **how)
-    for one in planned:
-        for certified_norm, sampling in one.certificates:
-            how["max_minutes"] = minutes_to(deadline)
-            run = certify([one.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **how)
+    forecast = Forecast(
+        {key: seconds for defense_plan in planned for key, seconds in defense_plan.seconds.items()}, cells, planned
+    )
+    jobs = [job for defense_plan in planned for job in defense_plan.jobs]
+    running: dict[str, Any] = {"shard": shard, "quiet": quiet}
+    failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **running)
+    for defense_plan in planned:
+        for certified_norm, sampling in defense_plan.certificates:
+            running["max_minutes"] = minutes_to(deadline)
+            run = certify([defense_plan.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **running)
             failed |= run.failed
             done = done and run.done
     return run_of(failed, done)
@@ -146,7 +148,7 @@ def budget_named(budget: str | Budget) -> Budget:
     return BUDGETS[budget]
 
 
-def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
+def form_of_trial(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
     """The defence, or the form of it that a trial is about; see `Trial.on`."""
     kind, _, rest = on.partition("=")
     if not on:
@@ -160,7 +162,7 @@ def form(defense: Defense, on: str, load: Callable[[str], Defense]) -> Defense:
     if kind == "model":
         return load(rest)
     if on.startswith("still"):
-        source = form(defense, on.partition(":")[2], load)
+        source = form_of_trial(defense, on.partition(":")[2], load)
         if not _is_plain(source):
             raise BadInput(f"{source.name} cannot go through the randomised code path without noise")
         return Network(source.body, NoiseSampler(Uniform(0.0)), name=f"{source.name}-still", draws=1)
@@ -196,10 +198,10 @@ def _planned(
         norm=threat.norm,
         eps=threat.eps,
         diameter=diameter(defense, threat),
-        has_base=_has(lambda: defense.base()),
-        has_bank=_has(lambda: defense.bank(2, 0)),
+        has_base=_available(lambda: defense.base()),
+        has_bank=_available(lambda: defense.bank(2, 0)),
         has_votes=isinstance(defense, Network) and not defense.deterministic,
-        has_module=_has(lambda: defense.as_module(Stream(0, "module"))),
+        has_module=_available(lambda: defense.as_module(Stream(0, "module"))),
         has_still=_is_plain(defense),
         has_chain=isinstance(getattr(defense, "transform", None), Chain),
         has_torchattacks=type(getattr(defense, "noise", None)) in LAWS and _has_torchattacks(),
@@ -210,7 +212,7 @@ def _planned(
     )
     quick = budget_name == "quick"
     jobs: list[tuple[Trial, Job]] = []
-    same: dict[str, Any] = {"seed": seed, "chunk": chunk, "known": {}}
+    shared: dict[str, Any] = {"seed": seed, "chunk": chunk, "known": {}}
     for order, trial in enumerate(plan(subject, budget, only)):
         labels = {
             "suite": f"settle-{budget_name}",
@@ -229,22 +231,22 @@ def _planned(
             if of := _parts(jobs, trial):
                 jobs.append((trial, worst_job(of, labels, trial.repeats)))
             continue
-        about = form(defense, trial.on, load)
+        target = form_of_trial(defense, trial.on, load)
         eps = trial.eps if trial.eps is not None else trial.scale * threat.eps
         if threat.norm == "linf" and not trial.norm:
             eps = min(1.0, eps)  # the whole box
-        at = Threat(trial.norm or threat.norm, eps)  # type: ignore[arg-type]
+        trial_threat = Threat(trial.norm or threat.norm, eps)  # type: ignore[arg-type]
         settings = trial.settings
         if trial.attack == "transfer" and settings["source"] != "base":
             settings = {**settings, "store": str(store)}
-        k = trial.repeats or repeats or default_repeats(about.draws, quick)
-        jobs.append((trial, job_for(about, data, trial.attack, settings, at, labels, repeats=k, **same)))
+        k = trial.repeats or repeats or default_repeats(target.draws, quick)
+        jobs.append((trial, job_for(target, data, trial.attack, settings, trial_threat, labels, repeats=k, **shared)))
     return _priced(defense, jobs, data, certificates, cells)
 
 
 def _is_plain(defense: Defense) -> TypeGuard[Network]:
     """Whether it is a network of ours that draws nothing."""
-    return isinstance(defense, Network) and defense.deterministic and defense.whole is None
+    return isinstance(defense, Network) and defense.deterministic and defense.bank_of is None
 
 
 def diameter(defense: Defense, threat: Threat) -> float:
@@ -259,15 +261,15 @@ def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
     """
     named = trial.settings["of"]
     clean: dict[str, Job] = {}
-    of: dict[str, Job] = {}
+    parts: dict[str, Job] = {}
     for other, job in jobs:
-        itself = other.on == "" and other.scale == 1 and not other.norm and other.attack != WORST
-        if itself and (not named or other.experiment in named):
-            (clean if other.attack == "clean" else of).setdefault(job.cell.key, job)
-    return [*([] if named else clean.values()), *of.values()] if of else []
+        on_defense = other.on == "" and other.scale == 1 and not other.norm and other.attack != WORST
+        if on_defense and (not named or other.experiment in named):
+            (clean if other.attack == "clean" else parts).setdefault(job.cell.key, job)
+    return [*([] if named else clean.values()), *parts.values()] if parts else []
 
 
-def _has(make: Callable[[], object]) -> bool:
+def _available(make: Callable[[], object]) -> bool:
     try:
         make()
     except BadInput:
@@ -328,14 +330,14 @@ def _priced(
     seconds: dict[str, float] = {}
     costs: dict[str, Cost] = {}
     for trial, job in jobs:
-        about = job.defense
-        at = id(getattr(about, "body", about))
-        if at not in speed:
-            speed[at] = rates(about, data)
-        forwards, backwards = job.attack.passes(about) if job.attack is not None else (0.0, 0.0)
-        forwards += job.cell.identity["repeats"] * prediction_rows(about)
+        target = job.defense
+        body = id(getattr(target, "body", target))
+        if body not in speed:
+            speed[body] = rates(target, data)
+        forwards, backwards = job.attack.passes(target) if job.attack is not None else (0.0, 0.0)
+        forwards += job.cell.identity["repeats"] * prediction_rows(target)
         fresh = job.cell.key not in seconds
-        seconds[job.cell.key] = forwards * speed[at][0] + backwards * speed[at][1]
+        seconds[job.cell.key] = forwards * speed[body][0] + backwards * speed[body][1]
         before = costs.get(trial.experiment, Cost(0, 0, 0, 0))
         left = images_left(cells, job.cell)
         if fresh and left:  # a cell of two experiments is paid once
@@ -372,15 +374,17 @@ def rates(defense: Defense, data: Images, rows: int = 512) -> tuple[float, float
             defense.predict(images, stream.skip(k))
         _wait(defense.device)
         # a custom defence may not count; a purifier counts its steps
-        made = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
-        forward = (time.perf_counter() - begun) / made
+        forward_count = counted()[0] - before[0] or len(part) * predictions * max(defense.draws, 1)
+        forward = (time.perf_counter() - begun) / forward_count
         begun, before = time.perf_counter(), counted()
         try:
             defense.gradient(images, labels, "ce", draws, stream)
             _wait(defense.device)
-            there, back = (after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True))
-            backward = (time.perf_counter() - begun - there * forward) / back
-        except (BadInput, RuntimeError):  # one without gradients: the cells that need them will say so
+            forwards, backwards = (
+                after - earlier or len(part) * draws for after, earlier in zip(counted(), before, strict=True)
+            )
+            backward = (time.perf_counter() - begun - forwards * forward) / backwards
+        except (BadInput, RuntimeError):  # no gradients: the cells that need them will fail with the reason
             backward = forward
         best = [min(best[0], forward), min(best[1], max(backward, 0.1 * forward))]
     defense.passes.forwards, defense.passes.backwards = passes.forwards, passes.backwards
@@ -393,12 +397,12 @@ def _wait(device: torch.device) -> None:
 
 
 class Forecast:
-    """Compares what chunks take with what was predicted, and says so after the first chunk of every experiment."""
+    """Compares measured with predicted time, and reports it after the first chunk of every experiment."""
 
     def __init__(self, seconds: dict[str, float], store: CellStore, planned: list[Planned]) -> None:
         self.seconds, self.seen = seconds, set[tuple[str, str]]()
         self.predicted = self.taken = 0.0
-        unique = {job.cell.key: job for one in planned for job in one.jobs}
+        unique = {job.cell.key: job for plan in planned for job in plan.jobs}
         self.left = {
             (job.cell.key, c): self._of(job, c)
             for job in unique.values()
@@ -430,20 +434,20 @@ class Forecast:
         )
 
 
-def _evidence(cells: CellStore, one: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Evidence:
-    results = [cells.result(job.cell) for job in one.jobs]
-    labels = {**one.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
-    labels |= {"deterministic": one.defense.deterministic, "classes": one.defense.classes}
-    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(one.defense, threat)}
-    certified = _certified(folder, one)
-    whole = tuple(result for result in certified if result.complete)
+def _evidence(cells: CellStore, plan: Planned, folder: Path, threat: Threat, budget: str, data: Images) -> Evidence:
+    results = [cells.result(job.cell) for job in plan.jobs]
+    labels = {**plan.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
+    labels |= {"deterministic": plan.defense.deterministic, "classes": plan.defense.classes}
+    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(plan.defense, threat)}
+    certified = _certified(folder, plan)
+    complete = tuple(result for result in certified if result.complete)
     # others that lie there, of more draws or other images, are compared too, but not waited for
-    there = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in whole}
-    missing = sum((data.digest, sampling.draws, norm) not in there for norm, sampling in one.certificates)
-    return Evidence(one.defense.name, labels, tuple(entries_of(results)), whole, missing)
+    certified_keys = {(r.identity["images"], r.identity["attack"]["draws"], r.labels["norm"]) for r in complete}
+    missing = sum((data.digest, sampling.draws, norm) not in certified_keys for norm, sampling in plan.certificates)
+    return Evidence(plan.defense.name, labels, tuple(entries_of(results)), complete, missing)
 
 
-def _certified(folder: Path, one: Planned) -> list[CellResult]:
-    identity = {key: value for key, value in one.defense.identity().items() if key != "votes"}
+def _certified(folder: Path, plan: Planned) -> list[CellResult]:
+    identity = {key: value for key, value in plan.defense.identity().items() if key != "votes"}
     found = load_results(folder / CERTIFICATES, warn=lambda text: None)
     return [result for result in found if result.identity["defense"] == identity]

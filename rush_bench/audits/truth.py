@@ -58,7 +58,9 @@ def true_gradient(defense: Defense, images: Tensor, labels: Tensor, threat: Thre
     frozen_what = "mean share of pixels at 0 or 1 that matter and have a gradient of exactly 0"
     source = f"ours: a few may be off by chance (ReLU's kinks, {FEW:.0%} of {LOOKED}); Athalye et al. 2018, section 3"
     try:
-        found: Health = health(defense, images[:LOOKED], labels[:LOOKED], threat, _first(stream, images, LOOKED), looked=LOOKED)
+        found: Health = health(
+            defense, images[:LOOKED], labels[:LOOKED], threat, _stream_of_first(stream, images, LOOKED), looked=LOOKED
+        )
     except NO_GRADIENT as error:
         return [judged("true-gradient", what, 1.0, "<=", FEW, source, note=f"it gives none: {error}")]
     known = found.error[~found.error.isnan()]
@@ -113,7 +115,7 @@ def same_in_later_calls(defense: Defense, images: Tensor, labels: Tensor, stream
     return judged("same-in-later-calls", what, share, "<=", 0.0, OURS)
 
 
-def _first(stream: Stream, images: Tensor, count: int) -> Stream:
+def _stream_of_first(stream: Stream, images: Tensor, count: int) -> Stream:
     return stream.at(positions(stream, len(images))[:count])
 
 
@@ -123,7 +125,7 @@ def _scores(probabilities: Tensor) -> Tensor:
     return logs - logs.mean(1, keepdim=True)
 
 
-def _apart(one: Tensor, other: Tensor) -> Tensor:
+def _apart(first: Tensor, second: Tensor) -> Tensor:
     """The largest difference of two rows of scores (B, K), in units of the larger spread of the two; (B,)."""
-    spread = torch.stack([one.amax(1) - one.amin(1), other.amax(1) - other.amin(1)]).amax(0)
-    return (one - other).abs().amax(1) / spread.clamp_min(1e-300)
+    spread = torch.stack([first.amax(1) - first.amin(1), second.amax(1) - second.amin(1)]).amax(0)
+    return (first - second).abs().amax(1) / spread.clamp_min(1e-300)

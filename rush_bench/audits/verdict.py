@@ -102,43 +102,43 @@ def verdict(
     It was measured on `images` images, of which the most frequent class is a share of `largest_class`.
     """
 
-    def ruling(word: Word, rule: int, reason: str, by: Sequence[str] = ()) -> Verdict:
+    def by_rule(word: Word, rule: int, reason: str, by: Sequence[str] = ()) -> Verdict:
         return Verdict(word, claim, worst, rule, reason, tuple(by))
 
     by_name = {finding.check: finding for finding in findings}
     bugs = [finding.check for finding in findings if finding.status == "bug"]
     if bugs:
-        return ruling("cannot say", 1, "a check found what cannot be: one of our own programs is wrong", bugs)
+        return by_rule("cannot say", 1, "a check found what cannot be: one of our own programs is wrong", bugs)
     if claim.value <= 1 / classes + ABOVE_CHANCE + ROUNDING:
-        return ruling("cannot say", 0, f"the claim is no more than chance ({1 / classes:.1%}): there is nothing to settle")
+        return by_rule("cannot say", 0, f"the claim is no more than chance ({1 / classes:.1%}): there is nothing to settle")
     gap = claim.value - worst.high - ROUNDING
     text = f"the worst case is at most {worst.high:.1%} (95 %), the claim {claim.value:.1%}"
     flags = [name for name in STRENGTH if name in by_name and by_name[name].status == "flag"]
     if gap > REFUTED or worst.high < claim.value / 2 - ROUNDING:
         lost = "more than 20 points are gone" if gap > REFUTED else "more than half of it is gone"
         also = f"; a better attack might take even more ({', '.join(flags)})" if flags else ""
-        return ruling("refuted", 2, f"{text}: {lost}{also}", ["worst case"])
+        return by_rule("refuted", 2, f"{text}: {lost}{also}", ["worst case"])
     if gap > WEAKENED:
         also = f"; the attack may still be too weak ({', '.join(flags)})" if flags else ""
-        return ruling("weakened", 3, f"{text}: more than 3 points are gone{also}", ["worst case", *flags])
+        return by_rule("weakened", 3, f"{text}: more than 3 points are gone{also}", ["worst case", *flags])
     depends = by_name.get("depends-on-image")
     blind = depends is not None and depends.status == "flag" and worst.low <= largest_class
     if blind and not set(flags) & set(OUTPUTS):
         reason = "it stands as what it is: its predictions do not depend on the image, so no attack has an effect on them"
-        return ruling("stands", 4, reason, ["depends-on-image"])
+        return by_rule("stands", 4, reason, ["depends-on-image"])
     if flags:
-        return ruling("cannot say", 4, f"{text}, but the attack is not known to work", flags)
+        return by_rule("cannot say", 4, f"{text}, but the attack is not known to work", flags)
     required = REQUIRED if deterministic else REQUIRED_RANDOMISED
     missing = [name for name in required if name not in by_name or by_name[name].status == "not run"]
     if missing:
-        return ruling("cannot say", 4, f"{text}, but required checks were not run", missing)
+        return by_rule("cannot say", 4, f"{text}, but required checks were not run", missing)
     needed = images_needed(worst, images)
     enough = f"about {needed} would tell 3 points" if needed > images else f"{needed} would do"
     few = f"{images} images leave it between {worst.low:.1%} and {worst.high:.1%}, {enough}"
     if claim.value - worst.value > WEAKENED + ROUNDING:
-        return ruling("cannot say", 4, f"the worst case is {worst.value:.1%}, which may be chance: {few}", ["worst case"])
+        return by_rule("cannot say", 4, f"the worst case is {worst.value:.1%}, which may be chance: {few}", ["worst case"])
     if claim.value - worst.low > REFUTED + ROUNDING:
-        return ruling("cannot say", 4, f"{text}, but a loss of more than 20 points would look the same: {few}", ["worst case"])
+        return by_rule("cannot say", 4, f"{text}, but a loss of more than 20 points would look the same: {few}", ["worst case"])
     margin = f"to within {100 * (worst.value - worst.low):.1f} points ({few})"
     reason = f"the worst case is {worst.value:.1%}, the claim {claim.value:.1%}: under attacks that are known to work, {margin}"
-    return ruling("stands", 5, reason, ["worst case", *required])
+    return by_rule("stands", 5, reason, ["worst case", *required])

@@ -43,10 +43,10 @@ def parse(on: str, asked: Sequence[str]) -> Where:
     if cluster not in CLUSTERS or not (count.isdecimal() and int(count) > 0):
         raise BadInput(f"--on {on!r} is to be slurm:N or local:N, N jobs at once")
     given = dict[str, Any]()
-    for one in asked:
-        key, separator, value = one.partition("=")
+    for assignment in asked:
+        key, separator, value = assignment.partition("=")
         if not separator:
-            raise BadInput(f"--ask takes KEY=VALUE, such as slurm_partition=gpu, not {one!r}")
+            raise BadInput(f"--ask takes KEY=VALUE, such as slurm_partition=gpu, not {assignment!r}")
         given[key.strip()] = int(value) if value.strip().isdecimal() else value.strip()
     return Where(cluster, int(count), {**USUAL, **given})
 

@@ -33,23 +33,23 @@ class Stretched:
 
 
 def budget_of(system: Recipe, settings: Any) -> Budget:
-    """The budget that a training sets; BadInput where nobody has counted its passes, or it has no linear head."""
+    """The budget that a training sets; BadInput if its passes are not counted, or it has no linear head."""
     plans = system.plans(settings)
     if not _linear(settings, plans[-1]):
         raise BadInput(f"{system.name} has no linear head, whose epochs equal_cost takes; name a recipe such as rush")
-    return Budget(_spent(system, plans), plans[-1].settings.epochs)
+    return Budget(_training_passes(system, plans), plans[-1].settings.epochs)
 
 
 def stretched(system: Recipe, settings: Any, budget: Budget, share: float) -> Stretched:
     """By the rule at the top; `settings` are the paper's, `share` the part of the budget that this training gets."""
-    plans, whole = system.plans(settings), share * budget.passes
-    _spent(system, plans)
+    plans, total = system.plans(settings), share * budget.passes
+    _training_passes(system, plans)
     each = {plan.name: plan.encoder_passes for plan in plans}
-    last, left, before, epochs = plans[-1], whole, plans, dict[str, int]()
+    last, left, before, epochs = plans[-1], total, plans, dict[str, int]()
     linear = _linear(settings, last)
     if linear or last.name in ("aff", "finetune"):
         before = plans[:-1]
-        epochs[last.name] = budget.head if linear else max(1, round(whole / 2 / each[last.name]))
+        epochs[last.name] = budget.head if linear else max(1, round(total / 2 / each[last.name]))
         left -= epochs[last.name] * each[last.name]
     paper = sum(each[plan.name] * plan.settings.epochs for plan in before)
     for plan in before:
@@ -68,10 +68,10 @@ def _linear(settings: Any, plan: Plan) -> bool:
     return plan.name == "linear" or (plan.name == "finetune" and settings.finetune.protocol in LINEAR)
 
 
-def _spent(system: Recipe, plans: list[Plan]) -> float:
+def _training_passes(system: Recipe, plans: list[Plan]) -> float:
     spent = sum(plan.encoder_passes * plan.settings.epochs for plan in plans)
     if spent != spent:
-        raise BadInput(f"nobody has counted the passes of {system.name} (`Plan.passes`); leave its cost out")
+        raise BadInput(f"the passes of {system.name} are not counted (`Plan.passes`); leave its cost out")
     return spent
 
 

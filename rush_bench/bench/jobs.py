@@ -16,14 +16,14 @@ from rush_bench.datasets.loading import find_source
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.registry import match, recipes
 from rush_bench.store import ENCODERS, model_names, read_cards
-from rush_bench.training.run import resolve_settings, usual_name
+from rush_bench.training.run import default_name, resolve_settings
 
 LAST = ("table", "figure", "report")
 MEASURES = ("attack", "certify", "corruptions", "settle", "audit")
 
 
 class Loaded:
-    """`load_dataset`, each set of images once; what could not be had is not tried again."""
+    """`load_dataset`, once per set of images; a failure is remembered."""
 
     def __init__(self) -> None:
         self.known: dict[str, Images | BadInput] = {}
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model before it is there: its recipe, and whether it draws (None: not known, as of an import)."""
+    """What is known of a model before it exists: its recipe, and whether it draws (None: not known, as of an import)."""
 
     recipe: str
     random: bool | None = None
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What people call it: `attack rush-digits linf8`."""
+        """Its name for people: `attack rush-digits linf8`."""
         return f"{self.kind} {self.about}".strip()
 
     def waits_for(self, other: "Job") -> bool:
@@ -97,7 +97,7 @@ class Job:
 
 
 def expand(bench: Benchmark, place: Place, load: Callable[..., Images]) -> list[Job]:
-    """Every job of a file, in the order in which they need each other; BadInput for a wrong name, value or setting."""
+    """Every job of a file, in order of dependence; BadInput for a wrong name, value or setting."""
     budget = None if bench.equal_cost is None else _budget(bench.equal_cost, load)
     jobs: dict[str, Job] = {}
     in_file: dict[str, Model] = {}  # models of this file
@@ -128,12 +128,12 @@ def expand(bench: Benchmark, place: Place, load: Callable[..., Images]) -> list[
                 add(job)
         elif entry.kind not in ("train", "import"):
             add(Job(entry.kind, "", tuple(_line(entry, entry.options, place)), entry.place))
-    first = [_after(job, in_file, known) for job in jobs.values()]
+    first = [_with_start(job, in_file, known) for job in jobs.values()]
     return sorted(first, key=lambda job: list(KINDS).index(job.kind))
 
 
-def _after(job: Job, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Job:
-    """A training with what it starts from among its needs."""
+def _with_start(job: Job, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Job:
+    """A training that also needs what it starts from."""
     start = job.context().params.get("from_") if job.kind == "train" else None
     if start is None:
         return job
@@ -147,7 +147,7 @@ def _line(entry: Entry, options: Mapping[str, Any], place: Place, sets: Mapping[
     """The words of a job: its options, settings, and where it reads and writes."""
     line = words(entry.kind, options, {**entry.sets, **(sets or {})}, entry.place)
     taken = parameters(entry.kind)
-    arguments = [one.name for one in command(entry.kind).params if isinstance(one, click.Argument)]
+    arguments = [parameter.name for parameter in command(entry.kind).params if isinstance(parameter, click.Argument)]
     if "results" in arguments:
         line.insert(arguments.index("results"), str(place.out))
     elif "results" in taken:
@@ -187,7 +187,7 @@ def _training(
         dataset, before = (find_source(str(options.get(key, options["dataset"]))).name for key in ("dataset", "pretrain-on"))
     except BadInput as error:
         raise BadInput(f"{entry.place}: {error}") from error
-    base = str(options["name"]).replace("{recipe}", recipe) if "name" in options else usual_name(recipe, dataset, before)
+    base = str(options["name"]).replace("{recipe}", recipe) if "name" in options else default_name(recipe, dataset, before)
     name = base + ("" if share in (None, 1) else f"-x{share:g}") + (f"-s{seed}" if seed else "")
     sets, trouble = dict[str, Any](), None
     if share is not None:
@@ -294,7 +294,7 @@ def choose(patterns: list[str], in_file: Mapping[str, Model], known: Mapping[str
         wanted, at, votes = pattern.partition("@")
         wanted, colon, which = wanted.partition(":")
         pools = (pool for pool in (in_file, known) if pool)
-        hits = next((found for pool in pools if (found := _hits(wanted, pool))), {})
+        hits = next((found for pool in pools if (found := _matching_models(wanted, pool))), {})
         if not hits:
             raise unknown_name(f"model of {entry.place}", wanted, {*known, *(model.recipe for model in known.values())})
         if at or entry.kind == "certify":
@@ -307,7 +307,7 @@ def choose(patterns: list[str], in_file: Mapping[str, Model], known: Mapping[str
     return list(dict.fromkeys(chosen))
 
 
-def _hits(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]:
+def _matching_models(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]:
     return {
         name: model for name, model in pool.items() if wanted == "all" or fnmatch(name, wanted) or fnmatch(model.recipe, wanted)
     }
@@ -315,5 +315,5 @@ def _hits(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]:
 
 def unfinished(job: Job, store: Path) -> list[str]:
     """The models that a job needs and the store does not have yet."""
-    there = {*model_names(store), *model_names(store / ENCODERS)}
-    return [name for name in job.needs if name not in there]
+    finished = {*model_names(store), *model_names(store / ENCODERS)}
+    return [name for name in job.needs if name not in finished]

@@ -47,10 +47,10 @@ from rush_bench.report.settle import stem
 from rush_bench.settings import parse_number
 from rush_bench.store import ENCODERS, model_names
 from rush_bench.training.checkpoint import CheckpointFile, identity
-from rush_bench.training.cost import of_stages
-from rush_bench.training.encoders import shared
-from rush_bench.training.run import Prepared, overruns, prepare
-from rush_bench.training.start import Start
+from rush_bench.training.cost import stage_costs
+from rush_bench.training.encoders import shared_pretraining
+from rush_bench.training.initial_weights import InitialWeights
+from rush_bench.training.run import PreparedTraining, channels_last_unsafe, prepare
 
 State = Literal["done", "in progress", "missing", "anew", "impossible"]  # anew: tables and figures, each time
 BATCH = 64  # images of the step whose time predicts a training's
@@ -113,7 +113,7 @@ class Planner:
         self.place, self.load, self.priced = place, load, priced
         self.cards: dict[str, dict[str, Any]] = {}
         self.impossible: dict[str, str] = {}
-        self.coming = False  # whether there are models still to be made
+        self.models_missing = False  # whether there are models still to be made
         self.speed: dict[str, tuple[float, float]] = {}
         self.counted: set[tuple[tuple[str, ...], str]] = set()
         self.loaders: dict[Any, Loader] = {}
@@ -136,7 +136,7 @@ class Planner:
                     planned = Planned(job, "impossible", Failure(str(error), error))
             if planned.state == "impossible" and job.makes:
                 self.impossible[job.makes] = planned.why
-            self.coming |= bool(job.makes) and planned.state in ("missing", "in progress")
+            self.models_missing |= bool(job.makes) and planned.state in ("missing", "in progress")
             found.append(planned)
         return found
 
@@ -179,38 +179,40 @@ class Planner:
             name, card = read.card["name"], read.card
         if card is None:
             return wanted
-        return Start(card, "", {}, {ROUTES: {}}, name, "model" if card["protocol"] else "encoder")
+        return InitialWeights(card, "", {}, {ROUTES: {}}, name, "model" if card["protocol"] else "encoder")
 
     def training(self, job: Job) -> Planned:
         """A training: its stages that are left."""
-        asked = dict(job.context().params)
-        recipe, asked["name"] = asked.pop("name"), asked.pop("model")
+        options = dict(job.context().params)
+        recipe, options["name"] = options.pop("name"), options.pop("model")
         for key in ("device", "max_minutes", "log", "as_json"):
-            asked.pop(key)
-        asked["from_"] = self.start(asked["from_"], asked["dataset"])
-        ready = prepare(recipe, fetch=self.load, **asked)
-        self.cards[job.makes] = ready.card
-        if ready.finished(self.place.store):
+            options.pop(key)
+        options["from_"] = self.start(options["from_"], options["dataset"])
+        prepared = prepare(recipe, fetch=self.load, **options)
+        self.cards[job.makes] = prepared.card
+        if prepared.finished(self.place.store):
             return Planned(job, "done")
-        file = CheckpointFile(self.place.store / ready.card["name"], identity(ready.card))
-        state: State = "in progress" if file.path.exists() and not isinstance(asked["from_"], Start) else "missing"
+        file = CheckpointFile(self.place.store / prepared.card["name"], identity(prepared.card))
+        state: State = "in progress" if file.path.exists() and not isinstance(options["from_"], InitialWeights) else "missing"
         if not self.priced:
             return Planned(job, state)
-        where = file.load(torch.device("cpu")) if state == "in progress" else None
-        left = self.stages_left(ready, None if where is None else where["where"])
-        how = ready.settings.precision, ready.settings.channels_last
-        return Planned(job, state, passes=left, seconds=left * self.pass_rate(ready.card["network"], *how))
+        checkpoint = file.load(torch.device("cpu")) if state == "in progress" else None
+        passes_left = self.stages_left(prepared, None if checkpoint is None else checkpoint["where"])
+        rate = self.pass_rate(prepared.card["network"], prepared.settings.precision, prepared.settings.channels_last)
+        return Planned(job, state, passes=passes_left, seconds=passes_left * rate)
 
-    def stages_left(self, ready: Prepared, where: dict[str, Any] | None) -> float:
+    def stages_left(self, prepared: PreparedTraining, position: dict[str, Any] | None) -> float:
         """Passes through the encoder that a training still takes."""
-        costs = list(of_stages(ready.system, ready.settings, ready.card["data"]).values())
-        plans = ready.system.plans(ready.settings)
+        costs = list(stage_costs(prepared.system, prepared.settings, prepared.card["data"]).values())
+        plans = prepared.system.plans(prepared.settings)
         first, done = 0, 0.0
-        if where is not None:
-            first, epochs = where["stage"], plans[where["stage"]].settings.epochs
-            done = where["epoch"] / epochs
-        elif (before := shared(ready.system, plans, ready.settings, ready.card, self.place.store)) is not None:
-            first = before.stages if before.name in model_names(self.place.store / ENCODERS) else 0
+        if position is not None:
+            first, epochs = position["stage"], plans[position["stage"]].settings.epochs
+            done = position["epoch"] / epochs
+        elif (
+            pretraining := shared_pretraining(prepared.system, plans, prepared.settings, prepared.card, self.place.store)
+        ) is not None:
+            first = pretraining.stages if pretraining.name in model_names(self.place.store / ENCODERS) else 0
         return sum(cost.passes * (1 - done if number == first else 1) for number, cost in enumerate(costs) if number >= first)
 
     def pass_rate(self, spec: dict[str, Any], precision: str = "float32", channels_last: bool = True) -> float:
@@ -218,7 +220,7 @@ class Planner:
         key = f"train {_shape(spec)} {precision} {channels_last}"
         if key not in self.speed:
             network = build(spec)
-            if channels_last and not overruns(network):
+            if channels_last and not channels_last_unsafe(network):
                 network = network.to(memory_format=torch.channels_last)
             network = network.to(self.device).train()
             images = torch.zeros(BATCH, *image_shape(spec), device=self.device)
@@ -277,7 +279,7 @@ class Planner:
         card = self.cards.get(model.partition(":")[0])
         if card is None:
             return []
-        made: list[Defense] = []
+        untrained_defenses: list[Defense] = []
         for m in [int(votes)] if votes else card["votes"]:
             law = noise_from(card["noise"]) if m else None
             front = card.get("transform") if m and not law else None
@@ -285,8 +287,8 @@ class Planner:
             if like not in self.stand_ins:
                 before = front_of(card, None, self.device) if front else None
                 self.stand_ins[like] = of_network(build(card["network"]), law, m, before, name=name, **options)
-            made.append(self.stand_ins[like].of_votes(m) if m else self.stand_ins[like])
-        return [(made, images.load(dataset or card["dataset"], made[0].shape[1:]))]
+            untrained_defenses.append(self.stand_ins[like].of_votes(m) if m else self.stand_ins[like])
+        return [(untrained_defenses, images.load(dataset or card["dataset"], untrained_defenses[0].shape[1:]))]
 
     def corrupted(self, asked: dict[str, Any]) -> list[CellJob]:
         """The cells of common corruptions."""
@@ -301,45 +303,45 @@ class Planner:
         if not cells:
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         forwards = backwards = seconds = 0.0
-        left, there = 0, 0
+        cells_left, cells_begun = 0, 0
         owner = job.needs if unfinished(job, self.place.store) else ()  # several models may have one stand-in
-        for one in cells:
-            images = images_left(store, one.cell)
-            left, there = left + (images > 0), there + (images < one.cell.labels["n"])
-            if not images or not self.priced or (owner, one.cell.key) in self.counted:
+        for cell_job in cells:
+            images = images_left(store, cell_job.cell)
+            cells_left, cells_begun = cells_left + (images > 0), cells_begun + (images < cell_job.cell.labels["n"])
+            if not images or not self.priced or (owner, cell_job.cell.key) in self.counted:
                 continue
-            self.counted.add((owner, one.cell.key))
-            ahead, back = passes_of(one)
-            speed = self.rate(one.defense, one.data)
+            self.counted.add((owner, cell_job.cell.key))
+            ahead, back = passes_of(cell_job)
+            speed = self.rate(cell_job.defense, cell_job.data)
             forwards, backwards = forwards + images * ahead, backwards + images * back
             seconds += images * (ahead * speed[0] + back * speed[1])
-        state: State = "done" if not left else "in progress" if there else "missing"
+        state: State = "done" if not cells_left else "in progress" if cells_begun else "missing"
         return Planned(job, state, passes=forwards + backwards, seconds=seconds)
 
     def audit(self, job: Job, asked: dict[str, Any]) -> Planned:
         """The experiments of an audit, whose probes are counted as nothing."""
-        heard: list[Any] = []
+        defense_plans: list[Any] = []
 
-        def before(planned: list[Any]) -> bool:
-            heard.extend(planned)
+        def note_plans(planned: list[Any]) -> bool:
+            defense_plans.extend(planned)
             return False
 
-        if self.coming:  # every model of the store is a source of transfer
+        if self.models_missing:  # every model of the store is a source of transfer
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         with job.context():  # its options are read as if it were run
             given = arguments(asked, job.kind)
-        run = settle(**given | {"before": before, "quiet": True})
-        whole = all(evidence.complete for evidence in run.evidence)
+        run = settle(**given | {"before": note_plans, "quiet": True})
+        complete = all(evidence.complete for evidence in run.evidence)
         if job.kind == "audit":
             files = [self.place.out / "audit" / f"{stem(evidence)}.json" for evidence in run.evidence]
-            whole = whole and all(file.is_file() and read_json(file)["verdict"] for file in files)
+            complete = complete and all(file.is_file() and read_json(file)["verdict"] for file in files)
         started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
-        costs = [cost for one in heard for cost in one.costs.values()]
+        costs = [cost for defense_plan in defense_plans for cost in defense_plan.costs.values()]
         passes = sum(cost.forwards + cost.backwards for cost in costs)
-        if not whole:
-            for one in heard:
-                passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in one.certificates)
-        state: State = "done" if whole else "in progress" if started else "missing"
+        if not complete:
+            for defense_plan in defense_plans:
+                passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in defense_plan.certificates)
+        state: State = "done" if complete else "in progress" if started else "missing"
         return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
 
     def rate(self, defense: Defense, data: Images) -> tuple[float, float]:
@@ -358,14 +360,14 @@ def _shape(spec: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in spec.items() if key not in ("mean", "std", "classes")}, sort_keys=True)
 
 
-def passes_of(one: CellJob) -> tuple[float, float]:
+def passes_of(job: CellJob) -> tuple[float, float]:
     """Rows forward and back of one image of a cell, its scoring included: an estimate from above."""
-    identity_ = one.cell.identity
-    if identity_["attack"]["name"] == "certify":
-        return identity_["attack"]["selection"] + identity_["repeats"], 0.0
-    attack = getattr(one, "attack", None)
-    ahead, back = attack.passes(one.defense) if attack is not None else (0.0, 0.0)
-    return ahead + identity_["repeats"] * prediction_rows(one.defense), back
+    cell = job.cell.identity
+    if cell["attack"]["name"] == "certify":
+        return cell["attack"]["selection"] + cell["repeats"], 0.0
+    attack = getattr(job, "attack", None)
+    ahead, back = attack.passes(job.defense) if attack is not None else (0.0, 0.0)
+    return ahead + cell["repeats"] * prediction_rows(job.defense), back
 
 
 def _sampling(asked: dict[str, Any]) -> Sampling:

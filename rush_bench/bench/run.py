@@ -33,7 +33,7 @@ SHOWN = ("table", "report")  # commands whose answer is that of the whole file
 
 @dataclass
 class BenchmarkRun:
-    """What a run leaves: the plan that it began with, what failed by job, with the reason, and what is left, by name."""
+    """The result of a run: its plan, the failed jobs with their reasons, and the names of those left."""
 
     benchmark: files.Benchmark
     place: Place
@@ -51,8 +51,13 @@ class BenchmarkRun:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, JSON-able."""
         place = {"out": str(self.place.out), "store": str(self.place.store)}
-        said = {"benchmark": self.benchmark.name, "title": self.benchmark.title, **place}
-        return {**said, "jobs": [one.to_dict() for one in self.planned], "failed": self.failed, "left": self.left}
+        summary = {"benchmark": self.benchmark.name, "title": self.benchmark.title, **place}
+        return {
+            **summary,
+            "jobs": [planned_job.to_dict() for planned_job in self.planned],
+            "failed": self.failed,
+            "left": self.left,
+        }
 
 
 def run(
@@ -71,13 +76,13 @@ def run(
     before: Callable[[list[Planned]], bool] = lambda planned: True,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> BenchmarkRun:
-    """Run a benchmark file, or one that is shipped by its name. The same call again, from any number of processes, goes on.
+    """Run a benchmark file, or a shipped one by its name. The same call again, from any number of processes, continues.
 
-    A copy of the file is left in `out`.
+    It leaves a copy of the file in `out`.
 
-    `out` and `store` stand for those of the file; `before` hears the plan, with costs where `priced`, and may call it off by
-    answering False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
-    file, and their logs lie in `out`. `on`: they are jobs of submitit, `slurm:8` or `local:4`, of which `asked` is asked
+    `out` and `store` stand for those of the file; `before` receives the plan, with costs where `priced`, and may cancel it
+    by returning False. `quiet`: tables are written, not printed. `workers`: processes, each of one thread; all of them run this
+    file, and their logs lie in `out`. `on`: they are jobs of submitit, `slurm:8` or `local:4`, with the resources `asked`
     (`bench.cluster`); this process waits for them and makes the tables. BadInput for a file that is wrong, before anything
     runs. A job that fails is in `failed` and stops none but those that need it.
     """
@@ -128,25 +133,25 @@ def conclude(
     """After the jobs elsewhere: what they have not done is left, or failed where one of them did; then the tables."""
     for line in wrong:
         say(line)
-    for one in now:
-        if one.state == "impossible" or (one.state in ("missing", "in progress") and wrong):
-            _fail(found, one.job, one.why or "; ".join(wrong), say)
-        elif one.state in ("missing", "in progress"):
-            found.left.append(one.job.name)
+    for planned_job in now:
+        if planned_job.state == "impossible" or (planned_job.state in ("missing", "in progress") and wrong):
+            _fail(found, planned_job.job, planned_job.why or "; ".join(wrong), say)
+        elif planned_job.state in ("missing", "in progress"):
+            found.left.append(planned_job.job.name)
     if not found.left:
-        anew = replace(found, planned=[one for one in now if one.state == "anew"])
+        anew = replace(found, planned=[planned_job for planned_job in now if planned_job.state == "anew"])
         work(anew, None, quiet, say, lambda: None)
 
 
 class Page:
-    """The page of the results, written again now and then while jobs run, where the file asks for one."""
+    """The page of the results, updated while jobs run, if the file asks for one."""
 
     def __init__(self, found: BenchmarkRun) -> None:
-        self.jobs = [one.job for one in found.planned if one.job.kind == "report"]
+        self.jobs = [planned_job.job for planned_job in found.planned if planned_job.job.kind == "report"]
         self.written, self.cost = time.monotonic(), 0.0
 
     def refresh(self) -> None:
-        """Write it, unless it is young or would take too much of the time. It may have no record to show yet."""
+        """Write the page, unless it is recent or would take too much of the time. There may be no record to show yet."""
         begun = time.monotonic()
         if not self.jobs or begun - self.written < max(FRESH, self.cost / PAGE_SHARE):
             return
@@ -160,22 +165,22 @@ class Page:
 def work(
     found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable[[str], None], between: Callable[[], None]
 ) -> None:
-    """Run what is missing: each job once what it needs is there, those that another process is at when it is done.
+    """Run what is missing: each job when what it needs is there, one that another process works on when that is done.
 
     `between` is called after each job.
     """
-    done = {one.job.name for one in found.planned if one.state == "done"}
-    for one in found.planned:
-        if one.state == "impossible":
-            _fail(found, one.job, one.why, say)
-    left = [one.job for one in found.planned if one.state in ("missing", "in progress", "anew")]
+    done = {planned_job.job.name for planned_job in found.planned if planned_job.state == "done"}
+    for planned_job in found.planned:
+        if planned_job.state == "impossible":
+            _fail(found, planned_job.job, planned_job.why, say)
+    left = [planned_job.job for planned_job in found.planned if planned_job.state in ("missing", "in progress", "anew")]
     total, begun = len(left), 0
     while left:
         waiting: list[Job] = []
         for job in left:
             lacking = unfinished(job, found.place.store)
-            if bad := next((name for name in lacking if name in _unmade(found)), None):
-                _fail(found, job, Failure(f"needs {bad}, which failed", _unmade(found)[bad]), say)
+            if bad := next((name for name in lacking if name in _models_not_made(found)), None):
+                _fail(found, job, Failure(f"needs {bad}, which failed", _models_not_made(found)[bad]), say)
             elif lacking or any(job.waits_for(other) for other in left if other.name not in (*done, *found.failed)):
                 waiting.append(job)
             elif deadline is not None and time.monotonic() > deadline:
@@ -195,7 +200,7 @@ def work(
                     found.left.append(job.name)
                 except RushBenchError as error:
                     _fail(found, job, Failure(str(error), error), say)
-                except Exception as error:  # a recipe or a network is anybody's code: the other jobs go on
+                except Exception as error:  # a recipe or a network may be anybody's code: the other jobs continue
                     traceback.print_exc()
                     _fail(found, job, f"{type(error).__name__}: {error}", say)
         if found.left:
@@ -206,10 +211,12 @@ def work(
         left = waiting
 
 
-def _unmade(found: BenchmarkRun) -> dict[str, str]:
+def _models_not_made(found: BenchmarkRun) -> dict[str, str]:
     """The models that will not be there, with the reason."""
     return {
-        one.job.makes: found.failed[one.job.name] for one in found.planned if one.job.makes and one.job.name in found.failed
+        planned_job.job.makes: found.failed[planned_job.job.name]
+        for planned_job in found.planned
+        if planned_job.job.makes and planned_job.job.name in found.failed
     }
 
 
@@ -223,7 +230,7 @@ def execute(job: Job, minutes: float | None, quiet: bool) -> None:
     words = list(job.words)
     if minutes is not None and "max-minutes" in files.parameters(job.kind):
         words += ["--max-minutes", f"{minutes:.6f}"]
-    with _silence() if quiet or job.kind not in SHOWN else contextlib.nullcontext():
+    with _without_stdout() if quiet or job.kind not in SHOWN else contextlib.nullcontext():
         try:
             code = files.command(job.kind).main(words, prog_name=job.kind, standalone_mode=False, parent=files.group())
         except click.Abort as stopped:  # click's word for Ctrl-C
@@ -237,7 +244,7 @@ def execute(job: Job, minutes: float | None, quiet: bool) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _without_stdout() -> Iterator[None]:
     with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
         yield
 

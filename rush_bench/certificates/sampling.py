@@ -11,7 +11,7 @@ and then every bound that was looked at is below the truth, and so is the larges
 Hence the rule for stopping may use anything that was seen; a look that is not in the list would cost an error of its own.
 The selected class depends on the selection draws alone, which the other draws are independent of.
 
-The rule. Each radius that is to be settled needs a bound p_r. An image goes on only while some radius is open: not yet
+The rule. Each radius that is to be decided needs a bound p_r. An image is sampled only while some radius is open: not yet
 certified, and within reach: an upper bound at level `give_up_level` on the image's rate is not below what all N draws need
 to certify that radius. A larger `give_up_level` gives up sooner. Giving up is an abstention at that radius, never an error.
 `staged` settles several radii, `target` a single one. Between the settled radii a staged record is valid too, only below
@@ -121,20 +121,20 @@ def _looks(settings: Sampling) -> tuple[tuple[int, ...], tuple[float, ...]]:
 def estimate(plan: Plan, selected: Counts, classes: int, draw: Draw, give_up_level: float = 0.05) -> Outcome:
     """Draw and look until every image is settled; `selected` (n,) are the classes that the selection draws chose.
 
-    `draw(rows, first, count)` gives the class counts of draws first .. first + count - 1 of the images in `rows`; it is
+    `draw(rows, first, count)` gives the class counts of draws first .. first + count - 1 of the images in `undecided`; it is
     called once a look, with all images that go on. Every image gets at least the first look.
     """
     n = len(selected)
     bound, counts, used = np.zeros(n), np.zeros((n, classes), np.int64), np.zeros(n, np.int64)
-    rows, done = np.arange(n), 0
+    undecided, done = np.arange(n), 0
     for look, alpha in zip(plan.looks, plan.alphas, strict=True):
-        if not len(rows):
+        if not len(undecided):
             break
-        counts[rows] += draw(rows, done, look - done)
-        used[rows] = done = look
-        top = counts[rows, selected[rows]]
-        bound[rows] = np.maximum(bound[rows], lower_bound(top, look, alpha))
-        rows = rows[open_rows(plan, bound[rows], top, look, give_up_level)]
+        counts[undecided] += draw(undecided, done, look - done)
+        used[undecided] = done = look
+        top = counts[undecided, selected[undecided]]
+        bound[undecided] = np.maximum(bound[undecided], lower_bound(top, look, alpha))
+        undecided = undecided[open_rows(plan, bound[undecided], top, look, give_up_level)]
     return Outcome(bound, counts, used)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--attacks",
     metavar="NAMES",
-    help="Run these in place of the suite's: clean,pgd,square,eot-apgd, any of `rush-bench list attacks`.",
+    help="Run these instead of the suite's: clean,pgd,square,eot-apgd, any of `rush-bench list attacks`.",
     shell_complete=complete.attacks,
 )
 @click.option(
@@ -34,19 +34,23 @@ if TYPE_CHECKING:
 )
 @common.model
 @common.noise
-@click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model, beside one.  [default: 64]")
+@click.option(
+    "--votes",
+    type=click.IntRange(min=1),
+    help="Votes of the smoothed --model, which is also attacked with one vote.  [default: 64]",
+)
 @common.name
 @common.label
 @click.option(
     "--dataset",
-    help="Images to attack: a name, path/to/file.npz or a folder.  [default: what each model was trained for]",
+    help="Images to attack: a name, path/to/file.npz or a folder.  [default: what each model was trained on]",
     shell_complete=complete.dataset,
 )
 @common.size
 @click.option("--n", "count", help="Images: a fixed stratified subset, or `all`.  [default: 1000]")
 @click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K per image.  [default: by votes]")
 @click.option(
-    "--chunk", type=click.IntRange(min=1), default=100, show_default=True, help="Images worked on at once, kept as one file."
+    "--chunk", type=click.IntRange(min=1), default=100, show_default=True, help="Images per chunk, which is stored as one file."
 )
 @common.shard
 @common.folder_option("--out", "results", "Folder for the runs.")
@@ -60,7 +64,7 @@ if TYPE_CHECKING:
 @common.assignments
 @common.as_json
 def command(models: str | None, shard: str, out: Path, as_json: bool, **asked: Any) -> None:
-    """Attack models of the store (--models all), or a network of your own (--model mypackage.nets:build).
+    """Attack models of the store (--models all), or your own network (--model mypackage.nets:build).
 
     Running the same command again, from any number of processes, finishes the work. Settings of an attack are given
     as --set pgd.steps=40 (`rush-bench show pgd`).

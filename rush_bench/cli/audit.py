@@ -13,18 +13,18 @@ from rush_bench.errors import DOES_NOT_STAND, BadInput, WorkLeft
 @options
 @click.option(
     "--claim",
-    help="Accuracy under attack that is claimed, in percent, or a model_info FILE.json of RobustBench.  "
+    help="Claimed accuracy under attack, in percent, or a model_info FILE.json of RobustBench.  "
     "[default: published, else the replay's]",
 )
 @common.as_json
 def command(as_json: bool, claim: str | None, **asked: Any) -> None:
-    """Settle the claim of models of the store (rush@64) or of --model, and give the verdict (`rush-bench docs verdict`).
+    """Audit the claim of models of the store (rush@64) or of --model: a verdict with its reasons (`rush-bench docs verdict`).
 
     \b
     rush-bench audit rush@64 --dataset cifar10 --budget quick
     rush-bench audit rush@64 --dataset cifar10 --claim 77.8
 
-    It runs the experiments of `rush-bench settle` that are missing, then its probes. Running the same command again, from
+    It runs the missing experiments of `rush-bench settle`, then its probes. Running the same command again, from
     any number of processes, finishes the work. Exit code 5: a claim does not stand
     (weakened, refuted, cannot say).
     """
@@ -39,8 +39,8 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
-        state = {"failed": run.failed, "contradictions": [str(one) for one in run.settled.contradictions]}
-        common.print_json({**state, "audits": [one.to_dict() for one in run.audits]})
+        state = {"failed": run.failed, "contradictions": [str(contradiction) for contradiction in run.settled.contradictions]}
+        common.print_json({**state, "audits": [contradiction.to_dict() for contradiction in run.audits]})
     else:
         common.print_rich(*run.tables())
     if asked["plan_only"]:

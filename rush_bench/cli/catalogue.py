@@ -63,7 +63,7 @@ def _suites() -> list[Row]:
 
 
 def _models(store: Path) -> list[Row]:
-    """Models of a store. A card that cannot be read is a row that says so: one bad file does not hide the others."""
+    """Models of a store. A card that cannot be read becomes a row with the error: one bad file does not hide the others."""
     found = []
     for name in model_names(store):
         try:
@@ -105,7 +105,7 @@ def _results(results: Path) -> list[Row]:
 def _experiments() -> list[Row]:
     from rush_bench.audits.experiments import EXPERIMENTS
 
-    return [{"name": name, "summary": f"{one.title}: {one.reading}"} for name, one in EXPERIMENTS.items()]
+    return [{"name": name, "summary": f"{experiment.title}: {experiment.reading}"} for name, experiment in EXPERIMENTS.items()]
 
 
 KINDS: dict[str, Callable[[Path, Path], list[Row]]] = {

@@ -15,14 +15,16 @@ from rush_bench.errors import BadInput
 @common.noise
 @common.name
 @common.label
-@click.option("--dataset", help="Images to certify: a name, or path/to/file.npz.  [default: what each model was trained for]")
+@click.option("--dataset", help="Images to certify: a name, or path/to/file.npz.  [default: what each model was trained on]")
 @common.size
 @click.option("--n", "count", help="Images: a fixed stratified subset, or `all`.  [default: 500]")
 @click.option(
     "--mode", default="fixed", show_default=True, help="fixed, staged (stops early) or target (one radius, yes or no)."
 )
 @click.option("--norm", help="l2 for Gaussian noise, l1 or linf for uniform, l1 for Laplace.  [default: the first of the law]")
-@click.option("--radius", "radii", multiple=True, metavar="R", help="Radius to report, to settle (staged) or decide (target).")
+@click.option(
+    "--radius", "radii", multiple=True, metavar="R", help="Radius to report (fixed), or to decide (staged, target); repeatable."
+)
 @click.option("--n0", "selection", type=int, default=100, show_default=True, help="Draws that select the class.")
 @click.option("--draws", "--N", type=int, default=100_000, show_default=True, help="Draws that bound its probability.")
 @click.option("--alpha", default="0.001", show_default=True, help="Chance that an image's certificate is wrong.")
@@ -45,7 +47,7 @@ from rush_bench.errors import BadInput
 def command(
     patterns: str | None, shard: str, read: tuple[Path, ...], reference: Path | None, as_json: bool, **asked: Any
 ) -> None:
-    """Certify smoothed models of the store (MODELS: all, or rush,'noise*'), or a network of your own (--model, --noise).
+    """Certify smoothed models of the store (MODELS: all, or rush,'noise*'), or your own network (--model, --noise).
 
     \b
     rush-bench certify noise_sup --dataset cifar10 --mode staged --radius 0.25 --radius 0.5
@@ -69,7 +71,9 @@ def command(
         given = {key: asked[key] for key in ("norm", "out", "seed", "max_minutes")}
         run = certify(defenses, asked["dataset"], shard=parse_shard(shard), **given, **sampling(asked), **common.by_name(asked))
     if as_json:
-        common.print_json({"certificates": run.summaries(), "contradictions": [str(one) for one in run.contradictions]})
+        common.print_json(
+            {"certificates": run.summaries(), "contradictions": [str(contradiction) for contradiction in run.contradictions]}
+        )
     elif any(result.complete for result in run.results):
         common.print_rich(run.table())
     common.finish(run, shard, "certificates wait")

@@ -26,7 +26,7 @@ def folder_option(flag: str, default: str | None, text: str) -> Callable[[F], F]
 
 
 store = folder_option("--store", "models", "Folder of the trained models.")
-results = folder_option("--results", "results", "Folder that holds the runs; to read, a pack of one does.")
+results = folder_option("--results", "results", "Folder that holds the runs; for reading, also a pack.")
 data_dir = folder_option("--data-dir", None, "Folder of the data sets (or the environment's RUSH_BENCH_DATA; default data).")
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything that is random."
@@ -41,18 +41,20 @@ label = click.option(
     help="Labels of --model in tables: protocol, extra_data, architecture.",
 )
 max_minutes = click.option(
-    "--max-minutes", type=click.FloatRange(min=0), help="Stop after this time, with exit code 3 where work is left."
+    "--max-minutes", type=click.FloatRange(min=0), help="Stop after this time, with exit code 3 if work is left."
 )
-shard = click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, the K-th of them.")
+shard = click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, starting with the K-th.")
 assignments = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; repeatable.")
-model = click.option("--model", "target", metavar="PKG:BUILD", help="A network of your own: package.module:function.")
+model = click.option("--model", "target", metavar="PKG:BUILD", help="Your own network: package.module:function.")
 noise = click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25.")
 size = click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
-memory = click.option("--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="GiB a step may use.")
+memory = click.option(
+    "--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Memory per step, in GiB."
+)
 precision = click.option(
     "--precision", default="auto", show_default=True, help="Precision of the search: float32, bfloat16, auto (by device)."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON on stdout, all else on stderr.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, everything else to stderr.")
 
 
 def by_name(asked: dict[str, Any]) -> "ByName":
@@ -131,7 +133,7 @@ def records(frame: Any) -> list[dict[str, Any]]:
 
 
 def print_rich(*renderables: Any, err: bool = False) -> None:
-    """Text or rich tables on stdout or stderr, all strings as they are; off a terminal nothing is cut to 80 columns."""
+    """Text or rich tables on stdout or stderr, all strings unchanged; off a terminal nothing is cut to 80 columns."""
     from rich.console import Console
 
     # Names are the user's and findings hold `rush-bench[torchattacks]`: in no string is [v2] a style or :x: a picture.

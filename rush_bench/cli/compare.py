@@ -16,11 +16,11 @@ from rush_bench.cli import common, complete
     multiple=True,
     default=("results",),
     show_default=True,
-    help="Folder that holds the runs, or a pack of one; repeatable.",
+    help="Folder that holds the runs, or a pack; repeatable.",
 )
 @common.as_json
 def command(first: str, second: str, results: tuple[Path, ...], as_json: bool) -> None:
-    """The accuracy of defence A less that of B, by attack, paired by image over the images that both have.
+    """The accuracy of defence A minus that of B under each attack, paired over the images that both have.
 
     \b
     rush-bench compare rush-cifar10@64 noise_sup-cifar10@64

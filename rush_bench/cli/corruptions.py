@@ -9,12 +9,14 @@ from rush_bench.cli import common, complete
 
 @click.command()
 @click.argument("patterns", metavar="MODELS", shell_complete=complete.models)
-@click.option("--dataset", default="cifar10", show_default=True, help="cifar10 or cifar100, whose corruptions to take.")
+@click.option("--dataset", default="cifar10", show_default=True, help="cifar10 or cifar100: CIFAR-10-C or CIFAR-100-C.")
 @click.option("--set15/--all19", "usual", default=True, help="The 15 usual corruptions, or all 19.  [default: set15]")
-@click.option("--reference", metavar="MODEL", help="Model that mCE is relative to; without it mCE is a dash.")
+@click.option("--reference", metavar="MODEL", help="Reference model of mCE; without it, mCE is a dash.")
 @click.option("--n", "count", help="Images of each corruption and severity, or `all`.  [default: 1000]")
 @click.option("--repeats", type=click.IntRange(min=1), help="Predictions K per image and cell.  [default: by votes]")
-@click.option("--chunk", type=click.IntRange(min=1), default=500, show_default=True, help="Images kept as one file.")
+@click.option(
+    "--chunk", type=click.IntRange(min=1), default=500, show_default=True, help="Images per chunk, which is stored as one file."
+)
 @common.shard
 @common.folder_option("--out", "results", "Results folder; records and table go to corruptions/ in it.")
 @common.store
@@ -30,7 +32,7 @@ def command(shard: str, as_json: bool, **asked: Any) -> None:
     \b
     rush-bench corruptions all --dataset cifar10 --reference pgd_at-cifar10
 
-    The files of CIFAR-10-C and CIFAR-100-C are not downloaded; the message of a missing one says where they are.
+    The files of CIFAR-10-C and CIFAR-100-C are not downloaded; the message for a missing file says where they are.
     Running the same command again, from any number of processes, finishes the work.
     """
     with common.quiet_stdout():

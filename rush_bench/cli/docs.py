@@ -23,9 +23,9 @@ def pages() -> dict[str, Path]:
 
 @click.command()
 @click.argument("page", required=False, shell_complete=complete.words(lambda: list(pages())))
-@click.option("--path", is_flag=True, help="Print where the file is, and nothing else.")
+@click.option("--path", is_flag=True, help="Print only the path of the file.")
 def command(page: str | None, path: bool) -> None:
-    """Read a PAGE of the documentation, such as `verdict` or `protocol`; without one, name them all."""
+    """Read a PAGE of the documentation, such as `verdict` or `protocol`; without one, list them all."""
     known: dict[str, Path] = pages()
     if page is None:
         common.print_rows("pages", ["name", "what it is"], [[name, title(file)] for name, file in known.items()])

@@ -117,7 +117,7 @@ def explained(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _line(owner: type, name: str) -> str:
-    return line(name, next((found[name] for one in owner.__mro__ if name in (found := _comments(one))), ""))
+    return line(name, next((found[name] for base in owner.__mro__ if name in (found := _comments(base))), ""))
 
 
 def line(name: str, comment: str) -> str:

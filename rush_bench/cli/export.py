@@ -9,7 +9,7 @@ from rush_bench.cli import common, complete
 
 @click.command()
 @click.argument("defense", shell_complete=complete.defense)
-@click.option("--attack", metavar="NAME", help="One attack alone: clean, pgd, worst, ...  [default: all]")
+@click.option("--attack", metavar="NAME", help="Only this attack: clean, pgd, worst, ...  [default: all]")
 @common.results
 @common.folder_option("--out", "export", "Folder of the files.")
 def command(defense: str, attack: str | None, results: Path, out: Path) -> None:

@@ -14,17 +14,17 @@ KINDS = ["eps", "draws", "waterfall", "attacks", "images"]
 @click.argument("results", type=click.Path(path_type=Path), default="results")
 @common.folder_option("--out", None, "Folder of the figures.  [default: RESULTS, and settle/ in it]")
 @click.option("--format", default="png", show_default=True, help="png, pdf or svg.")
-@click.option("--defense", metavar="NAME", help="Draw this defence alone; with images, show its predictions.")
+@click.option("--defense", metavar="NAME", help="Draw only this defence; with images, show its predictions.")
 @common.data_dir
 def command(kinds: str, results: Path, out: Path | None, format: str, defense: str | None, data_dir: Path | None) -> None:
-    """Draw what was measured under RESULTS (default: results), from the records alone.
+    """Draw figures of RESULTS (default: results), from the records alone.
 
     \b
     eps        accuracy against the size of the perturbation
-    draws      what more draws, steps and votes change (settle: T1, T3, T13)
+    draws      the effect of more draws, steps and votes (settle: T1, T3, T13)
     waterfall  the published evaluation corrected step by step (settle: T15)
     attacks    every attack of an audit beside the worst case
-    images     as they are and as PGD left them, with what a defence says of each
+    images     clean and PGD-attacked images, with the prediction on each
     """
     from rush_bench.api.figure import figure
 

@@ -11,24 +11,24 @@ from rush_bench.cli import common
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the model in the store.")
-@click.option("--dataset", required=True, help="Data set it was trained for, or an encoder on: a name, or path/to/file.npz.")
+@click.option("--dataset", required=True, help="Data set that it was trained on: a name, or path/to/file.npz.")
 @click.option(
     "--as", "as_", type=click.Choice(["model", "encoder"]), default="model", show_default=True, help="encoder: no head."
 )
 @click.option("--bn-route", type=click.IntRange(min=0), help="BatchNorm route: 0 clean, 1 attacked.  [default: 1]")
 @click.option("--head", type=click.Path(path_type=Path), help="File of the linear classifier (RoCL's _linear).")
-@click.option("--recipe", help="Recipe, where several write the same keys: acl, dynacl, air, rcs, ...  [default: by the keys]")
-@click.option("--network", help="The file's network: resnet18, resnet50, ...; with what no tensor shows: resnet18,padding=2.")
+@click.option("--recipe", help="Recipe, where several use the same keys: acl, dynacl, air, rcs, ...  [default: by the keys]")
 @click.option(
-    "--protocol", help="SLF, ALF, AFF, ..., which no file states.  [default: by its family, where that leaves no doubt]"
+    "--network", help="Network of the file: resnet18, resnet50, ...; with whatever no tensor shows: resnet18,padding=2."
 )
+@click.option("--protocol", help="SLF, ALF, AFF, ...; no file states it.  [default: by its family, where that leaves no doubt]")
 @click.option("--pretrain-dataset", help="What the encoder was pre-trained on.  [default: the data set]")
-@click.option("--extra-data", help="Data beyond the data set that it has seen.  [default: the family's]")
+@click.option("--extra-data", help="Training data beyond the data set.  [default: the family's]")
 @click.option("--noise", help="Law of a smoothed model, gaussian:0.25, or none: needed for Cohen and SmoothAdv.")
 @click.option(
     "--normalise",
     metavar="HOW",
-    help="Normalisation, where the file does not state it: none, imagenet, cifar10, cifar100, deepmind, cohen, centre, "
+    help="Normalisation, if the file does not state it: none, imagenet, cifar10, cifar100, deepmind, cohen, centre, "
     "halves, or m,m,m/s,s,s by channel.  [default: the family's]",
 )
 @click.option(
@@ -41,13 +41,14 @@ from rush_bench.cli import common
 @common.device
 @common.as_json
 def command(file: Path, name: str, device: str, as_json: bool, **options: Any) -> None:
-    """Bring published weights into the store: as a model, or with --as encoder as what `train finetune --from` starts from.
+    """Bring published weights into the store: as a model, or with --as encoder for `train finetune --from`.
 
-    Of ACL, DynACL, AIR, RCS, AdvCL, A-InfoNCE, RoCL, DeACL, TRADES (WideResNet and kl ResNet), Chen 2020b, Cohen, SmoothAdv,
-    Rebuffi 2021 and MadryLab's robustness; encoders of solo-learn and lightly, and plain ResNets (torchvision, timm, kl).
+    It reads files of ACL, DynACL, AIR, RCS, AdvCL, A-InfoNCE, RoCL, DeACL, TRADES (WideResNet and kuangliu's ResNet),
+    Chen 2020b, Cohen, SmoothAdv, Rebuffi 2021 and MadryLab's robustness; encoders of solo-learn and lightly, and plain ResNets
+    (torchvision, timm, kuangliu).
 
-    The keys tell the family, every key is accounted for, and normalisation goes inside the network. What cannot be
-    mapped whole is refused. Files are read without running pickled code.
+    The family is recognised by the keys, and normalisation becomes part of the network. A file with keys that are not
+    accounted for is refused. Files are read without running pickled code.
     """
     from rush_bench.defenses.published import import_checkpoint
     from rush_bench.devices import choose_device

@@ -13,7 +13,7 @@ from rush_bench.cli import catalogue, common, complete
 @common.results
 @common.as_json
 def command(kind: str | None, store: Path, results: Path, as_json: bool) -> None:
-    """Names of one KIND (defenses, datasets, suites, attacks, experiments, models, encoders, results), or of all."""
+    """List the names of one KIND (defenses, datasets, suites, attacks, experiments, models, encoders, results), or of all."""
     found = {name: catalogue.rows(name, store, results) for name in ([kind] if kind else catalogue.KINDS)}
     if as_json:
         common.print_json([{"kind": name, **row} for name, rows in found.items() for row in rows])

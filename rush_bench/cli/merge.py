@@ -9,11 +9,11 @@ from rush_bench.cli import common
 
 @click.command()
 @click.argument("sources", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@common.folder_option("--into", "results", "Results folder that gains what the others have.")
+@common.folder_option("--into", "results", "Results folder to copy into.")
 def command(sources: tuple[Path, ...], into: Path) -> None:
-    """Copy what other results FOLDERs, or packs, have measured into one: records of attacks, audits, certificates, corruptions.
+    """Copy the records of other results FOLDERs, or packs, into one: records of attacks, audits, certificates, corruptions.
 
-    What is there already stays. Records of two codes under one key are refused.
+    Existing files stay. Records of different code under one key are refused.
     """
     from rush_bench.api.files import merge
 

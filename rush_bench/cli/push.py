@@ -14,7 +14,7 @@ from rush_bench.cli import common
 def command(what: str, url: str, store: Path) -> None:
     """Upload a model of --store to hf://USER/NAME, or a pack (rush-bench pack) to hf://datasets/USER/NAME.
 
-    Weights go as safetensors, the card as card.json and, in words, as the README. Needs `hf auth login` once.
+    Weights are stored as safetensors, the card as card.json and, in words, as the README. Needs `hf auth login` once.
     """
     from rush_bench.hub import push
 

@@ -13,7 +13,7 @@ from rush_bench.cli import common, complete
 @common.store
 @common.results
 def command(old: str, new: str, store: Path, results: Path) -> None:
-    """Call the model OLD of the store, and the defence OLD in the records, by another name."""
+    """Rename the model OLD of the store, and the defence OLD in the records, to NEW."""
     from rush_bench.api.files import rename
 
     in_store, cells = rename(old, new, store=store, results=results)

@@ -17,17 +17,15 @@ from rush_bench.cli import common
     help="The file to write.  [default: report.html in RESULTS, for a pack in the folder of its name]",
 )
 @click.option("--title", help="Title of the page.  [default: the folder's name]")
-@click.option(
-    "--reference", metavar="MODEL", help="Model that mCE under corruptions is relative to; without it there is no mCE."
-)
+@click.option("--reference", metavar="MODEL", help="Reference model of mCE under corruptions; without it, there is no mCE.")
 def command(
     results: Path, store: Path, data_dir: Path | None, out: Path | None, title: str | None, reference: str | None
 ) -> None:
     """Write one HTML file of everything in RESULTS, a folder or a pack (default: results).
 
-    Tables, figures, images, certificates, verdicts.
-    It needs no network and no other file, so it can be sent as it is. Every number says its full value and leads to the
-    record that it was computed from. The cards and learning curves of the models are in it where --store has them.
+    It has tables, figures, images, certificates and verdicts, and needs no internet connection and no other file. Every number
+    shows its full value and links to the record that it was computed from. Cards and learning curves of the models are
+    included if --store has them.
     """
     from rush_bench.report.page import write_page
 

@@ -15,7 +15,7 @@ from rush_bench.cli import common, complete
 def command(name: str, store: Path, results: Path, yes: bool) -> None:
     """Delete the model or encoder NAME and the records of the defence NAME, or the one record of that key.
 
-    What it would delete is said, and asked about.
+    It prints what it would delete, and asks.
     """
     from rush_bench.api.files import found_to_remove, rm
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", required=False)
-@click.option("--list", "list_shipped", is_flag=True, help="Name the benchmarks that are shipped.")
-@click.option("--plan", "plan_only", is_flag=True, help="Say what is done, what is missing and what it would cost, and stop.")
+@click.option("--list", "list_shipped", is_flag=True, help="List the shipped benchmarks.")
+@click.option("--plan", "plan_only", is_flag=True, help="Print what is done, what is missing and what it would cost, and stop.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, each of one thread.")
 @click.option("--on", metavar="CLUSTER:N", help="N processes as jobs of submitit: slurm:8, or local:4 on this machine.")
 @click.option(
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Resources of each job of --on: timeout_min=60, gpus_per_node=1.",
 )
-@common.folder_option("--out", None, "Folder for records, tables and figures.  [default: what the file says]")
-@common.folder_option("--store", None, "Folder of the models.  [default: what the file says, else models]")
+@common.folder_option("--out", None, "Folder for records, tables and figures.  [default: the file's]")
+@common.folder_option("--store", None, "Folder of the models.  [default: the file's, else models]")
 @common.data_dir
 @common.device
 @common.max_minutes
@@ -49,15 +49,15 @@ def command(
     worker: bool,
     as_json: bool,
 ) -> None:
-    """Run a benchmark FILE (TOML), or one that is shipped by its name: train, attack, write the tables (`rush-bench docs run`).
+    """Run a benchmark FILE (TOML), or a shipped one by its name: train, attack, write the tables (`rush-bench docs run`).
 
     \b
     rush-bench run demo
     rush-bench run table1.toml --plan
     rush-bench run table1.toml --workers 2
 
-    It plans first: what is done, what is missing and what that costs. Running the same command again, from any number of
-    processes, finishes the work. Each job is a command of rush-bench, and is found again by it.
+    It first prints a plan: what is done, what is missing and what the rest costs. Running the same command again, from any
+    number of processes, finishes the work. Each job is a command of rush-bench, which finds the same results.
     """
     if list_shipped or file is None:
         if file is not None:
@@ -115,16 +115,19 @@ def show(planned: "list[Planned]", err: bool) -> None:
     from rush_bench.bench.run import minutes_text
     from rush_bench.progress import amount
 
-    left = [one for one in planned if one.state in ("in progress", "missing")]
+    unfinished = [planned_job for planned_job in planned if planned_job.state in ("in progress", "missing")]
     rows = []
-    for one in planned:
-        cost = [amount(one.passes), minutes_text(one.seconds)] if one in left else ["", ""]
-        rows.append([one.job.name, one.state, *cost])
+    for planned_job in planned:
+        cost = [amount(planned_job.passes), minutes_text(planned_job.seconds)] if planned_job in unfinished else ["", ""]
+        rows.append([planned_job.job.name, planned_job.state, *cost])
     common.print_rows("plan", ["job", "state", "passes", "time here"], rows, err=err)
-    for one in planned:
-        if one.why:
-            click.echo(f"impossible: {one.job.name}: {one.why}", err=True)
-    known = [one for one in left if one.seconds == one.seconds]
-    more = f", and {len(left) - len(known)} of unknown time" if len(known) < len(left) else ""
-    total = amount(sum(one.passes for one in known)), minutes_text(sum(one.seconds for one in known))
-    click.echo(f"{len(left)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)
+    for planned_job in planned:
+        if planned_job.why:
+            click.echo(f"impossible: {planned_job.job.name}: {planned_job.why}", err=True)
+    known = [planned_job for planned_job in unfinished if planned_job.seconds == planned_job.seconds]
+    more = f", and {len(unfinished) - len(known)} of unknown time" if len(known) < len(unfinished) else ""
+    total = (
+        amount(sum(planned_job.passes for planned_job in known)),
+        minutes_text(sum(planned_job.seconds for planned_job in known)),
+    )
+    click.echo(f"{len(unfinished)} of {len(planned)} jobs to do: about {total[0]} passes, {total[1]} here{more}", err=err)

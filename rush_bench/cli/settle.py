@@ -15,15 +15,21 @@ OPTIONS = (
     click.option("--votes", type=click.IntRange(min=1), help="Votes of the smoothed --model.  [default: 64]"),
     common.name,
     common.label,
-    click.option("--dataset", help="Images: a name, path/to/file.npz or a folder.  [default: what each model was trained for]"),
+    click.option("--dataset", help="Images: a name, path/to/file.npz or a folder.  [default: what each model was trained on]"),
     common.size,
     click.option("--budget", default="standard", show_default=True, help="quick (a CPU), standard, or full (the protocol)."),
     click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True, help="Norm of the threat."),
     click.option("--eps", default="8/255", show_default=True, help="Radius of the threat, in pixel units."),
-    click.option("--only", metavar="T1,T10", help="These experiments alone.  [default: all]"),
+    click.option("--only", metavar="T1,T10", help="Only these experiments.  [default: all]"),
     click.option("--n", "count", default=None, help="Images: a fixed stratified subset, or `all`.  [default: by budget]"),
     click.option("--repeats", type=click.IntRange(min=1), help="Fresh predictions K per image.  [default: by votes]"),
-    click.option("--chunk", type=click.IntRange(min=1), default=100, show_default=True, help="Images kept as one file."),
+    click.option(
+        "--chunk",
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="Images per chunk, which is stored as one file.",
+    ),
     common.shard,
     common.folder_option("--out", "results", "Results folder; records go to settle/ in it."),
     common.store,
@@ -33,7 +39,7 @@ OPTIONS = (
     common.precision,
     common.memory,
     common.max_minutes,
-    click.option("--plan", "plan_only", is_flag=True, help="Say what it would cost, and stop."),
+    click.option("--plan", "plan_only", is_flag=True, help="Print what it would cost, and stop."),
 )
 
 
@@ -54,7 +60,7 @@ def command(as_json: bool, **asked: Any) -> None:
     rush-bench settle rush@64 --dataset cifar10 --budget quick
     rush-bench settle rush@64 --dataset cifar10 --only T1,T15 --plan
 
-    What it will cost is said before it starts, and after the first chunk of each experiment what it does cost.
+    It prints the predicted cost before it starts, and the measured one after the first chunk of each experiment.
     Running the same command again, from any number of processes, finishes the work.
     """
     given = arguments(asked, "settle")
@@ -65,7 +71,11 @@ def command(as_json: bool, **asked: Any) -> None:
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
-        state = {"failed": run.failed, "complete": run.complete, "contradictions": [str(one) for one in run.contradictions]}
+        state = {
+            "failed": run.failed,
+            "complete": run.complete,
+            "contradictions": [str(contradiction) for contradiction in run.contradictions],
+        }
         common.print_json({**state, "defenses": run.to_dicts()})
     elif not asked["plan_only"]:
         common.print_rich(*run.tables())

@@ -18,16 +18,14 @@ from rush_bench.store import ENCODERS, read_card
 
 @click.command()
 @click.argument("name", shell_complete=complete.names(*catalogue.KINDS))
-@click.option(
-    "--kind", help="Where one name means several things: defense, dataset, suite, attack, model, encoder, result, ..."
-)
+@click.option("--kind", help="Kind of NAME, if it has several: defense, dataset, suite, attack, model, encoder, result, ...")
 @common.store
 @common.results
 @common.as_json
 def command(name: str, kind: str | None, store: Path, results: Path, as_json: bool) -> None:
-    """All about NAME: a defence's settings by preset, a model's card, a suite's columns, an attack's settings, a cell.
+    """Describe NAME: a defence's settings by preset, a model's card, a suite's columns, an attack's settings, a cell.
 
-    What is shown of a model under `settings` can be given to `train` again, by --set or as a TOML file.
+    The `settings` shown for a model can be given to `train` again, by --set or as a TOML file.
     """
     if kind is not None:
         kind = catalogue.plural(kind if kind.endswith("s") or f"{kind}s" not in catalogue.KINDS else f"{kind}s")
@@ -95,12 +93,12 @@ def experiment(name: str, store: Path, results: Path) -> dict[str, Any]:
     """An experiment of `settle`: what it asks, how it is read, and its trials on a vote of 64 by budget."""
     from rush_bench.audits.experiments import BUDGETS, EXPERIMENTS, Subject
 
-    one, subject = EXPERIMENTS[name], Subject(draws=64, classes=10, norm="linf", eps=8 / 255)
+    chosen, subject = EXPERIMENTS[name], Subject(draws=64, classes=10, norm="linf", eps=8 / 255)
     trials = {
-        budget: {trial.name: f"{trial.attack} {trial.settings or ''}".strip() for trial in one.trials(subject, amount)}
+        budget: {trial.name: f"{trial.attack} {trial.settings or ''}".strip() for trial in chosen.trials(subject, amount)}
         for budget, amount in BUDGETS.items()
     }
-    return {"title": one.title, "reading": one.reading, "trials": trials}
+    return {"title": chosen.title, "reading": chosen.reading, "trials": trials}
 
 
 def model(name: str, store: Path, results: Path) -> dict[str, Any]:
@@ -173,11 +171,11 @@ def _attack(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     if entry.entry_point is None:
         settings, comments = declared(entry)
         return settings, {key: explain.line(key, comments.get(key, "")) for key in settings}
-    made = registry.attacks.load(name)()
-    settings = made.settings()
+    attack = registry.attacks.load(name)()
+    settings = attack.settings()
     if not isinstance(settings, dict):
         raise BadInput(f"attack {name!r}: its settings() must give a dict")
-    return settings, explain.explained(made) if is_dataclass(made) else {}
+    return settings, explain.explained(attack) if is_dataclass(attack) else {}
 
 
 def _text(value: Any) -> str:

@@ -11,14 +11,14 @@ INFO = "robustbench"  # a model_info file a row
 
 
 @click.command()
-@click.option("--style", default="plain", show_default=True, help="plain: all that was measured; paper: Table 1.")
+@click.option("--style", default="plain", show_default=True, help="plain: everything measured; paper: Table 1.")
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
     multiple=True,
     default=("results",),
     show_default=True,
-    help="Folder that holds the runs, or a pack of one; repeatable: one table of them all.",
+    help="Folder that holds the runs, or a pack; repeatable, for one table of all.",
 )
 @common.folder_option("--out", None, "Folder for table.csv, table.md, table.tex.  [default: that of the first --results]")
 @common.store
@@ -50,11 +50,11 @@ def command(
 ) -> None:
     """Write and print the table of everything measured, from the records.
 
-    Cards of the models in --store add what training cost; trainings that differ in their seed alone are one row, their mean,
-    and a line each in the CSV. What has no room on the terminal is named below the table.
+    Cards of the models in --store add the cost of training; trainings that differ only in their seed are one row, their mean,
+    and a line each in the CSV. Columns that do not fit the terminal are named below the table.
 
-    `--style paper` lays out Table 1 of the RUSH paper: published numbers beside what was measured here. What was made of a
-    record is kept in runs/.index.json until its files or the code change; without that file all are read again.
+    `--style paper` lays out Table 1 of the RUSH paper: published numbers beside measured ones. Numbers computed
+    from a record are kept in runs/.index.json until its files or the code change; without that file all records are read.
     """
     from rush_bench.report.tables import check_formats, check_style
 

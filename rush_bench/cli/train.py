@@ -14,7 +14,7 @@ from rush_bench.cli import common, complete
 @click.option(
     "--dataset",
     required=True,
-    help="What the classifier is trained for: a name, or path/to/file.npz.",
+    help="Data set to train the classifier on: a name, or path/to/file.npz.",
     shell_complete=complete.dataset,
 )
 @click.option("--from", "from_", metavar="NAME|FILE", help="Encoder or model of the store, or checkpoint file, to start from.")
@@ -30,7 +30,9 @@ from rush_bench.cli import common, complete
 @common.seed
 @common.device
 @common.max_minutes
-@click.option("--log", default="", metavar="tensorboard", help="Curves as TensorBoard's events too; log.jsonl has them always.")
+@click.option(
+    "--log", default="", metavar="tensorboard", help="Also write the curves as TensorBoard's events; log.jsonl always has them."
+)
 @common.as_json
 def command(name: str, model: str | None, as_json: bool, **options: Any) -> None:
     """Train the defence NAME (see `rush-bench list defenses`); the same command again continues where it stopped.
@@ -38,7 +40,7 @@ def command(name: str, model: str | None, as_json: bool, **options: Any) -> None
     `rush-bench train finetune --from ENCODER --protocol SLF` puts a head on any encoder (`rush-bench list encoders`), on a
     finished model's too; a supervised recipe with --from starts from such weights.
 
-    `torchrun --nproc-per-node 4 -m rush_bench train ...` shares the work of every step between four processes.
+    `torchrun --nproc-per-node 4 -m rush_bench train ...` splits every step between four processes.
 
     Settings come from the preset, then the TOML file, then each --set (`rush-bench show NAME` prints them).
     """

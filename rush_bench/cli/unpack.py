@@ -9,11 +9,11 @@ from rush_bench.cli import common
 
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@common.folder_option("--out", None, "Folder to lay it into.  [default: PACK without .zip]")
+@common.folder_option("--out", None, "Folder to extract into.  [default: PACK without .zip]")
 def command(pack: Path, out: Path | None) -> None:
-    """Lay the files of PACK into a folder, where attack, audit and run go on from them. What is there already stays.
+    """Extract PACK into a folder, so that attack, audit and run can add to it. Existing files stay.
 
-    To read a pack this is not needed: table, compare, figure, report, list, show, export and merge take it as it is.
+    Reading needs no unpacking: table, compare, figure, report, list, show, export and merge accept a pack.
     """
     from rush_bench.packs import unpack
 

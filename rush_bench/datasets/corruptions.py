@@ -54,10 +54,10 @@ class CorruptedImages:
     dataset: str
     folder: Path
     corruptions: tuple[str, ...]
-    rows: np.ndarray
+    positions: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.positions)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -72,11 +72,11 @@ class CorruptedImages:
             raise BadInput(f"severity {severity} must be one of {', '.join(map(str, SEVERITIES))}")
         count = len(self.labels)
         pixels = _open(self.folder / f"{corruption}.npy", self.dataset, len(SEVERITIES) * count)
-        chosen = pixels[(severity - 1) * count + self.rows]
+        chosen = pixels[(severity - 1) * count + self.positions]
         return Images(
             pixels=torch.from_numpy(np.ascontiguousarray(chosen.transpose(0, 3, 1, 2))),
-            labels=torch.from_numpy(self.labels[self.rows]),
-            index=torch.from_numpy(self.rows),
+            labels=torch.from_numpy(self.labels[self.positions]),
+            index=torch.from_numpy(self.positions),
             classes=tuple(map(str, range(SETS[self.dataset][1]))),  # the files hold no names
             name=self.dataset,
             split=f"{corruption}-{severity}",
@@ -110,8 +110,8 @@ def load_corrupted(
         _open(folder / f"{corruption}.npy", dataset, len(SEVERITIES) * len(labels))
     if n is not None and not 1 <= n <= len(labels):
         raise BadInput(f"{n} images asked for, but {folder} has {len(labels)} a severity; ask for 1 to {len(labels)}")
-    rows = np.arange(len(labels)) if n is None else ranked(labels, len(labels), seed)[:n]
-    return CorruptedImages(dataset, folder, tuple(corruptions), rows)
+    positions = np.arange(len(labels)) if n is None else ranked(labels, len(labels), seed)[:n]
+    return CorruptedImages(dataset, folder, tuple(corruptions), positions)
 
 
 def _read_labels(path: Path, dataset: str) -> np.ndarray:

@@ -23,8 +23,8 @@ def _read(part: str, folder: Path) -> Part | None:
     pixels, labels = _scans()
     # scikit-learn has no split of its own. This one is stratified and fixed.
     order = ranked(labels, len(labels), seed=0)
-    rows = np.sort(order[:TEST_IMAGES] if part == "test" else order[TEST_IMAGES:])
-    return Part(pixels[rows], labels[rows], tuple("0123456789"), "scikit-learn's digits")
+    positions = np.sort(order[:TEST_IMAGES] if part == "test" else order[TEST_IMAGES:])
+    return Part(pixels[positions], labels[positions], tuple("0123456789"), "scikit-learn's digits")
 
 
 @cache  # scikit-learn parses text, a third of a second each time

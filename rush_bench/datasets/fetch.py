@@ -21,7 +21,7 @@ def fetch(name: str, folder: Path, wanted: str, download: Callable[[Path], Any],
     `by_hand` says what a user without a network puts into the folder. Whatever goes wrong is one BadInput with that
     advice, and nothing half-written stays. Progress goes to stderr.
     """
-    made = not folder.exists()
+    created = not folder.exists()
     patience = socket.getdefaulttimeout()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +41,6 @@ def fetch(name: str, folder: Path, wanted: str, download: Callable[[Path], Any],
         ) from None
     finally:
         socket.setdefaulttimeout(patience)
-        if made:
+        if created:
             with contextlib.suppress(OSError):
                 folder.rmdir()

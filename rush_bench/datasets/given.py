@@ -65,7 +65,7 @@ def _collected(data: Any) -> Images:
         raise BadInput(f"the labels of {name} must be whole numbers, one per image ({error})") from error
     classes = getattr(data, "classes", None)
     known = isinstance(classes, list | tuple) and len(classes) > labels.max()
-    return as_images(pixels, labels, classes=[str(one) for one in classes] if known and classes else None, name=name)
+    return as_images(pixels, labels, classes=[str(label) for label in classes] if known and classes else None, name=name)
 
 
 def _array(image: Any, name: str) -> np.ndarray:

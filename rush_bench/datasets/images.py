@@ -50,15 +50,15 @@ class Images:
         _, height, width = self.shape
         return height if height == width else (height, width)
 
-    def floats(self, rows: Any = slice(None)) -> Tensor:
-        """Images as float32 in [0,1], (B, C, H, W); `rows` is whatever indexes a tensor's first axis."""
-        return self.pixels[rows].to(torch.float32).div_(255)
+    def floats(self, positions: Any = slice(None)) -> Tensor:
+        """Images as float32 in [0,1], (B, C, H, W); `positions` is whatever indexes a tensor's first axis."""
+        return self.pixels[positions].to(torch.float32).div_(255)
 
-    def take(self, rows: Any) -> "Images":
-        """The same data set with these rows only, in this order; `rows` is a slice, a list, an array or a tensor."""
-        if not isinstance(rows, slice):
-            rows = torch.as_tensor(rows, device=self.pixels.device)
-        parts = {key: getattr(self, key)[rows] for key in ("pixels", "labels", "index")}
+    def take(self, positions: Any) -> "Images":
+        """The same data set with these rows only, in this order; `positions` is a slice, a list, an array or a tensor."""
+        if not isinstance(positions, slice):
+            positions = torch.as_tensor(positions, device=self.pixels.device)
+        parts = {key: getattr(self, key)[positions] for key in ("pixels", "labels", "index")}
         return dataclasses.replace(self, **parts)
 
     def to(self, device: torch.device | str) -> "Images":

@@ -63,11 +63,11 @@ def load_dataset(
         raise BadInput(f"{part.origin}: no labels; the data set's source must give them for train and test")
     pixels = channels_first(part.pixels, part.origin)
     labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
-    rows = choose_rows(part, labels, split, n, seed, stand_ins)
+    positions = choose_positions(part, labels, split, n, seed, stand_ins)
     return Images(
-        pixels=_convert(pixels, rows, side or (None if source.size is None else (source.size, source.size))),
-        labels=torch.full((len(rows),), -1) if labels is None else torch.from_numpy(labels[rows]),
-        index=torch.from_numpy(rows),
+        pixels=_convert(pixels, positions, side or (None if source.size is None else (source.size, source.size))),
+        labels=torch.full((len(positions),), -1) if labels is None else torch.from_numpy(labels[positions]),
+        index=torch.from_numpy(positions),
         classes=part.classes,
         name=source.name,
         split=split,
@@ -86,29 +86,33 @@ def find_source(name: str) -> Source:
     return source
 
 
-def choose_rows(part: Part, labels: np.ndarray | None, split: str, n: int | None, seed: int, stand_ins: bool) -> np.ndarray:
+def choose_positions(
+    part: Part, labels: np.ndarray | None, split: str, n: int | None, seed: int, stand_ins: bool
+) -> np.ndarray:
     """Positions in the part, int64 (n,): the whole split in ascending order, or its subset of n in rank order."""
     count = len(part.pixels)
-    rows = np.arange(count)
+    positions = np.arange(count)
     if split == "test" and not stand_ins:
-        rows = np.setdiff1d(rows, part.stand_ins)
+        positions = np.setdiff1d(positions, part.stand_ins)
     elif labels is not None and split not in ("test", "transfer"):
         training, validation = hold_out(labels, part.stand_ins)
-        rows = validation if split == "val" else training
+        positions = validation if split == "val" else training
     if n is None:
-        return rows
-    if not 1 <= n <= len(rows):
-        raise BadInput(f"{n} images asked for, but {part.origin} has {len(rows)} for {split!r}; ask for 1 to {len(rows)}")
-    return ranked(labels, count, seed, leave_out=np.setdiff1d(np.arange(count), rows))[:n]
+        return positions
+    if not 1 <= n <= len(positions):
+        raise BadInput(
+            f"{n} images asked for, but {part.origin} has {len(positions)} for {split!r}; ask for 1 to {len(positions)}"
+        )
+    return ranked(labels, count, seed, leave_out=np.setdiff1d(np.arange(count), positions))[:n]
 
 
-def _convert(pixels: np.ndarray, rows: np.ndarray, side: tuple[int, ...] | None) -> torch.Tensor:
+def _convert(pixels: np.ndarray, positions: np.ndarray, side: tuple[int, ...] | None) -> torch.Tensor:
     """Rows of (N, C, H, W) as a contiguous uint8 tensor, resized where `side`, (H, W), is another; works in chunks."""
     channels, height, width = pixels.shape[1:]
     side = side or (height, width)
-    result = torch.empty(len(rows), channels, *side, dtype=torch.uint8)
-    for start in range(0, len(rows), CHUNK):
-        chunk = torch.from_numpy(np.ascontiguousarray(pixels[rows[start : start + CHUNK]]))
+    result = torch.empty(len(positions), channels, *side, dtype=torch.uint8)
+    for start in range(0, len(positions), CHUNK):
+        chunk = torch.from_numpy(np.ascontiguousarray(pixels[positions[start : start + CHUNK]]))
         if side != (height, width):
             resized = torch.nn.functional.interpolate(chunk.float(), side, mode="bilinear", antialias=True)
             chunk = resized.round_().clamp_(0, 255)

@@ -33,7 +33,7 @@ class Source:
 
     read(part, folder) returns the `Part` "train", "test" or "unlabelled"; None says that there are no unlabelled
     images. `folder` is the user's data folder, which need not exist. `size` is the side to which images are resized
-    unless the user asks for another; None leaves them as they are.
+    unless the user asks for another; None leaves them unchanged.
     """
 
     name: str

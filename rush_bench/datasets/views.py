@@ -122,12 +122,12 @@ def crop_from(
     u: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], flip: float
 ) -> CropDraws:
     """`crop_draws` from uniform numbers (CROP_NUMBERS, B) in [0,1)."""
-    whole = torch.linspace(height, width, 2, device=u.device).unsqueeze(1)  # (2, 1), made on the device
+    full = torch.linspace(height, width, 2, device=u.device).unsqueeze(1)  # (2, 1), made on the device
     area, low, high = height * width, math.log(ratio[0]) / 2, math.log(ratio[1]) / 2
     root = (u[:TRIES] * (area * (scale[1] - scale[0])) + area * scale[0]).sqrt_()
     aspect = (u[TRIES : 2 * TRIES] * (high - low) + low).exp_()  # the square root of width / height
     tries = torch.stack([root / aspect, root * aspect]).round_()  # (2, tries, B)
-    fits = (tries <= whole.unsqueeze(1)).all(0)
+    fits = (tries <= full.unsqueeze(1)).all(0)
     if area * scale[0] * min(ratio[0], 1 / ratio[1]) < 0.5:  # only then can a side round to 0
         fits &= (tries > 0).all(0)
     found, first = fits.max(dim=0)  # the first of equals
@@ -137,7 +137,7 @@ def crop_from(
         tries.gather(1, first.expand(2, 1, -1)).squeeze(1),
         torch.linspace(*central, 2, device=u.device).unsqueeze(1),
     )
-    free = whole - length
+    free = full - length
     start = torch.where(found, (u[-3:-1] * (free + 1)).floor_(), free.div(2, rounding_mode="floor"))
     return CropDraws(torch.minimum(start, free), length, u[-1] < flip)  # float32 can round u * n up to n
 
@@ -162,9 +162,9 @@ def crop_and_resize(x: Tensor, draws: CropDraws, side: tuple[int, int], interpol
     weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
     weights = weights.mul_(inside.unsqueeze(-2))
     weights = weights.div_(weights.sum(-1, keepdim=True)).to(x.dtype)
-    rows, columns = weights[0, :, : side[0], :height], weights[1, :, : side[1], :width]
-    half = torch.bmm(x.reshape(len(x), -1, width), columns.transpose(1, 2))
-    result = torch.matmul(rows.unsqueeze(1), half.view(len(x), -1, height, side[1]))
+    vertical, horizontal = weights[0, :, : side[0], :height], weights[1, :, : side[1], :width]
+    half = torch.bmm(x.reshape(len(x), -1, width), horizontal.transpose(1, 2))
+    result = torch.matmul(vertical.unsqueeze(1), half.view(len(x), -1, height, side[1]))
     return result.clamp_(0, 1)
 
 
@@ -184,8 +184,8 @@ def shift_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: 
     border = torch.nn.functional.pad(x, (padding,) * 4)
     column = torch.arange(width, device=x.device)
     columns = torch.where(flip.unsqueeze(1), width - 1 - column, column) + left.unsqueeze(1)
-    rows = torch.arange(height, device=x.device) + top.unsqueeze(1)
-    where = (rows.unsqueeze(2) * border.shape[-1] + columns.unsqueeze(1)).view(batch, 1, -1)
+    ys = torch.arange(height, device=x.device) + top.unsqueeze(1)
+    where = (ys.unsqueeze(2) * border.shape[-1] + columns.unsqueeze(1)).view(batch, 1, -1)
     return border.flatten(2).gather(2, where.expand(-1, channels, -1)).view_as(x)
 
 

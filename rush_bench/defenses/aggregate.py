@@ -58,7 +58,7 @@ MEAN_PROBABILITY = Aggregation()
 
 
 def steepened(name: str, by: float) -> str:
-    """CE of logits multiplied by a number, where that is not 1 and they are averaged as shares; other losses as they are."""
+    """CE of logits multiplied by a number, if that is not 1 and they are averaged as shares; other losses unchanged."""
     loss, _, averaging = name.partition("@")
     kind, _, number = averaging.partition(":")
     if by == 1 or loss != "ce" or kind not in ("", "vote", "probability"):

@@ -95,10 +95,10 @@ class Defense:
                 setattr(cls, name, checked(vars(cls)[name]))
 
     def __repr__(self) -> str:
-        how = "deterministic" if self.deterministic else f"{self.draws} votes"
+        kind = "deterministic" if self.deterministic else f"{self.draws} votes"
         law = getattr(self, "noise", None)
         size = "x".join(map(str, self.shape))
-        return f"{type(self).__name__}({self.name}, {f'{law}, ' if law else ''}{how}, {size} to {self.classes} classes)"
+        return f"{type(self).__name__}({self.name}, {f'{law}, ' if law else ''}{kind}, {size} to {self.classes} classes)"
 
     @property
     def deterministic(self) -> bool:
@@ -116,7 +116,7 @@ class Defense:
         an equivalent network will do that is faster and differs by float32's rounding: for a search, never for a judgement.
         """
         each = [self.predict(images, stream.skip(k * max(self.draws, 1))) for k in range(repeats)]
-        return Prediction(*(_stack([getattr(one, f.name) for one in each]) for f in fields(Prediction)))
+        return Prediction(*(_stack([getattr(prediction, f.name) for prediction in each]) for f in fields(Prediction)))
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
         """Gradient of a loss of the log of the mean probability over `draws` draws (RUSH eq. 7).

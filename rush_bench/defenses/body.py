@@ -14,10 +14,10 @@ from rush_bench.defenses.base import Passes
 from rush_bench.defenses.memory import Peak
 from rush_bench.defenses.owner import (
     device_of,
+    generator_states,
     in_train_mode,
     input_type,
     own_generators,
-    own_states,
     private_copy,
     undisturbed,
     weights_digest,
@@ -86,7 +86,7 @@ class Body:
         self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         with undisturbed(device), full_precision():  # a network may draw from the global generators, or seed them
             rows = probe.rows_for(shape, device, self.before)
-            states = own_states(device)
+            states = generator_states(device)
             probe.check_outputs(self, rows, shape)
             probe.check_search(self, probe.images_like(shape, device))
             if not random:
@@ -96,7 +96,7 @@ class Body:
                 probe.check_function(self, rows)
             self.forward_bytes = self._forward_bytes(shape)
             self.spread = self._spread(rows)
-            seeds = not random and own_states(device) != states
+            seeds = not random and generator_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)
         self.passes = Passes()
@@ -113,41 +113,41 @@ class Body:
         other.gain, other.read, other.classes = gain or self.gain, read or self.read, classes or self.classes
         return other
 
-    def log_probabilities(self, rows: Tensor, *, exact: bool) -> Tensor:
+    def log_probabilities(self, batch: Tensor, *, exact: bool) -> Tensor:
         """(R, C, H, W) to (R, K) in float64, from the exact network or the searching one."""
-        return self.read(self, rows, exact)
+        return self.read(self, batch, exact)
 
     def fold(self, copies: Tensor, exact: bool) -> Tensor:
         """Log-probabilities (B, k, K) of copies (B, k, C, H, W): the draws are folded into the batch."""
         return self.log_probabilities(copies.flatten(0, 1), exact=exact).unflatten(0, copies.shape[:2])
 
-    def outcome(self, rows: Tensor, *, exact: bool) -> Tensor:
+    def outcome(self, batch: Tensor, *, exact: bool) -> Tensor:
         """What the network says of rows (R, C, H, W), in float32: its logits (R, K), or the logarithms of its probabilities."""
-        self.passes.forwards += len(rows)
+        self.passes.forwards += len(batch)
         low = not exact and self.precision == "bfloat16"
         precisely = full_precision() if exact else nullcontext()
         with self.guard(), precisely, torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-            out = self.outputs_of(self.network, rows) if exact else self.outputs_of(self.search, rows, self.layout)
+            out = self.outputs_of(self.network, batch) if exact else self.outputs_of(self.search, batch, self.layout)
         return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else self.gain * out
 
     def steepness(self, below: float) -> float:
         """What an attack multiplies the logits with before a softmax: 1 unless their usual spread is `below` this."""
         return STEEP / self.spread if 0 < self.spread < below else 1.0
 
-    def _spread(self, rows: Tensor) -> float:
+    def _spread(self, batch: Tensor) -> float:
         with torch.no_grad():
-            return usual_spread(self.outcome(rows, exact=True))
+            return usual_spread(self.outcome(batch, exact=True))
 
-    def outputs_of(self, network: nn.Module, rows: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
+    def outputs_of(self, network: nn.Module, batch: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.
 
         An object with `logits`, as of HuggingFace, stands for these; `squeeze` may have taken the batch of one away.
         """
-        out = network(rows.to(self.dtype, memory_format=layout, copy=True))
+        out = network(batch.to(self.dtype, memory_format=layout, copy=True))
         out = out if isinstance(out, Tensor) else getattr(out, "logits", out)
         if not isinstance(out, Tensor):
             return out
-        return (out[None] if out.ndim == 1 and len(rows) == 1 else out).float()
+        return (out[None] if out.ndim == 1 and len(batch) == 1 else out).float()
 
     def block(self, draws: int) -> int:
         """Rows for one block: as many as memory takes, on a CPU rather fewer, but all draws of an image if they fit."""
@@ -177,20 +177,20 @@ class Body:
 
     def _row_bytes(self, shape: tuple[int, int, int]) -> int:
         """What one row more takes: twice what autograd saves for it, as gradients lie beside it in the backward pass."""
-        one, three = (self._saved(rows, shape) for rows in (1, 3))
-        return three - one + 3 * 4 * math.prod(shape)
+        of_one, of_three = (self._saved_bytes(rows, shape) for rows in (1, 3))
+        return of_three - of_one + 3 * 4 * math.prod(shape)
 
     def _forward_bytes(self, shape: tuple[int, int, int]) -> int:
         """What one row more takes in a prediction: what lives at once on its way through the network, and its draw."""
-        one, three = (self._lives(rows, shape) for rows in (1, 3))
-        return (three - one) // 2 + DRAWN * 4 * math.prod(shape)
+        of_one, of_three = (self._forward_peak(rows, shape) for rows in (1, 3))
+        return (of_three - of_one) // 2 + DRAWN * 4 * math.prod(shape)
 
-    def _lives(self, rows: int, shape: tuple[int, int, int]) -> int:
+    def _forward_peak(self, rows: int, shape: tuple[int, int, int]) -> int:
         with torch.no_grad(), Peak() as peak:
             self.log_probabilities(self.before(torch.full((rows, *shape), 0.5, device=self.device)), exact=True)
         return peak.most
 
-    def _saved(self, rows: int, shape: tuple[int, int, int]) -> int:
+    def _saved_bytes(self, rows: int, shape: tuple[int, int, int]) -> int:
         """Bytes that autograd saves for the input gradient of so many rows, copies of weights included."""
         saved: dict[int, int] = {}
 
@@ -209,10 +209,10 @@ def usual_spread(logits: Tensor) -> float:
     return float((logits.amax(1) - logits.amin(1)).median())
 
 
-def log_probabilities(body: Body, rows: Tensor, exact: bool) -> Tensor:
+def log_probabilities(body: Body, batch: Tensor, exact: bool) -> Tensor:
     """(R, C, H, W) to (R, K) in float64: float32 would lose which logit is the largest where all are tiny, since every
     log-probability is then near -log K."""
-    out = body.outcome(rows, exact=exact).to(body.wide)
+    out = body.outcome(batch, exact=exact).to(body.wide)
     return out if body.outputs == "probabilities" else out.log_softmax(1)
 
 

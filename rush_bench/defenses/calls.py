@@ -11,10 +11,10 @@ from rush_bench.errors import BadInput
 CALLS, COPIES, SHUFFLES = 16, 64, 199
 
 
-def seeded(body: Body, rows: Tensor, seed: int) -> Tensor:
+def seeded(body: Body, batch: Tensor, seed: int) -> Tensor:
     """What the network returns for rows (R, C, H, W), in float32, its draws decided by `seed`."""
     with own_generators(body.device, seed):
-        return asking(body)(rows)
+        return asking(body)(batch)
 
 
 @torch.no_grad()
@@ -75,8 +75,8 @@ def share_a_draw(body: Body, shape: tuple[int, ...]) -> bool:
     """
     image = images_like(shape, body.device)[2:3]
     copies = max(4, min(COPIES, body.rows_of(2**25)))
-    rows = image.expand(copies, -1, -1, -1)
-    answers = torch.stack([seeded(body, rows, seed) for seed in range(CALLS)]).double()
+    repeated = image.expand(copies, -1, -1, -1)
+    answers = torch.stack([seeded(body, repeated, seed) for seed in range(CALLS)]).double()
     if not any(differ(call, call[:1].expand_as(call)) for call in answers):
         return True
     pooled = answers.flatten(0, 1)

@@ -146,7 +146,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         chain, k, noise = ctx.rest
-        return _pull(chain, ctx.saved_tensors[0], k, noise, upstream[0])[0], None, None, None
+        return _backpropagate_step(chain, ctx.saved_tensors[0], k, noise, upstream[0])[0], None, None, None
 
 
 class _Adjoint(torch.autograd.Function):
@@ -164,12 +164,12 @@ class _Adjoint(torch.autograd.Function):
         chain, noise = ctx.rest
         (state,), gradient = ctx.saved_tensors, upstream[0]
         for k in range(chain.length, 0, -1):
-            gradient, after = _pull(chain, state, k, noise, gradient)
+            gradient, after = _backpropagate_step(chain, state, k, noise, gradient)
             state = 2 * state - after  # x - (step(x) - x)
         return gradient, None, None
 
 
-def _pull(chain: Chain, state: Tensor, k: int, noise: Draw, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _backpropagate_step(chain: Chain, state: Tensor, k: int, noise: Draw, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient after step k as one before it, the step being taken (again) from `state`; and where it leads."""
     with torch.enable_grad():
         state = state.detach().requires_grad_()

@@ -149,7 +149,7 @@ def of_network(
 def stored_transform(
     model: str, *, store: Path | str = "models", device: torch.device | str = "cpu"
 ) -> tuple[StreamTransform, Average]:
-    """What stands in front of a model of the store, for other networks too, and how its draws are averaged.
+    """The transform before the network of a stored model, which other networks may use too, and how its draws are averaged.
 
     RoCL's views average logits; a purifier, whose weights lie beside the model's, votes. RushBenchError for weights that do
     not fit.
@@ -225,17 +225,17 @@ def from_target(
     for key in about:
         if key not in ABOUT:
             raise unknown_name("label", key, ABOUT)
-    made, called = made_by(target), name or target.replace(":", ".")
-    if isinstance(made, Defense):
-        return [_adjusted(made, target, name, about, {"noise": noise_from(noise), "draws": votes, **options})]
+    built, called = made_by(target), name or target.replace(":", ".")
+    if isinstance(built, Defense):
+        return [_adjusted(built, target, name, about, {"noise": noise_from(noise), "draws": votes, **options})]
     if votes is not None and noise is None:
         raise BadInput("votes need noise: without it every vote is the same")
-    if not isinstance(made, nn.Module):
-        raise BadInput(f"{target} gave {type(made).__name__}; it must return an nn.Module or a Defense")
+    if not isinstance(built, nn.Module):
+        raise BadInput(f"{target} gave {type(built).__name__}; it must return an nn.Module or a Defense")
     options = {"shape": shape, "about": about, **(defaults or {}), **options}
     if noise is None:
-        return [Deterministic(made, name=called, **options)]
-    return [Smoothed(made, noise=noise, votes=m, name=f"{called}@{m}", **options) for m in sorted({1, votes or 64})]
+        return [Deterministic(built, name=called, **options)]
+    return [Smoothed(built, noise=noise, votes=m, name=f"{called}@{m}", **options) for m in sorted({1, votes or 64})]
 
 
 def made_by(target: str) -> Any:
@@ -253,11 +253,11 @@ def made_by(target: str) -> Any:
         ) from error
     if not hasattr(module, attribute):
         raise BadInput(f"{module_name!r} has no {attribute!r}")
-    made = getattr(module, attribute)
-    if isinstance(made, nn.Module | Defense) or not callable(made):
-        return made
+    found = getattr(module, attribute)
+    if isinstance(found, nn.Module | Defense) or not callable(found):
+        return found
     try:
-        return made()
+        return found()
     except RushBenchError:
         raise
     except (Exception, SystemExit) as error:  # anybody's code
@@ -298,14 +298,12 @@ def as_defenses(given: Any) -> list[Defense]:
     """One defence or several, as a list; BadInput that says how for anything else."""
     one_alone = isinstance(given, Defense | nn.Module | str) or not isinstance(given, Iterable)
     listed: list[Any] = [given] if one_alone else list(given)
-    for one in listed:
-        if isinstance(one, nn.Module):
+    for item in listed:
+        if isinstance(item, nn.Module):
             raise BadInput(
                 "a bare network cannot be attacked: wrap it, as in rb.Deterministic(net, shape=(3, 32, 32)), or "
                 "rb.Smoothed(net, noise=rb.Gaussian(0.25))"
             )
-        if not isinstance(one, Defense):
-            raise BadInput(
-                f'{one!r} is no defence; load a model with rb.load_defense("rush@64"), or wrap a network of your own'
-            )
+        if not isinstance(item, Defense):
+            raise BadInput(f'{item!r} is no defence; load a model with rb.load_defense("rush@64"), or wrap your own network')
     return listed

@@ -28,7 +28,7 @@ def private_copy(network: nn.Module, device: torch.device) -> nn.Module:
     try:
         # tensors that it keeps from a forward pass of its own have a history, which deepcopy refuses
         with torch.no_grad():  # TorchScript clones its weights, and would keep that as their history
-            own = copy.deepcopy(network, {id(t): t.detach().clone() for t in _kept(network)})
+            own = copy.deepcopy(network, {id(t): t.detach().clone() for t in _cached_tensors(network)})
     except Exception as error:
         if any(t.device != device for t in [*network.parameters(), *network.buffers()]):
             raise BadInput(
@@ -40,7 +40,7 @@ def private_copy(network: nn.Module, device: torch.device) -> nn.Module:
     return own.to(device)
 
 
-def _kept(network: nn.Module) -> Iterator[Tensor]:
+def _cached_tensors(network: nn.Module) -> Iterator[Tensor]:
     """Tensors with a history that are attributes of a module, or in a list or dict that is one."""
     for module in network.modules():
         for value in vars(module).values():
@@ -127,7 +127,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         random.setstate(states[1])
 
 
-def own_states(device: torch.device) -> list[bytes]:
+def generator_states(device: torch.device) -> list[bytes]:
     """The states of torch's global generators, the CPU's and the device's, to be compared."""
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
     return [state.numpy().tobytes() for state in states]

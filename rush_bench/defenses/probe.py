@@ -40,30 +40,30 @@ def rows_for(shape: tuple[int, ...], device: torch.device, before: Callable[[Ten
         return before(images_like(shape, device))
 
 
-def check_outputs(body: Body, rows: Tensor, shape: tuple[int, ...]) -> None:
+def check_outputs(body: Body, batch: Tensor, shape: tuple[int, ...]) -> None:
     """Find the number of classes; BadInput where the network returns anything but finite logits (B, classes)."""
     try:
         with torch.no_grad():
-            out: Any = body.outputs_of(body.network, rows)
+            out: Any = body.outputs_of(body.network, batch)
     except Exception as error:  # anybody's code
         if half_precision(body.network):
             raise BadInput(f"the network's weights have 16 bits and float32 judges; give network.float() ({error})") from error
         raise BadInput(f"the network does not take images of shape {shape}: {type(error).__name__}: {error}") from error
     if not isinstance(out, Tensor):
-        one = "['logits']" if isinstance(out, dict) else "[0]"
+        picked = "['logits']" if isinstance(out, dict) else "[0]"
         raise BadInput(
             f"the network must return logits (B, classes), not a {type(out).__name__}; wrap it in a module whose forward "
-            f"returns these alone, as in self.network(x){one}"
+            f"returns these alone, as in self.network(x){picked}"
         )
     if out.ndim == 1 or (out.ndim == 2 and out.shape[1] == 1):
         raise BadInput(
             "the network returns one number per image where logits (B, classes) are meant; for two classes let its forward "
             "return torch.cat([torch.zeros_like(z), z], 1), z (B, 1)"
         )
-    if out.ndim > 2 and out.shape[2:].numel() == 1 and len(out) == len(rows):
+    if out.ndim > 2 and out.shape[2:].numel() == 1 and len(out) == len(batch):
         raise BadInput(f"the network must return logits (B, classes), not {tuple(out.shape)}; end its forward in .flatten(1)")
-    if out.ndim != 2 or len(out) != len(rows):
-        raise BadInput(f"the network must return logits (B, classes), not {tuple(out.shape)} for {len(rows)} images")
+    if out.ndim != 2 or len(out) != len(batch):
+        raise BadInput(f"the network must return logits (B, classes), not {tuple(out.shape)} for {len(batch)} images")
     if not out.isfinite().all():
         raise BadInput("the network returns values that are not finite; look at its weights")
     looks = bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4)
@@ -76,27 +76,27 @@ def check_outputs(body: Body, rows: Tensor, shape: tuple[int, ...]) -> None:
         raise BadInput('outputs="probabilities" was said, but the rows that the network returns do not sum to 1')
     body.classes = out.shape[1]
     with torch.no_grad():
-        asking(body)(rows[:1])
+        asking(body)(batch[:1])
 
 
 @torch.no_grad()
-def check_function(body: Body, rows: Tensor) -> None:
+def check_function(body: Body, batch: Tensor) -> None:
     """Refuse a network that is no function of the image: it draws, or looks at its batch, its calls or at who asks."""
     ask = asking(body)
-    first = ask(rows)
-    if any(differ(first, ask(rows)) for _ in range(2)):
+    first = ask(batch)
+    if any(differ(first, ask(batch)) for _ in range(2)):
         raise BadInput(
-            "the network draws at random: the same images gave other logits at each call; say so, as in "
+            "the network draws at random: the same images gave other logits at each call; declare it, as in "
             "Randomised(network, votes=1), which the function of --model may return too, or take its randomness out"
         )
-    if differ(first, _with_gradient(body, rows)):
+    if differ(first, _with_gradient(body, batch)):
         raise BadInput(
             "the network answers otherwise while gradients are recorded, so that an attack would see another network than the "
             "one that is judged; take torch.is_grad_enabled() and requires_grad out of its forward"
         )
     large = max(ROWS, min(LARGEST, body.rows_of(2**26)))
-    depends = in_company(ask, rows, large)
-    if differ(first, ask(rows)):
+    depends = in_company(ask, batch, large)
+    if differ(first, ask(batch)):
         raise BadInput(
             "the network changes from call to call: the same images gave other logits later; take what it remembers of "
             "earlier calls out"
@@ -105,7 +105,7 @@ def check_function(body: Body, rows: Tensor) -> None:
         exact = copy.copy(body)
         try:  # rounding differs from batch to batch; in float64 a hundred million times less
             exact.network, exact.dtype = copy.deepcopy(body.network).double(), torch.float64
-            depends = in_company(asking(exact), rows, large)
+            depends = in_company(asking(exact), batch, large)
         except Exception:  # it does not run in float64
             depends = True
         if depends:
@@ -115,51 +115,51 @@ def check_function(body: Body, rows: Tensor) -> None:
             )
 
 
-def in_company(ask: Ask, rows: Tensor, large: int) -> bool:
-    """Whether rows (5, ...) get other logits alone than in company: other rows, orders, numbers and places."""
-    alone = torch.cat([ask(row) for row in rows.split(1)])
-    many = (torch.arange(large) * 3 + 1) % len(rows)
-    batches = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 3], [2, 0, 0], [3, 3, 3, 4, 0, 2, 1], many.tolist()]
-    return any(differ(alone[batch], ask(rows[batch])) for batch in batches)
+def in_company(ask: Ask, batch: Tensor, large: int) -> bool:
+    """Whether images (5, ...) get other logits alone than in company: other images, orders, numbers and positions."""
+    alone = torch.cat([ask(row) for row in batch.split(1)])
+    many = (torch.arange(large) * 3 + 1) % len(batch)
+    parts = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 3], [2, 0, 0], [3, 3, 3, 4, 0, 2, 1], many.tolist()]
+    return any(differ(alone[part], ask(batch[part])) for part in parts)
 
 
 def asking(body: Body) -> Ask:
     """The network as a function of rows (R, C, H, W) that gives logits (R, K), or a BadInput."""
 
-    def ask(rows: Tensor) -> Tensor:
+    def ask(batch: Tensor) -> Tensor:
         try:
-            out = body.outputs_of(body.network, rows)
+            out = body.outputs_of(body.network, batch)
         except Exception as error:  # anybody's code
             raise BadInput(
-                f"the network fails on a batch of {len(rows)}: {type(error).__name__}: {error}; it must take any number of "
+                f"the network fails on a batch of {len(batch)}: {type(error).__name__}: {error}; it must take any number of "
                 "images (squeeze() without its axis takes the batch of one away: squeeze(1))"
             ) from error
-        if tuple(out.shape) != (len(rows), body.classes):
+        if tuple(out.shape) != (len(batch), body.classes):
             raise BadInput(
-                f"the network returns {tuple(out.shape)} for a batch of {len(rows)}; it must return logits (B, classes)"
+                f"the network returns {tuple(out.shape)} for a batch of {len(batch)}; it must return logits (B, classes)"
             )
         return out
 
     return ask
 
 
-def _with_gradient(body: Body, rows: Tensor) -> Tensor:
+def _with_gradient(body: Body, batch: Tensor) -> Tensor:
     with torch.enable_grad():
-        return body.outputs_of(body.network, rows.detach().requires_grad_()).detach()
+        return body.outputs_of(body.network, batch.detach().requires_grad_()).detach()
 
 
-def fastest(body: Body, rows: Tensor) -> tuple[nn.Module, torch.memory_format]:
-    """The first form that answers, and whose gradient is, as the network's: folded and channels_last, one of these, as it is.
+def fastest(body: Body, batch: Tensor) -> tuple[nn.Module, torch.memory_format]:
+    """The first form with the network's outputs and gradients: folded and channels_last, one of these, the network itself.
 
     channels_last is the layout of the fast convolutions, on CUDA and in oneDNN alike; `view` after one may not take it.
     """
-    known = _answer(body, body.network, rows, torch.contiguous_format)
+    known = _answer(body, body.network, batch, torch.contiguous_format)
     for make, layout in _forms(body.network):
         try:
             form = make().to(device=body.device)
             if layout == torch.channels_last:
                 form = form.to(memory_format=layout)
-            found = _answer(body, form, rows, layout)
+            found = _answer(body, form, batch, layout)
         except Exception:  # it has no such form
             continue
         # a unit at its kink may take either slope, hence the wider bound on gradients
@@ -175,10 +175,10 @@ def _forms(network: nn.Module) -> Iterator[tuple[Callable[[], nn.Module], torch.
     yield from ((lambda: copy.deepcopy(network), layout) for layout in layouts)
 
 
-def _answer(body: Body, network: nn.Module, rows: Tensor, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+def _answer(body: Body, network: nn.Module, batch: Tensor, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
     """Logits (B, K), and the gradient in the rows of their sum with unequal weights."""
     with torch.enable_grad():
-        x = rows.detach().requires_grad_()
+        x = batch.detach().requires_grad_()
         out = body.outputs_of(network, x, layout)
         weights = torch.linspace(-1, 1, out.numel(), device=out.device).cos().view_as(out)
         return out.detach(), gradient_of((weights * out).sum(), x)
@@ -211,11 +211,11 @@ def check_search(body: Body, images: Tensor) -> None:
             raise BadInput(f"the network fails when its gradient is taken: {type(error).__name__}: {error}{fix}") from error
 
 
-def differ(one: Tensor, other: Tensor) -> bool:
+def differ(first: Tensor, second: Tensor) -> bool:
     """Whether two outputs (B, K) for the same rows are further apart than rounding explains; two NaN are not."""
-    if one.isfinite().logical_xor(other.isfinite()).any():
+    if first.isfinite().logical_xor(second.isfinite()).any():
         return True
-    one, other = one.nan_to_num(0, 0, 0), other.nan_to_num(0, 0, 0)
-    size = max(float(one.abs().max()), float(other.abs().max()))
-    spread = max(float((each - each.mean(-1, keepdim=True)).abs().max()) for each in (one, other))
-    return bool((one - other).abs().max() > 1e-4 * spread + 1e-5 * size)
+    first, second = first.nan_to_num(0, 0, 0), second.nan_to_num(0, 0, 0)
+    size = max(float(first.abs().max()), float(second.abs().max()))
+    spread = max(float((each - each.mean(-1, keepdim=True)).abs().max()) for each in (first, second))
+    return bool((first - second).abs().max() > 1e-4 * spread + 1e-5 * size)

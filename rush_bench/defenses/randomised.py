@@ -108,8 +108,8 @@ class Randomised(Network):
             body.passes.forwards = 0
             sampler = NetworkSampler(apart, facts, plain)
         averaging = Aggregation(geometric=True) if average == "logits" else MEAN_PROBABILITY
-        how: dict[str, Any] = {"averaging": averaging, "by_vote": average == "vote"}
-        super().__init__(body, sampler, name=name, draws=votes, about=about, **how)
+        voting: dict[str, Any] = {"averaging": averaging, "by_vote": average == "vote"}
+        super().__init__(body, sampler, name=name, draws=votes, about=about, **voting)
 
 
 class Transformed(nn.Module):
@@ -146,18 +146,18 @@ def check_transform(transform: StreamTransform, shape: tuple[int, ...], device: 
     """Refuse a transform that does not return copies, draws elsewhere than from its stream, or looks at its batch."""
     images = images_like(shape, device, 3)
     with torch.no_grad(), undisturbed(device):
-        one, two = (_transformed(transform, images, PROBE, 3) for _ in range(2))
-        if not isinstance(one, Tensor) or one.ndim != 5 or one.shape[:2] != (3, 3):
-            got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+        first, second = (_transformed(transform, images, PROBE, 3) for _ in range(2))
+        if not isinstance(first, Tensor) or first.ndim != 5 or first.shape[:2] != (3, 3):
+            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
             raise BadInput(f"the transform must return copies (B, draws, C, H, W), here (3, 3, C, H, W), not {got}")
-        if differ(one.flatten(2), two.flatten(2)):
+        if differ(first.flatten(2), second.flatten(2)):
             raise BadInput(
                 "the transform draws elsewhere than from its stream: the same stream gave other copies; take its random "
                 "numbers from stream.uniform(len(images), draws, (how_many,), images.device)"
             )
         alone = [_transformed(transform, images[k : k + 1], PROBE.at(torch.tensor([k])), 3) for k in range(3)]
         later = _transformed(transform, images, PROBE.skip(1), 2)
-    if differ(one.flatten(2), torch.cat(alone).flatten(2)) or differ(one[:, 1:].flatten(2), later.flatten(2)):
+    if differ(first.flatten(2), torch.cat(alone).flatten(2)) or differ(first[:, 1:].flatten(2), later.flatten(2)):
         raise BadInput(
             "what the transform makes of an image depends on its batch or on how many draws are asked for; take a number of "
             "its own for each image and draw: stream.uniform(len(images), draws, (how_many,), images.device)"

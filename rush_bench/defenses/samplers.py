@@ -25,7 +25,7 @@ class Sampler:
     transform: StreamTransform | None = None
     size: int = 1  # draws of a prediction where they are fixed
     draws_per_image: bool = True  # see `Defense.draws_per_image`
-    apart: bool = False  # image by image and draw by draw, as the rows of a call would share a draw
+    one_call_per_draw: bool = False  # image by image and draw by draw, as the rows of a call would share a draw
 
     def forward(self, body: Body, stream: Stream, batch: int) -> Forward:
         """What a call on a batch of images with this stream sends through the body."""
@@ -35,7 +35,7 @@ class Sampler:
         """The first `size` draws of a seed, for all images alike."""
         raise NotImplementedError
 
-    def without(self, body: Body) -> Body | None:
+    def body_without_draws(self, body: Body) -> Body | None:
         """The body without what is drawn; None where that is not known."""
         return body
 
@@ -62,7 +62,7 @@ class NoiseSampler(Sampler):
         return forward
 
     def fixed(self, body: Body, size: int, seed: int) -> Fixed:
-        noise = everyone(seed).noise(self.noise, 1, size, body.shape, body.device)
+        noise = bank_stream(seed).noise(self.noise, 1, size, body.shape, body.device)
         return lambda body, x, j, exact: body.fold(x[:, None] + noise[:, j], exact)
 
 
@@ -90,10 +90,10 @@ class TransformSampler(Sampler):
         return forward
 
     def fixed(self, body: Body, size: int, seed: int) -> Fixed:
-        bank = everyone(seed)
+        bank = bank_stream(seed)
         return lambda body, x, j, exact: body.fold(self.transform(x, bank.skip(j.start), j.stop - j.start), exact)
 
-    def without(self, body: Body) -> Body:
+    def body_without_draws(self, body: Body) -> Body:
         return Body(body.network if self.plain is None else self.plain, **body.options)
 
     def identity(self) -> dict[str, Any]:
@@ -108,15 +108,15 @@ class NetworkSampler(Sampler):
 
     draws_per_image = False
 
-    def __init__(self, apart: bool, facts: dict[str, Any], plain: nn.Module | None = None) -> None:
-        self.apart, self.facts, self.plain = apart, facts, plain
+    def __init__(self, one_call_per_draw: bool, facts: dict[str, Any], plain: nn.Module | None = None) -> None:
+        self.one_call_per_draw, self.facts, self.plain = one_call_per_draw, facts, plain
 
     def forward(self, body: Body, stream: Stream, batch: int) -> Forward:
         images = positions(stream, batch)
 
         def forward(x: Tensor, i: slice, j: slice, exact: bool) -> Tensor:
             own, count = stream.at(images[i]).skip(j.start), j.stop - j.start
-            if not self.apart:
+            if not self.one_call_per_draw:
                 return _seeded(body, x, own, count, exact)
             each = [(x[k : k + 1], own.at(images[i][k : k + 1])) for k in range(len(x))]
             return torch.cat([_draw_by_draw(body, image, its, count, exact) for image, its in each])
@@ -124,10 +124,10 @@ class NetworkSampler(Sampler):
         return forward
 
     def fixed(self, body: Body, size: int, seed: int) -> Fixed:
-        bank, rows = everyone(seed), body.rows
+        bank, rows = bank_stream(seed), body.rows
 
         def fixed(body: Body, x: Tensor, j: slice, exact: bool) -> Tensor:
-            if self.apart:
+            if self.one_call_per_draw:
                 each = [_draw_by_draw(body, image, bank.skip(j.start), j.stop - j.start, exact) for image in x.split(1)]
                 return torch.cat(each)
             # One image per call, its draws in pieces that start at multiples of `rows`: the same for every batch and block.
@@ -140,11 +140,11 @@ class NetworkSampler(Sampler):
 
         return fixed
 
-    def without(self, body: Body) -> Body | None:
+    def body_without_draws(self, body: Body) -> Body | None:
         return None if self.plain is None else Body(self.plain, **body.options)
 
     def identity(self) -> dict[str, Any]:
-        return {**self.facts, **({"calls": "one an image and draw"} if self.apart else {})}
+        return {**self.facts, **({"calls": "one an image and draw"} if self.one_call_per_draw else {})}
 
 
 class BankSampler(Sampler):
@@ -160,7 +160,7 @@ class BankSampler(Sampler):
         return {"bank": self.size, "bank_seed": self.seed}
 
 
-def everyone(seed: int) -> Stream:
+def bank_stream(seed: int) -> Stream:
     """The stream of a bank: the same draws for every image."""
     return Stream(seed, "bank", torch.zeros(1, dtype=torch.int64))
 

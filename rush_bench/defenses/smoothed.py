@@ -23,7 +23,7 @@ class Network(Defense):
 
     `sampler` says how it draws and `draws` how many votes one prediction counts; `of_votes`, `bank` and `base` are the same
     body with others. `averaging` is that of `probabilities`, and of a loss that does not say another; `by_vote`: the label is
-    the one with the most votes, not the likeliest. Of a bank, `whole` is the defence whose draws it holds.
+    the one with the most votes, not the likeliest. `bank_of`: for a bank, the defence whose draws it holds.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Network(Defense):
         about: dict[str, Any] | None = None,
         averaging: Aggregation = MEAN_PROBABILITY,
         by_vote: bool = True,
-        whole: "Network | None" = None,
+        bank_of: "Network | None" = None,
     ) -> None:
         self.body, self.sampler, self.name, self.draws, self.about = body, sampler, name, draws, about or {}
-        self.averaging, self.by_vote, self.whole, self.draws_per_image = averaging, by_vote, whole, sampler.draws_per_image
+        self.averaging, self.by_vote, self.bank_of, self.draws_per_image = averaging, by_vote, bank_of, sampler.draws_per_image
         self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights
         self.classes, self.passes = body.classes, body.passes
         self.steepness = 1.0 if averaging.geometric else body.steepness(FLAT)
@@ -47,12 +47,12 @@ class Network(Defense):
     @property
     def noise(self) -> Noise | None:
         """The law of its noise, a bank's too."""
-        return (self.whole or self).sampler.noise
+        return (self.bank_of or self).sampler.noise
 
     @property
     def transform(self) -> StreamTransform | None:
         """The transform that draws from the stream in front of the body, a bank's too."""
-        return (self.whole or self).sampler.transform
+        return (self.bank_of or self).sampler.transform
 
     @property
     def averaged(self) -> int:
@@ -60,8 +60,8 @@ class Network(Defense):
         return self.draws or self.sampler.size
 
     def identity(self) -> dict[str, Any]:
-        if self.whole is not None:
-            return {**self.whole.identity(), "votes": 0, **self.sampler.identity()}
+        if self.bank_of is not None:
+            return {**self.bank_of.identity(), "votes": 0, **self.sampler.identity()}
         law = self.noise.to_dict() if self.noise else None
         about = {"weights": self.weights, "noise": law, "votes": self.draws, "outputs": self.body.outputs}
         return {**about, **self.sampler.identity()}
@@ -74,8 +74,10 @@ class Network(Defense):
         return _Module(self, stream).eval()
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
-        one = self._predictions(images, stream, 1)
-        return Prediction(*(part[0] for part in (one.labels, one.votes, one.probabilities, one.logs)))
+        prediction = self._predictions(images, stream, 1)
+        return Prediction(
+            *(part[0] for part in (prediction.labels, prediction.votes, prediction.probabilities, prediction.logs))
+        )
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
@@ -125,13 +127,13 @@ class Network(Defense):
                 continue
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
-                if whole := draws <= self.body.rows:
+                if fits := draws <= self.body.rows:
                     mean = averaging.mean(averaging.total(averaging.each(forward(x, i, j, False))), draws)
                 else:
                     mean = _Chunked.apply(x, self.body, forward, i, draws, averaging)
                 scores = averaging.scores(mean)
                 value = (against if function is cross_entropy else function)(scores, labels[i])
-                if whole:
+                if fits:
                     self.body.count_backward(len(x) * draws)
                 (gradient,) = torch.autograd.grad(value.sum(), x)
             if function is cross_entropy:
@@ -187,16 +189,16 @@ class Network(Defense):
         if self.deterministic:
             return self
         fixed = BankSampler(self.sampler, self.body, size, seed)
-        same: dict[str, Any] = {"about": self.about, "averaging": self.averaging, "by_vote": self.by_vote, "whole": self}
+        same: dict[str, Any] = {"about": self.about, "averaging": self.averaging, "by_vote": self.by_vote, "bank_of": self}
         return Network(self.body, fixed, name=f"{self.name}-bank{size}", **same)
 
     def base(self) -> Defense:
         """The network without its draws: its noise or transform removed, or the `plain` of a network that draws inside."""
-        if self.whole is not None:
-            return self.whole.base()
+        if self.bank_of is not None:
+            return self.bank_of.base()
         if self.deterministic:
             return self
-        body = self.sampler.without(self.body)
+        body = self.sampler.body_without_draws(self.body)
         if body is None:
             raise BadInput(
                 f"{self.name} draws inside its network, so its base is not known; give the network without its randomness "

@@ -48,7 +48,7 @@ def check_behaviour(folder: Path, defense: Defense, sample: Images) -> None:
         return
     before = read_json(path)
     try:
-        differs, known = apart(before, now), before["defense"]
+        differs, known = difference(before, now), before["defense"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Changed(f"{path} is damaged ({error!r}); delete it, and the records of {defense.name} with it") from error
     if differs:
@@ -69,10 +69,10 @@ def _behaviour(defense: Defense, sample: Images) -> dict[str, Any]:
     stream, passes = Stream(0, "behaviour", sample.index), (defense.passes.forwards, defense.passes.backwards)
     times = 1 if defense.draws_per_image else 8
     outputs = [defense.predict(images, stream.skip(k * defense.draws)).probabilities for k in range(times)]
-    made = torch.stack(outputs).to(torch.float64).cpu()
-    found: dict[str, Any] = {"probabilities": made.mean(0).tolist()}
+    stacked = torch.stack(outputs).to(torch.float64).cpu()
+    found: dict[str, Any] = {"probabilities": stacked.mean(0).tolist()}
     if not defense.draws_per_image:
-        found |= {"halves": [made[k::2].mean(0).tolist() for k in (0, 1)], "where": _where(defense)}
+        found |= {"halves": [stacked[k::2].mean(0).tolist() for k in (0, 1)], "where": _where(defense)}
     try:
         ce, margin = (
             defense.gradient(images, labels, loss, max(defense.draws, 1), stream).gradient for loss in ("ce", "margin")
@@ -91,15 +91,15 @@ def _where(defense: Defense) -> str:
     return f"{defense.device.type}, torch {torch.__version__}"
 
 
-def apart(before: dict[str, Any], now: dict[str, Any]) -> str:
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs, in words; empty where nothing does."""
-    one, two = (np.asarray(each["probabilities"], float) for each in (before, now))
-    if one.shape != two.shape:
+    first, second = (np.asarray(each["probabilities"], float) for each in (before, now))
+    if first.shape != second.shape:
         return "its classes"
     other_draws = before.get("where") != now.get("where")
     spreads = [_distances(*np.asarray(each["halves"], float)) for each in (before, now) if other_draws]
     allowed = np.array([APART, LOGS_APART]) + HALVES * np.max([*spreads, np.zeros(2)], axis=0)
-    if not np.all(_distances(one, two) <= allowed):
+    if not np.all(_distances(first, second) <= allowed):
         return "probabilities"
     if (before["gradient"] is None) != (now["gradient"] is None):
         return "gradients"
@@ -119,20 +119,20 @@ def apart(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _products(gradient: Tensor) -> list[list[float]]:
     """A gradient (B, C, H, W) by its products with fixed random signs (B, DIRECTIONS)."""
-    rows = gradient.flatten(1).double().cpu()
+    flat = gradient.flatten(1).double().cpu()
     stream = Stream(0, "behaviour/directions", torch.zeros(1, dtype=torch.int64))
-    signs = (stream.uniform(1, DIRECTIONS, (rows.shape[1],))[0].double() - 0.5).sign()
-    return (rows @ signs.T).nan_to_num(0, 0, 0).tolist()
+    signs = (stream.uniform(1, DIRECTIONS, (flat.shape[1],))[0].double() - 0.5).sign()
+    return (flat @ signs.T).nan_to_num(0, 0, 0).tolist()
 
 
-def _distances(one: Array, two: Array) -> Array:
+def _distances(first: Array, second: Array) -> Array:
     """Mean distance of probabilities (B, K) in total variation, and of their floored logs as a share of the range."""
-    logs = np.abs(np.log(one + FLOOR) - np.log(two + FLOOR)).mean() / np.log(1 / FLOOR)
-    return np.array([np.abs(one - two).sum(1).mean() / 2, logs])
+    logs = np.abs(np.log(first + FLOOR) - np.log(second + FLOOR)).mean() / np.log(1 / FLOOR)
+    return np.array([np.abs(first - second).sum(1).mean() / 2, logs])
 
 
-def _cosine(one: Array, two: Array) -> float:
+def _cosine(first: Array, second: Array) -> float:
     """Mean cosine between rows; 1 where both are zero, 0 where one is."""
-    sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    same = ~(one.any(1) | two.any(1))
-    return float(np.mean(np.where(same, 1.0, (one * two).sum(1) / np.where(sizes > 0, sizes, 1.0))))
+    sizes = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    same = ~(first.any(1) | second.any(1))
+    return float(np.mean(np.where(same, 1.0, (first * second).sum(1) / np.where(sizes > 0, sizes, 1.0))))

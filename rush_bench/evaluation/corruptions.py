@@ -68,7 +68,7 @@ def evaluate(
     max_minutes: float | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Score defences on each corruption and severity. The same call again, from any number of processes, goes on.
+    """Score defences on each corruption and severity. The same call again, from any number of processes, continues.
 
     `repeats` is K, the independent predictions of an image in each cell (None: 1 if deterministic, else a fifth of an
     attack's, 20 at one vote and 4 at 64: a mean over 75 cells needs no more). `out` is the results folder (None: a

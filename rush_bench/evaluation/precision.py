@@ -31,7 +31,7 @@ def choose_precision(name: str, device: Any, out: Path) -> str:
 def keep_precision(name: str, chosen: str, out: Path) -> None:
     """Write down what `auto` is in this results folder, before its first cell is opened.
 
-    BadInput where another machine has begun it otherwise in the meantime.
+    BadInput if another machine started it in another precision in the meantime.
     """
     if name != "auto":
         return
@@ -40,7 +40,7 @@ def keep_precision(name: str, chosen: str, out: Path) -> None:
         if (kept := _kept_precision(out)) is None:
             write_json(path, {"auto": chosen})
         elif kept != chosen:
-            raise BadInput(f"another process has begun {out} in {kept}; the same command again goes on so")
+            raise BadInput(f"another process has begun {out} in {kept}; the same command uses it from now on")
 
 
 def _kept_precision(out: Path) -> str | None:

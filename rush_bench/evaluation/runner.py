@@ -55,19 +55,19 @@ class Job(work.Job):
         meter, extra = Meter(defense), dict[str, Any]()
         attacked, standing, purpose = images, torch.ones_like(labels, dtype=torch.bool), "score"
         if self.of:
-            attacked, extra["source"], rate = _lowest(store, self, c, images)
+            attacked, extra["source"], rate = _worst_points(store, self, c, images)
             purpose = f"score-{self.cell.labels['attack']}"  # x' was chosen on the draws of "score": judge it on others (A2)
             standing = torch.from_numpy(rate > BROKEN).to(labels.device)
         if self.attack is not None and standing.any():
             stream = Stream(seed, f"attack/{self.cell.labels['attack']}", part.index)
-            rows = standing.nonzero()[:, 0]
-            own = stream.at(part.index[rows.cpu()])
-            asked = defense, images[rows], labels[rows], threat, own
+            positions = standing.nonzero()[:, 0]
+            own = stream.at(part.index[positions.cpu()])
+            asked = defense, images[positions], labels[positions], threat, own
             if self.of:
-                found = self.attack.go_on(*asked, attacked[rows])
+                found = self.attack.go_on(*asked, attacked[positions])
             else:
                 found, extra = self.attack.recorded(*asked)
-            attacked = found if standing.all() else attacked.index_copy(0, rows, found)
+            attacked = found if standing.all() else attacked.index_copy(0, positions, found)
         distance = check(attacked, images, part.index, threat)
         cost = meter.cost(len(part))
         if self.attack is not None and self.attack.climbs:
@@ -199,7 +199,7 @@ def _gradients(defense: Defense, images: Tensor, labels: Tensor, threat: Threat,
     return {name: values.cpu().numpy() for name, values in parts.items()}
 
 
-def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def _worst_points(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Per image the x' with the lowest estimated chance of being right over the cells before, ties by margin (A2).
 
     x' (n, C, H, W), which cell it is from (n,), and the chance (n,).
@@ -212,5 +212,5 @@ def _lowest(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor,
         images if part.cell.labels["attack"] == "clean" else torch.from_numpy(store.read_adversarial(part.cell, c)).to(images)
         for part in job.of
     ]
-    rows = torch.arange(len(images))
-    return torch.stack(points)[torch.from_numpy(source), rows].contiguous(), source, rate.min(0)
+    positions = torch.arange(len(images))
+    return torch.stack(points)[torch.from_numpy(source), positions].contiguous(), source, rate.min(0)

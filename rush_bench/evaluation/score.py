@@ -42,11 +42,11 @@ def score(
     predictions = defense.predictions(attacked, stream.at(index), repeats)
     counts = (predictions.labels[..., None] == torch.arange(defense.classes, device=attacked.device)).sum(0)
     probabilities = predictions.probabilities.mean(0)
-    rows = torch.arange(len(attacked), device=attacked.device)
-    true = probabilities[rows, labels].clone()
-    probabilities[rows, labels] = -1
+    positions = torch.arange(len(attacked), device=attacked.device)
+    true = probabilities[positions, labels].clone()
+    probabilities[positions, labels] = -1
     return {
-        "correct": counts[rows, labels].cpu().numpy(),
+        "correct": counts[positions, labels].cpu().numpy(),
         "repeats": np.full(len(attacked), repeats),
         "counts": counts.cpu().numpy(),
         "margin": (true - probabilities.max(1).values).float().cpu().numpy(),

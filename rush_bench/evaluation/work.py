@@ -79,8 +79,8 @@ class Run:
 
     def __repr__(self) -> str:
         done = sum(result.complete for result in self.results)
-        said = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{type(self).__name__}({done} of {len(self.results)} cells complete{said}, in {str(self.folder)!r})"
+        failures = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{type(self).__name__}({done} of {len(self.results)} cells complete{failures}, in {str(self.folder)!r})"
 
     @property
     def complete(self) -> bool:
@@ -111,15 +111,15 @@ def work(
     Any number of processes may do so at once: each takes what is free, comes back for what another holds, and stops between
     chunks when `time.monotonic()` has passed the deadline. `folder` keeps what defences do (see `behaviour`): BadInput where
     its records are of other code. An error fails its cell, and a defence that fails on the sample all of its cells; the
-    others go on. `after` hears of each chunk done (job, chunk, seconds it took) and may answer a line to print.
+    others continue. `after` is called for each finished chunk (job, chunk, seconds) and may return a line to print.
     """
     failed: dict[str, str] = {}
     broken = _broken(jobs, folder)
     for job in jobs:
         store.open(job.cell)
     mine = _share(jobs, *shard)
-    there = sum(store.has(job.cell, c) for job, c in mine)
-    with Bar(title, len(mine), there, every=float("inf") if quiet else 10.0) as bar:
+    chunks_done = sum(store.has(job.cell, c) for job, c in mine)
+    with Bar(title, len(mine), chunks_done, every=float("inf") if quiet else 10.0) as bar:
 
         def fail(job: Job, reason: str) -> None:
             failed[job.label] = reason
@@ -145,8 +145,8 @@ def work(
                     continue
                 if deadline is not None and time.monotonic() > deadline:
                     return failed, False
-                with store.lock(job.cell, c) as held:
-                    if blocked is not None or not held:  # another process is at it: come back when the rest is done
+                with store.lock(job.cell, c) as locked:
+                    if blocked is not None or not locked:  # another process is at it: come back when the rest is done
                         waiting += 1
                     elif not store.has(job.cell, c):
                         begun = time.perf_counter()
@@ -182,7 +182,7 @@ def _broken(jobs: Sequence[Job], folder: Path) -> dict[tuple[int, str], Exceptio
             check_behaviour(folder, job.defense, job.sample)
         except Changed:
             raise
-        except Exception as error:  # its old records, if any, cannot be told from those of other code
+        except Exception as error:  # its old records, if any, cannot be distinguished from those of other code
             broken[_guarded(job)] = error
     return broken
 

@@ -109,7 +109,7 @@ class Encoder(nn.Module):
 
 
 def initialise(encoder: nn.Module) -> None:
-    """He et al. 2015, over the fan-out; BatchNorm starts as it is made."""
+    """He et al. 2015, over the fan-out; BatchNorm starts from torch's initial values."""
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -28,7 +28,7 @@ class RoutedBatchNorm(nn.Module):
 
 
 def fresh(norm: _BatchNorm) -> _BatchNorm:
-    """A BatchNorm of the same shape as it is made: gamma 1, beta 0, statistics of N(0, 1)."""
+    """A newly initialised BatchNorm of the same shape: gamma 1, beta 0, statistics of N(0, 1)."""
     other = copy.deepcopy(norm)
     other.reset_parameters()
     return other

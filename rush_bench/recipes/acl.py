@@ -16,10 +16,10 @@ from rush_bench.training.contrastive import ContrastiveSettings
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import NetworkSettings
-from rush_bench.training.protocols import IMAGENET, LINEAR_RATES, LinearSettings, PretrainedSettings
+from rush_bench.training.protocols import IMAGENET_NORMALISED, LINEAR_RATES, LinearSettings, PretrainedSettings
 from rush_bench.training.routed import RoutedStage
-from rush_bench.training.semi import DistilSettings, SemiSettings, TeacherSettings, semi_supervised
-from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
+from rush_bench.training.semi_supervised import DistilSettings, SemiSettings, TeacherSettings, semi_supervised_plans
+from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Batch, Context, Plan, Recipe
 
 NAMES = {"acl": "ACL: adversarial contrastive learning, dual BatchNorm, also semi-supervised (Jiang et al. 2020)"}
 CLEAN, ATTACKED = 0, 1  # BatchNorm routes
@@ -47,7 +47,7 @@ class ACLPretrainSettings(ContrastiveSettings):
 class ACLSettings(PretrainedSettings):
     """Fine-tuned by AFF: 100 epochs with decays at 40 and 60, the README's for CIFAR-10."""
 
-    network: NetworkSettings = IMAGENET
+    network: NetworkSettings = IMAGENET_NORMALISED
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
     pretrain: ACLPretrainSettings = field(default_factory=ACLPretrainSettings)
     finetune: LinearSettings = field(default_factory=lambda: LinearSettings(protocol="AFF"))
@@ -62,19 +62,21 @@ class ACLSettings(PretrainedSettings):
 class ACLStage(RoutedStage):
     """S2S, A2A, A2S and DS: which of the two views are attacked and which BatchNorm route each takes."""
 
+    settings: ACLPretrainSettings
+
     def __init__(self, context: Context, settings: ACLPretrainSettings, attack: InnerSettings) -> None:
         count = 2 if settings.variant in ("DS", "A2S") else 1
-        self.wanted = settings
-        super().__init__(context, settings, count, place=min(settings.route, count - 1))
+        self.settings = settings
+        super().__init__(context, settings, count, model_route=min(settings.route, count - 1))
         self.attack, self.attacked_route = attack, count - 1
 
     def make_projector(self, dim: int) -> nn.Module:
-        return acl_projector(dim, self.own.projector_out or dim, self.wanted.projector_layers)
+        return acl_projector(dim, self.settings.projector_out or dim, self.settings.projector_layers)
 
-    def nt(self, views: Tensor, number: int) -> Tensor:
+    def nt(self, views: Tensor, route_index: int) -> Tensor:
         """NT(a, b; tau) of both views (2B, C, H, W) in one batch through a route."""
-        u, v = self.embed(number, views)[0].chunk(2)
-        return nt_xent(u, v, self.own.temperature)
+        u, v = self.embed(route_index, views)[0].chunk(2)
+        return nt_xent(u, v, self.settings.temperature)
 
     def attack_pair(self, views: Tensor, batch: Batch) -> Tensor:
         """Both views perturbed jointly to maximise NT(a + d_a, b + d_b)."""
@@ -86,14 +88,14 @@ class ACLStage(RoutedStage):
             (v,) = self.embed(CLEAN, b)
 
         def objective(x: Tensor) -> Tensor:
-            return nt_xent(self.embed(ATTACKED, x)[0], v, self.own.temperature)
+            return nt_xent(self.embed(ATTACKED, x)[0], v, self.settings.temperature)
 
         return self.attack.run(self, objective, a, batch.generator)
 
     def loss(self, batch: Batch) -> Tensor:
         a = self.views(batch.images, batch.generator)
         b = self.views(batch.images, batch.generator)
-        views, variant = torch.cat([a, b]), self.wanted.variant
+        views, variant = torch.cat([a, b]), self.settings.variant
         if variant == "S2S":
             return self.nt(views, CLEAN)
         if variant == "A2A":
@@ -101,7 +103,7 @@ class ACLStage(RoutedStage):
         if variant == "A2S":
             attacked = self.attack_first(a, b, batch)
             (u,), (v,) = self.embed(ATTACKED, attacked), self.embed(CLEAN, b)
-            return nt_xent(u, v, self.own.temperature)
+            return nt_xent(u, v, self.settings.temperature)
         attacked = self.attack_pair(views, batch)
         return (self.nt(views, CLEAN) + self.nt(attacked, ATTACKED)) / 2  # DS: half of each
 
@@ -118,22 +120,22 @@ def passes(settings: ACLSettings) -> float:
     variant = settings.pretrain.variant
     attacked = {"S2S": 0, "A2A": 2, "A2S": 1, "DS": 2}[variant]
     learn = {"S2S": 2, "A2A": 2, "A2S": 2, "DS": 4}[variant]  # DS: both views, clean and attacked
-    return attacked * settings.attack.steps * ATTACK + (LOOK if variant == "A2S" else 0) + learn * LEARN
+    return attacked * settings.attack.steps * ATTACK_STEP + (FORWARD if variant == "A2S" else 0) + learn * TRAIN_STEP
 
 
 def plans(settings: ACLSettings) -> list[Plan]:
     """Pre-training, then a fine-tuning protocol, or the teacher and its distillation."""
-    own, attack = settings.pretrain, settings.attack
-    pretrain = Plan("pretrain", "pretrain", own, lambda context: ACLStage(context, own, attack), passes=passes(settings))
+    pretrain, attack = settings.pretrain, settings.attack
+    first = Plan("pretrain", "pretrain", pretrain, lambda context: ACLStage(context, pretrain, attack), passes=passes(settings))
     if settings.label_share == 1:
-        if settings.aff.routes == 2 and own.variant not in ("DS", "A2S"):
-            raise BadInput(f"aff.routes=2 needs two BatchNorm routes; use pretrain.variant=DS, not {own.variant}")
+        if settings.aff.routes == 2 and pretrain.variant not in ("DS", "A2S"):
+            raise BadInput(f"aff.routes=2 needs two BatchNorm routes; use pretrain.variant=DS, not {pretrain.variant}")
         if settings.semi.index:
             raise BadInput("semi.index says which images have labels; give their share too, as in --set label_share=0.01")
-        return [pretrain, protocols.finetuning(settings)]
-    if own.variant not in ("DS", "A2S"):
-        raise BadInput(f"semi-supervised ACL needs two BatchNorm routes; use pretrain.variant=DS, not {own.variant}")
-    return [pretrain, *semi_supervised(settings.teacher, settings.distil)]
+        return [first, protocols.finetuning_plan(settings)]
+    if pretrain.variant not in ("DS", "A2S"):
+        raise BadInput(f"semi-supervised ACL needs two BatchNorm routes; use pretrain.variant=DS, not {pretrain.variant}")
+    return [first, *semi_supervised_plans(settings.teacher, settings.distil)]
 
 
 def card(settings: ACLSettings) -> dict[str, Any]:
@@ -167,5 +169,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `acl`."""
-    tuning = (*protocols.TUNING, "label_share", "semi", "teacher", "distil")
-    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, DATASETS, tuning=tuning)
+    finetuning_settings = (*protocols.FINETUNING_SETTINGS, "label_share", "semi", "teacher", "distil")
+    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, DATASETS, finetuning_settings=finetuning_settings)

@@ -24,7 +24,7 @@ from rush_bench.training.options import file_setting
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
 from rush_bench.training.routed import RoutedStage
 from rush_bench.training.seeds import derive, seeded
-from rush_bench.training.stage import ATTACK, LEARN, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK_STEP, TRAIN_STEP, Batch, Context, Plan, Recipe
 
 NAMES = {"advcl": "AdvCL: adversarial contrastive learning with high frequencies and pseudo-labels (Fan et al. 2021)"}
 NORMAL, PGD, PGD_CE = 0, 1, 2  # BatchNorm routes
@@ -64,9 +64,9 @@ def high_pass(x: Tensor, radius: float) -> Tensor:
     """What is left of images (B, C, H, W) without frequencies nearer than `radius` to the centre; not clamped (S2.4)."""
     height, width = x.shape[-2:]
     spectrum = torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1))
-    rows = torch.arange(height, device=x.device) - height // 2
-    columns = torch.arange(width, device=x.device) - width // 2
-    mask = (rows.unsqueeze(1).square() + columns.square()).sqrt() >= radius
+    ys = torch.arange(height, device=x.device) - height // 2
+    xs = torch.arange(width, device=x.device) - width // 2
+    mask = (ys.unsqueeze(1).square() + xs.square()).sqrt() >= radius
     return torch.fft.ifft2(torch.fft.ifftshift(spectrum * mask, dim=(-2, -1))).real
 
 
@@ -92,9 +92,11 @@ class AdvCLStage(RoutedStage):
 
     routed_projector = False  # in the code BatchNorm has three sets in the encoder alone
 
+    settings: AdvCLPretrainSettings
+
     def __init__(self, context: Context, settings: AdvCLPretrainSettings, attack: InnerSettings, file: str) -> None:
-        super().__init__(context, settings, 3, place=settings.route)
-        self.wanted, self.attack, self.file = settings, attack, file
+        super().__init__(context, settings, 3, model_route=settings.route)
+        self.settings, self.attack, self.file = settings, attack, file
         dim = self.network.head.in_features
         with seeded(self.seed, "pseudo heads"):
             self.heads = nn.ModuleList(nn.Linear(dim, count) for count in settings.clusters)
@@ -106,24 +108,24 @@ class AdvCLStage(RoutedStage):
         self.network.load_state_dict(build(self.network.spec, derive(self.seed, "advcl") % 2**32).state_dict())
         if self.file:
             images, path = self.splits["pretrain"], Path(self.file).expanduser()
-            self.carried["pseudo"] = read_pseudo_labels(path, self.wanted.clusters, images, *self.official())
+            self.carried["pseudo"] = read_pseudo_labels(path, self.settings.clusters, images, *self.official_size_bounds())
 
-    def official(self) -> tuple[int, int | None]:
+    def official_size_bounds(self) -> tuple[int, int | None]:
         """The least and the most images that the official training split has, as far as the splits at hand show."""
         images, val = self.splits["pretrain"], self.splits["val"]
         last, labelled = int(images.index.max()) + 1, bool((images.labels >= 0).all())
         same = images.name == val.name and labelled  # else its validation images, if it has any, are not at hand
         least = max(last, int(val.index.max()) + 1) if same else last
-        whole = self.settings.n_train is None and (same or not labelled or images.split == "transfer")
+        whole = self.run_settings.n_train is None and (same or not labelled or images.split == "transfer")
         return least, least if whole else None
 
     def parameter_groups(self) -> list[nn.Parameter]:
         return [*super().parameter_groups(), *self.heads.parameters()]
 
-    def contrast(self, attacked: Tensor, clean: list[Tensor]) -> Tensor:
+    def contrastive_loss(self, attacked: Tensor, clean: list[Tensor]) -> Tensor:
         """Four views, each positive for each other; times tau / 0.07."""
-        own = self.wanted
-        return multi_view((attacked, *clean), own.temperature) * (own.temperature / own.base_temperature)
+        settings = self.settings
+        return multi_view((attacked, *clean), settings.temperature) * (settings.temperature / settings.base_temperature)
 
     def pseudo_ce(self, x: Tensor, labels: list[Tensor]) -> Tensor:
         """The mean over K of CE(fc_K(f(x)), c_K), through the third route."""
@@ -132,36 +134,40 @@ class AdvCLStage(RoutedStage):
         return torch.stack(losses).mean()
 
     def loss(self, batch: Batch) -> Tensor:
-        own, generator = self.wanted, batch.generator
+        settings, generator = self.settings, batch.generator
         a, b = self.views(batch.images, generator), self.views(batch.images, generator)
-        o = pad_crop(batch.images, generator, own.padding, own.flip)
-        q = high_pass(o, own.radius * o.shape[-1] / 32)
+        o = pad_crop(batch.images, generator, settings.padding, settings.flip)
+        q = high_pass(o, settings.radius * o.shape[-1] / 32)
         # Weights do not change during the attack, nor do batch statistics: clean views pass once, where the code passes
         # them again at every step. Each is a BatchNorm batch of its own.
         clean = [self.embed(NORMAL, view)[0] for view in (a, b, q)]
         fixed = [u.detach() for u in clean]
-        labels = [self.carried["pseudo"][str(count)][batch.rows] for count in own.clusters]
+        labels = [self.carried["pseudo"][str(count)][batch.indices] for count in settings.clusters]
         # One joint attack in the code; its two parts never meet, since each enters one term only.
-        attacked = self.attack.run(self, lambda x: self.contrast(self.embed(PGD, x)[0], fixed), o, generator)
+        attacked = self.attack.run(self, lambda x: self.contrastive_loss(self.embed(PGD, x)[0], fixed), o, generator)
         attacked_ce = self.attack.run(self, lambda x: self.pseudo_ce(x, labels), o, generator)
-        return self.contrast(self.embed(PGD, attacked)[0], clean) + own.ce_weight * self.pseudo_ce(attacked_ce, labels)
+        return self.contrastive_loss(self.embed(PGD, attacked)[0], clean) + settings.ce_weight * self.pseudo_ce(
+            attacked_ce, labels
+        )
 
 
 def plans(settings: AdvCLSettings) -> list[Plan]:
     """Where no file gives the labels, SimCLR; then AdvCL and a fine-tuning protocol."""
-    own, attack, simclr = settings.pretrain, settings.attack, settings.simclr
+    pretrain, attack, simclr = settings.pretrain, settings.attack, settings.simclr
     file = settings.pseudo_file if settings.pseudo_source == "file" else ""
     if settings.pseudo_source == "file" and not Path(file).expanduser().is_file():
         raise BadInput(f"pseudo_source=file needs a file, not {file!r}; --set pseudo_file=labels.npz")
     if settings.pseudo_source != "file" and settings.pseudo_file:
         raise BadInput("pseudo_file is given but not used; --set pseudo_source=file")
-    first = Plan("simclr", "pretrain", simclr, lambda context: LabelStage(context, simclr, own.clusters), passes=2 * LEARN)
+    first = Plan(
+        "simclr", "pretrain", simclr, lambda context: LabelStage(context, simclr, pretrain.clusters), passes=2 * TRAIN_STEP
+    )
     # a, b and q learn; one image is attacked for each of two terms
-    passes = 3 * LEARN + 2 * attack.steps * ATTACK + 2 * LEARN
+    passes = 3 * TRAIN_STEP + 2 * attack.steps * ATTACK_STEP + 2 * TRAIN_STEP
     return [
         *([] if file else [first]),
-        Plan("pretrain", "pretrain", own, lambda context: AdvCLStage(context, own, attack, file), passes=passes),
-        protocols.finetuning(settings),
+        Plan("pretrain", "pretrain", pretrain, lambda context: AdvCLStage(context, pretrain, attack, file), passes=passes),
+        protocols.finetuning_plan(settings),
     ]
 
 
@@ -188,4 +194,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `advcl`."""
-    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt, tuning=protocols.TUNING)
+    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt, finetuning_settings=protocols.FINETUNING_SETTINGS)

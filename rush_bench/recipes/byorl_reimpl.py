@@ -20,7 +20,7 @@ from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import cosine
 from rush_bench.training.protocols import PretrainedSettings
 from rush_bench.training.seeds import seeded
-from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Batch, Context, Plan, Recipe
 
 NAMES = {"byorl_reimpl": "re-implementation of BYORL (no code released): BYOL with an attacked view (Gowal et al. 2021)"}
 
@@ -54,17 +54,19 @@ class BYORLSettings(PretrainedSettings):
 class BYORLStage(ContrastiveStage):
     """2 - 2 cos(q(z(t + d)), z'(t')): BYOL eq. 2 at an online view that maximises it; z' is an average of z."""
 
+    settings: BYORLPretrainSettings
+
     def __init__(self, context: Context, settings: BYORLPretrainSettings, attack: InnerSettings) -> None:
         super().__init__(context, settings)
-        self.wanted, self.attack = settings, attack
+        self.settings, self.attack = settings, attack
         with seeded(self.seed, "predictor"):
             self.predictor = self.make_projector(settings.projector_out)
         self.online = nn.ModuleList([self.network.encoder, self.projector])
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     def make_projector(self, dim: int) -> nn.Module:
-        own = self.own
-        return projector(dim, own.projector_hidden, own.projector_out, own.projector_norm)
+        settings = self.settings
+        return projector(dim, settings.projector_hidden, settings.projector_out, settings.projector_norm)
 
     def parameter_groups(self) -> list[nn.Parameter]:
         return [*self.online.parameters(), *self.predictor.parameters()]
@@ -74,37 +76,37 @@ class BYORLStage(ContrastiveStage):
         with self.autocast():
             return 2 - 2 * cosine(self.predictor(self.projector(self.network.encoder(x))), target)
 
-    def one_way(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
+    def one_direction(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
         """The loss of an attacked first view against the target of the second."""
         with torch.no_grad(), self.autocast():
             encoder, head = self.target
             target = head(encoder(second))
-        share = min(1.0, (batch.epoch + 1) / max(1.0, self.wanted.ramp_epochs))
-        attack = replace(self.attack, eps=share * self.attack.eps, step=share * self.attack.step)
+        ramp = min(1.0, (batch.epoch + 1) / max(1.0, self.settings.ramp_epochs))
+        attack = replace(self.attack, eps=ramp * self.attack.eps, step=ramp * self.attack.step)
         attacked = attack.run(self, lambda v: self.regression(v, target), first, batch.generator)
         return self.regression(attacked, target)
 
     def loss(self, batch: Batch) -> Tensor:
         t1 = self.views(batch.images, batch.generator)
         t2 = self.views(batch.images, batch.generator)
-        loss = self.one_way(t1, t2, batch)
-        return loss + self.one_way(t2, t1, batch) if self.wanted.symmetric else loss
+        loss = self.one_direction(t1, t2, batch)
+        return loss + self.one_direction(t2, t1, batch) if self.settings.symmetric else loss
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Target parameters follow: 1 - tau = (1 - 0.996) (1 + cos(pi k / K)) / 2; BatchNorm statistics are their own."""
-        total = self.own.epochs * (len(batch.data) // self.own.batch_size)
-        share = (1 - self.wanted.target_momentum) * (1 + math.cos(math.pi * batch.step / max(1, total))) / 2
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), share)
+        total = self.settings.epochs * (len(batch.data) // self.settings.batch_size)
+        rate = (1 - self.settings.target_momentum) * (1 + math.cos(math.pi * batch.step / max(1, total))) / 2
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), rate)
 
 
 def plans(settings: BYORLSettings) -> list[Plan]:
     """Pre-training, then a fine-tuning protocol."""
-    own, attack = settings.pretrain, settings.attack
-    one_way = LOOK + attack.steps * ATTACK + LEARN  # the target network; the online view
-    passes = (2 if own.symmetric else 1) * one_way
-    first = Plan("pretrain", "pretrain", own, lambda context: BYORLStage(context, own, attack), passes=passes)
-    return [first, protocols.finetuning(settings)]
+    pretrain, attack = settings.pretrain, settings.attack
+    one_direction = FORWARD + attack.steps * ATTACK_STEP + TRAIN_STEP  # the target network; the online view
+    passes = (2 if pretrain.symmetric else 1) * one_direction
+    first = Plan("pretrain", "pretrain", pretrain, lambda context: BYORLStage(context, pretrain, attack), passes=passes)
+    return [first, protocols.finetuning_plan(settings)]
 
 
 def card(settings: BYORLSettings) -> dict[str, Any]:
@@ -137,5 +139,5 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `byorl_reimpl`."""
-    datasets, tuning = protocols.LINEAR_RATES, protocols.TUNING
-    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt, datasets, tuning=tuning)
+    datasets, finetuning_settings = protocols.LINEAR_RATES, protocols.FINETUNING_SETTINGS
+    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt, datasets, finetuning_settings=finetuning_settings)

@@ -17,10 +17,10 @@ from rush_bench.recipes.cohen import CIFAR_MEAN
 from rush_bench.settings import Level, NonNegative, Positive, PositiveShare, Share
 from rush_bench.threats import Threat
 from rush_bench.training import losses
-from rush_bench.training.inner import InnerSettings, Mode, attack_mode, begin, untracked
+from rush_bench.training.inner import InnerSettings, Mode, attack_mode, frozen_running_statistics, starting_point
 from rush_bench.training.options import NetworkSettings, RunSettings, file_setting
 from rush_bench.training.protocols import trades_passes
-from rush_bench.training.stage import LOOK, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import FORWARD, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -77,20 +77,20 @@ class DataAugSettings(RunSettings):
 
 
 def adam_ascent(
-    objective: Callable[[Tensor], Tensor], images: Tensor, own: AdamAttackSettings, generator: torch.Generator
+    objective: Callable[[Tensor], Tensor], images: Tensor, settings: AdamAttackSettings, generator: torch.Generator
 ) -> Tensor:
     """Ascent of `objective` by Adam (Kingma and Ba 2015) in the pixels, projected at each step, from a uniform start."""
-    images, threat = images.detach(), Threat("linf", own.eps)
-    x = threat.project(begin(images, threat, generator, own.start), images)
-    mean, square = torch.zeros_like(x), torch.zeros_like(x)
-    for step in range(own.steps):
+    images, threat = images.detach(), Threat("linf", settings.eps)
+    x = threat.project(starting_point(images, threat, generator, settings.start), images)
+    first_moment, second_moment = torch.zeros_like(x), torch.zeros_like(x)
+    for step in range(settings.steps):
         with torch.enable_grad():
             x.requires_grad_()
             (gradient,) = torch.autograd.grad(objective(x), x)
-        mean = 0.9 * mean + 0.1 * gradient
-        square = 0.999 * square + 0.001 * gradient**2
-        move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-        rate = own.step if step < (own.steps + 1) // 2 else own.late_step
+        first_moment = 0.9 * first_moment + 0.1 * gradient
+        second_moment = 0.999 * second_moment + 0.001 * gradient**2
+        move = first_moment / (1 - 0.9 ** (step + 1)) / ((second_moment / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        rate = settings.step if step < (settings.steps + 1) // 2 else settings.late_step
         x = threat.project(x.detach() + rate * move, images)
     return x
 
@@ -104,8 +104,8 @@ def cutmix(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tens
     u = torch.rand(3, generator=generator, device=generator.device).to(device)
     partner = torch.randperm(len(x), generator=generator, device=generator.device).to(device)
     inside = []
-    for size, at in ((height, u[1]), (width, u[2])):
-        half, centre = (size * (1 - u[0]).sqrt()).floor().div(2, rounding_mode="floor"), (size * at).floor()
+    for size, position in ((height, u[1]), (width, u[2])):
+        half, centre = (size * (1 - u[0]).sqrt()).floor().div(2, rounding_mode="floor"), (size * position).floor()
         pixel = torch.arange(size, device=device)
         inside.append((pixel >= centre - half) & (pixel < centre + half))
     box = inside[0].unsqueeze(1) & inside[1]
@@ -132,16 +132,18 @@ def read_generated(path: str, like: Images) -> Images:
 class DataAugStage(SupervisedStage):
     """TRADES on mixed images; what is judged and kept is an exponential average of the weights."""
 
+    settings: DataAugTrainSettings
+
     def __init__(self, context: Context, settings: DataAugSettings) -> None:
         super().__init__(context, settings.train, settings.select)
-        self.train_own, self.attack = settings.train, settings.attack
+        self.settings, self.attack = settings.train, settings.attack
         self.average = build(self.network.spec)
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
         train = self.splits["train"]
         self.generated = read_generated(settings.train.generated, train) if settings.train.generated else None
 
-    def judged(self) -> Classifier:
+    def evaluated_network(self) -> Classifier:
         return self.average
 
     def norms(self) -> list[nn.BatchNorm2d]:
@@ -149,31 +151,31 @@ class DataAugStage(SupervisedStage):
         return [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def parameter_groups(self) -> list[Any]:
-        free = [weight for norm in self.norms() for weight in norm.parameters()]
-        decayed = [weight for weight in self.network.parameters() if not any(weight is other for other in free)]
-        return [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        undecayed = [weight for norm in self.norms() for weight in norm.parameters()]
+        decayed = [weight for weight in self.network.parameters() if not any(weight is other for other in undecayed)]
+        return [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
 
-    def examples(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def augmented_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Augmented images (B, C, H, W) and target probabilities (B, K)."""
-        own, classes, count = self.train_own, len(batch.data.classes), len(batch.rows)
+        settings, classes, count = self.settings, len(batch.data.classes), len(batch.indices)
         if self.generated is None:
             x, targets = self.inputs(batch), F.one_hot(batch.labels, classes).float()
         else:
-            real = round(count * (1 - own.generated_share))
+            real = round(count * (1 - settings.generated_share))
             shape, device = (count - real,), batch.generator.device
-            rows = torch.randint(len(self.generated), shape, generator=batch.generator, device=device)
-            pixels = torch.cat([batch.data.pixels[batch.rows[:real]], self.generated.pixels[rows]])
-            labels = torch.cat([batch.data.labels[batch.rows[:real]], self.generated.labels[rows]])
+            chosen = torch.randint(len(self.generated), shape, generator=batch.generator, device=device)
+            pixels = torch.cat([batch.data.pixels[batch.indices[:real]], self.generated.pixels[chosen]])
+            labels = torch.cat([batch.data.labels[batch.indices[:real]], self.generated.labels[chosen]])
             mixed = Images(pixels, labels, labels, batch.data.classes, batch.data.name, "train")
             x = self.inputs(Batch(mixed, torch.arange(count, device=device), batch.generator, batch.epoch, batch.step))
             targets = F.one_hot(labels, classes).float()
-            targets[real:] = targets[real:] * (1 - own.label_smoothing) + own.label_smoothing / classes
-        return cutmix(x, targets, batch.generator) if own.mixes else (x, targets)
+            targets[real:] = targets[real:] * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+        return cutmix(x, targets, batch.generator) if settings.mixes else (x, targets)
 
     def attacked(self, x: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """x' away from the clean prediction or, as the code does where images are mixed, from the mixed labels."""
         with attack_mode(self.network, self.attack.mode):
-            if not self.train_own.mixes:
+            if not self.settings.mixes:
                 with torch.no_grad():
                     targets = self.logits(x).softmax(1)
 
@@ -185,20 +187,20 @@ class DataAugStage(SupervisedStage):
             return adam_ascent(divergence, x, self.attack, generator)
 
     def loss(self, batch: Batch) -> Tensor:
-        x, targets = self.examples(batch)
+        x, targets = self.augmented_batch(batch)
         attacked = self.attacked(x, targets, batch.generator)
         for norm in self.norms():
-            norm.momentum = 1.0 if batch.step == 0 else self.train_own.bn_momentum
-        with untracked(self.network):  # only the attacked images move the running statistics
+            norm.momentum = 1.0 if batch.step == 0 else self.settings.bn_momentum
+        with frozen_running_statistics(self.network):  # only the attacked images move the running statistics
             clean = self.logits(x)
-        return losses.trades(clean, self.logits(attacked), targets, self.train_own.beta)
+        return losses.trades(clean, self.logits(attacked), targets, self.settings.beta)
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """The average follows: at most `average` of itself, less while it is young. Statistics are the network's."""
-        keep = min(self.train_own.average, (1 + batch.step) / (10 + batch.step))
-        for own, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            own.lerp_(new, 1 - keep)
+        decay = min(self.settings.average, (1 + batch.step) / (10 + batch.step))
+        for averaged, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            averaged.lerp_(weight, 1 - decay)
         for statistic, latest in zip(self.average.buffers(), self.network.buffers(), strict=True):
             statistic.copy_(latest)
 
@@ -209,7 +211,7 @@ class DataAugStage(SupervisedStage):
 def plans(settings: DataAugSettings) -> list[Plan]:
     """One stage."""
     # mixed labels take the place of p(x) for the attack
-    passes = trades_passes(settings.attack) - (LOOK if settings.train.mixes else 0)
+    passes = trades_passes(settings.attack) - (FORWARD if settings.train.mixes else 0)
     return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True, passes=passes)]
 
 

@@ -17,9 +17,9 @@ from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStag
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import cosine
 from rush_bench.training.options import NetworkSettings
-from rush_bench.training.protocols import CIFAR, LinearSettings, PretrainedSettings
+from rush_bench.training.protocols import CIFAR_NORMALISED, LinearSettings, PretrainedSettings
 from rush_bench.training.seeds import derive
-from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Batch, Context, Plan, Recipe
 
 NAMES = {"deacl": "DeACL: decoupled adversarial contrastive learning, a student of SimCLR (Zhang et al. 2022)"}
 
@@ -43,7 +43,7 @@ class DistilSettings(ContrastiveSettings):
 class DeACLSettings(PretrainedSettings):
     """The stem pads by 2, as solo-learn's networks do; `pretrain` is the teacher's SimCLR, with our own numbers."""
 
-    network: NetworkSettings = field(default_factory=lambda: replace(CIFAR, padding=2))
+    network: NetworkSettings = field(default_factory=lambda: replace(CIFAR_NORMALISED, padding=2))
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
     pretrain: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
@@ -64,16 +64,18 @@ class StudentStage(ContrastiveStage):
 
     name = "distil"
 
+    settings: DistilSettings
+
     def __init__(self, context: Context, settings: DistilSettings, attack: InnerSettings) -> None:
         super().__init__(context, settings)
-        self.wanted, self.attack = settings, attack
+        self.settings, self.attack = settings, attack
         self.projector = torch.nn.Identity()
         self.teacher = build(self.network.spec).encoder.requires_grad_(False)
 
     def prepare(self, fresh: bool) -> None:
         """The student begins as the teacher, which the stage before has left in the network, or from weights of its own."""
         self.teacher.load_state_dict(self.carried["teacher"])
-        if fresh and self.wanted.start == "scratch":
+        if fresh and self.settings.start == "scratch":
             self.network.load_state_dict(build(self.network.spec, derive(self.seed, "student") % 2**32).state_dict())
 
     def begin_epoch(self, epoch: int) -> None:
@@ -81,8 +83,8 @@ class StudentStage(ContrastiveStage):
         self.teacher.eval()
 
     def loss(self, batch: Batch) -> Tensor:
-        own, student = self.wanted, self.network.encoder
-        x = pad_crop(batch.images, batch.generator, own.padding, own.flip)
+        settings, student = self.settings, self.network.encoder
+        x = pad_crop(batch.images, batch.generator, settings.padding, settings.flip)
         with torch.no_grad(), self.autocast():
             target = self.teacher(x)
 
@@ -93,17 +95,17 @@ class StudentStage(ContrastiveStage):
         attacked = self.attack.run(student, objective, x, batch.generator)
         with self.autocast():  # clean and attacked images in one BatchNorm batch
             clean, robust = student(torch.cat([x, attacked])).chunk(2)
-        return -cosine(clean, target) - own.weight * cosine(robust, clean)
+        return -cosine(clean, target) - settings.weight * cosine(robust, clean)
 
 
 def plans(settings: DeACLSettings) -> list[Plan]:
     """Teacher, student, then a fine-tuning protocol."""
-    own = settings.distil
-    passes = LOOK + settings.attack.steps * ATTACK + 2 * LEARN  # teacher; student attacked; clean and attacked
+    distil = settings.distil
+    passes = FORWARD + settings.attack.steps * ATTACK_STEP + 2 * TRAIN_STEP  # teacher; student attacked; clean and attacked
     return [
-        Plan("pretrain", "pretrain", settings.pretrain, lambda c: TeacherStage(c, settings.pretrain), passes=2 * LEARN),
-        Plan("distil", "pretrain", own, lambda c: StudentStage(c, own, settings.attack), passes=passes),
-        protocols.finetuning(settings),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: TeacherStage(c, settings.pretrain), passes=2 * TRAIN_STEP),
+        Plan("distil", "pretrain", distil, lambda c: StudentStage(c, distil, settings.attack), passes=passes),
+        protocols.finetuning_plan(settings),
     ]
 
 
@@ -122,4 +124,6 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `deacl`."""
-    return Recipe(name, DeACLSettings(), plans, protocols.card, PRESETS, adapt, tuning=protocols.TUNING)
+    return Recipe(
+        name, DeACLSettings(), plans, protocols.card, PRESETS, adapt, finetuning_settings=protocols.FINETUNING_SETTINGS
+    )

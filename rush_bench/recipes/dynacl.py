@@ -22,9 +22,9 @@ from rush_bench.training.clusters import pseudo_labels
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import NetworkSettings, Optimisation
-from rush_bench.training.protocols import IMAGENET, LINEAR_RATES, LinearSettings, PretrainedSettings
+from rush_bench.training.protocols import IMAGENET_NORMALISED, LINEAR_RATES, LinearSettings, PretrainedSettings
 from rush_bench.training.seeds import seeded
-from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe, Stage
+from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Batch, Context, Plan, Recipe, Stage
 
 NAMES = {
     "dynacl": "DynACL: ACL with annealed augmentations and a momentum encoder (Luo et al. 2023)",
@@ -70,7 +70,7 @@ class PlusSettings(AFFSettings):
 class DynACLSettings(PretrainedSettings):
     """SLF at the encoder; AFF with both routes, from x' = x (the routes differ, so that its gradient is not zero)."""
 
-    network: NetworkSettings = IMAGENET
+    network: NetworkSettings = IMAGENET_NORMALISED
     attack: InnerSettings = field(default_factory=lambda: InnerSettings(steps=5))
     pretrain: DynACLPretrainSettings = field(default_factory=DynACLPretrainSettings)
     plus: bool = False
@@ -87,9 +87,11 @@ class DynACLStage(ACLStage):
     its own.
     """
 
+    settings: DynACLPretrainSettings
+
     def __init__(self, context: Context, settings: DynACLPretrainSettings, attack: InnerSettings, clusters: int = 0) -> None:
         super().__init__(context, settings, attack)
-        self.dynamic, self.clusters, self.weight = settings, clusters, 1.0
+        self.settings, self.clusters, self.weight = settings, clusters, 1.0
         self.query = nn.ModuleList([copy.deepcopy(self.encoder), copy.deepcopy(self.projector)])
         self.key = nn.ModuleList([self.encoder, self.projector])
         self.key.requires_grad_(False)
@@ -103,30 +105,30 @@ class DynACLStage(ACLStage):
         (The code counts epochs from 1, by which its w moves one epoch before s does.)
         """
         self.train()
-        own = self.dynamic
-        passed = epoch // own.anneal_every * own.anneal_every / own.epochs
+        settings = self.settings
+        passed = epoch // settings.anneal_every * settings.anneal_every / settings.epochs
         s = 1 - passed
         self.views = SimCLRViews(
-            crop_floor=1 - (1 - own.crop_floor) * s,
-            flip=own.flip,
-            jitter=tuple(s * strength for strength in own.jitter),  # type: ignore[arg-type]
-            jitter_p=s * own.jitter_p,  # in the code, with the strengths
-            gray_p=s * own.gray_p,
-            interpolation=own.interpolation,
+            crop_floor=1 - (1 - settings.crop_floor) * s,
+            flip=settings.flip,
+            jitter=tuple(s * strength for strength in settings.jitter),  # type: ignore[arg-type]
+            jitter_p=s * settings.jitter_p,  # in the code, with the strengths
+            gray_p=s * settings.gray_p,
+            interpolation=settings.interpolation,
         )
-        self.weight = min(1 + passed * own.reweighting, 2.0)
+        self.weight = min(1 + passed * settings.reweighting, 2.0)
 
-    def queries(self, a: Tensor, number: int) -> Tensor:
+    def queries(self, a: Tensor, route_index: int) -> Tensor:
         """The query network's projections (B, D) of first views through a route."""
         encoder, projector = self.query
-        with self.autocast(), route(self.query, number):
+        with self.autocast(), route(self.query, route_index):
             return projector(encoder(a))
 
-    def nt(self, views: Tensor, number: int) -> Tensor:
+    def nt(self, views: Tensor, route_index: int) -> Tensor:
         """NT of queries and keys. No weight of the key network takes a gradient, but its images do: the attack moves both."""
         a, b = views.chunk(2)
-        (keys,) = self.embed(number, b)
-        return nt_xent(self.queries(a, number), keys, self.own.temperature)
+        (keys,) = self.embed(route_index, b)
+        return nt_xent(self.queries(a, route_index), keys, self.settings.temperature)
 
     def loss(self, batch: Batch) -> Tensor:
         """((2 - w) NT_clean + w NT_attacked) / 2."""
@@ -138,7 +140,7 @@ class DynACLStage(ACLStage):
         """The keys follow the queries of before the optimiser's step, as in the code."""
         loss = super().backward(batch)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.dynamic.key_momentum)
+            torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.settings.key_momentum)
         return loss
 
     def finish(self) -> None:
@@ -158,7 +160,7 @@ class ProbeStage(Stage):
 
     def __init__(self, context: Context, settings: ProbeSettings) -> None:
         super().__init__(context)
-        self.own = settings
+        self.settings = settings
         with seeded(self.seed, "probe"):
             self.head = nn.Linear(self.network.head.in_features, settings.clusters)
         nn.init.zeros_(self.head.weight)
@@ -171,10 +173,10 @@ class ProbeStage(Stage):
         self.eval()
 
     def loss(self, batch: Batch) -> Tensor:
-        x = pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)
+        x = pad_crop(batch.images, batch.generator, self.settings.padding, self.settings.flip)
         with self.autocast(), torch.no_grad():
             features = self.network.encoder(x).float()
-        return F.cross_entropy(self.head(features), self.carried["pseudo"][str(self.own.clusters)][batch.rows])
+        return F.cross_entropy(self.head(features), self.carried["pseudo"][str(self.settings.clusters)][batch.indices])
 
     def finish(self) -> None:
         self.carried["probe"] = {key: value.clone() for key, value in self.head.state_dict().items()}
@@ -190,7 +192,7 @@ class PlusStage(AFF):
 
     def __init__(self, context: Context, settings: PlusSettings, clusters: int) -> None:
         super().__init__(context, settings)
-        self.clusters, self.score = clusters, None
+        self.clusters, self.selection_metric = clusters, None
         with seeded(self.seed, "probe"):
             self.head = nn.Linear(self.network.head.in_features, clusters)
 
@@ -200,13 +202,13 @@ class PlusStage(AFF):
             self.head.load_state_dict(self.carried["probe"])
 
     def labels(self, batch: Batch) -> Tensor:
-        return self.carried["pseudo"][str(self.clusters)][batch.rows]
+        return self.carried["pseudo"][str(self.clusters)][batch.indices]
 
     def validate(self) -> dict[str, float]:
         return {}
 
     def finish(self) -> None:
-        """Both routes for AFF: the attacked one as it is now, the other's BatchNorm as pre-training left it."""
+        """Both routes for AFF: the present attacked one, and the other's BatchNorm from pre-training."""
         both = routed(self.network.encoder, 2, place=ATTACKED)
         clean = {key: value for key, value in self.carried[CARRIED].items() if f".sets.{CLEAN}." in key}
         self.carried[CARRIED] = {key: value.clone() for key, value in both.state_dict().items()} | clean
@@ -214,16 +216,20 @@ class PlusStage(AFF):
 
 def plans(settings: DynACLSettings) -> list[Plan]:
     """Pre-training, for ++ two stages on pseudo-labels, then a fine-tuning protocol."""
-    own, attack, probe, plus = settings.pretrain, settings.attack, settings.probe, settings.trades
-    if own.variant != "DS":
-        raise BadInput(f"DynACL is ACL's variant DS with its momentum encoder; pretrain.variant={own.variant} is not there")
-    if settings.plus and (own.route, plus.routes) != (ATTACKED, 1):
+    pretrain, attack, probe, plus = settings.pretrain, settings.attack, settings.probe, settings.trades
+    if pretrain.variant != "DS":
+        raise BadInput(
+            f"DynACL is ACL's variant DS with its momentum encoder; pretrain.variant={pretrain.variant} is not there"
+        )
+    if settings.plus and (pretrain.route, plus.routes) != (ATTACKED, 1):
         raise BadInput("DynACL++ trains the attacked route alone; leave pretrain.route=1 and trades.routes=1")
     clusters = probe.clusters if settings.plus else 0
-    passes = 2 * attack.steps * ATTACK + 2 * (LEARN + LOOK)  # both views are attacked; queries learn, keys pass
-    first = Plan("pretrain", "pretrain", own, lambda context: DynACLStage(context, own, attack, clusters), passes=passes)
-    more = [
-        Plan("probe", "pretrain", probe, lambda context: ProbeStage(context, probe), passes=LOOK),
+    passes = 2 * attack.steps * ATTACK_STEP + 2 * (TRAIN_STEP + FORWARD)  # both views are attacked; queries learn, keys pass
+    first = Plan(
+        "pretrain", "pretrain", pretrain, lambda context: DynACLStage(context, pretrain, attack, clusters), passes=passes
+    )
+    plus_stages = [
+        Plan("probe", "pretrain", probe, lambda context: ProbeStage(context, probe), passes=FORWARD),
         Plan(
             "trades",
             "pretrain",
@@ -232,7 +238,7 @@ def plans(settings: DynACLSettings) -> list[Plan]:
             passes=protocols.trades_passes(plus.attack),
         ),
     ]
-    return [first, *(more if settings.plus else []), protocols.finetuning(settings)]
+    return [first, *(plus_stages if settings.plus else []), protocols.finetuning_plan(settings)]
 
 
 PRESETS = protocols.presets(
@@ -264,4 +270,6 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 def make(name: str) -> Recipe:
     """The recipe `dynacl`, or `dynacl_pp` with the two stages after it."""
     settings = DynACLSettings(plus=name == "dynacl_pp")
-    return Recipe(name, settings, plans, protocols.card, PRESETS, adapt, LINEAR_RATES, tuning=protocols.TUNING)
+    return Recipe(
+        name, settings, plans, protocols.card, PRESETS, adapt, LINEAR_RATES, finetuning_settings=protocols.FINETUNING_SETTINGS
+    )

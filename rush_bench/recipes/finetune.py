@@ -19,7 +19,7 @@ SIZES = ("epochs", "batch_size")  # the same for all, and what a preset is about
 
 def plans(settings: PretrainedSettings) -> list[Plan]:
     """One stage, that of the protocol."""
-    return [protocols.finetuning(settings)]
+    return [protocols.finetuning_plan(settings)]
 
 
 def card(settings: PretrainedSettings) -> dict[str, Any]:
@@ -28,13 +28,17 @@ def card(settings: PretrainedSettings) -> dict[str, Any]:
     return {**common, "votes": [1, 64]} if settings.finetune.protocol == "NSLF" else common
 
 
-def follow(settings: PretrainedSettings) -> Mapping[str, Any]:
+def dependent_defaults(settings: PretrainedSettings) -> Mapping[str, Any]:
     """NSLF has RUSH's numbers, not those of SLF."""
     if settings.finetune.protocol != "NSLF":
         return {}
     rush = RushSettings().finetune
-    own = [one.name for one in fields(rush) if one.name not in (*SIZES, "protocol", "attack", "alf_lr", "padding", "flip")]
-    return {f"finetune.{name}": getattr(rush, name) for name in own}
+    names = [
+        setting.name
+        for setting in fields(rush)
+        if setting.name not in (*SIZES, "protocol", "attack", "alf_lr", "padding", "flip")
+    ]
+    return {f"finetune.{name}": getattr(rush, name) for name in names}
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -51,4 +55,6 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `finetune`."""
-    return Recipe(name, PretrainedSettings(), plans, card, presets(), adapt, LINEAR_RATES, follow, needs_encoder=True)
+    return Recipe(
+        name, PretrainedSettings(), plans, card, presets(), adapt, LINEAR_RATES, dependent_defaults, needs_encoder=True
+    )

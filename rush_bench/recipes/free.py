@@ -12,7 +12,7 @@ from rush_bench.settings import Count
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.seeds import derive
-from rush_bench.training.stage import LEARN, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import TRAIN_STEP, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
 from rush_bench.training.supervised import card as supervised
 
@@ -57,27 +57,27 @@ class FreeStage(SupervisedStage):
         """The same augmented images in all replays of a mini-batch."""
         seed = derive(self.seed, self.name, "views", batch.step // self.replays)
         generator = torch.Generator(batch.generator.device).manual_seed(seed)
-        return super().inputs(Batch(batch.data, batch.rows, generator, batch.epoch, batch.step))
+        return super().inputs(Batch(batch.data, batch.indices, generator, batch.epoch, batch.step))
 
     def backward(self, batch: Batch) -> Tensor:
-        moved = self.inputs(batch) + self.delta
-        x = moved.clamp(0, 1).requires_grad_()
+        perturbed = self.inputs(batch) + self.delta
+        x = perturbed.clamp(0, 1).requires_grad_()
         loss = self.cross_entropy(x, batch.labels)
         loss.backward()  # the weights' gradient and the images'
         assert x.grad is not None
-        # Both public codes differentiate through the clip: a perturbation that leads out of [0,1] stays as it is.
-        inside = (moved >= 0) & (moved <= 1)
+        # Both public codes differentiate through the clip: a perturbation that leads out of [0,1] does not change.
+        inside = (perturbed >= 0) & (perturbed <= 1)
         self.delta.add_(self.eps * x.grad.sign() * inside).clamp_(-self.eps, self.eps)  # step = eps
         return loss.detach()
 
 
 def plans(settings: FreeSettings) -> list[Plan]:
     """One stage, of as many passes over the images as m replays leave to do (rounded up)."""
-    own = settings.train
-    falls = tuple(fall / own.replays for fall in own.milestones)
-    shown = replace(own, epochs=math.ceil(own.epochs / own.replays), milestones=falls)
-    cost = own.replays * LEARN  # the image's gradient comes with the weights'
-    return [Plan("train", "train", shown, lambda c: FreeStage(c, own, settings.attack), labelled=True, passes=cost)]
+    train = settings.train
+    milestones = tuple(milestone / train.replays for milestone in train.milestones)
+    per_pass = replace(train, epochs=math.ceil(train.epochs / train.replays), milestones=milestones)
+    passes = train.replays * TRAIN_STEP  # the image's gradient comes with the weights'
+    return [Plan("train", "train", per_pass, lambda c: FreeStage(c, train, settings.attack), labelled=True, passes=passes)]
 
 
 def card(settings: FreeSettings) -> dict[str, Any]:

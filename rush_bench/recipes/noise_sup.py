@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rush_bench.errors import BadInput
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import LEARN, Batch, Plan, Recipe
+from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -43,7 +43,7 @@ def plans(settings: Any) -> list[Plan]:
     if settings.noise == "none":
         raise BadInput("this recipe trains with noise; give it a law, as in --set noise=uniform:0.3 or noise=gaussian:0.25")
     make = lambda context: NoiseSupStage(context, settings.train)  # noqa: E731
-    return [Plan("train", "train", settings.train, make, labelled=True, passes=LEARN)]
+    return [Plan("train", "train", settings.train, make, labelled=True, passes=TRAIN_STEP)]
 
 
 def card(settings: NoiseSupSettings) -> dict[str, Any]:

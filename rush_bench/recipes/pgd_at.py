@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import ATTACK, LEARN, Batch, Plan, Recipe
+from rush_bench.training.stage import ATTACK_STEP, TRAIN_STEP, Batch, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
 from rush_bench.training.supervised import card as supervised
 
@@ -35,7 +35,9 @@ class PGDATStage(SupervisedStage):
 def plans(settings: PGDATSettings) -> list[Plan]:
     """One stage."""
     make = lambda context: PGDATStage(context, settings.train, settings.attack)  # noqa: E731
-    return [Plan("train", "train", settings.train, make, labelled=True, passes=settings.attack.steps * ATTACK + LEARN)]
+    return [
+        Plan("train", "train", settings.train, make, labelled=True, passes=settings.attack.steps * ATTACK_STEP + TRAIN_STEP)
+    ]
 
 
 def card(settings: PGDATSettings) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.protocols import linear_passes
 from rush_bench.training.seeds import seeded
-from rush_bench.training.stage import LEARN, Batch, Context, Plan, Recipe, Stage
+from rush_bench.training.stage import TRAIN_STEP, Batch, Context, Plan, Recipe, Stage
 from rush_bench.training.supervised import SupervisedSettings, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 
@@ -81,7 +81,7 @@ class DiffusionStage(Stage):
 
     def __init__(self, context: Context, settings: DiffusionSettings) -> None:
         super().__init__(context)
-        self.own = settings
+        self.settings = settings
         channels, *sides = self.splits["train"].shape
         if any(side % 2 ** (len(settings.multipliers) - 1) for side in sides):
             raise BadInput(
@@ -106,24 +106,24 @@ class DiffusionStage(Stage):
         return (predicted - noise).square().flatten(1).mean(1)
 
     def loss(self, batch: Batch) -> Tensor:
-        x, generator = pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip), batch.generator
-        t = torch.randint(self.own.timesteps, (len(x),), generator=generator, device=x.device)  # algorithm 1 line 3
+        x, generator = pad_crop(batch.images, batch.generator, self.settings.padding, self.settings.flip), batch.generator
+        t = torch.randint(self.settings.timesteps, (len(x),), generator=generator, device=x.device)  # algorithm 1 line 3
         noise = torch.randn(x.shape, generator=generator, device=x.device)  # line 4
         return self.error(self.unet, x, t, noise).mean()
 
     def backward(self, batch: Batch) -> Tensor:
         loss = super().backward(batch)
-        nn.utils.clip_grad_norm_(self.unet.parameters(), self.own.clip)
+        nn.utils.clip_grad_norm_(self.unet.parameters(), self.settings.clip)
         return loss
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """The average follows, faster in the beginning: what it began with is forgotten within a tenth of the run."""
-        keep = min(self.own.ema, (1 + batch.step) / (10 + batch.step))
-        for mean, new in zip(self.average.parameters(), self.unet.parameters(), strict=True):
-            mean.lerp_(new, 1 - keep)
+        decay = min(self.settings.ema, (1 + batch.step) / (10 + batch.step))
+        for averaged, weight in zip(self.average.parameters(), self.unet.parameters(), strict=True):
+            averaged.lerp_(weight, 1 - decay)
 
-    def due(self, epoch: int, epochs: int) -> bool:
+    def validates_after(self, epoch: int, epochs: int) -> bool:
         return (epoch + 1) % max(1, epochs // 10) == 0
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class DiffusionStage(Stage):
         val = self.splits["val"]
         stream, shape = Stream(self.seed, "validation", val.index), val.shape
         noise = stream.noise(Gaussian(1.0), len(val), 1, shape, val.labels.device)[:, 0]
-        t = torch.arange(len(val), device=noise.device) * self.own.timesteps // len(val)
+        t = torch.arange(len(val), device=noise.device) * self.settings.timesteps // len(val)
         return {"explained": 1 - float(self.error(self.average, val.floats(), t, noise).mean())}
 
     def finish(self) -> None:
@@ -145,15 +145,15 @@ def plans(settings: PurifySettings) -> list[Plan]:
     if settings.noise != "none":
         raise BadInput("the noise of a purifier is its own; leave noise=none, and set purification.start")
     diffusion = lambda context: DiffusionStage(context, settings.diffusion)  # noqa: E731
-    first = Plan("diffusion", "pretrain", settings.diffusion, diffusion, passes=LEARN, of_encoder=False)
+    first = Plan("diffusion", "pretrain", settings.diffusion, diffusion, passes=TRAIN_STEP, of_encoder=False)
     if settings.classifier == "supervised":  # it sees neither noise nor purified images before the test, as in DiffPure
         train = lambda context: StandardStage(context, settings.train)  # noqa: E731
-        return [first, Plan("train", "train", settings.train, train, labelled=True, passes=LEARN)]
+        return [first, Plan("train", "train", settings.train, train, labelled=True, passes=TRAIN_STEP)]
     if settings.finetune.protocol != "SLF":
         raise BadInput(f"the SimCLR behind the purifier is SLF; leave finetune.protocol={settings.finetune.protocol} out")
     return [
         first,
-        Plan("pretrain", "pretrain", settings.pretrain, lambda c: SimCLRStage(c, settings.pretrain), passes=2 * LEARN),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: SimCLRStage(c, settings.pretrain), passes=2 * TRAIN_STEP),
         Plan(
             "finetune",
             "train",
@@ -168,14 +168,20 @@ def plans(settings: PurifySettings) -> list[Plan]:
 def card(settings: PurifySettings) -> dict[str, Any]:
     """One draw per prediction, as DiffPure; `@m` takes the vote of m. What `defenses.purify.purifier_from` reads."""
     protocol = "supervised" if settings.classifier == "supervised" else "SLF"
-    own, diffusion = settings.purification, settings.diffusion
-    start = round(own.start * diffusion.timesteps)
-    if not 1 <= own.steps <= start <= diffusion.timesteps:
+    purification, diffusion = settings.purification, settings.diffusion
+    start = round(purification.start * diffusion.timesteps)
+    if not 1 <= purification.steps <= start <= diffusion.timesteps:
         raise BadInput(
-            f"purification.start={own.start:g} is time {start} of {diffusion.timesteps}, and purification.steps={own.steps}: "
+            f"purification.start={purification.start:g} is time {start} of {diffusion.timesteps}, "
+            f"and purification.steps={purification.steps}: "
             "there must be at least as many times as steps, and one step"
         )
-    transform: dict[str, Any] = {"timesteps": diffusion.timesteps, "start": start, "steps": own.steps, "eta": own.eta}
+    transform: dict[str, Any] = {
+        "timesteps": diffusion.timesteps,
+        "start": start,
+        "steps": purification.steps,
+        "eta": purification.eta,
+    }
     transform |= {"width": diffusion.width, "multipliers": list(diffusion.multipliers)}
     return {"protocol": f"{protocol}, purified", "extra_data": None, "votes": [1], "transform": {"name": "purify", **transform}}
 

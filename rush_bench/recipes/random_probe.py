@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RandomProbeSettings(RunSettings):
-    """RUSH's second stage as it is (its appendix B, sources S5.21), on the network as it was drawn.
+    """RUSH's second stage unchanged (its appendix B, sources S5.21), on a randomly initialised network.
 
     BatchNorm's biases learn there and its statistics follow the noisy images, which is training of a kind; in
     `random_probe_frozen` nothing but the head moves.
@@ -44,8 +44,8 @@ def plans(settings: RandomProbeSettings, frozen: bool = False) -> list[Plan]:
         raise BadInput("random_probe is a smoothed defence; give it a noise law, as in --set noise=uniform:0.3")
     if settings.finetune.protocol != "NSLF":
         raise BadInput(f"random_probe is RUSH's second stage, NSLF; leave finetune.protocol={settings.finetune.protocol} out")
-    own = settings.finetune
-    return [Plan("finetune", "train", own, lambda c: Finetune(c, own), labelled=True, passes=linear_passes(own))]
+    finetune = settings.finetune
+    return [Plan("finetune", "train", finetune, lambda c: Finetune(c, finetune), labelled=True, passes=linear_passes(finetune))]
 
 
 def card(settings: RandomProbeSettings) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `random_probe`, or `random_probe_frozen`."""
-    own, frozen = RandomProbeSettings(), name == "random_probe_frozen"
+    settings, frozen = RandomProbeSettings(), name == "random_probe_frozen"
     if frozen:
-        own = replace(own, finetune=replace(own.finetune, bn_adapt="none"))
-    return Recipe(name, own, lambda settings: plans(settings, frozen), card, PRESETS, adapt)
+        settings = replace(settings, finetune=replace(settings.finetune, bn_adapt="none"))
+    return Recipe(name, settings, lambda settings: plans(settings, frozen), card, PRESETS, adapt)

@@ -13,7 +13,7 @@ from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStag
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import multi_view
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
-from rush_bench.training.stage import ATTACK, LEARN, LOOK, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Batch, Context, Plan, Recipe
 
 NAMES = {"rocl": "RoCL: instance-wise adversarial contrastive learning (Kim et al. 2020)"}
 
@@ -37,7 +37,7 @@ class RoCLPretrainSettings(ContrastiveSettings):
 
 @dataclass(frozen=True)
 class RoCLLinearSettings(LinearSettings):
-    """S2.5's linear stage, on images as they are: LE; r-LE is finetune.protocol=ALF."""
+    """S2.5's linear stage, on images without augmentation: LE; r-LE is finetune.protocol=ALF."""
 
     epochs: int = 150
     batch_size: int = 1024
@@ -62,9 +62,11 @@ class RoCLSettings(PretrainedSettings):
 class RoCLStage(ContrastiveStage):
     """Views t, t' and t + d, where d maximises the contrastive loss of the pair (t + d, t')."""
 
+    settings: RoCLPretrainSettings
+
     def __init__(self, context: Context, settings: RoCLPretrainSettings, attack: InnerSettings) -> None:
         super().__init__(context, settings)
-        self.wanted, self.attack = settings, attack
+        self.settings, self.attack = settings, attack
 
     def embed(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Projections of views, all in one BatchNorm batch."""
@@ -73,9 +75,9 @@ class RoCLStage(ContrastiveStage):
 
     def pairs(self, first: Tensor, second: Tensor) -> Tensor:
         """NT of projections (B, D) of two views by groups of a device, as many losses as groups. Keys as the settings say."""
-        own = self.wanted
-        groups = zip(first.split(own.attack_group), second.split(own.attack_group), strict=True)
-        return torch.stack([multi_view(pair, own.temperature, own.detach_keys) for pair in groups])
+        settings = self.settings
+        groups = zip(first.split(settings.attack_group), second.split(settings.attack_group), strict=True)
+        return torch.stack([multi_view(pair, settings.temperature, settings.detach_keys) for pair in groups])
 
     def attacked(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
         """t + d: eq. 3's instance-wise attack, on the first view alone."""
@@ -86,30 +88,30 @@ class RoCLStage(ContrastiveStage):
     def loss(self, batch: Batch) -> Tensor:
         t1 = self.views(batch.images, batch.generator)
         t2 = self.views(batch.images, batch.generator)
-        adv, own = self.attacked(t1, t2, batch), self.wanted
-        pair = self.pairs(*self.embed(adv, t2)).mean()  # a BatchNorm batch of its own, before the other, as in the code
-        u, v, w = self.embed(t1, t2, adv)
+        attacked, settings = self.attacked(t1, t2, batch), self.settings
+        pair = self.pairs(*self.embed(attacked, t2)).mean()  # a BatchNorm batch of its own, before the other, as in the code
+        u, v, w = self.embed(t1, t2, attacked)
         # Six ordered pairs, each summed over images and divided by 3N: twice the mean over anchors and positives.
-        three = 2 * multi_view((u, v, w), own.temperature, own.detach_keys)
-        return three + own.pair_weight * pair
+        three_views = 2 * multi_view((u, v, w), settings.temperature, settings.detach_keys)
+        return three_views + settings.pair_weight * pair
 
 
 def plans(settings: RoCLSettings) -> list[Plan]:
     """Pre-training, then a fine-tuning protocol."""
-    own, attack = settings.pretrain, settings.attack
+    pretrain, attack = settings.pretrain, settings.attack
     # t' as the attack's target; t attacked; the pair; the three
-    passes = LOOK + attack.steps * ATTACK + 2 * LEARN + 3 * LEARN
-    pretrain = Plan("pretrain", "pretrain", own, lambda context: RoCLStage(context, own, attack), passes=passes)
-    return [pretrain, protocols.finetuning(settings)]
+    passes = FORWARD + attack.steps * ATTACK_STEP + 2 * TRAIN_STEP + 3 * TRAIN_STEP
+    first = Plan("pretrain", "pretrain", pretrain, lambda context: RoCLStage(context, pretrain, attack), passes=passes)
+    return [first, protocols.finetuning_plan(settings)]
 
 
 def card(settings: RoCLSettings) -> dict[str, Any]:
     """Deterministic as it is listed; `rocl-cifar10@30` averages the logits of 30 random views (the paper's transformation-
     smoothed inference, S2.5; no code of it is released: the views are those of its pre-training, the number is the user's).
     """
-    own = settings.pretrain
+    pretrain = settings.pretrain
     names = ("crop_floor", "flip", "jitter", "jitter_p", "gray_p", "interpolation")
-    return {**protocols.card(settings), "transform": {"name": "views"} | {name: getattr(own, name) for name in names}}
+    return {**protocols.card(settings), "transform": {"name": "views"} | {name: getattr(pretrain, name) for name in names}}
 
 
 PRESETS = protocols.presets({"pretrain.lr": 1.0})
@@ -122,4 +124,4 @@ def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `rocl`."""
-    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt, tuning=protocols.TUNING)
+    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt, finetuning_settings=protocols.FINETUNING_SETTINGS)

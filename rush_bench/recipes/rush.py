@@ -15,7 +15,7 @@ from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStag
 from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import LEARN, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import TRAIN_STEP, Batch, Context, Plan, Recipe
 
 NAMES = {"rush": "RUSH: contrastive learning with randomised smoothing, one noisy view (Pang et al. 2022)"}
 
@@ -57,19 +57,21 @@ class RushStage(ContrastiveStage):
         if self.noisy_views != "none":
             x2 = self.smooth(x2, batch)  # line 5
         u, v = self.project(x1, x2)  # line 6
-        return nt_xent(u, v, self.own.temperature)
+        return nt_xent(u, v, self.settings.temperature)
 
 
 def plans(settings: RushSettings) -> list[Plan]:
     """Pre-training (Alg. 1 lines 2 to 8), then fine-tuning: by default lines 9 to 14, eq. 12."""
-    own = settings.finetune
+    finetune = settings.finetune
     if settings.noise == "none":
         raise BadInput("rush needs a noise law, as in --set noise=uniform:0.3; without noise it is the recipe simclr")
-    if own.protocol in ("SLF", "ALF") and (own.noisy or own.bn_adapt != "none"):
-        raise BadInput(f"finetune.protocol={own.protocol} of rush: set finetune.noisy=false and finetune.bn_adapt=none as well")
+    if finetune.protocol in ("SLF", "ALF") and (finetune.noisy or finetune.bn_adapt != "none"):
+        raise BadInput(
+            f"finetune.protocol={finetune.protocol} of rush: set finetune.noisy=false and finetune.bn_adapt=none as well"
+        )
     return [
-        Plan("pretrain", "pretrain", settings.pretrain, lambda c: RushStage(c, settings.pretrain), passes=2 * LEARN),
-        protocols.finetuning(settings, pretrained_with_noise=True),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: RushStage(c, settings.pretrain), passes=2 * TRAIN_STEP),
+        protocols.finetuning_plan(settings, pretrained_with_noise=True),
     ]
 
 
@@ -86,4 +88,4 @@ def make(name: str) -> Recipe:
     def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
         return {**protocols.adapt_finetuning(preset, shape), **adapt(preset, shape)}
 
-    return Recipe(name, RushSettings(), plans, card, presets, adapt_all, tuning=("finetune", "aff"))
+    return Recipe(name, RushSettings(), plans, card, presets, adapt_all, finetuning_settings=("finetune", "aff"))

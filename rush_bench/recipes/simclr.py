@@ -18,8 +18,8 @@ from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStag
 from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
-from rush_bench.training.protocols import AFF_PRESETS, TUNING, adapt_finetuning, card, finetuning
-from rush_bench.training.stage import LEARN, Batch, Plan, Recipe
+from rush_bench.training.protocols import AFF_PRESETS, FINETUNING_SETTINGS, adapt_finetuning, card, finetuning_plan
+from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
 
 NAMES = {"simclr": "SimCLR with a linear classifier (Chen et al. 2020): RUSH without its noise"}
 
@@ -55,14 +55,14 @@ class SimCLRStage(ContrastiveStage):
         x1 = self.views(batch.images, batch.generator)
         x2 = self.views(batch.images, batch.generator)
         u, v = self.project(x1, x2)
-        return nt_xent(u, v, self.own.temperature)
+        return nt_xent(u, v, self.settings.temperature)
 
 
 def plans(settings: SimCLRSettings) -> list[Plan]:
     """Pre-training, then fine-tuning."""
     return [
-        Plan("pretrain", "pretrain", settings.pretrain, lambda c: SimCLRStage(c, settings.pretrain), passes=2 * LEARN),
-        finetuning(settings),
+        Plan("pretrain", "pretrain", settings.pretrain, lambda c: SimCLRStage(c, settings.pretrain), passes=2 * TRAIN_STEP),
+        finetuning_plan(settings),
     ]
 
 
@@ -90,4 +90,4 @@ def make(name: str) -> Recipe:
     def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
         return {**adapt_finetuning(preset, shape), **adapt(preset, shape)}
 
-    return Recipe(name, SimCLRSettings(), plans, card, presets, adapt_all, tuning=TUNING)
+    return Recipe(name, SimCLRSettings(), plans, card, presets, adapt_all, finetuning_settings=FINETUNING_SETTINGS)

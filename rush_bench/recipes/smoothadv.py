@@ -15,7 +15,7 @@ from rush_bench.settings import Count, Level, Positive, Settings, Whole
 from rush_bench.threats import Threat
 from rush_bench.training.inner import attack_mode, pgd
 from rush_bench.training.options import NetworkSettings, RunSettings
-from rush_bench.training.stage import ATTACK, LEARN, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK_STEP, TRAIN_STEP, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -64,18 +64,18 @@ class SmoothAdvSettings(RunSettings):
 
 def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """-log of the mean over m draws of softmax(logits)_y: eq. S of the paper. (B, m, K) and (B,) to (B,)."""
-    of_label = logits.log_softmax(2).gather(2, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1))[..., 0]
-    return math.log(logits.shape[1]) - of_label.logsumexp(1)
+    label_log_probabilities = logits.log_softmax(2).gather(2, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1))[..., 0]
+    return math.log(logits.shape[1]) - label_log_probabilities.logsumexp(1)
 
 
-def lengths(delta: Tensor) -> Tensor:
+def l2_norms(delta: Tensor) -> Tensor:
     """The l2 norm of each image's perturbation, (B, 1, 1, 1)."""
     return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
 
 
-def unit(delta: Tensor) -> Tensor:
+def l2_unit(delta: Tensor) -> Tensor:
     """A perturbation over its length as the paper's code divides, which rounds otherwise than `Threat.ascend`; 0 stays 0."""
-    return delta / lengths(delta).clamp_min(1e-20)
+    return delta / l2_norms(delta).clamp_min(1e-20)
 
 
 def ddn(
@@ -94,8 +94,8 @@ def ddn(
     returned, or the clean image where none was. The code also rounds to 256 levels, we do not. x' detached.
     """
     images = images.detach()
-    delta, kept = torch.zeros_like(images), torch.zeros_like(images)
-    farthest = lengths(torch.maximum(images, 1 - images))
+    delta, best_delta = torch.zeros_like(images), torch.zeros_like(images)
+    farthest = l2_norms(torch.maximum(images, 1 - images))
     radius, smallest = torch.full_like(farthest, eps), farthest
     for step in range(steps):
         with torch.enable_grad():
@@ -103,15 +103,15 @@ def ddn(
             scores = logits(x)
             (gradient,) = torch.autograd.grad(smoothed_loss(scores, labels).sum(), x)
         wrong = (scores.detach().argmax(2).mode(1).values != labels).view(-1, 1, 1, 1)
-        size = lengths(delta)
-        better = wrong & (size < smallest)
-        kept, smallest = torch.where(better, delta, kept), torch.where(better, size, smallest)
+        norm = l2_norms(delta)
+        smaller = wrong & (norm < smallest)
+        best_delta, smallest = torch.where(smaller, delta, best_delta), torch.where(smaller, norm, smallest)
         rate = 0.01 + 0.99 * (1 + math.cos(math.pi * (step + 1) / steps)) / 2  # a cosine to 0.01, stepped first
-        delta = delta + rate * unit(gradient)
+        delta = delta + rate * l2_unit(gradient)
         radius = torch.minimum(radius * torch.where(wrong, 1 - gamma, 1 + gamma), farthest)
-        delta = radius * unit(delta)
+        delta = radius * l2_unit(delta)
         delta = (images + delta).clamp(0, 1) - images
-    return Threat("l2", eps).project(images + kept, images)
+    return Threat("l2", eps).project(images + best_delta, images)
 
 
 class SmoothAdvStage(SupervisedStage):
@@ -130,26 +130,26 @@ class SmoothAdvStage(SupervisedStage):
 
     def attacked(self, x: Tensor, labels: Tensor, noise: Tensor, batch: Batch) -> Tensor:
         """x' (B, C, H, W) against these very draws, which stay the same in all T steps."""
-        own = self.attack
-        eps = own.eps * min(1, (batch.epoch + 1) / max(1, own.ramp))
+        attack = self.attack
+        eps = attack.eps * min(1, (batch.epoch + 1) / max(1, attack.ramp))
         with attack_mode(self.network, "eval"):
-            if own.method == "ddn":
-                return ddn(lambda v: self.scores(v, noise), x, labels, eps=eps, steps=own.steps, gamma=own.gamma)
+            if attack.method == "ddn":
+                return ddn(lambda v: self.scores(v, noise), x, labels, eps=eps, steps=attack.steps, gamma=attack.gamma)
             return pgd(
                 lambda v: smoothed_loss(self.scores(v, noise), labels).sum(),
                 x,
                 Threat("l2", eps),
-                step=2 * eps / own.steps,
-                steps=own.steps,
+                step=2 * eps / attack.steps,
+                steps=attack.steps,
                 generator=batch.generator,
                 start="zero",
-                ascend=unit,
+                ascend=l2_unit,
             )
 
     def loss(self, batch: Batch) -> Tensor:
         assert self.noise is not None
-        rows = batch.rows.tensor_split(self.replays)[batch.replay]
-        part = Batch(batch.data, rows, batch.generator, batch.epoch, batch.step, batch.replay)
+        part_indices = batch.indices.tensor_split(self.replays)[batch.replay]
+        part = Batch(batch.data, part_indices, batch.generator, batch.epoch, batch.step, batch.replay)
         x, y = self.inputs(part), part.labels
         noise = self.noise.sample((len(x), self.attack.draws, *x.shape[1:]), batch.generator)
         scores = self.scores(self.attacked(x, y, noise, part), noise)  # the draws of the attack are trained on
@@ -164,7 +164,7 @@ def plans(settings: SmoothAdvSettings) -> list[Plan]:
         raise BadInput("attack.draws must be 1 to train.batch_size, which is split into so many parts")
     make = lambda context: SmoothAdvStage(context, settings.train, settings.attack)  # noqa: E731
     # each image is there m times, in m parts of the mini-batch in turn
-    passes = settings.attack.draws * (settings.attack.steps * ATTACK + LEARN)
+    passes = settings.attack.draws * (settings.attack.steps * ATTACK_STEP + TRAIN_STEP)
     return [Plan("train", "train", settings.train, make, labelled=True, passes=passes)]
 
 

@@ -15,11 +15,11 @@ from rush_bench.networks.resnet import Encoder
 from rush_bench.recipes.pgd_at import PGDATStage
 from rush_bench.training import protocols
 from rush_bench.training.inner import InnerSettings
-from rush_bench.training.joint import Joint, JointSettings
+from rush_bench.training.joint import JointSettings, JointStage
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.pretext import Jigsaw, Rotation, Selfie, SelfieSettings, TaskSettings
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
-from rush_bench.training.stage import ATTACK, LEARN, LOOK, Context, Plan, Recipe
+from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 
@@ -31,7 +31,7 @@ NAMES = {
     "ssp_selfie": "adversarial pre-training on Selfie, then adversarial fine-tuning (Chen et al. 2020b)",
 }
 STAGES: dict[str, Any] = {"rotation": Rotation, "jigsaw": Jigsaw, "selfie": Selfie}
-TUNING = ("finetune", "finetune_attack", "linear", "noise")
+FINETUNING_SETTINGS = ("finetune", "finetune_attack", "linear", "noise")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -91,9 +91,9 @@ class SSPFinetune(PGDATStage):
         super().__init__(context, settings, attack)
         encoder = self.network.encoder
         encoders = cast(list[Encoder], list(encoder.members) if isinstance(encoder, Parallel) else [encoder])
-        # Partial: stem to layer3 stay as they are, their BatchNorm in eval(); layer4 and the linear layer learn.
-        held = [one.get_submodule(name) for one in encoders for name in trunk(one)]
-        self.frozen = held if settings.mode == "partial" else []
+        # Partial: stem to layer3 are frozen, their BatchNorm in eval(); layer4 and the linear layer learn.
+        trunk_parts = [member.get_submodule(name) for member in encoders for name in trunk(member)]
+        self.frozen = trunk_parts if settings.mode == "partial" else []
         for part in self.frozen:
             part.requires_grad_(False)
 
@@ -103,7 +103,7 @@ class SSPFinetune(PGDATStage):
             part.eval()
 
 
-SECOND = 4  # a gradient in the image that is itself differentiated in it: forward and back, twice
+SECOND_ORDER_STEP = 4  # a gradient in the image that is itself differentiated in it: forward and back, twice
 
 
 def plans(settings: SSPSettings, tasks: tuple[str, ...]) -> list[Plan]:
@@ -111,28 +111,28 @@ def plans(settings: SSPSettings, tasks: tuple[str, ...]) -> list[Plan]:
     check_members(settings, len(tasks))
 
     def pretrain(number: int, task: str) -> Plan:
-        own = getattr(settings, task)
-        make = lambda context: STAGES[task](context, own, settings.attack, number)  # noqa: E731
-        passes = settings.attack.steps * ATTACK + 2 * LEARN  # clean and attacked
-        return Plan(task, "pretrain", own, make, passes=passes, of_encoder=task != "selfie")
+        task_settings = getattr(settings, task)
+        make = lambda context: STAGES[task](context, task_settings, settings.attack, number)  # noqa: E731
+        passes = settings.attack.steps * ATTACK_STEP + 2 * TRAIN_STEP  # clean and attacked
+        return Plan(task, "pretrain", task_settings, make, passes=passes, of_encoder=task != "selfie")
 
-    return [*(pretrain(number, task) for number, task in enumerate(tasks)), finetuning(settings)]
+    return [*(pretrain(number, task) for number, task in enumerate(tasks)), finetuning_plan(settings)]
 
 
 def joint_plans(settings: JointRunSettings) -> list[Plan]:
     """One pre-training stage for the three networks, then one fine-tuning."""
     check_members(settings, len(STAGES))
-    own = settings.joint
-    make = lambda context: Joint(context, own, settings.attack)  # noqa: E731
-    return [Plan("joint", "pretrain", own, make, passes=joint_passes(settings), of_encoder=False), finetuning(settings)]
+    joint = settings.joint
+    make = lambda context: JointStage(context, joint, settings.attack)  # noqa: E731
+    return [Plan("joint", "pretrain", joint, make, passes=joint_passes(settings), of_encoder=False), finetuning_plan(settings)]
 
 
 def joint_passes(settings: JointRunSettings) -> float:
     """Of an image in the joint stage, whose tasks have rows of their own."""
     diverse = settings.joint.diversity != 0
     # Where the weights minimise log det too, the backward pass goes twice through the gradient's graph and the image's.
-    worst = LOOK + 1 + 2 + 2 if diverse and settings.joint.penalise else LEARN
-    return settings.attack.steps * (SECOND if diverse else ATTACK) + LEARN + worst
+    worst = FORWARD + 1 + 2 + 2 if diverse and settings.joint.penalise else TRAIN_STEP
+    return settings.attack.steps * (SECOND_ORDER_STEP if diverse else ATTACK_STEP) + TRAIN_STEP + worst
 
 
 def check_members(settings: SharedSettings, count: int) -> None:
@@ -141,23 +141,25 @@ def check_members(settings: SharedSettings, count: int) -> None:
         raise BadInput(f"network.members must be {count}, one for each task of this recipe")
 
 
-def finetuning(settings: SharedSettings) -> Plan:
+def finetuning_plan(settings: SharedSettings) -> Plan:
     """The last stage: the paper's adversarial fine-tuning, or a protocol that trains the linear layer."""
-    own, usual = settings.finetune, LinearSettings().protocol
-    if settings.linear.protocol not in (usual, own.protocol):
+    finetune, default_protocol = settings.finetune, LinearSettings().protocol
+    if settings.linear.protocol not in (default_protocol, finetune.protocol):
         raise BadInput(f"linear.protocol follows finetune.protocol: --set finetune.protocol={settings.linear.protocol}")
     protocols.check_noise(settings.linear_run())
-    if own.protocol != "AFF":
-        if own.mode != "full":
+    if finetune.protocol != "AFF":
+        if finetune.mode != "full":
             raise BadInput(
-                f"finetune.mode={own.mode} is a way of AFF; finetune.protocol={own.protocol} trains the linear layer"
+                f"finetune.mode={finetune.mode} is a way of AFF; finetune.protocol={finetune.protocol} trains the linear layer"
             )
-        return replace(protocols.finetuning(settings.linear_run()), name="linear")
+        return replace(protocols.finetuning_plan(settings.linear_run()), name="linear")
 
     def make(context: Context) -> SSPFinetune:
-        return SSPFinetune(context, own, settings.finetune_attack)
+        return SSPFinetune(context, finetune, settings.finetune_attack)
 
-    return Plan("finetune", "train", own, make, labelled=True, passes=settings.finetune_attack.steps * ATTACK + LEARN)
+    return Plan(
+        "finetune", "train", finetune, make, labelled=True, passes=settings.finetune_attack.steps * ATTACK_STEP + TRAIN_STEP
+    )
 
 
 def card(settings: SharedSettings) -> dict[str, Any]:
@@ -191,9 +193,9 @@ def make(name: str) -> Recipe:
     layers["short"] |= {"linear.epochs": 10, "linear.milestones": (6, 8)}
     layers["smoke"] |= {"linear.epochs": 2, "linear.batch_size": 64, "linear.milestones": (), "linear.lr": 0.03}
     layers["smoke"] |= {"linear.attack.steps": 2}
-    joint, own = name == "ssp_joint", tuple(STAGES) if name == "ssp" else (name.removeprefix("ssp_"),)
+    joint, tasks = name == "ssp_joint", tuple(STAGES) if name == "ssp" else (name.removeprefix("ssp_"),)
     settings: SharedSettings = JointRunSettings() if joint else SSPSettings()
-    if joint or len(own) > 1:
+    if joint or len(tasks) > 1:
         settings = replace(settings, network=replace(settings.network, members=len(STAGES)))
     for task in ("joint",) if joint else STAGES:
         layers["short"][f"{task}.epochs"] = 4 if joint else 6
@@ -201,9 +203,23 @@ def make(name: str) -> Recipe:
     if joint:
         for preset in ("short", "smoke"):  # few steps: faster ones
             layers[preset]["joint.lr"] = 0.05
-        return Recipe(name, settings, joint_plans, card, layers, lambda p, shape: adapt(p, shape, ("joint",)), tuning=TUNING)
+        return Recipe(
+            name,
+            settings,
+            joint_plans,
+            card,
+            layers,
+            lambda p, shape: adapt(p, shape, ("joint",)),
+            finetuning_settings=FINETUNING_SETTINGS,
+        )
     for preset in ("short", "smoke"):  # few steps, and no time to warm up: the sum of four terms at the rate of one
         layers[preset]["selfie.lr"] = 0.025
     return Recipe(
-        name, settings, lambda s: plans(s, own), card, layers, lambda p, shape: adapt(p, shape, tuple(STAGES)), tuning=TUNING
+        name,
+        settings,
+        lambda s: plans(s, tasks),
+        card,
+        layers,
+        lambda p, shape: adapt(p, shape, tuple(STAGES)),
+        finetuning_settings=FINETUNING_SETTINGS,
     )

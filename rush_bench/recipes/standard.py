@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import LEARN, Batch, Plan, Recipe
+from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
@@ -30,7 +30,9 @@ class StandardStage(SupervisedStage):
 
 def plans(settings: StandardSettings) -> list[Plan]:
     """One stage."""
-    return [Plan("train", "train", settings.train, lambda c: StandardStage(c, settings.train), labelled=True, passes=LEARN)]
+    return [
+        Plan("train", "train", settings.train, lambda c: StandardStage(c, settings.train), labelled=True, passes=TRAIN_STEP)
+    ]
 
 
 def card(settings: StandardSettings) -> dict[str, Any]:

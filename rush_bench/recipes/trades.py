@@ -11,7 +11,7 @@ from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.options import RunSettings
 from rush_bench.training.protocols import trades_passes
-from rush_bench.training.stage import LOOK, Batch, Context, Plan, Recipe
+from rush_bench.training.stage import FORWARD, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
 from rush_bench.training.supervised import card as supervised
 
@@ -61,7 +61,7 @@ class TradesStage(SupervisedStage):
 def plans(settings: TradesSettings) -> list[Plan]:
     """One stage."""
     make = lambda context: TradesStage(context, settings.train, settings.attack)  # noqa: E731
-    passes = trades_passes(settings.attack) + LOOK  # and clean once more
+    passes = trades_passes(settings.attack) + FORWARD  # and clean once more
     return [Plan("train", "train", settings.train, make, labelled=True, passes=passes)]
 
 

@@ -104,8 +104,8 @@ def published(path: Path = FILE) -> Published:
 
 def _row(entry: dict[str, Any]) -> PublishedRow:
     facts = ("architecture", "extra_data", "protocol", "remark")
-    made = {name: Fact(**entry[name]) if entry[name] else None for name in facts}
-    return PublishedRow(**entry | made | {"footnotes": tuple(entry["footnotes"])})
+    values = {name: Fact(**entry[name]) if entry[name] else None for name in facts}
+    return PublishedRow(**entry | values | {"footnotes": tuple(entry["footnotes"])})
 
 
 def _check(path: Path, method: str, numbers: tuple[float | None, ...], known: object) -> None:

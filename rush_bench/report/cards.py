@@ -7,7 +7,7 @@ from typing import Any
 from rush_bench.files import digest
 from rush_bench.report.trainings import Training
 from rush_bench.training.checkpoint import IDENTITY, identity
-from rush_bench.training.cost import of_card
+from rush_bench.training.cost import cost_from_card
 
 
 def training_of(card: Mapping[str, Any]) -> Training:
@@ -18,6 +18,6 @@ def training_of(card: Mapping[str, Any]) -> Training:
     seed = decides.pop("seed")
     decides["data"].pop("from", None)
     start = {key: value for key, value in card.get("from", {}).items() if key not in ("name", "sha256", "seed")}
-    cost, system = of_card(card), digest([decides, start])
-    made = Training(system, seed, seconds=card.get("seconds"))
-    return made if cost is None else replace(made, passes=cost.passes, images=cost.images)
+    cost, system = cost_from_card(card), digest([decides, start])
+    training = Training(system, seed, seconds=card.get("seconds"))
+    return training if cost is None else replace(training, passes=cost.passes, images=cost.images)

@@ -55,8 +55,8 @@ def table(results: Sequence[CellResult], reference: str | None = None) -> pd.Dat
         for corruption, cell in found.items():
             numbers = {} if cell is None else _accuracy([cell])
             lines.append(about | {"corruption": corruption} | numbers | relative.get(corruption, {}))
-        whole = [cell for cell in found.values() if cell is not None]
-        numbers = _accuracy(whole) if len(whole) == len(found) else {}
+        complete = [cell for cell in found.values() if cell is not None]
+        numbers = _accuracy(complete) if len(complete) == len(found) else {}
         lines.append(about | {"corruption": MEAN} | numbers | relative.get(MEAN, {}))
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 

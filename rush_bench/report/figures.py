@@ -20,7 +20,7 @@ from rush_bench.report import columns
 from rush_bench.report.rows import Row, rows
 
 DPI = 150
-# Okabe and Ito's colours, told apart by colour-blind readers; the marker repeats what the colour says.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers repeat the information.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*"
 TIPS = "\u241e"  # stands before each text of an artist's gid: shown to a reader who points at the marker
@@ -81,12 +81,15 @@ def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
     figure = Figure(figsize=(5.2, 0.3 * len(order) + 1.3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(shown):
-        there = [(at, row) for at, row in enumerate(order) if name in row.estimates]
-        found = [row.estimates[name] for _, row in there]
+        present = [(at, row) for at, row in enumerate(order) if name in row.estimates]
+        found = [row.estimates[name] for _, row in present]
         bars = axes.errorbar(
-            [100 * one.value for one in found],
-            [at + 0.1 * ((len(shown) - 1) / 2 - k) for at, _ in there],
-            xerr=[[100 * max(one.value - one.low, 0) for one in found], [100 * max(one.high - one.value, 0) for one in found]],
+            [100 * estimate.value for estimate in found],
+            [at + 0.1 * ((len(shown) - 1) / 2 - k) for at, _ in present],
+            xerr=[
+                [100 * max(estimate.value - estimate.low, 0) for estimate in found],
+                [100 * max(estimate.high - estimate.value, 0) for estimate in found],
+            ],
             label=COLUMNS[name],
             color=COLOURS[k % len(COLOURS)],
             marker=MARKERS[k % len(MARKERS)],
@@ -94,8 +97,8 @@ def accuracy_by_defence(sheet: Sequence[Row], path: Path) -> Path:
             linestyle="",
             elinewidth=0.8,
         )
-        words = (f"{row.labels['defense']}, {COLUMNS[name]}" for _, row in there)
-        bars.lines[0].set_gid(tips(percent(word, one) for word, one in zip(words, found, strict=True)))
+        words = (f"{row.labels['defense']}, {COLUMNS[name]}" for _, row in present)
+        bars.lines[0].set_gid(tips(percent(word, estimate) for word, estimate in zip(words, found, strict=True)))
     axes.set_yticks(range(len(order)), [row.labels["defense"] for row in order], fontsize=8)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlim(-2, 102)

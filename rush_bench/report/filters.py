@@ -23,8 +23,8 @@ def only(frame: pd.DataFrame, wanted: Mapping[str, str | Sequence[str]]) -> pd.D
         texts = ["" if pd.isna(value) else str(value) for value in frame[column]]
         fits = [any(fnmatchcase(text, pattern) for pattern in several) for text in texts]
         if not any(fits):
-            there = ", ".join(sorted(set(texts) - {""})) or "nothing"
-            raise BadInput(f"no row is left with {column} {', '.join(several)}; there is {there}")
+            available = ", ".join(sorted(set(texts) - {""})) or "nothing"
+            raise BadInput(f"no row is left with {column} {', '.join(several)}; there is {available}")
         frame = frame[fits].reset_index(drop=True)
     return frame
 

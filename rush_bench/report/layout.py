@@ -129,7 +129,7 @@ def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
     return Layout(columns, cells, marks, bold, blocks, _notes(frame, paper, any(quick)))
 
 
-def lift(layout: Layout) -> tuple[Layout, str]:
+def lift_shared_columns(layout: Layout) -> tuple[Layout, str]:
     """Without the columns that say the same in every row, and what they say, for above the table."""
     same = {
         name: layout.cells[0][k]
@@ -137,7 +137,7 @@ def lift(layout: Layout) -> tuple[Layout, str]:
         if name in LIFTED and len({row[k] for row in layout.cells}) == 1 and layout.cells[0][k] not in (DASH, "")
     }
     words = (f"{name}={text}" if name in ("n", "K") else text for name, text in same.items())
-    return without(layout, same), ", ".join(words)
+    return drop_columns(layout, same), ", ".join(words)
 
 
 def choose(layout: Layout, columns: Sequence[str]) -> Layout:
@@ -156,7 +156,7 @@ def choose(layout: Layout, columns: Sequence[str]) -> Layout:
     )
 
 
-def without(layout: Layout, left_out: Container[str]) -> Layout:
+def drop_columns(layout: Layout, left_out: Container[str]) -> Layout:
     """The columns but these."""
     return choose(layout, [name for name in layout.columns if name not in left_out])
 
@@ -268,14 +268,14 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     attacks = [column for name, column in columns.items() if name not in derived and not name.endswith("_bank")]
     if len(frame) and any(np.any(columns["worst"].round(1) > column.round(1)) for column in attacks):
         notes.append(("", CHOSEN))
-    if any(isinstance(said, str) and said for said in frame["upper_bounds"]):
+    if any(isinstance(text, str) and text for text in frame["upper_bounds"]):
         notes.append((BOUND, "an upper bound, not a measure of robustness: run audit."))
     if any(name.endswith("_sd") for name in frame):
         notes.append(("", SPREAD))
     if "training_passes" in frame and frame["training_passes"].notna().any():
         notes.append(("", PASSES))
     names = frame["measured_as"] if paper else frame["defense"]
-    for name, suite, said in zip(names, frame["suite"], frame["notes"], strict=True):
-        if isinstance(said, str) and said:
-            notes.append(("", f"{name}, {suite}: {said}"))
+    for name, suite, text in zip(names, frame["suite"], frame["notes"], strict=True):
+        if isinstance(text, str) and text:
+            notes.append(("", f"{name}, {suite}: {text}"))
     return notes

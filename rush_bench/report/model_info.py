@@ -24,10 +24,10 @@ def model_info(row: Row) -> dict[str, Any]:
     """A row with a threat as RobustBench has it."""
     assert row.threat is not None
     norm, eps = row.threat["norm"], row.threat["eps"]
-    whole = AUTOATTACK in row.estimates and not row.quick
+    has_autoattack = AUTOATTACK in row.estimates and not row.quick
     accuracies = {
-        name: {"acc": _percent(one.value), "low": _percent(one.low), "high": _percent(one.high)}
-        for name, one in row.estimates.items()
+        name: {"acc": _percent(measured.value), "low": _percent(measured.low), "high": _percent(measured.high)}
+        for name, measured in row.estimates.items()
     }
     return {
         "link": None,
@@ -41,7 +41,7 @@ def model_info(row: Row) -> dict[str, Any]:
         "eps": f"{eps * 255:g}/255" if norm == "linf" else f"{eps:g}",
         "clean_acc": _percent(row.estimates["clean"].value) if "clean" in row.estimates else None,
         "reported": None,
-        "autoattack_acc": _percent(row.estimates[AUTOATTACK].value) if whole else None,
+        "autoattack_acc": _percent(row.estimates[AUTOATTACK].value) if has_autoattack else None,
         "rush_bench": {
             "worst_acc": accuracies.get("worst", {}).get("acc"),
             "suite": row.labels["suite"],
@@ -71,7 +71,7 @@ def write_model_info(rows: Iterable[Row], folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Stated:
+class StatedAccuracy:
     """What a model_info file states: an accuracy as a fraction, of which kind, and under which threat, on what."""
 
     accuracy: float
@@ -81,7 +81,7 @@ class Stated:
     eps: float
 
 
-def read_model_info(path: Path) -> Stated:
+def read_model_info(path: Path) -> StatedAccuracy:
     """The accuracy that a file claims: the higher of what its authors reported and what AutoAttack left.
 
     BadInput for a file that cannot be read or states neither.
@@ -90,7 +90,9 @@ def read_model_info(path: Path) -> Stated:
         info = read_json(path)
         stated = [(float(info[key]), key) for key in ("reported", "autoattack_acc") if info.get(key) not in (None, "")]
         percent, kind = max(stated)
-        return Stated(percent / 100, kind, str(info["name"]), str(info["dataset"]), float(parse_number(str(info["eps"]))))
+        return StatedAccuracy(
+            percent / 100, kind, str(info["name"]), str(info["dataset"]), float(parse_number(str(info["eps"])))
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{path} is no model_info of RobustBench with reported or autoattack_acc, dataset and eps: {error}"

@@ -12,7 +12,7 @@ from rush_bench.attacks.suites import is_quick
 from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
-from rush_bench.report.evidence import doubt, unusual
+from rush_bench.report.caveats import gradient_caveat, unusual_settings
 from rush_bench.report.trainings import Training, Trainings, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
@@ -85,16 +85,16 @@ def rows(results: Iterable[CellResult], trainings: Trainings | None = None) -> l
         key = _group(cells[0], with_threat=False)
         joined.add(key)
         differences = _differences(cells)
-        found += [_row([*_one_clean(clean[key]), *variant], differences) for variant in _variants(cells)]
-    found += [_row(_one_clean(cells), {}) for key, cells in clean.items() if key not in joined]
-    found = _told_apart(found)
+        found += [_row([*_single_clean_cell(clean[key]), *variant], differences) for variant in _variants(cells)]
+    found += [_row(_single_clean_cell(cells), {}) for key, cells in clean.items() if key not in joined]
+    found = _with_digests(found)
     if trainings:
         of = [(str(row.labels.get("sha256")), str(row.labels.get("recipe"))) for row in found]
         found = [dataclasses.replace(row, training=trainings.get(key)) for row, key in zip(found, of, strict=True)]
     return sorted(with_means(found), key=_order)
 
 
-def _told_apart(found: Sequence[Row]) -> list[Row]:
+def _with_digests(found: Sequence[Row]) -> list[Row]:
     """Rows of one name whose networks differ get the beginning of their weights' digest beside it."""
     several: dict[str, set[str]] = defaultdict(set)
     for row in found:
@@ -123,7 +123,7 @@ def _group(result: CellResult, with_threat: bool) -> str:
     return digest([same, result.labels["defense"], result.labels["dataset"], result.labels["suite"]])
 
 
-def _one_clean(cells: Sequence[CellResult]) -> list[CellResult]:
+def _single_clean_cell(cells: Sequence[CellResult]) -> list[CellResult]:
     """One clean cell, a finished one if there is any: they estimate the same quantity."""
     return sorted(cells, key=lambda cell: (not cell.complete, cell.folder))[:1]
 
@@ -157,23 +157,23 @@ def _differences(cells: Sequence[CellResult]) -> dict[str, str]:
 
 def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
     estimates, behind = dict[str, Estimate](), dict[str, CellResult]()
-    notes, doubts = list[str](), dict[str, list[str]]()
+    notes, caveats = list[str](), dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
-        if words := differences.get(digest(cell.identity)) or cell.remembered(unusual):
-            notes.append(f"{name} with {words}")
+        if differing := differences.get(digest(cell.identity)) or cell.remembered(unusual_settings):
+            notes.append(f"{name} with {differing}")
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")
             continue
-        found = cell.remembered(summary)
-        estimates |= {part: Estimate(*numbers) for part, numbers in found["estimates"].items()}
-        behind |= dict.fromkeys(found["estimates"], cell)
-        if (why := found["doubt"]) != "":
-            doubts.setdefault(UNKNOWN if why is None else why, []).append(name)
-    notes += [f"{', '.join(names)}: {why}" for why, names in doubts.items()]
-    wrong = {name for why, names in doubts.items() if why != UNKNOWN for name in names}
-    weak = wrong | {"worst"} if wrong else wrong
-    bounds = [name for name, cell in behind.items() if cell.labels["attack"] in weak]
+        summarised = cell.remembered(summary)
+        estimates |= {part: Estimate(*numbers) for part, numbers in summarised["estimates"].items()}
+        behind |= dict.fromkeys(summarised["estimates"], cell)
+        if (caveat := summarised["caveat"]) != "":
+            caveats.setdefault(UNKNOWN if caveat is None else caveat, []).append(name)
+    notes += [f"{', '.join(names)}: {caveat}" for caveat, names in caveats.items()]
+    untrue = {name for caveat, names in caveats.items() if caveat != UNKNOWN for name in names}
+    bounded = untrue | {"worst"} if untrue else untrue
+    bounds = [name for name, cell in behind.items() if cell.labels["attack"] in bounded]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
     identity = first.identity
     return Row(
@@ -191,14 +191,14 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
 
 
 def summary(cell: CellResult) -> dict[str, Any]:
-    """What a row takes from the arrays of a finished cell: `estimates` by column, and `doubt` (see `doubt`)."""
+    """What a row takes from the arrays of a finished cell: `estimates` by column, and `caveat` (see `gradient_caveat`)."""
     name = cell.labels["attack"]
     estimates = {name: estimate(cell)}
     if "bank_correct" in cell.arrays:
         estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
     if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
         estimates[f"worst_any{ANY_OF}"] = _any(cell)
-    return {"estimates": estimates, "doubt": doubt(cell)}
+    return {"estimates": estimates, "caveat": gradient_caveat(cell)}
 
 
 def _any(cell: CellResult) -> Estimate:

@@ -16,7 +16,7 @@ from rush_bench.records.published import PublishedRow, published
 from rush_bench.records.statistics import Estimate
 from rush_bench.report.layout import DASH, INTERVALS
 from rush_bench.report.rows import Row, threat_text
-from rush_bench.report.tables import belongs_beside
+from rush_bench.report.tables import matches_published
 
 COLUMNS = ["Trial", "Accuracy", "Besides", "K", "Forward", "Back", "Seconds"]
 WIDE = ("Forward", "Back")  # a terminal has no room for them
@@ -56,7 +56,7 @@ def published_row(evidence: Evidence) -> PublishedRow | None:
     row = Row(evidence.labels, "", {"norm": evidence.labels["norm"], "eps": evidence.labels["eps"]}, 0, 0, {}, ())
     if not row.is_linf8():
         return None
-    return next((entry for entry in published().table1 if belongs_beside(entry, evidence.labels)), None)
+    return next((entry for entry in published().table1 if matches_published(entry, evidence.labels)), None)
 
 
 def percent(estimate: Estimate, signed: bool = False) -> str:
@@ -94,7 +94,7 @@ def waterfall_frame(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def besides(entry: Entry) -> str:
+def further_scores(entry: Entry) -> str:
     """What else the cell says: the bank that was attacked, unseen banks, official bookkeeping, any of k."""
     words = {f"any of {k}": entry.any_of(k) for k in ANY if entry.experiment == "T11"}
     words |= {text: entry.other(kind) for kind, text in OTHER.items()}
@@ -124,7 +124,7 @@ def notes(evidence: Evidence) -> list[str]:
             "Budget quick: fewer images, steps and draws than the protocol, hence weaker attacks; no match for other budgets."
         )
     if not evidence.complete:
-        lines.append("Trials that say how many chunks are done are not finished; the same command goes on with them.")
+        lines.append("Trials with a number of chunks are not finished; the same command continues them.")
     return lines
 
 
@@ -212,7 +212,7 @@ def texts(entry: Entry) -> list[str]:
     table = entry.result.frame
     cost = [f"{table[kind].mean():,.0f}" for kind in ("forwards", "backwards")]
     k = str(entry.result.identity["repeats"])
-    return [entry.trial, percent(entry.estimate), besides(entry), k, *cost, f"{table['seconds'].sum():,.1f}"]
+    return [entry.trial, percent(entry.estimate), further_scores(entry), k, *cost, f"{table['seconds'].sum():,.1f}"]
 
 
 def _record(entry: Entry) -> dict[str, Any]:

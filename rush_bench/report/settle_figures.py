@@ -38,14 +38,14 @@ def write_figures(of_each: Sequence[Evidence], folder: Path) -> list[Path]:
 
     `waterfall` and `attacks` of each defence; `sweep` and `eps` of all that share data set, threat and budget.
     """
-    folder, made = Path(folder), list[Path | None]()
+    folder, paths = Path(folder), list[Path | None]()
     for evidence in of_each:
-        made.append(waterfall(evidence, folder / f"{tables.stem(evidence)}-waterfall.png"))
-        made.append(attacks(evidence, folder / f"{tables.stem(evidence)}-attacks.png"))
+        paths.append(waterfall(evidence, folder / f"{tables.stem(evidence)}-waterfall.png"))
+        paths.append(attacks(evidence, folder / f"{tables.stem(evidence)}-attacks.png"))
     for name, together in grouped(of_each):
-        made.append(sweep(together, folder / f"{name}-sweep.png"))
-        made.append(eps(together, folder / f"{name}-eps.png"))
-    return [path for path in made if path is not None]
+        paths.append(sweep(together, folder / f"{name}-sweep.png"))
+        paths.append(eps(together, folder / f"{name}-eps.png"))
+    return [path for path in paths if path is not None]
 
 
 def grouped(of_each: Sequence[Evidence]) -> list[tuple[str, list[Evidence]]]:
@@ -58,7 +58,7 @@ def waterfall(evidence: Evidence, path: Path) -> Path | None:
 
     A correction is a bar from the accuracy before it to the one after, with the latter's 95 % interval; its difference, paired
     by image, stands below. Replays measure no robustness and have a colour of their own; they and the worst case stand on the
-    ground. A bar that is not finished keeps its place and says so.
+    ground. An unfinished bar keeps its place and is marked.
     """
     found = tables.bars(evidence)
     if sum(bar.entry.complete for bar in found) < 3:
@@ -198,8 +198,8 @@ def eps(of_each: Sequence[Evidence], path: Path) -> Path | None:
     norm = of_each[0].labels["norm"]
     if norm == "linf":  # whole 255ths, whatever was measured between them
         first, last = 255 * ticks[1], 255 * ticks[-1]
-        whole = [k for k in (0, 1, 2, 4, 8, 16, 32, 64, 128, 255) if k == 0 or first - 1e-9 <= k <= last + 1e-9]
-        _ticks(axes, [k / 255 for k in whole], [str(k) for k in whole])
+        levels = [k for k in (0, 1, 2, 4, 8, 16, 32, 64, 128, 255) if k == 0 or first - 1e-9 <= k <= last + 1e-9]
+        _ticks(axes, [k / 255 for k in levels], [str(k) for k in levels])
     else:
         _ticks(axes, ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xlabel(figures.eps_label(norm), fontsize=9)
@@ -253,7 +253,7 @@ def _about(of_each: Sequence[Evidence]) -> str:
 def _line(figure: Figure, panel: Axes, name: str, points: Sequence[Point], k: int) -> None:
     """A line through the points in the order of `at`; the style is the k-th of the house's.
 
-    It is shifted by k steps of a typographic point and a half, so that intervals at one place can be told apart.
+    It is shifted by k steps of a typographic point and a half, so that intervals at one place can be distinguished.
     """
     beside = ScaledTranslation(1.5 * k / 72, 0, figure.dpi_scale_trans)
     for hollow in (False, True):
@@ -307,8 +307,8 @@ def _kind(bar: tables.Bar, last: bool) -> tuple[str, str]:
 def _bar(axes: Axes, at: float, name: str, estimate: Estimate, before: float, colour: str, label: str) -> None:
     """A bar from one accuracy to another, with the latter's interval."""
     height = 100 * (estimate.value - before)
-    (made,) = axes.bar(at, height, bottom=100 * before, width=0.72, color=colour, label=label, zorder=1)
-    made.set_gid(figures.tips([figures.percent(name, estimate)]))
+    (drawn,) = axes.bar(at, height, bottom=100 * before, width=0.72, color=colour, label=label, zorder=1)
+    drawn.set_gid(figures.tips([figures.percent(name, estimate)]))
     axes.errorbar(at, 100 * estimate.value, yerr=_error([estimate]), color=BLACK, capsize=3, elinewidth=1.0, zorder=3)
     axes.text(at, 100 * estimate.high + 1.5, f"{100 * estimate.value:.1f}", ha="center", va="bottom", fontsize=9, bbox=CLEAR)
 

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rush_bench.files import write_text
 from rush_bench.records import CellResult
 from rush_bench.report import tables, writers
-from rush_bench.report.layout import TEXT, Layout, choose, lay_out, lift, measured_blocks, without
+from rush_bench.report.layout import TEXT, Layout, choose, drop_columns, lay_out, lift_shared_columns, measured_blocks
 from rush_bench.report.terminal import Shown
 from rush_bench.report.trainings import Trainings
 
@@ -26,15 +26,15 @@ class Table:
     def __init__(
         self,
         frame: pd.DataFrame,
-        whole: Layout,
+        layout: Layout,
         *,
         narrow: Layout | None = None,
         printed: Layout | None = None,
         title: str = "",
         about: str = "",
     ) -> None:
-        self.frame, self.whole, self.title = frame, whole, title
-        self.narrow, self.printed, self.about = narrow or whole, printed or whole, about  # for a terminal, for a paper
+        self.frame, self.whole, self.title = frame, layout, title
+        self.narrow, self.printed, self.about = narrow or layout, printed or layout, about  # for a terminal, for a paper
 
     def __str__(self) -> str:
         console = Console(markup=False, emoji=False, color_system=None)
@@ -75,9 +75,9 @@ class Table:
 
         BadInput for a column that the table has not.
         """
-        whole = choose(self.whole, columns)
+        layout = choose(self.whole, columns)
         parts = [part for name in columns for part in tables.parts_of(name) if part in self.frame]
-        return Table(self.frame[parts], whole, title=self.title, about=self.about)
+        return Table(self.frame[parts], layout, title=self.title, about=self.about)
 
     def write(
         self,
@@ -111,11 +111,11 @@ def measured(results: Iterable[CellResult], style: str = "plain", trainings: Tra
 def of_frame(frame: pd.DataFrame) -> Table:
     """The table of a frame that `rush_bench.report.tables.table` made."""
     whole = lay_out(frame)
-    printed = without(whole, FACTS)
-    return Table(frame, whole, narrow=lay_out(frame, narrow=True), printed=printed, about=lift(printed)[1])
+    printed = drop_columns(whole, FACTS)
+    return Table(frame, whole, narrow=lay_out(frame, narrow=True), printed=printed, about=lift_shared_columns(printed)[1])
 
 
-def worded(
+def text_table(
     frame: pd.DataFrame, header: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", notes: Sequence[str] = ()
 ) -> Table:
     """A table whose words are made already: header and rows as text, beside the frame of their numbers."""

@@ -61,8 +61,8 @@ def plain(found: Sequence[Row]) -> pd.DataFrame:
     shown = {column.name: column.estimate for column in columns_of.plain(_measured_in(found))}
     columns += [part for name in shown for part in parts_of(name)]
     columns += ["K", "n", *FACTS, "budget", *TRAINING, "in_mean", "seed", "upper_bounds", "notes"]
-    made = [_about(row) | _numbers(row, shown) for row in found]
-    return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
+    lines = [_about(row) | _numbers(row, shown) for row in found]
+    return _needed(pd.DataFrame(lines, columns=columns).astype(WHOLE))
 
 
 def paper_lines(found: Sequence[Row]) -> list[Line]:
@@ -78,7 +78,7 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
     lines: dict[str, list[Line]] = {block: [] for block in BLOCKS}
     for entry in published().table1:
         beside = sorted(
-            (r for r in measured if id(r) not in used and belongs_beside(entry, r.labels)), key=_width, reverse=True
+            (r for r in measured if id(r) not in used and matches_published(entry, r.labels)), key=_width, reverse=True
         )[:1]
         used |= {id(row) for row in beside}
         lines[entry.block].append((entry, beside[0] if beside else None))
@@ -93,17 +93,17 @@ def paper_lines(found: Sequence[Row]) -> list[Line]:
 
 def paper(lines: Sequence[Line]) -> pd.DataFrame:
     """The paper style: a row per line, in their order."""
-    made, shown = [], columns_of.paper(_measured_in(row for _, row in lines if row))
+    cells, shown = [], columns_of.paper(_measured_in(row for _, row in lines if row))
     for entry, row in lines:
         about = _published(entry) if entry else {}
         if row and not entry:
             about = {"block": block_of(row.labels), "method": row.labels["defense"]}
-        made.append(about | (_measured(row, shown) if row else {}))
+        cells.append(about | (_measured(row, shown) if row else {}))
     columns = ["block", "method", "footnotes", *(f"published_{name}" for name in PUBLISHED), "published_source"]
     columns += [f"published_{name}" for name in FACTS]
     columns += ["measured_as", *(part for column in shown for part in parts_of(column.in_paper)), "n", "K", *FACTS, "budget"]
     columns += [*TRAINING, "in_mean", "suite", "seed", "upper_bounds", "notes"]
-    return _needed(pd.DataFrame(made, columns=columns).astype(WHOLE))
+    return _needed(pd.DataFrame(cells, columns=columns).astype(WHOLE))
 
 
 def _measured_in(found: Iterable[Row]) -> set[str]:
@@ -125,12 +125,12 @@ def parts_of(name: str) -> list[str]:
 
 
 def _numbers(row: Row, wanted: dict[str, str]) -> dict[str, float]:
-    made: dict[str, float] = {}
+    cells: dict[str, float] = {}
     for column, name in wanted.items():
         if name in row.estimates:
             numbers = [*row.estimates[name], row.spread.get(name, math.nan)]
-            made |= dict(zip(parts_of(column), (100 * part for part in numbers), strict=True))
-    return made
+            cells |= dict(zip(parts_of(column), (100 * part for part in numbers), strict=True))
+    return cells
 
 
 def _about(row: Row) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def block_of(labels: Mapping[str, Any]) -> str:
     return f"{TITLES.get(before, before)} -> {title}"
 
 
-def belongs_beside(entry: PublishedRow, labels: Mapping[str, Any]) -> bool:
+def matches_published(entry: PublishedRow, labels: Mapping[str, Any]) -> bool:
     """Whether what was measured, by its labels, is the system, votes and data of a published row."""
     votes = entry.votes is None or labels.get("votes") == entry.votes
     return entry.beside and block_of(labels) == entry.block and labels.get("recipe") == entry.system and votes

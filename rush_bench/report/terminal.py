@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from rush_bench.report.layout import Layout, flush_left, folded, header, lift, measured_blocks, without
+from rush_bench.report.layout import Layout, drop_columns, flush_left, folded, header, lift_shared_columns, measured_blocks
 from rush_bench.report.writers import cells_of
 
 # left out in this order; what a row is and its worst case stay to the last
@@ -56,11 +56,11 @@ def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -
 
     table = grid(layout)
     if fits(table):
-        return _around(table, layout, [title])
-    layout, shared = lift(layout)
+        return _with_notes(table, layout, [title])
+    layout, shared = lift_shared_columns(layout)
     above = [title, shared]
     if fits(table := grid(layout)):
-        return _around(table, layout, above)
+        return _with_notes(table, layout, above)
     left_out: list[str] = []
     attacks = layout.columns if {"defense", "method"} & set(layout.columns) else ()
     others = [name for name in attacks if name not in (*LEAST, *NAMES, *MOST)]  # attacks that nobody foresaw
@@ -69,11 +69,11 @@ def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -
             continue
         if name:
             left_out.append(header(name))
-            layout = without(layout, (name,))
+            layout = drop_columns(layout, (name,))
         for fold in FOLDS:
             if fits(table := grid(layout, fold)):
-                return _around(table, layout, above, _lack(left_out), BELOW)
-    return _around(Group(*upright(layout)), layout, above, _lack(left_out))
+                return _with_notes(table, layout, above, _no_room_for(left_out), BELOW)
+    return _with_notes(Group(*one_line_per_column(layout)), layout, above, _no_room_for(left_out))
 
 
 def grid(layout: Layout, fold: int | None = None) -> Table:
@@ -98,7 +98,7 @@ def grid(layout: Layout, fold: int | None = None) -> Table:
     return table
 
 
-def upright(layout: Layout) -> Iterable[Text]:
+def one_line_per_column(layout: Layout) -> Iterable[Text]:
     """Rows one below the other: its name, then a line per column."""
     heads = [header(name) for name in layout.columns]
     wide = max(map(len, heads))
@@ -110,13 +110,13 @@ def upright(layout: Layout) -> Iterable[Text]:
             yield Text("\n".join([first, *(f"  {h:{wide}}  {text}" for h, text in zip(heads[1:], rest, strict=True))]))
 
 
-def _around(table: RenderableType, layout: Layout, above: Sequence[str], *below: str) -> Group:
+def _with_notes(table: RenderableType, layout: Layout, above: Sequence[str], *below: str) -> Group:
     notes = [*(text for text in below if text), *(f"{mark}: {text}" if mark else text for mark, text in layout.notes)]
     parts: list[RenderableType] = [Text(text, style="bold") for text in above if text]
     return Group(*parts, table, *(Text(text, style="dim") for text in notes))
 
 
-def _lack(left_out: Sequence[str]) -> str:
+def _no_room_for(left_out: Sequence[str]) -> str:
     return f"No room for {', '.join(left_out)}: in a wider window, or in the files." if left_out else ""
 
 

@@ -76,7 +76,9 @@ def _mean(group: Sequence["Row"]) -> "Row | None":
     estimates = {name: _pooled(name, cells) for name in columns}
     spread = {name: float(np.std([row.estimates[name].value for row in ranked], ddof=1)) for name in columns}
     trainings = [row.training for row in ranked if row.training is not None]
-    costs: dict[str, Any] = {key: _average([getattr(one, key) for one in trainings]) for key in ("passes", "images", "seconds")}
+    costs: dict[str, Any] = {
+        key: _average([getattr(training, key) for training in trainings]) for key in ("passes", "images", "seconds")
+    }
     notes = dict.fromkeys(note for row in ranked for note in row.notes)
     bounds = dict.fromkeys(name for row in ranked for name in row.bounds if name in columns)
     return dataclasses.replace(
@@ -89,7 +91,7 @@ def _mean(group: Sequence["Row"]) -> "Row | None":
         notes=tuple(notes),
         bounds=tuple(bounds),
         training=dataclasses.replace(trainings[0], **costs),
-        training_seeds=tuple(one.seed for one in trainings),
+        training_seeds=tuple(training.seed for training in trainings),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from rush_bench.files import write_text
-from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, folded, header, lift
+from rush_bench.report.layout import BOUND, DASH, UNLABELLED, Layout, flush_left, folded, header, lift_shared_columns
 
 WIDE, CROWDED = 7, 12  # columns; so many stand across both columns of a page, so many in the smallest letters
 HEAD, WORDS = 9, 16  # letters of a line of a header, and of words in a cell
@@ -43,12 +43,12 @@ def latex(layout: Layout, caption: str | None = None, label: str | None = None, 
     `caption` and `label` are LaTeX, as given; without a caption it is what the numbers are `about`. The interval stands beside
     its number in small digits, by the macro `\\ci`.
     """
-    layout, _ = lift(layout)
+    layout, _ = lift_shared_columns(layout)
     count, floating = len(layout.columns), "table*" if len(layout.columns) >= WIDE else "table"
     sides = "".join("l" if left else "r" for left in flush_left(layout))
-    said = caption or _latex("Accuracy in percent" + (f": {about}." if about else "."))
+    caption_text = caption or _latex("Accuracy in percent" + (f": {about}." if about else "."))
     lines = ["% needs \\usepackage{booktabs}", INTERVAL, f"\\begin{{{floating}}}", "\\centering"]
-    lines += [f"\\caption{{{said}}}", f"\\label{{{label or 'tab:rush-bench'}}}"]
+    lines += [f"\\caption{{{caption_text}}}", f"\\label{{{label or 'tab:rush-bench'}}}"]
     letters = "\\footnotesize" if count < CROWDED else "\\scriptsize"
     lines += [f"{letters}\\setlength{{\\tabcolsep}}{{2pt}}", f"\\begin{{tabular}}{{@{{}}{sides}@{{}}}}", "\\toprule"]
     lines += [
@@ -67,7 +67,7 @@ def latex(layout: Layout, caption: str | None = None, label: str | None = None, 
 
 def to_html(layout: Layout) -> str:
     """A bare HTML table with its notes, for a notebook."""
-    layout, shared = lift(layout)
+    layout, shared = lift_shared_columns(layout)
     lines = [f"<p>{html.escape(shared)}</p>" if shared else "", "<table>", "<thead><tr>"]
     lines += [f"<th>{html.escape(header(name))}</th>" for name in layout.columns]
     lines.append("</tr></thead><tbody>")
@@ -84,18 +84,18 @@ def to_html(layout: Layout) -> str:
 
 def cells_of(layout: Layout, i: int, escape: Callable[[str], str], bold: str, mark: str) -> list[str]:
     """A row as text: the best in the form of `bold`, footnotes in that of `mark`."""
-    made = []
+    lines = []
     for k, text in enumerate(layout.cells[i]):
         text = escape(text)
         if (i, k) in layout.bold:  # the number, not its interval
             number = text.split()[0]
             text = bold.format(number) + text[len(number) :]
-        made.append(text + (mark.format(layout.marks[i, k]) if (i, k) in layout.marks else ""))
-    return made
+        lines.append(text + (mark.format(layout.marks[i, k]) if (i, k) in layout.marks else ""))
+    return lines
 
 
 def _latex_row(layout: Layout, i: int) -> list[str]:
-    made = []
+    parts = []
     for k, text in enumerate(layout.cells[i]):
         bold, found = (i, k) in layout.bold, NUMBER.fullmatch(text)
         if found:
@@ -107,8 +107,8 @@ def _latex_row(layout: Layout, i: int) -> list[str]:
             text = f"\\textbf{{{_latex(text)}}}"
         else:
             text = _stacked(text, WORDS, "l") if k else _latex(text)  # a row's name stays on a line
-        made.append(text + (f"\\textsuperscript{{{_latex(layout.marks[i, k])}}}" if (i, k) in layout.marks else ""))
-    return made
+        parts.append(text + (f"\\textsuperscript{{{_latex(layout.marks[i, k])}}}" if (i, k) in layout.marks else ""))
+    return parts
 
 
 def _stacked(text: str, width: int, side: str) -> str:
@@ -135,11 +135,11 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    made = "".join(_LATEX.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
-    made = re.sub(r"I\\_F\+(?=\s|$)", "$\\\\mathcal{I}_F^+$", made)
-    made = re.sub(r"I\\_F(?=\s|$)", "$\\\\mathcal{I}_F$", made)
-    made = re.sub(r"\b(?:l-inf|linf) ", "$\\\\ell_\\\\infty$ ", made)
-    return made.replace("->", "$\\rightarrow$").replace("<", "$<$").replace(">", "$>$")
+    escaped = "".join(_LATEX.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
+    escaped = re.sub(r"I\\_F\+(?=\s|$)", "$\\\\mathcal{I}_F^+$", escaped)
+    escaped = re.sub(r"I\\_F(?=\s|$)", "$\\\\mathcal{I}_F$", escaped)
+    escaped = re.sub(r"\b(?:l-inf|linf) ", "$\\\\ell_\\\\infty$ ", escaped)
+    return escaped.replace("->", "$\\rightarrow$").replace("<", "$<$").replace(">", "$>$")
 
 
 def _latex_title(title: str) -> str:

@@ -1,4 +1,4 @@
-"""Training: stages, the loop that can stop anywhere and go on, losses, fine-tuning modes.
+"""Training: stages, the loop that can stop and resume anywhere, losses, fine-tuning modes.
 
 `train("rush", dataset="digits")` runs a recipe and leaves a model in the store.
 """

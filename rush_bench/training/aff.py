@@ -40,17 +40,19 @@ class AFF(SupervisedStage):
 
     name = "aff"
 
+    settings: AFFSettings
+
     def __init__(self, context: Context, settings: AFFSettings) -> None:
         super().__init__(context, settings, settings.attack)
-        self.full, self.encoder = settings, context.network.encoder
+        self.settings, self.encoder = settings, context.network.encoder
         if settings.routes == 2:
             self.encoder = routed(self.encoder, 2, place=1)
         self.head, self.frozen = self.network.head, self.freeze()
 
     def freeze(self) -> list[nn.Module]:
         """Parts that do not learn; BatchNorm is in eval mode there."""
-        parts, plain = dict(self.encoder.named_children()), cast(AnyEncoder, self.network.encoder)
-        names = {"all": [], "head": list(parts), "last_stage": trunk(plain)}[self.full.trained]
+        parts, encoder = dict(self.encoder.named_children()), cast(AnyEncoder, self.network.encoder)
+        names = {"all": [], "head": list(parts), "last_stage": trunk(encoder)}[self.settings.trained]
         frozen = [parts[name] for name in names]
         for part in frozen:
             part.requires_grad_(False)
@@ -59,10 +61,10 @@ class AFF(SupervisedStage):
     def prepare(self, fresh: bool) -> None:
         if not fresh:
             return
-        if self.full.head_init == "zero":
+        if self.settings.head_init == "zero":
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-        if self.full.routes == 2:
+        if self.settings.routes == 2:
             self.encoder.load_state_dict(self.carried[CARRIED])
 
     def begin_epoch(self, epoch: int) -> None:
@@ -70,9 +72,9 @@ class AFF(SupervisedStage):
         for part in self.frozen:
             part.eval()
 
-    def through(self, x: Tensor, number: int) -> Tensor:
+    def route_logits(self, x: Tensor, route_index: int) -> Tensor:
         """Logits (B, K) in float32 through a route."""
-        with self.autocast(), route(self.encoder, number if self.full.routes == 2 else 0):
+        with self.autocast(), route(self.encoder, route_index if self.settings.routes == 2 else 0):
             return self.head(self.encoder(x)).float()
 
     def labels(self, batch: Batch) -> Tensor:
@@ -80,12 +82,12 @@ class AFF(SupervisedStage):
         return batch.labels
 
     def loss(self, batch: Batch) -> Tensor:
-        x, y, inner = self.inputs(batch), self.labels(batch), self.full.attack
-        if self.full.objective == "pgd_at":  # Madry et al. 2018, eq. 2.1
-            attacked = inner.run(self, lambda v: F.cross_entropy(self.through(v, 1), y), x, batch.generator)
-            return F.cross_entropy(self.through(attacked, 1), y)
+        x, y, inner = self.inputs(batch), self.labels(batch), self.settings.attack
+        if self.settings.objective == "pgd_at":  # Madry et al. 2018, eq. 2.1
+            attacked = inner.run(self, lambda v: F.cross_entropy(self.route_logits(v, 1), y), x, batch.generator)
+            return F.cross_entropy(self.route_logits(attacked, 1), y)
         with attack_mode(self, inner.mode), torch.no_grad():
-            target = self.through(x, 0)
-        attacked = inner.run(self, lambda v: kl(target, self.through(v, 1)).sum(), x, batch.generator)
+            target = self.route_logits(x, 0)
+        attacked = inner.run(self, lambda v: kl(target, self.route_logits(v, 1)).sum(), x, batch.generator)
         # Zhang et al. 2019, eq. 5; two forward passes in train(), each a BatchNorm batch of its own, as in the code
-        return trades(self.through(x, 0), self.through(attacked, 1), y, self.full.beta)
+        return trades(self.route_logits(x, 0), self.route_logits(attacked, 1), y, self.settings.beta)

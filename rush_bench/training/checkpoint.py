@@ -21,22 +21,22 @@ def identity(card: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({key: card[key] for key in IDENTITY}))
 
 
-def refuse_other(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, usual: Mapping[str, Any] | None = None
+def refuse_different_run(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, defaults: Mapping[str, Any] | None = None
 ) -> None:
     """BadInput that names what differs, if the folder belongs to another run.
 
     usual: the settings where nobody asks for others. A setting that is younger than the run there is no difference while it
     has its usual value, which is what ran before there was such a setting.
     """
-    there, here, plain = _flat(found), _flat(wanted), _flat(json.loads(json.dumps({"settings": usual or {}})))
-    young = {key for key in here.keys() - there.keys() if key in plain and here[key] == plain[key]}
-    differing = [key for key in sorted((there.keys() | here.keys()) - young) if there.get(key) != here.get(key)]
+    stored, current, default = _flat(found), _flat(wanted), _flat(json.loads(json.dumps({"settings": defaults or {}})))
+    newer = {key for key in current.keys() - stored.keys() if key in default and current[key] == default[key]}
+    differing = [key for key in sorted((stored.keys() | current.keys()) - newer) if stored.get(key) != current.get(key)]
     if differing:
-        shown = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in differing[:6]]
-        more = f", and {len(differing) - 6} more" if len(differing) > 6 else ""
+        shown = [f"{key} is {stored.get(key)!r} there and {current.get(key)!r} here" for key in differing[:6]]
+        rest = f", and {len(differing) - 6} more" if len(differing) > 6 else ""
         raise BadInput(
-            f"{folder} holds a run with other settings: {'; '.join(shown)}{more}. "
+            f"{folder} holds a run with other settings: {'; '.join(shown)}{rest}. "
             "Give this one another --name, or delete the folder"
         )
 
@@ -61,14 +61,14 @@ class CheckpointFile:
             return None
         try:
             content = torch.load(self.path, map_location=device, weights_only=True)
-            found, known = json.loads(content["run"]), content["format"] == FORMAT
+            found, readable = json.loads(content["run"]), content["format"] == FORMAT
         except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
             raise BadInput(
                 f"checkpoint {self.path} is damaged ({type(error).__name__}); delete {self.folder} to train from the start"
             ) from error
-        if not known:
+        if not readable:
             raise BadInput(f"checkpoint {self.path} is of another version; delete {self.folder} to train from the start")
-        refuse_other(found, self.run, self.model_folder)
+        refuse_different_run(found, self.run, self.model_folder)
         return content
 
     def remove(self) -> None:

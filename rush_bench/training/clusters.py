@@ -13,22 +13,22 @@ from rush_bench.errors import BadInput
 from rush_bench.files import pickled_labels
 from rush_bench.training.seeds import derive
 
-ROUNDS = 50
+ITERATIONS = 50
 
 
 @torch.no_grad()
-def kmeans(points: Tensor, count: int, seed: int, rounds: int = ROUNDS) -> Tensor:
+def kmeans(points: Tensor, count: int, seed: int, iterations: int = ITERATIONS) -> Tensor:
     """Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii 2007): the cluster of each point, int64 (N,).
 
-    points (N, D). Stops after `rounds`, or when nothing moves. An empty cluster takes the point farthest from its own
+    points (N, D). Stops after `iterations`, or when nothing moves. An empty cluster takes the point farthest from its own
     centre. The draws come from the seed alone. BadInput for more clusters than points.
     """
     if not 1 <= count <= len(points):
         raise BadInput(f"{count} clusters of {len(points)} images; give at most as many clusters as images")
     generator = torch.Generator().manual_seed(derive(seed, "kmeans", count))
-    centres = points[_spread(points, count, generator)].clone()
+    centres = points[_first_centres(points, count, generator)].clone()
     label = torch.full((len(points),), -1, device=points.device)
-    for _ in range(rounds):
+    for _ in range(iterations):
         distance, nearest = _nearest(points, centres)
         if torch.equal(nearest, label):
             break
@@ -41,23 +41,23 @@ def kmeans(points: Tensor, count: int, seed: int, rounds: int = ROUNDS) -> Tenso
     return label
 
 
-def _spread(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
+def _first_centres(points: Tensor, count: int, generator: torch.Generator) -> list[int]:
     """Indices of k-means++ centres: each drawn with a probability in proportion to its squared distance to the last."""
     first = int(torch.randint(len(points), (1,), generator=generator))
-    chosen, gap = [first], (points - points[first]).square().sum(1)
+    chosen, squared_distance = [first], (points - points[first]).square().sum(1)
     for _ in range(count - 1):
-        weight = gap.double().cpu()
-        even = torch.ones_like(weight).index_fill_(0, torch.tensor(chosen), 0)  # where all that is left coincides
-        pick = int(torch.multinomial(weight if float(weight.sum()) > 0 else even, 1, generator=generator))
-        chosen.append(pick)
-        gap = torch.minimum(gap, (points - points[pick]).square().sum(1))
+        weights = squared_distance.double().cpu()
+        uniform = torch.ones_like(weights).index_fill_(0, torch.tensor(chosen), 0)  # where all that is left coincides
+        index = int(torch.multinomial(weights if float(weights.sum()) > 0 else uniform, 1, generator=generator))
+        chosen.append(index)
+        squared_distance = torch.minimum(squared_distance, (points - points[index]).square().sum(1))
     return chosen
 
 
 def _nearest(points: Tensor, centres: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Squared distance to the nearest centre, up to rounding, and which it is: (N,) each."""
-    half = centres.square().sum(1)
-    parts = [(half - 2 * part @ centres.T).min(1) for part in points.split(chunk)]
+    squared_norms = centres.square().sum(1)
+    parts = [(squared_norms - 2 * part @ centres.T).min(1) for part in points.split(chunk)]
     return torch.cat([p.values for p in parts]) + points.square().sum(1), torch.cat([p.indices for p in parts])
 
 
@@ -82,14 +82,14 @@ def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, least:
         raise BadInput(
             f"pseudo-label file {path} cannot be read: {reason}; give an .npz with one array pseudo_train_K for each K"
         ) from error
-    found = {}
+    chosen = {}
     for count in counts:
         name = f"pseudo_train_{count}"
         if name not in arrays:
             raise BadInput(f"pseudo-label file {path} has no array {name!r}; it has {', '.join(arrays) or 'none'}")
         labels = arrays[name]
-        fits = labels.ndim == 1 and least <= len(labels) <= (len(labels) if most is None else most)
-        if labels.dtype.kind not in "iu" or not fits:
+        right_length = labels.ndim == 1 and least <= len(labels) <= (len(labels) if most is None else most)
+        if labels.dtype.kind not in "iu" or not right_length:
             raise BadInput(
                 f"{path}: {name} is {labels.dtype} of shape {labels.shape}; {images.name} needs one integer for each of "
                 f"its {least}{'' if most == least else ' or more'} training images, in the official order"
@@ -97,6 +97,6 @@ def read_pseudo_labels(path: Path, counts: Iterable[int], images: Images, least:
         wrong = np.flatnonzero((labels < 0) | (labels >= count))
         if len(wrong):
             raise BadInput(f"{path}: {name} has label {labels[wrong[0]]} for image {wrong[0]}; give 0 to {count - 1}")
-        chosen = labels.astype(np.int64)[images.index.cpu().numpy()]
-        found[str(count)] = torch.from_numpy(chosen).to(images.labels.device)
-    return found
+        selected = labels.astype(np.int64)[images.index.cpu().numpy()]
+        chosen[str(count)] = torch.from_numpy(selected).to(images.labels.device)
+    return chosen

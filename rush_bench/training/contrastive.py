@@ -11,8 +11,9 @@ from rush_bench.settings import Count, NonNegative, Positive, PositiveShare, Sev
 from rush_bench.training.options import Optimisation
 from rush_bench.training.seeds import seeded
 from rush_bench.training.stage import Context, Stage
+from rush_bench.training.validation import evenly_spaced
 
-BANK = 10_000  # training images that vote: beyond it the accuracy moves by less than its own interval
+KNN_IMAGES = 10_000  # training images that vote: beyond it the accuracy moves by less than its own interval
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ContrastiveStage(Stage):
 
     def __init__(self, context: Context, settings: ContrastiveSettings) -> None:
         super().__init__(context)
-        self.own = settings
+        self.settings = settings
         self.views = SimCLRViews(
             crop_floor=settings.crop_floor,
             flip=settings.flip,
@@ -59,8 +60,8 @@ class ContrastiveStage(Stage):
 
     def make_projector(self, dim: int) -> nn.Module:
         """g, on features of `dim`."""
-        own = self.own
-        return projector(dim, own.projector_hidden or dim, own.projector_out, own.projector_norm)
+        settings = self.settings
+        return projector(dim, settings.projector_hidden or dim, settings.projector_out, settings.projector_norm)
 
     def parameter_groups(self) -> list[nn.Parameter]:
         """Encoder and projector; the linear head waits for fine-tuning."""
@@ -72,16 +73,15 @@ class ContrastiveStage(Stage):
             u, v = self.projector(self.network.encoder(torch.cat([first, second]))).chunk(2)
         return u, v
 
-    def due(self, epoch: int, epochs: int) -> bool:
+    def validates_after(self, epoch: int, epochs: int) -> bool:
         """Every `knn_every` epochs and after the last."""
-        return (epoch + 1) % self.own.knn_every == 0 or epoch + 1 == epochs
+        return (epoch + 1) % self.settings.knn_every == 0 or epoch + 1 == epochs
 
     def validate(self) -> dict[str, float]:
         """`knn`: accuracy of the validation split on the features of (at most 10,000) labelled training images."""
         self.eval()
         train, val = self.splits["train"], self.splits["val"]
-        count = min(len(train), BANK)
-        bank = train.take(torch.arange(count, device=train.labels.device) * len(train) // count)
+        bank = evenly_spaced(train, KNN_IMAGES)
         with self.autocast():
             features = [outputs(self.network.encoder, images) for images in (bank, val)]
         return {"knn": knn_accuracy(features[0], bank.labels, features[1], val.labels)}

@@ -13,30 +13,30 @@ from rush_bench.training.stage import Recipe
 
 @dataclass(frozen=True)
 class Cost:
-    """Images that a stage or a training shows to its network, one as often as it is shown, and passes through the encoder."""
+    """Images shown to the network in a stage or a training, counted each time, and their passes through the encoder."""
 
     images: int
     passes: float
 
 
-def of_stages(system: Recipe, settings: Any, sizes: Mapping[str, Any]) -> dict[str, Cost]:
+def stage_costs(system: Recipe, settings: Any, sizes: Mapping[str, Any]) -> dict[str, Cost]:
     """What each stage costs; `sizes` are those of its data, `n_train` say, as a card has them. Epochs are whole batches."""
-    made = {}
+    costs = {}
     for plan in system.plans(settings):
-        own = plan.settings
-        images = own.epochs * (sizes[f"n_{plan.split}"] // own.batch_size * own.batch_size)
-        made[plan.name] = Cost(images, images * plan.encoder_passes)
-    return made
+        stage = plan.settings
+        images = stage.epochs * (sizes[f"n_{plan.split}"] // stage.batch_size * stage.batch_size)
+        costs[plan.name] = Cost(images, images * plan.encoder_passes)
+    return costs
 
 
-def of_card(card: Mapping[str, Any]) -> Cost | None:
-    """What the training of a model took, from its card; None for what was imported, began elsewhere or nobody has counted."""
+def cost_from_card(card: Mapping[str, Any]) -> Cost | None:
+    """The cost of a model's training, from its card; None if it was imported, started from other weights or is not counted."""
     if "from" in card or not card.get("settings"):
         return None
     try:
         system = recipes.load(card["recipe"])
-        stages = of_stages(system, override(system.settings, card["settings"]), card["data"]).values()
+        stages = stage_costs(system, override(system.settings, card["settings"]), card["data"]).values()
     except (RushBenchError, KeyError):  # a plug-in that is not here, a setting that is no more
         return None
-    whole = Cost(sum(stage.images for stage in stages), sum(stage.passes for stage in stages))
-    return None if math.isnan(whole.passes) else whole
+    total = Cost(sum(stage.images for stage in stages), sum(stage.passes for stage in stages))
+    return None if math.isnan(total.passes) else total

@@ -19,7 +19,7 @@ from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.losses import kl, trades
 from rush_bench.training.options import Optimisation
 from rush_bench.training.stage import Batch, Context, Stage
-from rush_bench.training.validation import accuracy, evenly, robust_accuracy
+from rush_bench.training.validation import accuracy, evenly_spaced, robust_accuracy
 
 BNAdapt = Literal["none", "beta", "affine", "stats", "beta_stats"]
 
@@ -47,7 +47,7 @@ class FinetuneSettings(Optimisation):
     select_images: Whole = 0  # validation images attacked after each epoch, to choose the best by robust accuracy (S1.6)
 
 
-def open_batchnorm(encoder: nn.Module, switch: BNAdapt) -> None:
+def freeze_except_batchnorm(encoder: nn.Module, bn_adapt: BNAdapt) -> None:
     """Freeze an encoder except for what the switch names (sources S5.21): beta is BatchNorm's bias, affine adds its weight.
 
     Call `set_batchnorm_mode` at each epoch as well: it decides whether running statistics move.
@@ -55,16 +55,16 @@ def open_batchnorm(encoder: nn.Module, switch: BNAdapt) -> None:
     encoder.requires_grad_(False)
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.bias.requires_grad_(switch in ("beta", "affine", "beta_stats"))
-            module.weight.requires_grad_(switch == "affine")
+            module.bias.requires_grad_(bn_adapt in ("beta", "affine", "beta_stats"))
+            module.weight.requires_grad_(bn_adapt == "affine")
 
 
-def set_batchnorm_mode(encoder: nn.Module, switch: BNAdapt) -> None:
+def set_batchnorm_mode(encoder: nn.Module, bn_adapt: BNAdapt) -> None:
     """eval() throughout, but BatchNorm in train() where the switch lets the statistics adapt to the (noisy) inputs."""
     encoder.eval()
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.train(switch in ("stats", "beta_stats"))
+            module.train(bn_adapt in ("stats", "beta_stats"))
 
 
 class Finetune(Stage):
@@ -74,27 +74,27 @@ class Finetune(Stage):
 
     def __init__(self, context: Context, settings: FinetuneSettings) -> None:
         super().__init__(context)
-        self.own = settings
-        law = noise_from(self.settings.noise)
-        self.law = law if settings.protocol != "ALF" else None  # what the defence adds when it predicts
-        self.noise = law if settings.noisy else None  # what this stage adds when it trains
+        self.settings = settings
+        noise = noise_from(self.run_settings.noise)
+        self.inference_noise = noise if settings.protocol != "ALF" else None  # what the defence adds when it predicts
+        self.noise = noise if settings.noisy else None  # what this stage adds when it trains
         # A network that is to predict under noise is judged under noise: an attack without it would say little.
-        self.select = settings.select_images if self.law is None else 0
-        self.score = "noisy" if self.law is not None else "robust" if self.select else "clean"
-        self.frozen = settings.bn_adapt == "none"
+        self.selection_images = settings.select_images if self.inference_noise is None else 0
+        self.selection_metric = "noisy" if self.inference_noise is not None else "robust" if self.selection_images else "clean"
+        self.encoder_frozen = settings.bn_adapt == "none"
         self.features: dict[str, Tensor] = {}
         if settings.protocol == "AFF":
             raise BadInput("this recipe has no full fine-tuning; use finetune.protocol=SLF, NSLF or ALF")
-        if settings.protocol == "ALF" and (self.noise is not None or not self.frozen):
+        if settings.protocol == "ALF" and (self.noise is not None or not self.encoder_frozen):
             raise BadInput("ALF is for a frozen encoder without noise; set finetune.bn_adapt=none and finetune.noisy=false")
-        open_batchnorm(self.network.encoder, settings.bn_adapt)
+        freeze_except_batchnorm(self.network.encoder, settings.bn_adapt)
 
     def prepare(self, fresh: bool) -> None:
         """A frozen encoder on fixed images gives fixed features: compute them once."""
-        if fresh and self.own.head_init == "zero":
+        if fresh and self.settings.head_init == "zero":
             for weight in self.network.head.parameters():  # those of every member of an ensemble
                 nn.init.zeros_(weight)
-        if self.frozen and self.noise is None and self.own.augment == "none" and self.own.protocol == "SLF":
+        if self.encoder_frozen and self.noise is None and self.settings.augment == "none" and self.settings.protocol == "SLF":
             self.eval()
             with self.autocast():
                 self.features["train"] = outputs(self.network.encoder, self.splits["train"])
@@ -102,36 +102,36 @@ class Finetune(Stage):
     def begin_epoch(self, epoch: int) -> None:
         """The head in train mode; the encoder as the BatchNorm switch says."""
         self.train()
-        set_batchnorm_mode(self.network.encoder, self.own.bn_adapt)
+        set_batchnorm_mode(self.network.encoder, self.settings.bn_adapt)
 
     def inputs(self, batch: Batch) -> Tensor:
         """The images this stage learns from: augmented if asked, then Q(x) = x + n (Alg. 1 line 11), not clipped."""
         x = batch.images
-        if self.own.augment == "crop_flip":
-            x = pad_crop(x, batch.generator, self.own.padding, self.own.flip)
+        if self.settings.augment == "crop_flip":
+            x = pad_crop(x, batch.generator, self.settings.padding, self.settings.flip)
         return x if self.noise is None else x + self.noise.sample(x.shape, batch.generator)
 
     def loss(self, batch: Batch) -> Tensor:
         """CE(phi(f(Q(x))), y): eq. 12, Alg. 1 line 12. ALF: the same at PGD's x', crafted through phi and f."""
-        if self.own.protocol == "ALF":
+        if self.settings.protocol == "ALF":
             return self.adversarial_loss(batch)
         if "train" in self.features:
-            features = self.features["train"][batch.rows]
+            features = self.features["train"][batch.indices]
         else:
-            trains_encoder = self.own.bn_adapt in ("beta", "affine", "beta_stats")
+            trains_encoder = self.settings.bn_adapt in ("beta", "affine", "beta_stats")
             with self.autocast(), torch.set_grad_enabled(trains_encoder):
                 features = self.network.encoder(self.inputs(batch)).float()
         return F.cross_entropy(self.network.head(features), batch.labels)
 
     def adversarial_loss(self, batch: Batch) -> Tensor:
         """CE(phi(f(x')), y), x' maximising it (S1.5: ALF); with `alf_loss=trades`, TRADES with the encoder frozen."""
-        x, y, inner = self.inputs(batch), batch.labels, self.own.attack
+        x, y, inner = self.inputs(batch), batch.labels, self.settings.attack
 
         def logits(v: Tensor) -> Tensor:
             with self.autocast():
                 return self.network(v).float()
 
-        if self.own.alf_loss == "ce":
+        if self.settings.alf_loss == "ce":
             attacked = inner.run(self, lambda v: F.cross_entropy(logits(v), y), x, batch.generator)
             return F.cross_entropy(logits(attacked), y)
         with attack_mode(self, inner.mode), torch.no_grad():
@@ -144,13 +144,13 @@ class Finetune(Stage):
         self.eval()
         val, network = self.splits["val"], self.network
         with self.autocast():
-            if self.frozen and "val" not in self.features:
+            if self.encoder_frozen and "val" not in self.features:
                 self.features["val"] = outputs(network.encoder, val)
-            logits = network.head(self.features["val"]).float() if self.frozen else outputs(network, val)
-            numbers = {"clean": accuracy(logits, val.labels)}
-            if self.law is not None:
-                numbers["noisy"] = accuracy(outputs(network, val, self.law, self.seed), val.labels)
-            if self.select:
-                chosen = evenly(val, self.select)
-                numbers["robust"] = robust_accuracy(network, chosen, self.own.attack, self.seed)
-        return numbers
+            logits = network.head(self.features["val"]).float() if self.encoder_frozen else outputs(network, val)
+            metrics = {"clean": accuracy(logits, val.labels)}
+            if self.inference_noise is not None:
+                metrics["noisy"] = accuracy(outputs(network, val, self.inference_noise, self.seed), val.labels)
+            if self.selection_images:
+                subset = evenly_spaced(val, self.selection_images)
+                metrics["robust"] = robust_accuracy(network, subset, self.settings.attack, self.seed)
+        return metrics

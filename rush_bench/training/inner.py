@@ -15,7 +15,7 @@ from rush_bench.threats import Threat
 
 Start = Literal["uniform", "zero", "gaussian"]
 Mode = Literal["eval", "train", "batch"]
-JITTER = 1e-3  # standard deviation of the gaussian start (TRADES' code, sources S2.16)
+GAUSSIAN_START_STD = 1e-3  # standard deviation of the gaussian start (TRADES' code, sources S2.16)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def pgd(
     """
     images, ascend = images.detach(), ascend or threat.ascend
     finite = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    x = threat.project(begin(images, threat, generator, start), images, box)
+    x = threat.project(starting_point(images, threat, generator, start), images, box)
     for _ in range(steps):
         with torch.enable_grad():
             x.requires_grad_()
@@ -77,13 +77,13 @@ def pgd(
     return x
 
 
-def begin(images: Tensor, threat: Threat, generator: torch.Generator, start: Start) -> Tensor:
+def starting_point(images: Tensor, threat: Threat, generator: torch.Generator, start: Start) -> Tensor:
     """Where the attack starts, before any projection: a new tensor."""
     if start == "zero":
         return images.clone()
     shape, device = images.shape, generator.device
     if start == "gaussian":
-        return images + JITTER * torch.randn(shape, generator=generator, device=device, dtype=images.dtype)
+        return images + GAUSSIAN_START_STD * torch.randn(shape, generator=generator, device=device, dtype=images.dtype)
     if threat.norm == "linf":
         uniform = torch.rand(shape, generator=generator, device=device, dtype=images.dtype)
         return images + threat.eps * (2 * uniform - 1)
@@ -106,17 +106,17 @@ def attack_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
             module.eval()
         for weight in weights:
             weight.requires_grad_(False)
-        with untracked(module) if mode == "batch" else nullcontext():
+        with frozen_running_statistics(module) if mode == "batch" else nullcontext():
             yield
     finally:
-        for part, was in training:
-            part.training = was
+        for part, was_training in training:
+            part.training = was_training
         for weight in weights:
             weight.requires_grad_(True)
 
 
 @contextmanager
-def untracked(module: nn.Module) -> Iterator[None]:
+def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm in train mode normalises by the batch and leaves its running statistics alone."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats and part.training]
     try:

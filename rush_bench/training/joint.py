@@ -19,8 +19,8 @@ from rush_bench.networks.resnet import Encoder
 from rush_bench.settings import NonNegative, Positive
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.pretext import Jigsaw, Problem, Rotation, Selfie, SelfieSettings, TaskStage
+from rush_bench.training.second_order import FastSecondDerivatives
 from rush_bench.training.stage import Batch, Context, Stage
-from rush_bench.training.twice import CheapTwice
 
 TASKS: tuple[type[TaskStage], ...] = (Rotation, Jigsaw, Selfie)  # one for each member of the network
 
@@ -53,7 +53,7 @@ def log_det(gradients: Tensor, ridge: float = 1e-5) -> Tensor:
     return torch.linalg.slogdet(gram).logabsdet.mean()
 
 
-class Joint(Stage):
+class JointStage(Stage):
     """min over weights of 1/6 sum_i (L_i(x_i) + L_i(x_i')) + lambda h(x'), with x' = argmax of sum_i L_i + lambda h.
 
     x_i is task i's version of the image and has its own perturbation; h = `log_det` of the three dL_i/dx_i'. Its own
@@ -64,21 +64,23 @@ class Joint(Stage):
     Selfie needs the trunk only, so that its member's last stage stays as it was made. In the end each member has its own copy.
     """
 
-    name, twice = "joint", True
+    name, second_order = "joint", True
+
+    settings: JointSettings
 
     def __init__(self, context: Context, settings: JointSettings, attack: InnerSettings) -> None:
         super().__init__(context)
-        self.own, self.inner = settings, attack
-        every = context.network.encoder
-        if not isinstance(every, Parallel) or len(every.members) != len(TASKS):
+        self.settings, self.inner = settings, attack
+        ensemble = context.network.encoder
+        if not isinstance(ensemble, Parallel) or len(ensemble.members) != len(TASKS):
             raise BadInput(
                 f"joint pre-training has a member for each of its {len(TASKS)} tasks; set network.members={len(TASKS)}"
             )
-        self.encoders = cast(list[Encoder], list(every.members))
+        self.encoders = cast(list[Encoder], list(ensemble.members))
         share_trunk(self.encoders)
-        self.tasks = [kind(context, settings, attack, number) for number, kind in enumerate(TASKS)]
+        self.tasks = [stage_class(context, settings, attack, number) for number, stage_class in enumerate(TASKS)]
         self.learners = nn.ModuleList(self.tasks)
-        self.weights_of_tasks = [settings.selfie_weight if kind is Selfie else 1.0 for kind in TASKS]
+        self.task_weights = [settings.selfie_weight if stage_class is Selfie else 1.0 for stage_class in TASKS]
 
     def parameter_groups(self) -> list[nn.Parameter]:
         return list(dict.fromkeys(parameter for task in self.tasks for parameter in task.parameter_groups()))  # the trunk once
@@ -86,37 +88,37 @@ class Joint(Stage):
     def losses(self, v: Tensor, problems: list[Problem]) -> Tensor:
         """sum_i L_i(v_i) of v (3B, C, H, W), each task's images through the network on their own: a scalar."""
         # The fused kernels of attention cannot be differentiated twice.
-        with self.autocast(), sdpa_kernel(SDPBackend.MATH), CheapTwice():
-            each = [
+        with self.autocast(), sdpa_kernel(SDPBackend.MATH), FastSecondDerivatives():
+            losses = [
                 weight * F.cross_entropy(scores(part).float(), answers)
-                for weight, part, (_, scores, answers) in zip(self.weights_of_tasks, v.chunk(len(TASKS)), problems, strict=True)
+                for weight, part, (_, scores, answers) in zip(self.task_weights, v.chunk(len(TASKS)), problems, strict=True)
             ]
-        return torch.stack(each).sum()
+        return torch.stack(losses).sum()
 
     def objective(self, v: Tensor, problems: list[Problem]) -> tuple[Tensor, Tensor | float]:
         """The sum of the losses at v, which requires a gradient, and lambda h there."""
         total = self.losses(v, problems)
-        if not self.own.diversity:
+        if not self.settings.diversity:
             return total, 0.0
         (gradient,) = torch.autograd.grad(total, v, create_graph=True)  # v_i is in L_i alone
-        return total, self.own.diversity * log_det(gradient.unflatten(0, (len(TASKS), -1)), self.own.ridge)
+        return total, self.settings.diversity * log_det(gradient.unflatten(0, (len(TASKS), -1)), self.settings.ridge)
 
     def loss(self, batch: Batch) -> Tensor:
-        images = pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)
+        images = pad_crop(batch.images, batch.generator, self.settings.padding, self.settings.flip)
         problems = [task.problem(images, batch.generator) for task in self.tasks]
         x = torch.cat([problem[0] for problem in problems])
 
-        def raised(v: Tensor) -> Tensor:
+        def attack_objective(v: Tensor) -> Tensor:
             total, h = self.objective(v, problems)
             return total + h
 
-        attacked = self.inner.run(self, raised, x, batch.generator)
-        clean = self.losses(x, problems)
-        if self.own.penalise:
-            worst, h = self.objective(attacked.requires_grad_(), problems)
+        attacked = self.inner.run(self, attack_objective, x, batch.generator)
+        clean_loss = self.losses(x, problems)
+        if self.settings.penalise:
+            attacked_loss, h = self.objective(attacked.requires_grad_(), problems)
         else:
-            worst, h = self.losses(attacked, problems), 0.0
-        return (clean + worst) / (2 * len(TASKS)) + h
+            attacked_loss, h = self.losses(attacked, problems), 0.0
+        return (clean_loss + attacked_loss) / (2 * len(TASKS)) + h
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

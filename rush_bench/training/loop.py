@@ -1,4 +1,4 @@
-"""The loop: runs one stage after the other, one step after the other, and can stop and go on at any step."""
+"""The loop: runs one stage after the other, one step after the other, and can stop and resume at any step."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from rush_bench.datasets import Images
 from rush_bench.errors import RushBenchError, WorkLeft
 from rush_bench.progress import Bar
 from rush_bench.training.checkpoint import CheckpointFile
-from rush_bench.training.log import Log
+from rush_bench.training.log import TrainingLog
 from rush_bench.training.optimisers import learning_rate, make_optimiser
 from rush_bench.training.processes import Processes, tensors_of
 from rush_bench.training.seeds import derive, permutation
@@ -25,7 +25,7 @@ SAVE_INSIDE = 60.0  # and inside an epoch
 
 
 @dataclass
-class Where:
+class Position:
     """How far a run is; plain values, kept in the checkpoint."""
 
     stage: int = 0
@@ -57,26 +57,26 @@ class Loop:
         self.deadline = None if max_minutes is None else self.began + 60 * max_minutes
         self.saved = self.read_at = self.began
         self.loaded = file.load(device)
-        self.where = Where(**self.loaded["where"]) if self.loaded else Where()
-        self.processes.same("checkpoints", asdict(self.where))
-        self.log = Log(file.model_folder, log) if self.processes.first else None
-        self.earlier = self.where.seconds
+        self.position = Position(**self.loaded["where"]) if self.loaded else Position()
+        self.processes.require_same("checkpoints", asdict(self.position))
+        self.log = TrainingLog(file.model_folder, log) if self.processes.first else None
+        self.earlier = self.position.seconds
         self.carried: dict[str, Any] = self.loaded["carried"] if self.loaded else {}
         self.best_state: dict[str, Tensor] | None = None
         self.pending: list[Tensor] = []
         self.save_cost = 0.0
-        self.numbers = ""  # the latest of validation, as the bar shows them
+        self.metrics_text = ""  # the latest of validation, as the bar shows them
 
-    def begin_at(self, where: Where) -> None:
+    def continue_at(self, position: Position) -> None:
         """Begin there: what comes before was done by another run, whose time counts."""
-        self.where, self.earlier = where, where.seconds
+        self.position, self.earlier = position, position.seconds
 
     def run(self, number: int, plan: Plan, stage: Stage, data: Images) -> None:
         """Train stage `number` to its end, from wherever the checkpoint left it."""
         stage.to(self.device)
         optimiser = make_optimiser(plan.settings, stage.parameter_groups())
         learning = [weight for group in optimiser.param_groups for weight in group["params"]]
-        with self.processes.share(stage, learning, stage.twice):
+        with self.processes.split_batches(stage, learning, stage.second_order):
             self.run_shared(number, plan, stage, optimiser, data)
 
     def run_shared(self, number: int, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, data: Images) -> None:
@@ -88,35 +88,35 @@ class Loop:
             self.best_state, self.loaded = self.loaded["best_state"], None
             stage.prepare(fresh=False)
         else:
-            self.where = Where(stage=number, seconds=self.where.seconds, history=self.where.history)
+            self.position = Position(stage=number, seconds=self.position.seconds, history=self.position.history)
             self.best_state = None
             stage.prepare(fresh=True)
-        self.processes.agree(tensors_of({"stage": stage.state_dict(), "carried": self.carried}))
-        where, batches = self.where, max(1, len(data) // settings.batch_size)
+        self.processes.broadcast(tensors_of({"stage": stage.state_dict(), "carried": self.carried}))
+        position, batches = self.position, max(1, len(data) // settings.batch_size)
         steps = batches * stage.replays
-        self.numbers = ""
-        self.progress.begin(plan.name, settings.epochs * steps, where.epoch * steps + where.step)
+        self.metrics_text = ""
+        self.progress.begin(plan.name, settings.epochs * steps, position.epoch * steps + position.step)
         generator = torch.Generator(self.device)
-        while where.epoch < settings.epochs:
+        while position.epoch < settings.epochs:
             # An epoch is whole batches only: the last few images of its order wait for another epoch.
-            order = permutation(len(data), self.seed, plan.name, "order", where.epoch).to(self.device)
-            stage.begin_epoch(where.epoch)
-            while where.step < steps:
-                step = where.epoch * steps + where.step
-                first = where.step // stage.replays * settings.batch_size
+            order = permutation(len(data), self.seed, plan.name, "order", position.epoch).to(self.device)
+            stage.begin_epoch(position.epoch)
+            while position.step < steps:
+                step = position.epoch * steps + position.step
+                first = position.step // stage.replays * settings.batch_size
                 batch = Batch(
                     data,
                     order[first : first + settings.batch_size],
                     generator.manual_seed(derive(self.seed, plan.name, "step", step)),
-                    where.epoch,
+                    position.epoch,
                     step,
-                    where.step % stage.replays,
+                    position.step % stage.replays,
                 )
                 rate = learning_rate(settings, step, steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 self.pending.append(train_step(stage, optimiser, batch))
-                where.step += 1
+                position.step += 1
                 self.between_steps(plan, stage, optimiser, steps)
             self.end_epoch(plan, stage, optimiser)
         stage.best = self.best_state
@@ -124,68 +124,68 @@ class Loop:
 
     def between_steps(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, steps: int) -> None:
         """Read the loss, save, stop: each only when it is time."""
-        where, now = self.where, monotonic()
-        stop = self.deadline is not None and self.processes.decide(now >= self.deadline)
+        position, now = self.position, monotonic()
+        stop = self.deadline is not None and self.processes.broadcast_flag(now >= self.deadline)
         save = stop or now - self.saved >= SAVE_INSIDE
-        if save or where.step == steps or len(self.pending) >= READ_EVERY or now - self.read_at >= READ_SECONDS:
+        if save or position.step == steps or len(self.pending) >= READ_EVERY or now - self.read_at >= READ_SECONDS:
             loss = self.read_losses(plan)
-            text = f"epoch {where.epoch + 1}/{plan.settings.epochs}  loss {loss:.4f}{self.numbers}"
-            self.progress.show(where.epoch * steps + where.step, text)
+            text = f"epoch {position.epoch + 1}/{plan.settings.epochs}  loss {loss:.4f}{self.metrics_text}"
+            self.progress.show(position.epoch * steps + position.step, text)
         if save:
             self.save(plan, stage, optimiser)
         if stop:
             raise WorkLeft(
-                f"stopped in stage {plan.name!r}, epoch {where.epoch + 1} of {plan.settings.epochs}; "
-                "run the same command again to go on"
+                f"stopped in stage {plan.name!r}, epoch {position.epoch + 1} of {plan.settings.epochs}; "
+                "run the same command again to resume"
             )
 
     def read_losses(self, plan: Plan) -> float:
         """Read the losses not read yet and return the last; one that is not finite ends the run."""
-        where, values = self.where, torch.stack(self.pending).tolist()
+        position, values = self.position, torch.stack(self.pending).tolist()
         self.pending, self.read_at = [], monotonic()
-        for step, value in enumerate(values, start=where.step - len(values) + 1):
+        for step, value in enumerate(values, start=position.step - len(values) + 1):
             if not math.isfinite(value):
                 raise self.diverged(plan, f"the loss is {value}", step)
-        where.loss_sum, where.loss_count = where.loss_sum + sum(values), where.loss_count + len(values)
+        position.loss_sum, position.loss_count = position.loss_sum + sum(values), position.loss_count + len(values)
         return values[-1]
 
     def diverged(self, plan: Plan, what: str, step: int) -> RushBenchError:
         """The error for a run whose numbers are no longer finite."""
         kept = f"the last good checkpoint is kept in {self.file.folder}" if self.file.path.exists() else "nothing was saved"
         return RushBenchError(
-            f"{what} in stage {plan.name!r}, epoch {self.where.epoch + 1}, step {step}; {kept}. "
+            f"{what} in stage {plan.name!r}, epoch {self.position.epoch + 1}, step {step}; {kept}. "
             f"Try again with a smaller --set {plan.name}.lr and another --name"
         )
 
     def end_epoch(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
         """Validate, note the epoch, keep the best, save."""
-        where = self.where
-        entry = {"stage": plan.name, "epoch": where.epoch + 1, "loss": where.loss_sum / max(1, where.loss_count)}
-        if stage.due(where.epoch, plan.settings.epochs):
-            numbers = stage.validate()
-            self.numbers = "".join(f"  {key} {100 * value:.1f} %" for key, value in numbers.items())
-            entry |= numbers
-            if stage.score is not None and numbers[stage.score] > where.best.get("score", -1.0):
-                where.best = {"score": numbers[stage.score], "epoch": where.epoch + 1}
+        position = self.position
+        entry = {"stage": plan.name, "epoch": position.epoch + 1, "loss": position.loss_sum / max(1, position.loss_count)}
+        if stage.validates_after(position.epoch, plan.settings.epochs):
+            metrics = stage.validate()
+            self.metrics_text = "".join(f"  {key} {100 * value:.1f} %" for key, value in metrics.items())
+            entry |= metrics
+            if stage.selection_metric is not None and metrics[stage.selection_metric] > position.best.get("score", -1.0):
+                position.best = {"score": metrics[stage.selection_metric], "epoch": position.epoch + 1}
                 self.best_state = {key: value.clone() for key, value in stage.weights().items()}
-        where.history.append(entry)
+        position.history.append(entry)
         if self.log is not None:
-            self.log.epoch(where.history)
-        where.epoch, where.step, where.loss_sum, where.loss_count = where.epoch + 1, 0, 0.0, 0
-        if where.epoch == plan.settings.epochs or (monotonic() - self.saved) * SAVE_SHARE >= self.save_cost:
+            self.log.write(position.history)
+        position.epoch, position.step, position.loss_sum, position.loss_count = position.epoch + 1, 0, 0.0, 0
+        if position.epoch == plan.settings.epochs or (monotonic() - self.saved) * SAVE_SHARE >= self.save_cost:
             self.save(plan, stage, optimiser)
 
     def save(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
         """Write the checkpoint, unless the weights are no longer finite. Its seconds are those of all processes together."""
         tensors = [value for value in stage.state_dict().values() if value.is_floating_point()]
         if not bool(torch.stack([value.isfinite().all() for value in tensors]).all()):
-            raise self.diverged(plan, "weights are not finite", self.where.step)
+            raise self.diverged(plan, "weights are not finite", self.position.step)
         start = monotonic()
-        self.where.seconds = self.earlier + (start - self.began) * self.processes.count
+        self.position.seconds = self.earlier + (start - self.began) * self.processes.count
         if self.processes.first:
             self.file.save(
                 {
-                    "where": asdict(self.where),
+                    "where": asdict(self.position),
                     "module": stage.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "best_state": self.best_state,

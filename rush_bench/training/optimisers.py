@@ -65,9 +65,9 @@ class LARS(torch.optim.Optimizer):
                     continue
                 gradient: Tensor = weight.grad
                 if not (self.exclude_1d and weight.ndim <= 1):
-                    norm, size = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
-                    ratio = self.trust * norm / (size + group["weight_decay"] * norm)
-                    ratio = torch.where((norm > 0) & (size > 0), ratio, torch.ones_like(ratio))
+                    weight_norm, gradient_norm = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
+                    ratio = self.trust * weight_norm / (gradient_norm + group["weight_decay"] * weight_norm)
+                    ratio = torch.where((weight_norm > 0) & (gradient_norm > 0), ratio, torch.ones_like(ratio))
                     gradient = gradient.add(weight, alpha=group["weight_decay"]) * ratio
                 state = self.state[weight]
                 if "momentum_buffer" not in state:

@@ -63,16 +63,16 @@ def file_setting() -> Any:
 
 def file_digests(settings: Any, prefix: str = "") -> dict[str, str]:
     """Hex SHA-256 of every file that the settings name, by dotted key. BadInput where there is no such file."""
-    found: dict[str, str] = {}
-    for one in fields(settings):
-        value, key = getattr(settings, one.name), prefix + one.name
+    digests: dict[str, str] = {}
+    for setting in fields(settings):
+        value, key = getattr(settings, setting.name), prefix + setting.name
         if is_dataclass(value):
-            found |= file_digests(value, f"{key}.")
-        elif value and one.metadata.get("file"):
+            digests |= file_digests(value, f"{key}.")
+        elif value and setting.metadata.get("file"):
             try:
-                found[key] = sha256_file(Path(value).expanduser())
+                digests[key] = sha256_file(Path(value).expanduser())
             except OSError as error:
                 raise BadInput(
                     f"the file of the setting {key}, {value}, cannot be read ({error.strerror}); --set {key}=PATH"
                 ) from error
-    return found
+    return digests

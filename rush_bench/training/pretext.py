@@ -22,7 +22,7 @@ from rush_bench.training.validation import accuracy
 
 GRID = 4  # patches a side
 PERMUTATIONS = 30  # beside the identity
-CHECKED = 512  # validation images
+VALIDATION_IMAGES = 512
 
 # What the network sees, its scores (R, K) as a function of it, and the right answers (R,).
 Problem = tuple[Tensor, Callable[[Tensor], Tensor], Tensor]
@@ -73,9 +73,9 @@ class TaskStage(Stage):
 
     def __init__(self, context: Context, settings: TaskSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context)
-        self.own, self.inner = settings, attack
-        every = context.network.encoder
-        self.encoder = cast(Encoder, every.members[member] if isinstance(every, Parallel) else every)
+        self.settings, self.inner = settings, attack
+        ensemble = context.network.encoder
+        self.encoder = cast(Encoder, ensemble.members[member] if isinstance(ensemble, Parallel) else ensemble)
 
     def problem(self, images: Tensor, generator: torch.Generator) -> Problem:
         """A task for images (B, C, H, W) in [0,1]."""
@@ -85,7 +85,7 @@ class TaskStage(Stage):
         return [*self.encoder.parameters(), *self.answer.parameters()]
 
     def loss(self, batch: Batch) -> Tensor:
-        images = pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)
+        images = pad_crop(batch.images, batch.generator, self.settings.padding, self.settings.flip)
         x, scores, answers = self.problem(images, batch.generator)
 
         def task_loss(v: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class TaskStage(Stage):
     def validate(self) -> dict[str, float]:
         """`task`: the share of right answers on clean validation images, always the same questions."""
         self.eval()
-        images = self.splits["val"].floats(slice(CHECKED))
+        images = self.splits["val"].floats(slice(VALIDATION_IMAGES))
         generator = torch.Generator(images.device).manual_seed(derive(self.seed, self.name, "validation"))
         x, scores, answers = self.problem(images, generator)
         with self.autocast():
@@ -117,10 +117,10 @@ class Rotation(TaskStage):
             self.answer = nn.Linear(self.encoder.dim, 4)
 
     def problem(self, images: Tensor, generator: torch.Generator) -> Problem:
-        turns = torch.randint(4, (len(images),), generator=generator, device=generator.device)
-        turned = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
-        x = turned[turns, torch.arange(len(images), device=images.device)]
-        return x, lambda v: self.answer(self.encoder(v)), turns
+        quarter_turns = torch.randint(4, (len(images),), generator=generator, device=generator.device)
+        rotations = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
+        x = rotations[quarter_turns, torch.arange(len(images), device=images.device)]
+        return x, lambda v: self.answer(self.encoder(v)), quarter_turns
 
 
 class Jigsaw(TaskStage):
@@ -139,10 +139,10 @@ class Jigsaw(TaskStage):
 
     def problem(self, images: Tensor, generator: torch.Generator) -> Problem:
         u = torch.rand(2, len(images), generator=generator, device=generator.device)
-        which = torch.where(u[0] < 0.1, 0, 1 + (u[1] * PERMUTATIONS).long().clamp_max(PERMUTATIONS - 1))
+        permutation_index = torch.where(u[0] < 0.1, 0, 1 + (u[1] * PERMUTATIONS).long().clamp_max(PERMUTATIONS - 1))
         pieces = patches(images)
-        x = whole(pieces[torch.arange(len(images), device=images.device)[:, None], self.orders[which]])
-        return x, lambda v: self.answer(self.encoder(v)), which
+        x = assemble(pieces[torch.arange(len(images), device=images.device)[:, None], self.orders[permutation_index]])
+        return x, lambda v: self.answer(self.encoder(v)), permutation_index
 
 
 class Selfie(TaskStage):
@@ -155,10 +155,12 @@ class Selfie(TaskStage):
 
     name = "selfie"
 
+    settings: SelfieSettings
+
     def __init__(self, context: Context, settings: SelfieSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context, settings, attack, member)
         check_grid(self.splits["pretrain"].shape)
-        self.task, self.weight = settings, float(settings.hidden)
+        self.settings, self.weight = settings, float(settings.hidden)
         dim, stages = settings.dim, self.encoder.stages - 1
         if stages < 1:
             raise BadInput("selfie embeds patches with all stages but the last; give the network at least two")
@@ -172,7 +174,7 @@ class Selfie(TaskStage):
         return [*super().parameter_groups(), *self.embed.parameters(), self.places, self.start]
 
     def problem(self, images: Tensor, generator: torch.Generator) -> Problem:
-        count = self.task.hidden
+        count = self.settings.hidden
         order = torch.randperm(GRID**2, generator=generator, device=generator.device)
         hidden, visible = order[:count], order[count:]
         answers = torch.arange(count, device=images.device).repeat(len(images))
@@ -183,8 +185,8 @@ class Selfie(TaskStage):
             sequence = torch.cat([self.start.expand(len(v), -1, -1), h[:, visible] + self.places[visible]], 1)
             queries = self.answer(sequence, generator)[:, :1] + self.places[hidden]
             # Over the square root of the size, as in attention: plain products of 1024 numbers saturate the softmax.
-            products = (queries @ h[:, hidden].transpose(1, 2)).flatten(0, 1) / self.task.dim**0.5
-            return products.float().softmax(1) if self.task.double_softmax else products
+            products = (queries @ h[:, hidden].transpose(1, 2)).flatten(0, 1) / self.settings.dim**0.5
+            return products.float().softmax(1) if self.settings.double_softmax else products
 
         return images, scores, answers
 
@@ -195,7 +197,7 @@ def patches(x: Tensor) -> Tensor:
     return x.unflatten(3, (GRID, wide)).unflatten(2, (GRID, high)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
-def whole(pieces: Tensor) -> Tensor:
+def assemble(pieces: Tensor) -> Tensor:
     """The inverse of `patches`."""
     return pieces.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 

@@ -14,11 +14,15 @@ from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import NetworkSettings, RunSettings
-from rush_bench.training.stage import ATTACK, LEARN, LOOK, Plan
+from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Plan
 
-TUNING = ("finetune", "aff", "noise")  # what pre-training without a noise law does not read (`Recipe.tuning`)
-IMAGENET = NetworkSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-CIFAR = NetworkSettings(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
+FINETUNING_SETTINGS = (
+    "finetune",
+    "aff",
+    "noise",
+)  # what pre-training without a noise law does not read (`Recipe.finetuning_settings`)
+IMAGENET_NORMALISED = NetworkSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CIFAR_NORMALISED = NetworkSettings(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
 
 
 @dataclass(frozen=True)
@@ -45,53 +49,62 @@ class PretrainedSettings(RunSettings):
     aff: AFFSettings = field(default_factory=AFFSettings)
 
 
-def finetuning(settings: Any, pretrained_with_noise: bool = False) -> Plan:
+def finetuning_plan(settings: Any, pretrained_with_noise: bool = False) -> Plan:
     """The last stage: `finetune` for SLF, NSLF and ALF, `aff` for AFF. BadInput where the noise does not go with it."""
     check_noise(settings, pretrained_with_noise)
     if settings.finetune.protocol == "AFF":
-        full = settings.aff
-        return Plan("aff", "train", full, lambda context: AFF(context, full), labelled=True, passes=full_passes(full))
-    own = settings.finetune
-    if own.protocol == "ALF" and own.alf_lr is not None:
-        own = replace(own, lr=own.alf_lr)
-    return Plan("finetune", "train", own, lambda context: Finetune(context, own), labelled=True, passes=linear_passes(own))
+        aff = settings.aff
+        return Plan("aff", "train", aff, lambda context: AFF(context, aff), labelled=True, passes=aff_passes(aff))
+    finetune = settings.finetune
+    if finetune.protocol == "ALF" and finetune.alf_lr is not None:
+        finetune = replace(finetune, lr=finetune.alf_lr)
+    return Plan(
+        "finetune",
+        "train",
+        finetune,
+        lambda context: Finetune(context, finetune),
+        labelled=True,
+        passes=linear_passes(finetune),
+    )
 
 
 def trades_passes(attack: InnerSettings) -> float:
     """TRADES: p(x) for the attack; clean and attacked images learn."""
-    return LOOK + attack.steps * ATTACK + 2 * LEARN
+    return FORWARD + attack.steps * ATTACK_STEP + 2 * TRAIN_STEP
 
 
-def full_passes(own: AFFSettings) -> float:
+def aff_passes(settings: AFFSettings) -> float:
     """Adversarial full fine-tuning: all weights learn, by TRADES or from attacked images alone."""
-    return trades_passes(own.attack) if own.objective == "trades" else own.attack.steps * ATTACK + LEARN
+    return (
+        trades_passes(settings.attack) if settings.objective == "trades" else settings.attack.steps * ATTACK_STEP + TRAIN_STEP
+    )
 
 
-def linear_passes(own: Any) -> float:
+def linear_passes(settings: Any) -> float:
     """A linear stage: the head alone learns, or BatchNorm's biases with it, to which a pass goes back."""
-    if own.protocol == "ALF":  # TRADES looks at the clean image twice more
-        return own.attack.steps * ATTACK + LOOK + (2 * LOOK if own.alf_loss == "trades" else 0)
-    return LOOK if own.bn_adapt in ("none", "stats") else ATTACK
+    if settings.protocol == "ALF":  # TRADES looks at the clean image twice more
+        return settings.attack.steps * ATTACK_STEP + FORWARD + (2 * FORWARD if settings.alf_loss == "trades" else 0)
+    return FORWARD if settings.bn_adapt in ("none", "stats") else ATTACK_STEP
 
 
 def check_noise(settings: Any, pretrained_with_noise: bool = False) -> None:
     """NSLF needs a law and uses it; ALF and AFF learn from attacked images without noise, whatever pre-training had."""
-    own, randomised = settings.finetune, settings.noise != "none"
-    if own.protocol == "NSLF" and not (randomised and own.noisy):
+    finetune, randomised = settings.finetune, settings.noise != "none"
+    if finetune.protocol == "NSLF" and not (randomised and finetune.noisy):
         raise BadInput("finetune.protocol=NSLF learns under noise: --set noise=uniform:0.3, and leave finetune.noisy=true")
-    if own.protocol in ("ALF", "AFF") and randomised and not pretrained_with_noise:
-        raise BadInput(f"finetune.protocol={own.protocol} learns from attacked images without noise; set noise=none")
+    if finetune.protocol in ("ALF", "AFF") and randomised and not pretrained_with_noise:
+        raise BadInput(f"finetune.protocol={finetune.protocol} learns from attacked images without noise; set noise=none")
 
 
 def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
-    """The protocol as it ran, and the votes: with a noise law, shown both as it is and as a randomised defence.
+    """The protocol as it ran, and the votes: with a noise law, as a deterministic and as a randomised defence.
 
     SLF under noise, or with BatchNorm that moves, is NSLF (S1.5).
     """
-    own, randomised = settings.finetune, settings.noise != "none"
-    noisy = (randomised and own.noisy) or own.bn_adapt != "none"
-    protocol = "NSLF" if own.protocol == "SLF" and noisy else own.protocol
-    smoothed = randomised and own.protocol in ("SLF", "NSLF")
+    finetune, randomised = settings.finetune, settings.noise != "none"
+    noisy = (randomised and finetune.noisy) or finetune.bn_adapt != "none"
+    protocol = "NSLF" if finetune.protocol == "SLF" and noisy else finetune.protocol
+    smoothed = randomised and finetune.protocol in ("SLF", "NSLF")
     return {"protocol": protocol, "extra_data": extra_data, "votes": [0, 1, 64] if smoothed else [0]}
 
 

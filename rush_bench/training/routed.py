@@ -12,34 +12,34 @@ from rush_bench.training.stage import Context
 
 
 class RoutedStage(ContrastiveStage):
-    """Encoder and projector with `count` routes. `self.network` is route `place` throughout: the finished model.
+    """Encoder and projector with `count` routes. `self.network` is route `model_route` throughout: the finished model.
 
     A projector whose BatchNorm (if it has any) is the same for all inputs is not routed: `routed_projector=False`.
     """
 
     routed_projector = True
 
-    def __init__(self, context: Context, settings: ContrastiveSettings, count: int, place: int) -> None:
+    def __init__(self, context: Context, settings: ContrastiveSettings, count: int, model_route: int) -> None:
         super().__init__(context, settings)
-        self.encoder = routed(self.network.encoder, count, place)
+        self.encoder = routed(self.network.encoder, count, model_route)
         if self.routed_projector:
             self.projector = routed(self.projector, count)
-        if self.settings.compile:
+        if self.run_settings.compile:
             self.encoder.compile()
 
     def parameter_groups(self) -> list[nn.Parameter]:
         """All routes of encoder and projector."""
         return [*self.encoder.parameters(), *self.projector.parameters()]
 
-    def features(self, x: Tensor, number: int) -> Tensor:
+    def features(self, x: Tensor, route_index: int) -> Tensor:
         """f(x) through a route: (B, dim)."""
-        with self.autocast(), route(self.encoder, number):
+        with self.autocast(), route(self.encoder, route_index):
             return self.encoder(x)
 
-    def embed(self, number: int, *views: Tensor) -> Sequence[Tensor]:
+    def embed(self, route_index: int, *views: Tensor) -> Sequence[Tensor]:
         """g(f(x)) of each view (B, C, H, W) through a route, all views in one BatchNorm batch: (B, D) each."""
-        place = number if routes(self.projector) > 1 else 0
-        with self.autocast(), route(self.encoder, number), route(self.projector, place):
+        model_route = route_index if routes(self.projector) > 1 else 0
+        with self.autocast(), route(self.encoder, route_index), route(self.projector, model_route):
             return self.projector(self.encoder(torch.cat(views))).chunk(len(views))
 
     def finish(self) -> None:

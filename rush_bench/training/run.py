@@ -23,15 +23,22 @@ from rush_bench.progress import Bar
 from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
 from rush_bench.store import check_name, read_card, save_model
-from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_other
-from rush_bench.training.encoders import shared
-from rush_bench.training.loop import Loop, Where
+from rush_bench.training.checkpoint import CheckpointFile, identity, refuse_different_run
+from rush_bench.training.encoders import shared_pretraining
+from rush_bench.training.initial_weights import (
+    InitialWeights,
+    check_initial_weights,
+    find_initial_weights,
+    layers_of_start,
+    name_of_start,
+    network_of_start,
+)
+from rush_bench.training.loop import Loop, Position
 from rush_bench.training.options import RunSettings, file_digests
-from rush_bench.training.processes import joined
+from rush_bench.training.processes import process_group
 from rush_bench.training.seeds import derive
-from rush_bench.training.semi import label_splits
+from rush_bench.training.semi_supervised import label_splits
 from rush_bench.training.stage import Context, Recipe
-from rush_bench.training.start import Start, check_start, find_start, layers_from, name_from, started_network
 
 
 def train(
@@ -69,8 +76,8 @@ def train(
     The same call again continues an interrupted run to the same weights (bit for bit on a CPU with the same number of
     threads), and does nothing on a finished one. Raises WorkLeft when `max_minutes` are over, after at least one step;
     BadInput for wrong names, settings, data, or a folder that holds another run; RushBenchError if the loss diverges.
-    Under torchrun its processes train together, to the weights of one up to rounding (`training.processes`), and as many or
-    others go on with what was interrupted.
+    Under torchrun its processes train together, to the weights of one up to rounding (`training.processes`); any number of
+    processes may resume an interrupted training.
 
     Examples:
         >>> import rush_bench as rb
@@ -82,47 +89,47 @@ def train(
     keep_freed_memory()
     given: dict[str, Any] = {"from_": from_, "protocol": protocol, "noise": noise, "pretrain_on": pretrain_on}
     given |= {"preset": preset, "config": config, "sets": sets, "name": name, "store": store, "seed": seed}
-    with joined(device) as (processes, where):
+    with process_group(device) as (processes, torch_device):
         progress = (report or Bar()) if processes.first else Bar(stream=io.StringIO())
-        with processes.after_first():
-            asked = prepare(recipe, dataset=dataset, data_dir=data_dir, n_train=n_train, **given)
-        if asked.settings.compile and processes.count > 1:
+        with processes.first_process_goes_first():
+            prepared = prepare(recipe, dataset=dataset, data_dir=data_dir, n_train=n_train, **given)
+        if prepared.settings.compile and processes.count > 1:
             raise BadInput("compile=true is for one process: the parts of a batch meet inside the network; leave it out")
-        for note in asked.notes:
+        for note in prepared.notes:
             progress.note(note)
-        card, splits = asked.card, asked.splits
+        card, splits = prepared.card, prepared.splits
         folder = Path(store) / card["name"]
         file = CheckpointFile(folder, identity(card))
-        finished = asked.finished(Path(store))
-        processes.same("runs", [identity(card), finished])
+        finished = prepared.finished(Path(store))
+        processes.require_same("runs", [identity(card), finished])
         if finished:
             if processes.first:
                 file.remove()
             progress.note(f"{folder} is finished; nothing to do")
             return folder
         with file.lock() if processes.first else nullcontext(), progress:
-            loop = Loop(file, seed, where, progress, max_minutes, processes, log)
-            data = {key: images.to(where) for key, images in splits.items()}
+            loop = Loop(file, seed, torch_device, progress, max_minutes, processes, log)
+            data = {key: images.to(torch_device) for key, images in splits.items()}
             try:
-                run_stages(asked.system, asked.settings, card, data, loop, folder, asked.start)
+                run_stages(prepared.system, prepared.settings, card, data, loop, folder, prepared.start)
             finally:
                 if loop.log is not None:
                     loop.log.close()
             if processes.first:
                 file.remove()
-            progress.note(f"{folder} is finished: {summary(loop.where.history)}")
+            progress.note(f"{folder} is finished: {summary(loop.position.history)}")
         return folder
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTraining:
     """A training before its first step: what decides it, the card so far, and what the user should know."""
 
     system: Recipe
     settings: RunSettings
-    usual: RunSettings  # where nobody asks for others
+    defaults: RunSettings  # where nobody asks for others
     splits: dict[str, Images]
-    start: Start | None
+    start: InitialWeights | None
     card: dict[str, Any]
     notes: list[str]
 
@@ -131,8 +138,8 @@ class Prepared:
         folder = store / self.card["name"]
         if not (folder / "card.json").exists():
             return False
-        there = identity(read_card(store, self.card["name"]))
-        refuse_other(there, identity(self.card), folder, to_dict(self.usual))
+        stored = identity(read_card(store, self.card["name"]))
+        refuse_different_run(stored, identity(self.card), folder, to_dict(self.defaults))
         return True
 
 
@@ -140,7 +147,7 @@ def prepare(
     recipe: str | Recipe,
     *,
     dataset: str,
-    from_: str | Path | Start | None = None,
+    from_: str | Path | InitialWeights | None = None,
     protocol: str | None = None,
     noise: str | None = None,
     pretrain_on: str | None = None,
@@ -153,10 +160,10 @@ def prepare(
     seed: int = 0,
     n_train: int | None = None,
     fetch: Callable[..., Images] | None = None,
-) -> Prepared:
+) -> PreparedTraining:
     """What `train` would run on the same arguments; nothing is trained.
 
-    fetch: called in place of `load_dataset`. from_: `train`'s, or a Start, whose weights nobody needs before the first step.
+    fetch: called in place of `load_dataset`. from_: `train`'s, or weights as found, of which the card alone is read here.
     BadInput as `train`'s, but for a folder that holds another run.
     """
     check_seed(seed)
@@ -164,22 +171,22 @@ def prepare(
         check_name(name)
     system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
-    short = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
-    layers.append({key: value for key, value in short.items() if value is not None})
-    if from_ is None or isinstance(from_, Start):
+    options = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
+    layers.append({key: value for key, value in options.items() if value is not None})
+    if from_ is None or isinstance(from_, InitialWeights):
         start, notes = from_, list[str]()
     else:
-        start, notes = find_start(from_, Path(store), dataset)
-    layers = layers_from(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
-    wanted = resolve_settings(system, preset, None, layers)
+        start, notes = find_initial_weights(from_, Path(store), dataset)
+    layers = layers_of_start(system, system.card(resolve_settings(system, preset, None, layers))["protocol"], start, layers)
+    provisional = resolve_settings(system, preset, None, layers)
     strict = any("n_train" in layer for layer in layers)
-    splits = load_splits(system, wanted, dataset, pretrain_on or dataset, data_dir, strict, fetch)
-    settings, usual = (resolve_settings(system, preset, splits["train"].shape, part, dataset) for part in (layers, []))
+    splits = load_splits(system, provisional, dataset, pretrain_on or dataset, data_dir, strict, fetch)
+    settings, defaults = (resolve_settings(system, preset, splits["train"].shape, part, dataset) for part in (layers, []))
     if start is not None:
-        check_start(start, settings, splits["train"])
+        check_initial_weights(start, settings, splits["train"])
     settings = _fit_batches(system, settings, splits, notes.append)
     card = make_card(system, settings, splits, preset, seed, name, start)
-    return Prepared(system, settings, usual, splits, start, card, notes)
+    return PreparedTraining(system, settings, defaults, splits, start, card, notes)
 
 
 def run_stages(
@@ -189,52 +196,52 @@ def run_stages(
     splits: Mapping[str, Images],
     loop: Loop,
     folder: Path,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
 ) -> None:
     """Run every stage that is left, then write the model."""
     network = build(card["network"], derive(loop.seed, "network") % 2**32)
-    if settings.channels_last and not overruns(network):
+    if settings.channels_last and not channels_last_unsafe(network):
         network = network.to(memory_format=torch.channels_last)
     network = network.to(loop.device)
     if settings.compile:
         network.encoder.compile()
     context = Context(network, settings, splits, loop.seed, loop.carried)
     plans = system.plans(settings)
-    before = shared(system, plans, settings, card, folder.parent)
-    found = before.find() if before is not None and loop.loaded is None and start is None else None
-    loop.processes.same("encoders", found and found.sha256)
+    pretraining = shared_pretraining(system, plans, settings, card, folder.parent)
+    stored = pretraining.find() if pretraining is not None and loop.loaded is None and start is None else None
+    loop.processes.require_same("encoders", stored and stored.sha256)
     if loop.loaded is None:  # else the checkpoint holds all of it
         if start is not None:
-            begin(context, start.weights(head=card["from"]["head"] == "kept"), start.carried)
-        elif before is not None and found is not None:
-            begin(context, found.weights(head=True), found.carried)
-            loop.begin_at(Where(stage=before.stages, seconds=found.card["seconds"], history=found.card["history"]))
-            loop.progress.note(f"pre-trained before, as {before.folder}; its stages are not repeated")
+            load_weights(context, start.weights(head=card["from"]["head"] == "kept"), start.carried)
+        elif pretraining is not None and stored is not None:
+            load_weights(context, stored.weights(head=True), stored.carried)
+            loop.continue_at(Position(stage=pretraining.stages, seconds=stored.card["seconds"], history=stored.card["history"]))
+            loop.progress.note(f"pre-trained before, as {pretraining.folder}; its stages are not repeated")
     for number, plan in enumerate(plans):
-        if loop.where.stage > number:
+        if loop.position.stage > number:
             continue  # the checkpoint holds the network as a later stage has it
         stage = plan.make(context)
         loop.run(number, plan, stage, splits[plan.split])
-        if before is not None and number + 1 == before.stages and loop.processes.first:
-            done = {each.name: each.settings.epochs for each in plans[: before.stages]}
-            where = loop.where
-            before.keep(context, card, {"epochs_done": done, "history": where.history, "seconds": where.seconds})
-    where = loop.where
-    last = where.history[-1]
-    best = loop.best_state if where.best and where.best["epoch"] != last["epoch"] else None
-    numbers = {key: value for entry in where.history for key, value in entry.items() if key not in ("stage", "epoch")}
+        if pretraining is not None and number + 1 == pretraining.stages and loop.processes.first:
+            epochs = {earlier.name: earlier.settings.epochs for earlier in plans[: pretraining.stages]}
+            position = loop.position
+            pretraining.save(context, card, {"epochs_done": epochs, "history": position.history, "seconds": position.seconds})
+    position = loop.position
+    last_entry = position.history[-1]
+    best_weights = loop.best_state if position.best and position.best["epoch"] != last_entry["epoch"] else None
+    metrics = {key: value for entry in position.history for key, value in entry.items() if key not in ("stage", "epoch")}
     results = {
         "epochs_done": {plan.name: plan.settings.epochs for plan in plans},
-        "validation": {**numbers, "best": where.best, "history": where.history},
-        "seconds": round(where.seconds, 1),
+        "validation": {**metrics, "best": position.best, "history": position.history},
+        "seconds": round(position.seconds, 1),
     }
-    if before is not None:
-        results["encoder"] = before.name
+    if pretraining is not None:
+        results["encoder"] = pretraining.name
     if loop.processes.first:
-        save_model(folder, {**card, **results}, network.state_dict(), best, loop.carried.get("transform"))
+        save_model(folder, {**card, **results}, network.state_dict(), best_weights, loop.carried.get("transform"))
 
 
-def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str, Mapping[str, Tensor]]) -> None:
+def load_weights(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str, Mapping[str, Tensor]]) -> None:
     """The network takes these weights, and keeps its own where there are none; later stages find what is carried."""
     network = context.network
     device = network.head.weight.device
@@ -242,14 +249,14 @@ def begin(context: Context, weights: Mapping[str, Tensor], carried: Mapping[str,
     context.carried.update({what: {key: value.to(device) for key, value in part.items()} for what, part in carried.items()})
 
 
-def overruns(network: nn.Module) -> bool:
+def channels_last_unsafe(network: nn.Module) -> bool:
     """Whether a convolution of the network writes beyond its memory in channels_last on some CPUs.
 
     oneDNN's kernel for the weights' gradient of a 1 x 1 convolution with a stride does, at 2 to 6 channels and AVX2 (found with
     torch 2.11 and 2.14 and malloc's own checks: the process dies later, anywhere).
     """
-    found = (part for part in network.modules() if isinstance(part, nn.Conv2d))
-    return any(part.kernel_size == (1, 1) and max(part.stride) > 1 and part.in_channels < 8 for part in found)
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return any(module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 8 for module in convolutions)
 
 
 def resolve_settings(
@@ -258,12 +265,12 @@ def resolve_settings(
     """Defaults, what they are on this data set, preset, what suits the images' shape, then the user's layers."""
     if preset not in system.presets:
         raise unknown_name("preset", preset, system.presets)
-    fitted = system.adapt(preset, shape) if shape else {}
+    for_shape = system.adapt(preset, shape) if shape else {}
     published = [system.datasets.get(key, {}) for key in (dataset, f"{dataset}-{shape[1]}" if shape else "")]
-    usual = [*published, system.presets[preset], fitted]
-    settings = override(system.settings, *usual, *layers)
-    if following := system.follow(settings):
-        settings = override(system.settings, *usual, following, *layers)
+    defaults = [*published, system.presets[preset], for_shape]
+    settings = override(system.settings, *defaults, *layers)
+    if dependent := system.dependent_defaults(settings):
+        settings = override(system.settings, *defaults, dependent, *layers)
     noise_from(settings.noise)
     return settings
 
@@ -329,33 +336,33 @@ def make_card(
     preset: str,
     seed: int,
     name: str | None,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
 ) -> dict[str, Any]:
     """What is known of the model before training it."""
-    train_on, before = splits["train"], splits.get("pretrain", splits["train"])
+    train_on, pretrained_on = splits["train"], splits.get("pretrain", splits["train"])
     options = {key: value for key, value in dataclasses.asdict(settings.network).items() if value}
-    law, files, about = noise_from(settings.noise), file_digests(settings), system.card(settings)
+    law, files, protocol_keys = noise_from(settings.noise), file_digests(settings), system.card(settings)
     network = resolve(options | {"classes": len(train_on.classes), "channels": train_on.shape[0], "size": train_on.size})
     origin: dict[str, Any] = {}
-    usual = usual_name(system.name, train_on.name, before.name)
+    name_by_default = default_name(system.name, train_on.name, pretrained_on.name)
     if start is not None:
-        network = started_network(start, len(train_on.classes), train_on.size)
-        kept = about["protocol"] == "supervised" and start.fits(network, train_on.name)
-        origin = {"from": start.about(kept)}
-        usual = name_from(system, about["protocol"], start, train_on.name)
-        known = dict.fromkeys([start.card.get("extra_data"), about["extra_data"]])
-        about["extra_data"] = ", ".join(data for data in known if data) or None
+        network = network_of_start(start, len(train_on.classes), train_on.size)
+        head_kept = protocol_keys["protocol"] == "supervised" and start.fits(network, train_on.name)
+        origin = {"from": start.about(head_kept)}
+        name_by_default = name_of_start(system, protocol_keys["protocol"], start, train_on.name)
+        known = dict.fromkeys([start.card.get("extra_data"), protocol_keys["extra_data"]])
+        protocol_keys["extra_data"] = ", ".join(data for data in known if data) or None
     return {
-        "name": check_name(usual if name is None else name),
+        "name": check_name(name_by_default if name is None else name),
         "recipe": system.name,
         "dataset": train_on.name,
-        "pretrain_dataset": start.pretrained_on if start is not None else before.name if "pretrain" in splits else None,
+        "pretrain_dataset": start.pretrained_on if start is not None else pretrained_on.name if "pretrain" in splits else None,
         "preset": preset,
         "seed": seed,
         "network": network,
         "noise": law.to_dict() if law else None,
-        **about,
-        "protocol_in_words": in_words(about["protocol"]),
+        **protocol_keys,
+        "protocol_in_words": in_words(protocol_keys["protocol"]),
         **origin,
         "settings": to_dict(settings),
         "data": {
@@ -367,7 +374,7 @@ def make_card(
     }
 
 
-def usual_name(recipe: str, dataset: str, pretrained_on: str) -> str:
+def default_name(recipe: str, dataset: str, pretrained_on: str) -> str:
     """`rush-cifar10`, or `rush-cifar10-to-stl10` for a transfer."""
     return f"{recipe}-{dataset}" if pretrained_on == dataset else f"{recipe}-{pretrained_on}-to-{dataset}"
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from rush_bench.settings import Count, Share, Whole
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import Optimisation
 from rush_bench.training.stage import Batch, Context, Stage
-from rush_bench.training.validation import accuracy, robust_accuracy
+from rush_bench.training.validation import accuracy, evenly_spaced, robust_accuracy
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,17 @@ class SupervisedStage(Stage):
 
     def __init__(self, context: Context, settings: SupervisedSettings, attack: InnerSettings | None = None) -> None:
         super().__init__(context)
-        self.own, self.inner = settings, attack
-        self.noise = noise_from(self.settings.noise)
-        self.score = "robust" if attack is not None else "clean" if self.noise is None else "noisy"
+        self.settings, self.inner = settings, attack
+        self.noise = noise_from(self.run_settings.noise)
+        self.selection_metric = "robust" if attack is not None else "clean" if self.noise is None else "noisy"
         self.views = SimCLRViews.for_dataset(self.splits["train"].name) if settings.augment == "simclr" else None
 
     def inputs(self, batch: Batch) -> Tensor:
         """The augmented images, before any noise or attack: (B, C, H, W) in [0,1]."""
         if self.views is not None:
             return self.views(batch.images, batch.generator)
-        if self.own.augment == "crop_flip":
-            return pad_crop(batch.images, batch.generator, self.own.padding, self.own.flip)
+        if self.settings.augment == "crop_flip":
+            return pad_crop(batch.images, batch.generator, self.settings.padding, self.settings.flip)
         return batch.images
 
     def logits(self, x: Tensor) -> Tensor:
@@ -67,37 +66,36 @@ class SupervisedStage(Stage):
         """CE(f(x), y), batch mean."""
         return F.cross_entropy(self.logits(x), labels)
 
-    def judged(self) -> Classifier:
+    def evaluated_network(self) -> Classifier:
         """The network that validation looks at: an average of weights, where there is one."""
         return self.network
 
     def weights(self) -> Mapping[str, Tensor]:
-        return self.judged().state_dict()
+        return self.evaluated_network().state_dict()
 
-    def due(self, epoch: int, epochs: int) -> bool:
-        return (epoch + 1) % self.own.select_every == 0 or epoch + 1 == epochs
+    def validates_after(self, epoch: int, epochs: int) -> bool:
+        return (epoch + 1) % self.settings.select_every == 0 or epoch + 1 == epochs
 
     def validate(self) -> dict[str, float]:
         """`clean` accuracy; with a noise law, `noisy` (one fixed draw per image); with an attack, `robust`."""
         self.eval()
-        val, network = self.splits["val"], self.judged()
+        val, network = self.splits["val"], self.evaluated_network()
         with self.autocast():
-            numbers = {"clean": accuracy(outputs(network, val), val.labels)}
+            metrics = {"clean": accuracy(outputs(network, val), val.labels)}
             if self.noise is not None:
-                numbers["noisy"] = accuracy(outputs(network, val, self.noise, self.seed), val.labels)
+                metrics["noisy"] = accuracy(outputs(network, val, self.noise, self.seed), val.labels)
             if self.inner is not None:
-                count = min(len(val), self.own.select_images or len(val))
-                chosen = val.take(torch.arange(count, device=val.labels.device) * len(val) // count)
-                numbers["robust"] = robust_accuracy(network, chosen, self.inner, self.seed)
-        return numbers
+                subset = evenly_spaced(val, self.settings.select_images)
+                metrics["robust"] = robust_accuracy(network, subset, self.inner, self.seed)
+        return metrics
 
 
 def presets(stage: str = "train", epochs: int = 20, smoke: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Layers on a supervised stage's paper settings: a short run with its decays in proportion, and a smoke test."""
-    falls = (math.floor(epochs / 2), math.floor(3 * epochs / 4))
+    milestones = (math.floor(epochs / 2), math.floor(3 * epochs / 4))
     return {
         "paper": {},
-        "short": {f"{stage}.epochs": epochs, f"{stage}.milestones": falls},
+        "short": {f"{stage}.epochs": epochs, f"{stage}.milestones": milestones},
         "smoke": {
             "n_train": 256,
             f"{stage}.epochs": 2,

@@ -30,8 +30,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
         q, k, v = self.queries_keys_values(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = self.first(x + self.drop(self.mix(seen), generator))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.first(x + self.drop(self.mix(attended), generator))
         return self.second(x + self.drop(self.narrow(F.gelu(self.widen(x))), generator))
 
     def drop(self, x: Tensor, generator: torch.Generator) -> Tensor:

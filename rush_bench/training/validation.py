@@ -12,7 +12,7 @@ from rush_bench.training.inner import InnerSettings, attack_mode, pgd
 from rush_bench.training.seeds import derive
 
 
-def evenly(images: Images, count: int) -> Images:
+def evenly_spaced(images: Images, count: int) -> Images:
     """At most `count` of the images (0: all), evenly spread over them."""
     count = min(len(images), count or len(images))
     return images.take(torch.arange(count, device=images.labels.device) * len(images) // count)
@@ -25,7 +25,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def robust_accuracy(network: nn.Module, images: Images, inner: InnerSettings, seed: int) -> float:
     """Accuracy under PGD on the cross-entropy, in eval mode and from the same random starts whenever it is asked."""
-    right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
     generator = torch.Generator(images.labels.device).manual_seed(derive(seed, "validation", "attack"))
     with attack_mode(network, "eval"):
         for start in range(0, len(images), CHUNK):
@@ -33,8 +33,8 @@ def robust_accuracy(network: nn.Module, images: Images, inner: InnerSettings, se
             loss = partial(_summed_cross_entropy, network, y)
             attacked = pgd(loss, x, inner.threat, step=inner.step, steps=inner.steps, start=inner.start, generator=generator)
             with torch.no_grad():
-                right += (network(attacked).argmax(1) == y).sum()
-    return int(right) / len(images)
+                correct += (network(attacked).argmax(1) == y).sum()
+    return int(correct) / len(images)
 
 
 def _summed_cross_entropy(network: nn.Module, labels: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.control import RandomNoise
 from rush_bench.audits import binarization as module
-from rush_bench.audits.binarization import Binarization, binarization, edge, fisher
+from rush_bench.audits.binarization import Binarization, binarization, boundary_point, fisher
 from rush_bench.audits.finding import judged, within_chance
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed
@@ -67,7 +67,7 @@ def defended(network, randomised, votes=4, **options):
 def test_points_of_the_edge_lie_on_it(threat):
     images = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(0))
     images[:25] = images[:25].round()  # corners of the box, of which half of the l-inf ball is cut off
-    points = edge(images, threat, STREAM)
+    points = boundary_point(images, threat, STREAM)
     assert threat.size(points - images).tolist() == pytest.approx([threat.eps] * 50, rel=1e-4)
     assert (points >= 0).all() and (points <= 1).all()
     assert not torch.equal(points[0] - images[0], points[1] - images[1])
@@ -93,11 +93,11 @@ def fitted(defense, images, threat, settings=FEW):
 def test_the_planted_point_is_adversarial_by_construction(mlp, digits, randomised, threat):
     binary, sound = fitted(defended(mlp, randomised), digits, threat)
     assert sound.float().mean() > 0.7
-    planted, judge = edge(digits, threat, STREAM.named("planted")), STREAM.named("judge")
-    assert (binary.middle(planted, judge, FEW.judging)[sound] > 0).all()
-    assert (binary.middle(digits, judge, FEW.judging)[sound] <= 0).all()
+    planted, judge = boundary_point(digits, threat, STREAM.named("planted")), STREAM.named("judge")
+    assert (binary.median_log_odds(planted, judge, FEW.judging)[sound] > 0).all()
+    assert (binary.median_log_odds(digits, judge, FEW.judging)[sound] <= 0).all()
     inner = Threat(threat.norm, 0.95 * threat.eps)
-    lost = [(binary.middle(inner.start(digits, Stream(k, "other")), judge, FEW.judging)[sound] > 0) for k in range(10)]
+    lost = [(binary.median_log_odds(inner.start(digits, Stream(k, "other")), judge, FEW.judging)[sound] > 0) for k in range(10)]
     assert torch.stack(lost).float().mean() < 0.1
 
 
@@ -107,10 +107,10 @@ def test_logits_of_the_new_layer_spread_as_those_of_the_network(mlp, digits):
     for k in (0, 5):
         own = STREAM.at(torch.arange(60) + 60 * k).named("inner")
         inside = Threat("linf", 0.095).start(digits[k].expand(60, -1, -1, -1), own)
-        points = torch.cat([edge(digits, threat, STREAM.named("planted"))[k : k + 1], digits[k : k + 1], inside])
+        points = torch.cat([boundary_point(digits, threat, STREAM.named("planted"))[k : k + 1], digits[k : k + 1], inside])
         logits = mlp(points)
         spread = (logits.max(1).values - logits.min(1).values).mean()
-        odds = binary.middle(points, STREAM.at(torch.full((62,), k)), 1)
+        odds = binary.median_log_odds(points, STREAM.at(torch.full((62,), k)), 1)
         assert float(odds.abs().max()) == pytest.approx(float(spread.detach()), rel=1e-4)
         assert odds[0] > 0 and (odds[1:] < 0).all()
 
@@ -158,7 +158,7 @@ def test_one_vote_is_judged_by_most_of_its_draws(mlp, digits):
 
 def test_a_network_whose_rows_share_a_draw_has_its_images_one_by_one(mlp, digits):
     shared = Randomised(mlp, transform=lambda images: images * (0.9 + 0.2 * torch.rand(1)), votes=2, shape=SHAPE)
-    assert shared.sampler.apart
+    assert shared.sampler.one_call_per_draw
     few = Binarization(inner=20, draws=2, judging=4, points=2)
     attack = EOTAPGD(steps=5, draws=2, select_draws=2)
     found, _ = binarization(shared, digits[:4], THREATS[0], STREAM, attack=attack, settings=few)

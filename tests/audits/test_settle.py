@@ -12,7 +12,7 @@ from torch import nn
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.square import Square
 from rush_bench.audits import settle as room
-from rush_bench.audits.settle import form, rates, settle
+from rush_bench.audits.settle import form_of_trial, rates, settle
 from rush_bench.datasets import as_images
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Randomised, Smoothed
 from rush_bench.errors import BadInput
@@ -243,28 +243,28 @@ def test_few_classes(run, classes, votes) -> None:
 
 def test_forms(linear) -> None:
     defense, nothing = smooth(linear), lambda name: pytest.fail(name)
-    assert form(defense, "", nothing) is defense
-    other = form(defense, "votes=7", nothing)
+    assert form_of_trial(defense, "", nothing) is defense
+    other = form_of_trial(defense, "votes=7", nothing)
     assert (other.draws, other.name, other.body is defense.body) == (7, "smooth@7", True) and defense.draws == 4
-    bank = form(defense, "bank=3", nothing)
+    bank = form_of_trial(defense, "bank=3", nothing)
     assert bank.deterministic and bank.identity()["bank"] == 3
     plain = Deterministic(linear, shape=SHAPE, name="plain")
-    assert form(defense, "model=plain", lambda name: plain) is plain
+    assert form_of_trial(defense, "model=plain", lambda name: plain) is plain
     for on, load in (("still", nothing), ("still:model=plain", lambda name: plain)):
-        still = form(plain if on == "still" else defense, on, load)
+        still = form_of_trial(plain if on == "still" else defense, on, load)
         images, stream = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)), Stream(0, "x", torch.arange(3))
         assert still.draws == 1 and still.noise.scale == 0
         assert torch.allclose(still.predict(images, stream).probabilities, plain.predict(images, stream).probabilities)
     with pytest.raises(BadInput, match="without noise"):
-        form(defense, "still", nothing)
+        form_of_trial(defense, "still", nothing)
     with pytest.raises(BadInput, match="no form"):
-        form(defense, "upside-down", nothing)
+        form_of_trial(defense, "upside-down", nothing)
 
 
 def test_a_network_that_gives_probabilities_goes_through_the_other_door_too(linear) -> None:
     soft = nn.Sequential(linear, nn.Softmax(1)).eval()
     plain = Deterministic(soft, shape=SHAPE, outputs="probabilities", name="soft")
-    still = form(plain, "still", lambda name: plain)
+    still = form_of_trial(plain, "still", lambda name: plain)
     images, stream = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)), Stream(0, "x", torch.arange(3))
     assert torch.allclose(still.predict(images, stream).probabilities, plain.predict(images, stream).probabilities)
 

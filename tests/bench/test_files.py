@@ -114,7 +114,7 @@ def test_decays_keep_their_place(budget, share):
 
 
 def test_a_recipe_whose_passes_nobody_counted_is_refused(budget):
-    with pytest.raises(BadInput, match=r"nobody has counted the passes of ssp_selfie"):
+    with pytest.raises(BadInput, match=r"the passes of ssp_selfie are not counted"):
         stretched(*paper("ssp_selfie"), budget, 1)
     with pytest.raises(BadInput, match=r"no linear head"):
         budget_of(*paper("pgd_at"))

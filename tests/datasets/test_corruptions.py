@@ -46,7 +46,7 @@ def test_every_cell_holds_the_same_images(data: Path, corruption: str, severity:
 
 
 def test_subsets_nest_and_are_those_of_the_clean_test_set(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few, more, whole = (load_corrupted("cifar10", TWO, n, seed=3, data_dir=data).rows for n in (7, 30, None))
+    few, more, whole = (load_corrupted("cifar10", TWO, n, seed=3, data_dir=data).positions for n in (7, 30, None))
     assert few.tolist() == more[:7].tolist() and whole.tolist() == list(range(COUNT))
     labels = np.arange(COUNT) % 10
     arrays = {"train_images": np.zeros((COUNT, 32, 32, 3), np.uint8), "train_labels": labels}
@@ -54,7 +54,7 @@ def test_subsets_nest_and_are_those_of_the_clean_test_set(data: Path, monkeypatc
     np.savez(data / "cifar10.npz", **arrays)
     monkeypatch.setenv("RUSH_BENCH_DATA", str(data))
     assert load_dataset("cifar10", "test", 30, seed=3).index.tolist() == more.tolist()
-    assert load_corrupted("cifar10", TWO, 30, seed=3).rows.tolist() == more.tolist()  # the same folder by environment
+    assert load_corrupted("cifar10", TWO, 30, seed=3).positions.tolist() == more.tolist()  # the same folder by environment
 
 
 def test_pixels_are_not_read_before_they_are_asked_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

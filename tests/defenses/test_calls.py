@@ -90,8 +90,8 @@ def images():
 @pytest.mark.parametrize("f", SHARED + APART, ids=lambda f: f.__name__)
 def test_it_is_found_out_whether_rows_share_a_draw(f, how):
     defense = made(f, how)
-    assert defense.sampler.apart == (f in SHARED)
-    assert ("calls" in defense.identity()) == defense.sampler.apart
+    assert defense.sampler.one_call_per_draw == (f in SHARED)
+    assert ("calls" in defense.identity()) == defense.sampler.one_call_per_draw
 
 
 @pytest.mark.parametrize("f", SHARED + APART, ids=lambda f: f.__name__)
@@ -169,7 +169,7 @@ def test_a_plain_transform_is_the_network_that_has_it_inside(f, images):
 )
 def test_transforms_of_torchvision(transform, shared, images):
     defense = Randomised(Net().eval(), transform=transform, votes=5, shape=SHAPE)
-    assert defense.sampler.apart == shared
+    assert defense.sampler.one_call_per_draw == shared
     assert torch.equal(defense.predict(images, STREAM).votes, defense.predict(images, STREAM).votes)
 
 

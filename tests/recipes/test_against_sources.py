@@ -20,7 +20,7 @@ from rush_bench.settings import override
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.optimisers import LARS, make_optimiser
 from rush_bench.training.run import load_splits, resolve_settings
-from rush_bench.training.semi import label_splits
+from rush_bench.training.semi_supervised import label_splits
 from rush_bench.training.stage import Batch, Context
 
 ROWS, COUNT = 10, 32
@@ -33,7 +33,7 @@ def in_float64(monkeypatch):
     """Networks, images and whatever the code takes to float32: all in float64."""
     real = Images.floats
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(Images, "floats", lambda images, rows=slice(None): real(images, rows).double())
+    monkeypatch.setattr(Images, "floats", lambda images, positions=slice(None): real(images, positions).double())
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -343,7 +343,7 @@ def test_semi_supervised_acl_divides_every_sum_by_the_whole_batch(attacks):
 def test_the_teacher_is_its_best_clean_epoch():
     splits = semi_splits()
     stage, _ = stage_of("acl", 1, {}, splits, label_share=0.1)
-    assert stage.score == "clean"
+    assert stage.selection_metric == "clean"
     stage.best = {key: torch.full_like(value, 7) for key, value in stage.teacher.state_dict().items()}
     stage.finish()
     assert all(bool((value == 7).all()) for value in stage.carried["teacher"].values())

@@ -434,7 +434,7 @@ def test_label_shares_of_digits(share, fine):
             load()
 
 
-def test_what_a_share_of_the_labels_taught_is_distilled(tmp_path):
+def test_what_a_teacher_of_a_share_of_the_labels_knows_is_distilled(tmp_path):
     """The loss falls, and the network becomes robust: S2.3, stage 3, from a teacher that has learnt.
 
     From a teacher that knows nothing it cannot fall: the zero head agrees with it, and the loss starts at its least,
@@ -459,7 +459,7 @@ def test_what_a_share_of_the_labels_taught_is_distilled(tmp_path):
 def test_how_long_a_file_of_pseudo_labels_must_be(n_train, name, expected):
     stage, _ = stage_of("advcl", 1, **SMALLER, n_train=n_train)
     stage.splits["pretrain"] = dataclasses.replace(data().take(range(COUNT - 2)), name=name)
-    assert stage.official() == expected
+    assert stage.official_size_bounds() == expected
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -500,7 +500,7 @@ def test_every_protocol_for_every_pretrained_encoder(name, protocol):
     stage, _ = stage_of(name, -1, **layer, **({} if name != "advcl" else SMALLER))
     if protocol != "AFF":
         assert (stage.noise is not None) == (protocol == "NSLF")
-        assert (stage.score == "noisy") == (0 not in card["votes"] or len(card["votes"]) > 1)  # judged as it is shown
+        assert (stage.selection_metric == "noisy") == (0 not in card["votes"] or len(card["votes"]) > 1)  # as it is shown
 
 
 @pytest.mark.parametrize(

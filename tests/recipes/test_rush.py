@@ -201,7 +201,7 @@ def test_protocol_and_votes_of_the_four_combinations(recipe, layer, expected):
 @pytest.mark.parametrize(("noisy", "expected"), [(True, Uniform(0.3)), (False, None)])
 def test_simclrs_probe_draws_the_noise_that_it_is_told_to(noisy, expected):
     stage, _ = stage_of("simclr", 1, **{"noise": "uniform:0.3", "finetune.noisy": noisy})
-    assert isinstance(stage, Finetune) and stage.noise == expected and stage.score == "noisy"
+    assert isinstance(stage, Finetune) and stage.noise == expected and stage.selection_metric == "noisy"
 
 
 class Operations(TorchDispatchMode):

@@ -10,7 +10,7 @@ from rush_bench.defenses import load_defense
 from rush_bench.errors import WorkLeft
 from rush_bench.training import loop, train
 
-OTHERS = {"finetune"}  # needs an encoder: tests/training/test_start.py
+OTHERS = {"finetune"}  # needs an encoder: tests/training/test_initial_weights.py
 RECIPES = sorted({name for name, entry in registry.recipes.entries.items() if entry.entry_point is None} - OTHERS)
 SMALL = ("n_train=192", "size=8", "network.name=resnet", "network.blocks=1,1", "network.width=4")
 # Where eight steps of a tiny network are too few for a loss that starts near its lower bound.

@@ -382,7 +382,7 @@ def generated_file(path, count=40, labels=None, side=8, keys=("image", "label"))
 def test_generated_images_are_their_share_with_smoothed_labels(tmp_path, keys):
     path = generated_file(tmp_path / "made.npz", keys=keys)
     stage, _ = a_stage(dataaug, train__generated=path, train__cutmix=False, train__augment="none")
-    x, targets = stage.examples(a_batch(stage))
+    x, targets = stage.augmented_batch(a_batch(stage))
     made = (x == 1).flatten(1).all(1)
     assert made.tolist() == [False] * 5 + [True] * 11  # 30 % of 16 are real
     assert torch.equal(targets[:5].argmax(1), stage.splits["train"].labels[:5]) and torch.all(targets[:5].max(1).values == 1)

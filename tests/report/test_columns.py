@@ -23,7 +23,7 @@ def test_an_attack_that_no_row_names_has_a_column_in_both_styles(lab) -> None:
 
 
 def test_a_doubtful_attack_bounds_all_its_columns_and_no_other(lab, monkeypatch) -> None:
-    monkeypatch.setattr("rush_bench.report.rows.doubt", lambda cell: "broken" * (cell.labels["attack"] == "my_fgsm"))
+    monkeypatch.setattr("rush_bench.report.rows.gradient_caveat", lambda cell: "broken" * (cell.labels["attack"] == "my_fgsm"))
     lab.cell("acl-cifar10", "pgd", [1] * 6 + [0] * 4)
     lab.cell("acl-cifar10", "my_fgsm", [1] * 7 + [0] * 3, bank=[1] * 5 + [0] * 5)
     assert table(lab.results())["upper_bounds"].tolist() == ["my_fgsm,my_fgsm_bank"]

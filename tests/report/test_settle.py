@@ -108,7 +108,7 @@ def test_any_of_k_where_there_are_so_many_predictions(evidence):
     wanted = 1 - any_of_k(right, np.full(20, 20), 10).mean()
     (row,) = settle.frame(made).to_dict("records")
     assert row["any10"] == pytest.approx(wanted) and np.isnan(row["any100"])
-    assert f"any of 10 {100 * wanted:.1f} [" in settle.besides(made.entries[0])
+    assert f"any of 10 {100 * wanted:.1f} [" in settle.further_scores(made.entries[0])
 
 
 def test_percent():

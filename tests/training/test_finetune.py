@@ -130,7 +130,7 @@ def test_head_init(init, zero):
 def test_validation_numbers(noise, keys):
     stage = finetune_stage(FinetuneSettings(bn_adapt="beta"), noise)
     numbers = stage.validate()
-    assert set(numbers) == keys and stage.score in keys
+    assert set(numbers) == keys and stage.selection_metric in keys
     assert numbers == stage.validate()  # the noise draw is fixed
     val = stage.splits["val"]
     right = (stage.network.eval()(val.floats()).argmax(1) == val.labels).float().mean()

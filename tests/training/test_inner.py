@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rush_bench.errors import RushBenchError
 from rush_bench.networks import build
 from rush_bench.threats import Threat
-from rush_bench.training.inner import InnerSettings, attack_mode, pgd, untracked
+from rush_bench.training.inner import InnerSettings, attack_mode, frozen_running_statistics, pgd
 
 STEPS = {"step": 0.025, "steps": 10}
 SIZES = {"eps": 0.1, **STEPS}
@@ -126,7 +126,7 @@ def test_attack_mode_restores_after_an_error(mode):
 def test_untracked_gives_train_mode_outputs_and_gradients():
     network, x = small_network().train(), some_images()
     before = network.encoder.bn1.running_mean.clone()
-    with untracked(network):
+    with frozen_running_statistics(network):
         inside = network(x)
     assert torch.equal(network.encoder.bn1.running_mean, before) and inside.requires_grad
     assert int(network.encoder.bn1.num_batches_tracked) == 0

@@ -12,7 +12,7 @@ from rush_bench.datasets import as_images
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.training.inner import InnerSettings
-from rush_bench.training.joint import Joint, JointSettings, log_det
+from rush_bench.training.joint import JointSettings, JointStage, log_det
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import Batch, Context
 
@@ -26,24 +26,24 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def joint(run: RunSettings | None = None, attack: InnerSettings = ATTACK, network=(), **changes) -> Joint:
+def joint(run: RunSettings | None = None, attack: InnerSettings = ATTACK, network=(), **changes) -> JointStage:
     pixels = torch.randint(0, 256, (COUNT, 1, 8, 8), generator=seeded(2), dtype=torch.uint8)
     data = as_images(pixels, torch.arange(COUNT), classes=[str(k) for k in range(10)])
     context = Context(build({**SPEC, **dict(network)}, 1), run or RunSettings(), {"pretrain": data, "val": data}, seed=0)
-    return Joint(context, replace(SMALL, **changes), attack)
+    return JointStage(context, replace(SMALL, **changes), attack)
 
 
-def batch(stage: Joint) -> Batch:
+def batch(stage: JointStage) -> Batch:
     return Batch(stage.splits["pretrain"], torch.arange(COUNT), seeded(), 0, 0)
 
 
-def questions(stage: Joint):
+def questions(stage: JointStage):
     """What the tasks ask, and the images of all three."""
     problems = [task.problem(batch(stage).images, seeded(number)) for number, task in enumerate(stage.tasks)]
     return problems, torch.cat([problem[0] for problem in problems])
 
 
-def objective(stage: Joint, problems, x: torch.Tensor) -> tuple[float, float]:
+def objective(stage: JointStage, problems, x: torch.Tensor) -> tuple[float, float]:
     """The sum of the losses, and lambda h."""
     total, h = stage.objective(x.clone().requires_grad_(), problems)
     return float(total.detach()), float(h.detach() if isinstance(h, torch.Tensor) else h)

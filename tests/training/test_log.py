@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rush_bench.errors import BadInput, MissingPackage
-from rush_bench.training.log import Log
+from rush_bench.training.log import TrainingLog
 
 HISTORY = [{"stage": "pretrain", "epoch": k, "loss": 4.0 / k, "knn": 0.1 * k} for k in (1, 2)]
 MORE = {"stage": "finetune", "epoch": 1, "loss": 0.5, "clean": 0.9}
@@ -15,10 +15,10 @@ def test_events_and_lines_are_the_history(tmp_path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    killed = Log(tmp_path, "tensorboard")
+    killed = TrainingLog(tmp_path, "tensorboard")
     killed.epoch(HISTORY[:1])
     killed.close()
-    log = Log(tmp_path, "tensorboard")
+    log = TrainingLog(tmp_path, "tensorboard")
     log.epoch(HISTORY)
     log.epoch([*HISTORY, MORE])
     log.close()
@@ -31,7 +31,7 @@ def test_events_and_lines_are_the_history(tmp_path) -> None:
 
 def test_what_is_not_known_or_not_there_is_told(tmp_path, monkeypatch) -> None:
     with pytest.raises(BadInput, match="tensorboard"):
-        Log(tmp_path, "wandb")
+        TrainingLog(tmp_path, "wandb")
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingPackage, match="pip install"):
-        Log(tmp_path, "tensorboard")
+        TrainingLog(tmp_path, "tensorboard")

@@ -8,7 +8,7 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
-from rush_bench.training.pretext import Jigsaw, Rotation, Selfie, SelfieSettings, TaskSettings, patches, whole
+from rush_bench.training.pretext import Jigsaw, Rotation, Selfie, SelfieSettings, TaskSettings, assemble, patches
 from rush_bench.training.stage import Batch, Context
 from rush_bench.training.transformer import Transformer
 
@@ -41,7 +41,7 @@ def test_patches_are_the_grid_row_by_row_and_whole_puts_them_back(shape):
     for k in range(16):
         top, left = k // 4 * high, k % 4 * wide
         assert torch.equal(pieces[:, k], x[:, :, top : top + high, left : left + wide])
-    assert torch.equal(whole(pieces), x)
+    assert torch.equal(assemble(pieces), x)
 
 
 def test_rotation_asks_for_the_turn():

@@ -19,7 +19,7 @@ from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step
 from rush_bench.training.optimisers import make_optimiser
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
-from rush_bench.training.semi import Teacher, TeacherSettings, share_labels
+from rush_bench.training.semi_supervised import TeacherSettings, TeacherStage, splits_from_share
 from rush_bench.training.stage import Batch, Context
 
 SPEC = {"name": "resnet", "blocks": [1, 1], "width": 4, "channels": 1, "size": 8, "classes": 4}
@@ -60,7 +60,7 @@ def test_linear_protocols_move_the_head_alone(protocol, loss):
     settings = LinearSettings(protocol=protocol, alf_loss=loss, attack=InnerSettings(eps=0.1, step=0.05, steps=2))
     stage = Finetune(context(), settings)
     assert run_steps(stage, settings) == {"head.weight", "head.bias"}
-    assert stage.score == "robust" and set(stage.validate()) == {"clean", "robust"}
+    assert stage.selection_metric == "robust" and set(stage.validate()) == {"clean", "robust"}
     assert 0 <= stage.validate()["robust"] <= stage.validate()["clean"]
 
 
@@ -178,7 +178,7 @@ def test_two_routes_move_both_and_the_network_is_the_attacked_one():
 @pytest.mark.parametrize(("protocol", "stage"), [("SLF", "finetune"), ("ALF", "finetune"), ("AFF", "aff")])
 def test_the_setting_chooses_the_stage_and_the_card(protocol, stage):
     settings = PretrainedSettings(finetune=LinearSettings(protocol=protocol))
-    plan = protocols.finetuning(settings)
+    plan = protocols.finetuning_plan(settings)
     assert plan.name == stage and plan.labelled and plan.settings == getattr(settings, stage)
     assert protocols.card(settings) == {"protocol": protocol, "extra_data": None, "votes": [0]}
 
@@ -198,23 +198,23 @@ def test_protocols_that_are_not_there(settings, message):
 @pytest.mark.parametrize(("share", "count"), [(0.125, 4), (0.5, 16)])
 def test_a_share_of_the_labels(share, count):
     data = images()
-    parts = share_labels(data, share)
+    parts = splits_from_share(data, share)
     assert len(parts["labelled"]) == count and len(parts["unlabelled"]) == 32 - count
     both = torch.cat([parts["labelled"].index, parts["unlabelled"].index])
     assert torch.equal(both.sort().values, data.index)
     assert torch.bincount(parts["labelled"].labels).tolist() == [count // 4] * 4
-    more = share_labels(data, 0.5)["labelled"].index  # nested
+    more = splits_from_share(data, 0.5)["labelled"].index  # nested
     assert set(parts["labelled"].index.tolist()) <= set(more.tolist())
 
 
 def test_a_share_below_one_image_a_class():
     with pytest.raises(BadInput, match=r"leaves class '\d' without a label; give at least 0.12"):
-        share_labels(images(), 0.06)
+        splits_from_share(images(), 0.06)
 
 
 def semi_context() -> Context:
     place = context()
-    place.splits.update(share_labels(place.splits["train"], 0.25))
+    place.splits.update(splits_from_share(place.splits["train"], 0.25))
     place.carried[CARRIED] = routed(copy.deepcopy(place.network.encoder), 2, place=1).state_dict()
     for key, value in place.carried[CARRIED].items():
         if ".sets.0." in key and value.is_floating_point():
@@ -225,7 +225,7 @@ def semi_context() -> Context:
 def test_the_teacher_starts_from_the_clean_route_and_leaves_the_network_alone():
     place = semi_context()
     settings = TeacherSettings(batch_size=8, augment="none")
-    stage = Teacher(place, settings)
+    stage = TeacherStage(place, settings)
     stage.prepare(fresh=True)
     with route(both := routed(build(SPEC).encoder, 2, place=1), 0):
         both.load_state_dict(place.carried[CARRIED])

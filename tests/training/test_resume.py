@@ -59,7 +59,7 @@ def test_stopped_after_every_step_equals_uninterrupted(kind, tmp_path):
 class Replaying(Stage):
     """What later systems need of the loop: replays, one backward for both gradients, a carried perturbation, an average."""
 
-    name, replays, score = "replaying", 2, None
+    name, replays, selection_metric = "replaying", 2, None
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

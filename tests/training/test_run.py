@@ -245,7 +245,7 @@ class Failing(Stage):
 
     def loss(self, batch):
         loss = self.network(batch.images).square().mean()
-        return loss * torch.nan if batch.step == self.settings.size - 16 else loss
+        return loss * torch.nan if batch.step == self.run_settings.size - 16 else loss
 
 
 def failing_recipe(step: int) -> Recipe:

@@ -65,7 +65,7 @@ def test_validation_numbers_and_the_one_that_chooses(noise, attack, keys, score)
     stage = a_stage(noise, attack)
     before = {key: value.clone() for key, value in stage.state_dict().items()}
     numbers = stage.validate()
-    assert set(numbers) == keys and stage.score == score and numbers == stage.validate()
+    assert set(numbers) == keys and stage.selection_metric == score and numbers == stage.validate()
     assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
     assert all(weight.requires_grad for weight in stage.parameters())
     if attack:
@@ -97,4 +97,4 @@ def test_augmentation_depends_on_the_steps_generator_alone(augment):
 @pytest.mark.parametrize(("every", "epochs"), [(1, {0, 1, 2, 3, 4}), (2, {1, 3, 4}), (9, {4})])
 def test_when_it_validates(every, epochs):
     stage = a_stage(select_every=every)
-    assert {epoch for epoch in range(5) if stage.due(epoch, 5)} == epochs
+    assert {epoch for epoch in range(5) if stage.validates_after(epoch, 5)} == epochs

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rush_bench.errors import BadInput
 from rush_bench.training.options import RunSettings
-from rush_bench.training.stage import LEARN, Batch, Plan, Recipe
+from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, card, presets
 
 
@@ -34,7 +34,7 @@ def plans(settings: MixupSettings) -> list[Plan]:
     """One supervised stage."""
     if settings.alpha != 1:
         raise BadInput(f"alpha={settings.alpha}: this example draws lam for alpha=1 only")
-    return [Plan("train", "train", settings.train, lambda c: MixupStage(c, settings.train), labelled=True, passes=LEARN)]
+    return [Plan("train", "train", settings.train, lambda c: MixupStage(c, settings.train), labelled=True, passes=TRAIN_STEP)]
 
 
 recipe = Recipe(

@@ -127,13 +127,13 @@ def some(dataset: str, split: str, count: int, network: Classifier, data_dir: st
 
 
 def count_right(network: Classifier, images: Images, noise: Noise | None, device: torch.device | str) -> int:
-    """How many images a network in train or eval mode, left as it is, classifies right; under noise by a vote."""
+    """How many images a network classifies right, in its present train or eval mode; under noise by a vote."""
     copy = network.single_route(0).eval()  # a defence freezes and moves what it is given
     options: dict[str, Any] = {"shape": images.shape, "device": device}
     defense = Smoothed(copy, noise=noise, votes=VOTES, **options) if noise else Deterministic(copy, **options)
     right = 0
     for start in range(0, len(images), BATCH):
-        rows = torch.arange(start, min(start + BATCH, len(images)))
-        answers = defense.predict(images.floats(rows), Stream(0, "import", rows)).labels
-        right += int((answers.cpu() == images.labels[rows]).sum())
+        positions = torch.arange(start, min(start + BATCH, len(images)))
+        answers = defense.predict(images.floats(positions), Stream(0, "import", positions)).labels
+        right += int((answers.cpu() == images.labels[positions]).sum())
     return right

@@ -154,11 +154,11 @@ def read_published(
         state = head_state(found, family, head, short)
     own, route, count, routes = choose_route(own, bn_route, notes)
     state = renamed(own, family) | state
-    said = {"classes": len(state.get("head.weight", range(CLASSES.get(short, 10)))), "mean": mean, "std": std}
-    spec = spec_of(state, {**family.network, **said}, network)
+    constants = {"classes": len(state.get("head.weight", range(CLASSES.get(short, 10)))), "mean": mean, "std": std}
+    spec = spec_of(state, {**family.network, **constants}, network)
     net = build(spec)
-    whole = {key: value for key, value in net.state_dict().items() if not (encoder and key.startswith("head."))}
-    check_coverage(state, whole, family.title)
+    weights = {key: value for key, value in net.state_dict().items() if not (encoder and key.startswith("head."))}
+    check_coverage(state, weights, family.title)
     net.load_state_dict({**net.state_dict(), **state}, strict=True)
     check_trained(state)
     if extra_data is None:
@@ -314,9 +314,11 @@ def choose_route(own: Tensors, wanted: int | None, notes: list[str]) -> tuple[Te
     return shared | chosen, route, len(numbers), both if (route, numbers) == (1, [0, 1]) else {}
 
 
-def route_gap(one: Tensors, other: Tensors) -> float:
+def route_gap(first: Tensors, second: Tensors) -> float:
     """The largest difference of any BatchNorm tensor of two routes; infinite where they do not have the same tensors."""
-    first, second = ({re.sub(r"bn_list\.\d+", "bn_list", key): value for key, value in part.items()} for part in (one, other))
+    first, second = (
+        {re.sub(r"bn_list\.\d+", "bn_list", key): value for key, value in part.items()} for part in (first, second)
+    )
     if first.keys() != second.keys() or any(first[key].shape != second[key].shape for key in first):
         return math.inf
     gaps = [(first[key] - second[key]).abs().max() for key in first if first[key].is_floating_point()]

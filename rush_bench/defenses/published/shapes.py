@@ -19,7 +19,7 @@ def spec_of(state: Tensors, known: Mapping[str, Any], wanted: str | None = None)
     known: keys that no shape tells; `block` is `preact` for any pre-activation network. wanted: what the user says, the
     network's name, keys that no shape tells, or both: `resnet18,padding=2`.
     """
-    name, said = parse_network(wanted)
+    name, stated = parse_network(wanted)
     stem, first = state.get("encoder.conv1.weight"), _last(state, "encoder.layer1.0.")
     if stem is None or stem.ndim != 4 or first is None:
         raise BadInput(f"not a ResNet that rush-bench can build: encoder.conv1 or encoder.layer1.0 is missing; {OWN}")
@@ -39,7 +39,7 @@ def spec_of(state: Tensors, known: Mapping[str, Any], wanted: str | None = None)
         shape["block"] = "bottleneck"
     large = kernel == 7
     rest = {"channels": stem.shape[1], "size": 96 if large else 32, "stem": "imagenet" if large else "cifar"}
-    found = resolve({**rest, **known, **shape, **said, "name": _name(shape)})
+    found = resolve({**rest, **known, **shape, **stated, "name": _name(shape)})
     if name not in (None, found["name"]):
         raise BadInput(f"--network {name}: the file's tensors are those of {found['name']}, blocks {found['blocks']}")
     return found

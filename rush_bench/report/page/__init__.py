@@ -75,7 +75,7 @@ def write_page(
         print(text, file=sys.stderr)
 
     kinds = {name: load_results(results / name, warn=warn) for name in ("", SETTLE, corrupting.FOLDER)}
-    certified = [one for part in ("", SETTLE) for one in load_results(results / part / check.FOLDER, warn=warn)]
+    certified = [certificate for part in ("", SETTLE) for certificate in load_results(results / part / check.FOLDER, warn=warn)]
     found = [*(result for part in kinds.values() for result in part), *certified]
     verdicts = audited.read(results / AUDITS, warn)
     if not found and not verdicts:
@@ -101,7 +101,7 @@ def write_page(
     text = environment.get_template("page.html.j2").render(
         title=title or f"rush-bench: {called}",
         version=__version__,
-        clashes=[str(one) for one in check.contradictions(certified, attacks)],
+        clashes=[str(certificate) for certificate in check.contradictions(certified, attacks)],
         left_out=left_out,
         count=len(page.records.anchors),
         unfinished=sum(not result.complete for result in {result.folder: result for result in found}.values()),
@@ -153,20 +153,22 @@ class _Page:
                 attacked.append(row)
                 sheets[row.labels["dataset"], row.threat_text, row.labels["suite"], f"n={row.labels['n']}"].append(row)
                 radii[row.labels["dataset"], row.threat["norm"], row.labels["defense"]].add(row.threat["eps"])
-        made = [(", ".join(title), self.figure(partial(figures.accuracy_by_defence, sheet))) for title, sheet in sheets.items()]
+        charts = [
+            (", ".join(title), self.figure(partial(figures.accuracy_by_defence, sheet))) for title, sheet in sheets.items()
+        ]
         lines = [r for r in attacked if r.threat and len(radii[r.labels["dataset"], r.threat["norm"], r.labels["defense"]]) > 1]
         if lines:
-            made.append(("Accuracy against eps", self.figure(partial(figures.against_eps, lines))))
+            charts.append(("Accuracy against eps", self.figure(partial(figures.against_eps, lines))))
         cost = self.figure(partial(models.cost, measured, cards))
-        made += [("Training cost against worst-case accuracy", cost)] if cost else []
-        self.add("figures", made)
+        charts += [("Training cost against worst-case accuracy", cost)] if cost else []
+        self.add("figures", charts)
 
     def images(self, measured: Sequence[Row], data_dir: Path | None) -> None:
         """Galleries, and how many rows have no x' on disk."""
-        made, missing = gallery.galleries(measured, data_dir, GALLERIES)
-        if made or missing:
-            anchors = [self.records.anchor(one.result) for one in made]
-            self.add("galleries", {"made": list(zip(made, anchors, strict=True)), "missing": missing, "most": GALLERIES})
+        shown, missing = gallery.galleries(measured, data_dir, GALLERIES)
+        if shown or missing:
+            anchors = [self.records.anchor(entry.result) for entry in shown]
+            self.add("galleries", {"made": list(zip(shown, anchors, strict=True)), "missing": missing, "most": GALLERIES})
 
     def certificates(self, certified: Sequence[CellResult]) -> None:
         """A curve and a table a norm."""
@@ -184,7 +186,7 @@ class _Page:
     def corruptions(self, results: Sequence[CellResult], reference: str | None) -> None:
         """A table per data set and set of corruptions."""
         parts = []
-        for k, part in enumerate(_like(results)):
+        for k, part in enumerate(_of_same_images(results)):
             known = reference if reference in {result.labels["defense"] for result in part} else None
             parts.append(grids.corrupted(f"corrupted-{k}", corruptions.table(part, known)))
         if reference is not None and not any(result.labels["defense"] == reference for result in results):
@@ -213,8 +215,8 @@ class _Page:
                     ("The published evaluation, corrected step by step", settle_figures.waterfall),
                     ("Every attack beside the worst case", settle_figures.attacks),
                 )
-                made = [(words, self.figure(partial(draw, evidence))) for words, draw in drawn]
-                part["figures"] = [(words, svg) for words, svg in made if svg]
+                charts = [(words, self.figure(partial(draw, evidence))) for words, draw in drawn]
+                part["figures"] = [(words, svg) for words, svg in charts if svg]
             parts.append(part)
         shared: list[tuple[str, Markup | None]] = []
         groups: dict[str, list[Evidence]] = defaultdict(list)
@@ -229,13 +231,13 @@ class _Page:
 
     def models(self, cards: dict[str, models.Card], changed: list[str]) -> None:
         """Cards with their learning curves."""
-        made = []
+        sections = []
         for name, card in cards.items():
             curve = self.figure(partial(models.learning_curve, card))
             about = {key: card[key] for key in models.ABOUT if card.get(key) is not None}
-            made.append({"name": name, "about": about, "curve": curve, "text": models.text(card)})
-        if made or changed:
-            self.add("models", {"made": made, "changed": changed})
+            sections.append({"name": name, "about": about, "curve": curve, "text": models.text(card)})
+        if sections or changed:
+            self.add("models", {"made": sections, "changed": changed})
 
 
 def _curve(sets: dict[str, pd.DataFrame], norm: str, path: Path) -> Path:
@@ -249,8 +251,8 @@ def _curve(sets: dict[str, pd.DataFrame], norm: str, path: Path) -> Path:
     return figures.save(figure, path)
 
 
-def _like(results: Iterable[CellResult]) -> list[list[CellResult]]:
-    """Corruption cells that may stand in one table, for they are of the same images; defences of one name told apart."""
+def _of_same_images(results: Iterable[CellResult]) -> list[list[CellResult]]:
+    """Corruption cells of the same images, which may share a table; defences with the same name are distinguished."""
     by: dict[str, dict[str, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         same = {key: result.identity[key] for key in ("weights", "defense", "seed", "repeats")}

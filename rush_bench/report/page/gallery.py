@@ -45,16 +45,16 @@ class Gallery:
     without: str = ""
 
 
-def galleries(rows: Sequence[Row], data_dir: Path | None, most: int) -> tuple[list[Gallery], int]:
+def galleries(table_rows: Sequence[Row], data_dir: Path | None, most: int) -> tuple[list[Gallery], int]:
     """A gallery per row that has x' on disk, at most so many, and how many rows have none on disk."""
-    made, missing, known = list[Gallery](), 0, dict[tuple[str, str, int], Images | str]()
-    for row in rows:
+    shown, missing, known = list[Gallery](), 0, dict[tuple[str, str, int], Images | str]()
+    for row in table_rows:
         attacked = [row.cells[name] for name in ATTACKS if name in row.cells]
         stored = [cell for cell in attacked if (cell.folder / "adversarial-0000.npy").exists()]
         missing += bool(attacked and not stored)
-        if stored and len(made) < most:
-            made.append(_gallery(row, stored[0], data_dir, known))
-    return made, missing
+        if stored and len(shown) < most:
+            shown.append(_gallery(row, stored[0], data_dir, known))
+    return shown, missing
 
 
 def _gallery(row: Row, attacked: CellResult, data_dir: Path | None, known: dict[tuple[str, str, int], Images | str]) -> Gallery:

@@ -18,7 +18,7 @@ from rush_bench.records.statistics import Estimate
 from rush_bench.report import audits, certificates, corruptions, settle
 from rush_bench.report.columns import estimate_of
 from rush_bench.report.figures import percent
-from rush_bench.report.layout import BOUND, DASH, NARROW, header, is_text, lay_out, lift, without
+from rush_bench.report.layout import BOUND, DASH, NARROW, drop_columns, header, is_text, lay_out, lift_shared_columns
 from rush_bench.report.rows import Row
 
 BOLD = "Bold: the highest of at least two of the same data set, pre-training data, threat, suite and n."
@@ -69,7 +69,7 @@ class Records:
 
     def __init__(self, results: Sequence[CellResult], folder: Path) -> None:
         self.by_folder: dict[Path, list[CellResult]] = {}
-        for result in sorted(results, key=lambda one: one.folder):
+        for result in sorted(results, key=lambda each: each.folder):
             self.by_folder.setdefault(result.folder, []).append(result)
         self.anchors = {path: f"r{k}" for k, path in enumerate(self.by_folder)}
         self.folder = folder
@@ -80,7 +80,7 @@ class Records:
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
         """By place, one entry per cell: what it is, what it cost, and all that is written down of it; sorted by name."""
-        made: dict[str, list[dict[str, Any]]] = {}
+        by_folder: dict[str, list[dict[str, Any]]] = {}
         for path, same in self.by_folder.items():
             first = same[0]
             about = {"chunks": f"{first.chunks_done} of {first.chunks}", "folder": str(path.relative_to(self.folder))}
@@ -89,18 +89,18 @@ class Records:
                 about |= {kind: f"{frame[kind].mean():,.6g} per image" for kind in ("forwards", "backwards")}
                 about |= {"seconds": f"{frame['seconds'].sum():,.4g}", "largest distance": f"{frame['distance'].max():.6g}"}
                 about |= {"made on": "; ".join(first.made_on) or "not noted: an older record"}
-            text = json.dumps({"identity": first.identity, "labels": [one.labels for one in same]}, indent=1)
+            text = json.dumps({"identity": first.identity, "labels": [cell.labels for cell in same]}, indent=1)
             name = " · ".join(str(first.labels[key]) for key in NAMED if first.labels.get(key) not in (None, ""))
             entry = {"id": self.anchors[path], "name": name, "about": about, "text": text, "complete": first.complete}
-            made.setdefault(str(path.parent.relative_to(self.folder)), []).append(entry)
-        return {place: sorted(found, key=lambda entry: entry["name"]) for place, found in made.items()}
+            by_folder.setdefault(str(path.parent.relative_to(self.folder)), []).append(entry)
+        return {place: sorted(found, key=lambda entry: entry["name"]) for place, found in by_folder.items()}
 
 
 def measured(name: str, frame: pd.DataFrame, lines: Sequence[Row | None], records: Records) -> Grid:
     """A frame of `tables.plain` or `tables.paper`, with the row behind each of its lines."""
     frame = frame.reset_index(drop=True)
     layout = lay_out(frame)
-    narrow, shared = lift(without(layout, {*NARROW} - {"threat"}))
+    narrow, shared = lift_shared_columns(drop_columns(layout, {*NARROW} - {"threat"}))
     meanings = {mark: text for mark, text in layout.notes if mark}
 
     def cell(i: int, k: int) -> Cell:
@@ -158,10 +158,10 @@ def trials(name: str, evidence: Evidence, records: Records) -> Grid:
             known, line = values[id(entry)], []
             for column, text in zip(settle.COLUMNS, settle.texts(entry), strict=True):
                 number = known.get(keys.get(column, ""))
-                made = Cell(text, None if number is None or math.isnan(number) else number)
+                cell = Cell(text, None if number is None or math.isnan(number) else number)
                 if column == "Accuracy" and entry.complete:
-                    made = _accuracy(text, entry.trial, entry.estimate, entry.result, records)
-                line.append(made)
+                    cell = _accuracy(text, entry.trial, entry.estimate, entry.result, records)
+                line.append(cell)
             if steps:
                 step = steps.get(id(entry))
                 line.insert(2, Cell("") if step is None else Cell(settle.percent(step, signed=True), 100 * step.value))
@@ -182,20 +182,20 @@ def findings(name: str, audit: Audit) -> Grid:
     """The checks of an audit."""
     names, lines = audits.lay_out(audit)
     columns = {"Figure": "number", "Passes if": "number", "What": "long", "Source and notes": "long"}
-    made = []
+    cells = []
     for finding, line in zip(audit.findings, lines, strict=True):
         kinds = {"Outcome": finding.status.replace(" ", "-")}
         values = {"Figure": finding.figure, "Passes if": finding.threshold}
-        made.append([Cell(t, values.get(c), kind=kinds.get(c, "")) for c, t in zip(names, line, strict=True)])
-    return Grid(name, [Column(column, columns.get(column, "words")) for column in names], [("", made)])
+        cells.append([Cell(t, values.get(c), kind=kinds.get(c, "")) for c, t in zip(names, line, strict=True)])
+    return Grid(name, [Column(column, columns.get(column, "words")) for column in names], [("", cells)])
 
 
-def certified(name: str, whole: Mapping[str, CellResult], sets: Mapping[str, pd.DataFrame], records: Records) -> Grid:
+def certified(name: str, complete: Mapping[str, CellResult], sets: Mapping[str, pd.DataFrame], records: Records) -> Grid:
     """Certified accuracies at the radii that the cells share."""
-    radii = certificates.shared_radii(list(whole.values()))
+    radii = certificates.shared_radii(list(complete.values()))
     frame = certificates.table(sets, radii)
     lines = []
-    for (title, result), texts in zip(whole.items(), frame.itertuples(index=False), strict=True):
+    for (title, result), texts in zip(complete.items(), frame.itertuples(index=False), strict=True):
         found = certificates.summary(sets[title], radii)
         cells = [Cell(str(t), float(t) if isinstance(t, int | float) else None) for t in texts[: len(texts) - len(radii)]]
         cells[0] = Cell(title, record=records.anchor(result))

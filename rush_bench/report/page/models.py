@@ -41,12 +41,12 @@ def cards_of(results: Sequence[CellResult], stores: Iterable[Path]) -> tuple[dic
     """
     found: dict[str, Card] = {}
     changed: set[str] = set()
-    for there in [read_cards(store) for store in stores if store.is_dir()]:
+    for in_store in [read_cards(store) for store in stores if store.is_dir()]:
         for labels in (result.labels for result in results):
             name = str(labels.get("model")).partition(":")[0]
-            if name in there and labels.get("sha256") in there[name]["sha256"].values():
-                found[name] = there[name]
-            elif name in there:
+            if name in in_store and labels.get("sha256") in in_store[name]["sha256"].values():
+                found[name] = in_store[name]
+            elif name in in_store:
                 changed.add(name)
     return dict(sorted(found.items())), sorted(changed - found.keys())
 
@@ -85,7 +85,7 @@ def learning_curve(card: Card, path: Path) -> Path | None:
 
 
 def cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
-    """Worst-case accuracy against passes of training, a panel per data set and threat; None where nobody has counted any.
+    """Worst-case accuracy against passes of training, a panel per data set and threat; None if no passes are counted.
 
     Where there is no room for all names, those are named that no training of at most their cost surpasses.
     """

@@ -40,7 +40,7 @@ def page_svg(text: str, prefix: str) -> str:
         for child in [child for child in parent if child.tag in ("metadata", "style")]:
             parent.remove(child)
     for element in list(root.iter()):
-        _told(element)
+        _titles_from_ids(element)
     for number, tip in enumerate(root.iterfind(".//*[@class='tip']")):
         tip.attrib |= {"tabindex": "-1" if number else "0", "role": "img"}
     needed = {found for e in root.iter() for name in REFERS for found in re.findall(r"#(\w+)", e.get(name, ""))}
@@ -58,7 +58,7 @@ def page_svg(text: str, prefix: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _told(group: Element) -> None:
+def _titles_from_ids(group: Element) -> None:
     """Turn the words in a group's id into titles of what it draws."""
     texts = group.get("id", "").split(TIPS)[1:]
     if not texts:

@@ -13,11 +13,11 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
-IMAGE, WEIGHT = [True, False, False], [False, True, False]  # which derivatives of a convolution
+INPUT_ONLY, WEIGHT_ONLY = [True, False, False], [False, True, False]  # which derivatives of a convolution
 Geometry = tuple[Any, ...]  # stride, padding, dilation, transposed, output padding, groups
 
 
-class CheapTwice(TorchFunctionMode):
+class FastSecondDerivatives(TorchFunctionMode):
     """Within it, conv2d without a bias and BatchNorm on batch statistics are those below; the values stay the same.
 
     What was computed within may be differentiated outside. Everything else is torch's.
@@ -28,19 +28,19 @@ class CheapTwice(TorchFunctionMode):
         plain = function is torch.conv2d and len(args) == 7 and args[2] is None  # as nn.Conv2d calls it
         if plain and all(isinstance(part, tuple) for part in args[3:6]):
             x, weight, _, stride, padding, dilation, groups = args
-            return Convolution.apply(*as_autocast(x, weight), (stride, padding, dilation, False, [0, 0], groups))
-        if function is F.batch_norm and covered(args[0], kwargs):
+            return Convolution.apply(*cast_as_autocast(x, weight), (stride, padding, dilation, False, [0, 0], groups))
+        if function is F.batch_norm and uses_batch_statistics(args[0], kwargs):
             return BatchNorm.apply(args[0], kwargs["weight"], kwargs["bias"], *args[1:3], kwargs["momentum"], kwargs["eps"])
         return function(*args, **kwargs)
 
 
-def covered(x: Tensor, settings: dict[str, Any]) -> bool:
+def uses_batch_statistics(x: Tensor, settings: dict[str, Any]) -> bool:
     """On batch statistics, with a scale and a shift; of one value a channel torch says what is wrong."""
     several = x.numel() > x.shape[1]
     return settings["training"] and several and settings["weight"] is not None and settings["bias"] is not None
 
 
-def as_autocast(*tensors: Tensor) -> list[Tensor]:
+def cast_as_autocast(*tensors: Tensor) -> list[Tensor]:
     """As autocast does to the arguments of a convolution, where it is on; it does not see into a `Function`."""
     device = tensors[0].device.type
     on = torch.is_autocast_enabled(device)
@@ -60,8 +60,9 @@ class Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         image = ConvolutionBack.apply(g, weight, x, ctx.geometry) if ctx.needs_input_grad[0] else None
-        wanted = ctx.needs_input_grad[1]
-        return image, aten.convolution_backward(g, x, weight, None, *ctx.geometry, WEIGHT)[1] if wanted else None, None
+        weight_wanted = ctx.needs_input_grad[1]
+        kernel = aten.convolution_backward(g, x, weight, None, *ctx.geometry, WEIGHT_ONLY)[1] if weight_wanted else None
+        return image, kernel, None
 
 
 class ConvolutionBack(torch.autograd.Function):
@@ -71,14 +72,15 @@ class ConvolutionBack(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, weight: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(g, weight)
         ctx.geometry = geometry
-        return aten.convolution_backward(g, x, weight, None, *geometry, IMAGE)[0]
+        return aten.convolution_backward(g, x, weight, None, *geometry, INPUT_ONLY)[0]
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         g, weight = ctx.saved_tensors
         back = aten.convolution(u, weight, None, *ctx.geometry) if ctx.needs_input_grad[0] else None
-        wanted = ctx.needs_input_grad[1]
-        return back, aten.convolution_backward(g, u, weight, None, *ctx.geometry, WEIGHT)[1] if wanted else None, None, None
+        weight_wanted = ctx.needs_input_grad[1]
+        kernel = aten.convolution_backward(g, u, weight, None, *ctx.geometry, WEIGHT_ONLY)[1] if weight_wanted else None
+        return back, kernel, None, None
 
 
 class BatchNorm(torch.autograd.Function):

@@ -260,7 +260,7 @@ EACH = ("acl", "advcl", "byorl_reimpl", "deacl", "dynacl", "dynacl_pp", "rocl", 
 
 @pytest.mark.parametrize("recipe", EACH)
 def test_what_an_encoder_leaves_out_of_its_name_does_not_decide_it(recipe: str, tmp_path: Path) -> None:
-    """`Recipe.tuning` of every system: with those settings changed, the same name and the same bits."""
+    """`Recipe.finetuning_settings` of every system: with those settings changed, the same name and the same bits."""
     small = ["network.name=resnet", "network.blocks=1,1", "network.width=8", "n_train=48", *PLAIN, *SMALLER.get(recipe, ())]
     if recipe != "ssp_rotation":
         small += ["pretrain.epochs=1", "pretrain.batch_size=24", "finetune.epochs=1", "aff.epochs=1"]

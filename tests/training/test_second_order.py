@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rush_bench.networks import build
-from rush_bench.training.twice import CheapTwice
+from rush_bench.training.second_order import FastSecondDerivatives
 
 SPEC = {"name": "resnet", "blocks": [1, 1], "width": 8, "channels": 3, "size": 8}
 
@@ -25,7 +25,7 @@ def ours(y: torch.Tensor) -> bool:
 
 def image_gradient(function, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """The first derivative of sum(g * function(x)) in x, to be differentiated again."""
-    with CheapTwice():
+    with FastSecondDerivatives():
         y = function(x)
     assert ours(y)
     return torch.autograd.grad((y * g).sum(), x, create_graph=True)[0]
@@ -75,7 +75,7 @@ def test_a_network_against_torch(name, training):
     extra = {"stem_width": 4} if name == "preact-resnet" else {}
     own = build({**SPEC, **extra, "name": name}, 1).double().train(training)
     other, x = copy.deepcopy(own), normal(6, 3, 8, 8).sigmoid()
-    with CheapTwice():
+    with FastSecondDerivatives():
         found = derivatives(own, x)
     expected = derivatives(other, x)
     assert len(found) == len(expected) and max(float(part.abs().max()) for part in expected[1:3]) > 1e-3
@@ -87,7 +87,7 @@ def test_a_network_against_torch(name, training):
 def test_first_order_is_bit_for_bit_the_same(bfloat16):
     own = build(SPEC, 1).train().to(memory_format=torch.channels_last)
     other, x, results = copy.deepcopy(own), normal(6, 3, 8, 8, dtype=torch.float32).sigmoid(), []
-    for network, mode in ((own, CheapTwice()), (other, nullcontext())):
+    for network, mode in ((own, FastSecondDerivatives()), (other, nullcontext())):
         v = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), mode:
             scores = network(v)
@@ -96,13 +96,13 @@ def test_first_order_is_bit_for_bit_the_same(bfloat16):
 
 
 def test_torch_refuses_a_single_value():
-    with CheapTwice(), pytest.raises(ValueError, match="more than 1 value per channel"):
+    with FastSecondDerivatives(), pytest.raises(ValueError, match="more than 1 value per channel"):
         nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
 
 
 def test_what_is_not_covered_is_torch_s():
     x = torch.ones(2, 3, 5, 5, requires_grad=True)
-    with CheapTwice():
+    with FastSecondDerivatives():
         outs = [nn.Conv2d(3, 2, 3)(x), nn.Conv2d(3, 2, 3, padding="same", bias=False)(x), nn.BatchNorm2d(3, affine=False)(x)]
         outs += [nn.BatchNorm2d(3).eval()(x)]
     assert all(out.requires_grad and not ours(out) for out in outs)

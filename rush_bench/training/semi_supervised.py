@@ -57,7 +57,7 @@ class DistilSettings(SupervisedSettings):
     attack: InnerSettings = field(default_factory=InnerSettings)
 
 
-class Teacher(SupervisedStage):
+class TeacherStage(SupervisedStage):
     """Cross-entropy on the labelled images, from the clean route; its best epoch goes to `carried["teacher"]`."""
 
     name = "teacher"
@@ -75,7 +75,7 @@ class Teacher(SupervisedStage):
             nn.init.zeros_(self.teacher.head.weight)
             nn.init.zeros_(self.teacher.head.bias)
 
-    def judged(self) -> Classifier:
+    def evaluated_network(self) -> Classifier:
         return self.teacher
 
     def loss(self, batch: Batch) -> Tensor:
@@ -88,23 +88,25 @@ class Teacher(SupervisedStage):
         self.carried["teacher"] = {key: value.clone() for key, value in self.best.items()}
 
 
-class Distil(SupervisedStage):
+class DistilStage(SupervisedStage):
     """Labelled and unlabelled images in one step, attacked at the label or at what the teacher says of them, un-augmented."""
 
     name = "distil"
 
+    settings: DistilSettings
+
     def __init__(self, context: Context, settings: DistilSettings) -> None:
         super().__init__(context, settings, settings.attack)
-        self.how, self.labelled = settings, context.splits["labelled"]
+        self.settings, self.labelled = settings, context.splits["labelled"]
         unlabelled = len(context.splits["unlabelled"])
-        self.share = max(1, round(len(self.labelled) * settings.batch_size / unlabelled))  # n_l / 225
+        self.labelled_per_step = max(1, round(len(self.labelled) * settings.batch_size / unlabelled))  # n_l / 225
         self.steps = max(1, unlabelled // settings.batch_size)
 
     def prepare(self, fresh: bool) -> None:
         teacher = build(self.network.spec).to(self.labelled.labels.device).eval()
         teacher.load_state_dict(self.carried["teacher"])
         with self.autocast():  # its logits (N, K), made once
-            self.taught = {name: outputs(teacher, self.splits[name]) for name in ("labelled", "unlabelled")}
+            self.teacher_logits = {name: outputs(teacher, self.splits[name]) for name in ("labelled", "unlabelled")}
         if fresh:
             nn.init.zeros_(self.network.head.weight)
             nn.init.zeros_(self.network.head.bias)
@@ -115,35 +117,39 @@ class Distil(SupervisedStage):
         self.order = order.to(self.labelled.labels.device)
 
     def augmented(self, x: Tensor, batch: Batch) -> Tensor:
-        return pad_crop(x, batch.generator, self.own.padding, self.own.flip) if self.own.augment == "crop_flip" else x
+        if self.settings.augment != "crop_flip":
+            return x
+        return pad_crop(x, batch.generator, self.settings.padding, self.settings.flip)
 
     def loss(self, batch: Batch) -> Tensor:
         """[(1 - a) sum CE(x'_l, y) + a T^2 sum KD(x'_l) + T^2 sum KD(x'_u)] / (n_l + n_u) + beta KL(p(x) || p(x')).
 
         a = 1/2, T = 1, beta = 6; KD: cross-entropy to the teacher's softmax at T. A labelled image weighs as an unlabelled one.
         """
-        how, first = self.how, batch.step % self.steps * self.share
-        chosen = torch.arange(first, first + self.share, device=self.order.device) % len(self.order)
-        rows = self.order[chosen]
-        labels, count = self.labelled.labels[rows], self.share
-        x = self.augmented(torch.cat([self.labelled.floats(rows), batch.images]), batch)
-        taught = torch.cat([self.taught["labelled"][rows], self.taught["unlabelled"][batch.rows]])
-        target = torch.cat([labels, taught[count:].argmax(1)])
-        attacked = how.attack.run(self, lambda v: F.cross_entropy(self.logits(v), target), x, batch.generator)
+        settings, first = self.settings, batch.step % self.steps * self.labelled_per_step
+        chosen = torch.arange(first, first + self.labelled_per_step, device=self.order.device) % len(self.order)
+        indices = self.order[chosen]
+        labels, count = self.labelled.labels[indices], self.labelled_per_step
+        x = self.augmented(torch.cat([self.labelled.floats(indices), batch.images]), batch)
+        teacher_logits = torch.cat([self.teacher_logits["labelled"][indices], self.teacher_logits["unlabelled"][batch.indices]])
+        target = torch.cat([labels, teacher_logits[count:].argmax(1)])
+        attacked = settings.attack.run(self, lambda v: F.cross_entropy(self.logits(v), target), x, batch.generator)
         clean, robust = self.logits(x), self.logits(attacked)
-        heat = how.temperature
-        distilled = cross_entropy_to(robust / heat, (taught / heat).softmax(1)) * heat**2
-        distilled[:count] *= how.alpha
-        supervised = (1 - how.alpha) * F.cross_entropy(robust[:count], labels, reduction="sum")
-        return (supervised + distilled.sum()) / len(x) + how.beta * kl(clean, robust).mean()  # the last as in `trades`
+        temperature = settings.temperature
+        distilled = cross_entropy_to(robust / temperature, (teacher_logits / temperature).softmax(1)) * temperature**2
+        distilled[:count] *= settings.alpha
+        supervised = (1 - settings.alpha) * F.cross_entropy(robust[:count], labels, reduction="sum")
+        return (supervised + distilled.sum()) / len(x) + settings.beta * kl(clean, robust).mean()  # the last as in `trades`
 
 
 def label_splits(splits: Mapping[str, Images], share: float, index: str) -> dict[str, Images]:
     """`labelled`, `unlabelled` and `val`, from `train` and `val` and a share of the training images or a file of them."""
-    return indexed_labels(splits["train"], splits["val"], share, Path(index)) if index else share_labels(splits["train"], share)
+    if index:
+        return splits_from_file(splits["train"], splits["val"], share, Path(index))
+    return splits_from_share(splits["train"], share)
 
 
-def indexed_labels(train: Images, val: Images, share: float, path: Path) -> dict[str, Images]:
+def splits_from_file(train: Images, val: Images, share: float, path: Path) -> dict[str, Images]:
     """The images at the file's positions are labelled, wherever our splits have them; what is labelled leaves `val`.
 
     BadInput for a file that is no list of distinct positions, names images that are not at hand, or more or fewer than the
@@ -173,19 +179,19 @@ def indexed_labels(train: Images, val: Images, share: float, path: Path) -> dict
         )
     parts = [images.take(np.flatnonzero(found)) for images, found in zip((train, val), both.values(), strict=True)]
     return {
-        "labelled": joined(*parts),
+        "labelled": concatenated(*parts),
         "unlabelled": train.take(np.flatnonzero(~both["train"])),
         "val": val.take(np.flatnonzero(~both["val"])),
     }
 
 
-def joined(first: Images, second: Images) -> Images:
+def concatenated(first: Images, second: Images) -> Images:
     """The images of both, as a part of the first's split."""
     pixels, labels, index = (torch.cat([getattr(first, key), getattr(second, key)]) for key in ("pixels", "labels", "index"))
     return replace(first, pixels=pixels, labels=labels, index=index)
 
 
-def share_labels(images: Images, share: float) -> dict[str, Images]:
+def splits_from_share(images: Images, share: float) -> dict[str, Images]:
     """`labelled`, a fixed stratified share of the images, and `unlabelled`, the rest. BadInput where a class has none."""
     count = round(share * len(images))
     labels = images.labels.cpu().numpy()
@@ -200,9 +206,9 @@ def share_labels(images: Images, share: float) -> dict[str, Images]:
     return {"labelled": images.take(chosen), "unlabelled": images.take(rest)}
 
 
-def semi_supervised(teacher: TeacherSettings, distil: DistilSettings) -> list[Plan]:
+def semi_supervised_plans(teacher: TeacherSettings, distil: DistilSettings) -> list[Plan]:
     """Stages 2 and 3 of ACL's semi-supervised setting."""
     return [
-        Plan("teacher", "labelled", teacher, lambda context: Teacher(context, teacher), labelled=True),
-        Plan("distil", "unlabelled", distil, lambda context: Distil(context, distil)),
+        Plan("teacher", "labelled", teacher, lambda context: TeacherStage(context, teacher), labelled=True),
+        Plan("distil", "unlabelled", distil, lambda context: DistilStage(context, distil)),
     ]

@@ -11,13 +11,13 @@ from rush_bench.networks import resolve
 from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.settings import to_dict
 from rush_bench.store import ENCODERS, model_names
-from rush_bench.training.encoders import Stored, read_stored
+from rush_bench.training.encoders import StoredWeights, read_stored_weights
 from rush_bench.training.options import NetworkSettings
 from rush_bench.training.stage import Recipe
 
 
 @dataclass(frozen=True)
-class Start(Stored):
+class InitialWeights(StoredWeights):
     """Weights that a training starts from: an encoder of the store, or a model, whose head comes along."""
 
     name: str
@@ -50,31 +50,35 @@ class Start(Stored):
         return {"name": self.name, "kind": self.kind, "sha256": self.sha256, "head": "kept" if head else "new"} | known
 
 
-def find_start(wanted: str | Path, store: Path, dataset: str) -> tuple[Start, list[str]]:
+def find_initial_weights(wanted: str | Path, store: Path, dataset: str) -> tuple[InitialWeights, list[str]]:
     """What `--from` names: an encoder or a model of the store (`NAME:best`: its best epoch), or a checkpoint file.
 
     A file is imported as an encoder first, under its own name and with the usual choices, which the notes state. BadInput
     for a name that is neither, or both.
     """
     notes: list[str] = []
-    name, _, which = str(wanted).partition(":")
+    name, _, weights_name = str(wanted).partition(":")
     encoders, models = model_names(store / ENCODERS), model_names(store)
     if name not in (*encoders, *models) and Path(wanted).is_file():
         from rush_bench.defenses.published import import_checkpoint  # defences stand on top of networks, not beside training
 
         done = import_checkpoint(wanted, Path(wanted).stem, as_="encoder", dataset=dataset, store=store)
-        name, which, notes = done.card["name"], "", list(done.notes)
+        name, weights_name, notes = done.card["name"], "", list(done.notes)
         encoders = [name]
     if name in encoders and name in models:
         raise BadInput(f"{store} has both a model and an encoder named {name!r}; rename the folder of one of them")
     if name not in (*encoders, *models):
         raise unknown_name(f"encoder or model in {store}, nor a file,", str(wanted), [*encoders, *models])
-    kind, home = ("encoder", store / ENCODERS) if name in encoders else ("model", store)
-    stored = read_stored(home, name, which or "model")
-    return Start(stored.card, stored.sha256, stored.tensors, stored.carried, f"{name}:{which}" if which else name, kind), notes
+    kind, folder = ("encoder", store / ENCODERS) if name in encoders else ("model", store)
+    stored = read_stored_weights(folder, name, weights_name or "model")
+    return InitialWeights(
+        stored.card, stored.sha256, stored.tensors, stored.carried, f"{name}:{weights_name}" if weights_name else name, kind
+    ), notes
 
 
-def layers_from(system: Recipe, protocol: str, start: Start | None, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def layers_of_start(
+    system: Recipe, protocol: str, start: InitialWeights | None, layers: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The layers of settings of a run that starts from an encoder: its network, and its size of images unless another is given.
 
     BadInput where the recipe starts from nothing, or from nothing else than an encoder, and for settings of the network.
@@ -96,7 +100,7 @@ def layers_from(system: Recipe, protocol: str, start: Start | None, layers: list
     return [{"size": start.network["size"]}, *layers, start.settings()]
 
 
-def check_start(start: Start, settings: Any, train: Images) -> None:
+def check_initial_weights(start: InitialWeights, settings: Any, train: Images) -> None:
     """BadInput where the images have other channels, or the fine-tuning wants BatchNorm routes that are not there."""
     channels = start.network["channels"]
     if train.shape[0] != channels:
@@ -106,12 +110,12 @@ def check_start(start: Start, settings: Any, train: Images) -> None:
         raise BadInput(f"aff.routes=2 needs an encoder with both BatchNorm routes; {start.name} has one")
 
 
-def started_network(start: Start, classes: int, size: int | tuple[int, int]) -> dict[str, Any]:
+def network_of_start(start: InitialWeights, classes: int, size: int | tuple[int, int]) -> dict[str, Any]:
     """The spec of a network that starts there, for so many classes and images of that size."""
     return resolve({**start.network, "classes": classes, "size": size, "routes": 1})
 
 
-def name_from(system: Recipe, protocol: str, start: Start, dataset: str) -> str:
+def name_of_start(system: Recipe, protocol: str, start: InitialWeights, dataset: str) -> str:
     """`ENCODER-SLF`, or with the data set where it is another; for supervised recipes `RECIPE-DATASET-from-NAME`."""
     base = start.name.replace(":", "-")
     if not system.needs_encoder:

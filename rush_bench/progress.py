@@ -3,10 +3,10 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:  # a table takes its words from here, and no bar
+    from rich.progress import Progress
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
@@ -23,14 +23,17 @@ class Bar:
 
     def __enter__(self) -> Self:
         if self.stream.isatty():
-            self.rich = Progress(
-                TextColumn("{task.description}", style="bold", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", markup=False),
+            from rich import progress
+            from rich.console import Console
+
+            self.rich = progress.Progress(
+                progress.TextColumn("{task.description}", style="bold", markup=False),
+                progress.BarColumn(bar_width=24),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[text]}", markup=False),
                 console=Console(file=self.stream),
             )
             self.rich.start()

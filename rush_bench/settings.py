@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 import numbers
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -154,6 +153,8 @@ def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a flat mapping of dotted keys."""
+    import tomllib  # builds its patterns when it is imported, which tables never need
+
     try:
         return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

@@ -77,7 +77,7 @@ def read_description(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise BadInput(f"{path} is not a description of a cell; delete its folder and run the same command again")
     if found.get("format") != FORMAT:
         raise BadInput(f"{path} has format {found.get('format')}, this version reads {FORMAT}; run the same command again")
-    if found.get("labels_digest", digest(labels)) != digest(labels):
+    if "labels_digest" in found and found["labels_digest"] != digest(labels):
         raise BadInput(f"{path} has labels that were changed; delete it and run the same command again")
     for about in labels:
         _check_labels(about)

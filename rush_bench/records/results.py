@@ -1,6 +1,8 @@
 """Cells as found on disk: their arrays, and what was made of them before where nothing has changed."""
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -65,7 +67,8 @@ class CellResult:
             raise BadInput(f"{self.folder} has chunks of other classes than the rest; delete it and run the same command again")
         names = dict.fromkeys(name for part in parts for name in part if name not in ABOUT)
         found = {
-            name: np.concatenate([part.get(name, np.full(len(part["index"]), np.nan)) for part in parts]) for name in names
+            name: np.concatenate([part[name] if name in part else np.full(len(part["index"]), np.nan) for part in parts])
+            for name in names
         }
         if len(np.unique(found["index"])) < len(found["index"]):
             raise BadInput(f"{self.folder} holds an image twice; delete the folder and run the same command again")
@@ -83,7 +86,7 @@ class CellResult:
         made = self.index.now.get(self.folder.name, {}).get("made", {}) if self.index else {}
         if name not in made:
             found = json.loads(json.dumps(make(self)))
-            made[name] = [found, rows_digest(self.arrays) if self.complete else None]
+            made[name] = [found, self._rows_digest if self.complete else None]
             if self.index:
                 self.index.changed = True
         found, rows = made[name]
@@ -92,13 +95,19 @@ class CellResult:
         return found
 
     @cached_property
+    def _rows_digest(self) -> str:
+        return rows_digest(self.arrays)
+
+    @cached_property
     def _labelled(self) -> str:
         return digest(self.labels)
 
     def _agree(self, cell: Cell, chunk: int, arrays: Arrays) -> None:
         """Cells of the same images have the same image, of the same label, in a row."""
         n, rows = cell.labels["n"], np.array(cell.rows(chunk))
-        known = self.rows.setdefault((self.identity["images"], n), np.full((n, 2), -1))
+        if (key := (self.identity["images"], n)) not in self.rows:
+            self.rows[key] = np.full((n, 2), -1)
+        known = self.rows[key]
         mine = np.stack([arrays["index"], arrays["label"]], axis=1)
         if not np.all((known[rows] == mine) | (known[rows] < 0)):
             raise self._of_others(chunk_path(self.folder, chunk))
@@ -122,7 +131,7 @@ def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> l
     shared: dict[str, Any] = {"rows": {}, "digests": {}}
     for runs in [Path(each) / "runs" for each in results]:
         index = Index(runs)
-        for folder in sorted(runs.glob("*/")):
+        for folder in _folders(runs):
             try:
                 entry = index.entry(folder, _look)
                 cells = [Cell(entry["identity"], each) for each in entry["labels"]]
@@ -142,6 +151,12 @@ def save_indexes(results: Iterable[CellResult]) -> None:
     for index in {result.index for result in results}:
         if index is not None:
             index.save()
+
+
+def _folders(runs: Path) -> list[Path]:
+    """The folders in a folder, sorted."""
+    with os.scandir(runs) if runs.is_dir() else contextlib.nullcontext(()) as found:
+        return [runs / name for name in sorted(each.name for each in found if each.is_dir())]
 
 
 def _look(folder: Path) -> dict[str, Any]:

@@ -115,14 +115,14 @@ def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
     cells = [list(row) for row in zip(*(_texts(frame, name) for name in columns), strict=True)]
     blocks = _blocks(frame) if paper else [("", range(len(frame)))]
     quick = [is_quick(str(suite)) for suite in frame["suite"]]
-    marks = {}
-    for i in range(len(frame)):
-        if paper and isinstance(frame.at[i, "footnotes"], str) and frame.at[i, "footnotes"]:
-            marks[i, 0] = frame.at[i, "footnotes"]
-        bounds = str(frame.at[i, "upper_bounds"]).split(",")
+    footnotes = frame["footnotes"].tolist() if paper else []
+    marks = {(i, 0): said for i, said in enumerate(footnotes) if isinstance(said, str) and said}
+    shown = [estimate_of(name) for name in columns]
+    for i, said in enumerate(frame["upper_bounds"].tolist()):
+        bounds = str(said).split(",")
         for k, name in enumerate(columns):
             weak = paper and quick[i] and name in measured and measured[name].weak
-            found = [mark for mark, holds in ((QUICK, weak), (BOUND, estimate_of(name) in bounds)) if holds]
+            found = [mark for mark, holds in ((QUICK, weak), (BOUND, shown[k] in bounds)) if holds]
             if found and cells[i][k] != DASH:
                 marks[i, k] = ",".join(found)
     bold = {(i, columns.index(name)) for i, name in best(frame) if name in columns}

@@ -160,7 +160,8 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
     notes, caveats = list[str](), dict[str, list[str]]()
     for cell in cells:
         name = cell.labels["attack"]
-        if differing := differences.get(digest(cell.identity)) or cell.remembered(unusual_settings):
+        differing = differences.get(digest(cell.identity)) if differences else None
+        if differing := differing or cell.remembered(unusual_settings):
             notes.append(f"{name} with {differing}")
         if not cell.complete:
             notes.append(f"{name}: {cell.chunks_done} of {cell.chunks} chunks")

@@ -1,17 +1,18 @@
 """EOT-PGD through our interface against torchattacks' PGDRS (the RUSH author's attack): same network, steps, images, m.
 
     pip install --no-deps torchattacks==3.5.1
-    python benchmarks/eot_against_pgdrs.py --data-dir DIR [--images 32] [--steps 5] [--m 16]
+    python benchmarks/eot_against_pgdrs.py --data-dir DIR [--images 32] [--steps 5] [--m 16] [--rounds 5]
 
 The network is the ResNet-18 that pyautoattack installs, smoothed with U(-.05, .05); eps is small, so that neither accuracy
-is 0. Both attacks start at zero, and step by 2.5 eps / steps. Rounds alternate, and the quotient of the sums is printed.
+is 0. Both attacks start at zero, and step by 2.5 eps / steps. Processor time on one thread, in turn.
 Targets: at least 1x with float32, at least 2x with the bfloat16 search; robust accuracy equal within the interval.
 """
 
 import argparse
-import time
+from functools import partial
 
 import torch
+from clock import interleaved, ratio, spread
 from known_point import network
 from torch import nn
 
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument("--m", type=int, default=16)
     parser.add_argument("--eps", type=float, default=0.5 / 255)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     data = rb.load_dataset("cifar10", "test", args.images, data_dir=args.data_dir)
     images, labels = data.floats(), data.labels
     threat = Threat("linf", args.eps)
@@ -67,30 +70,34 @@ def main() -> None:
     defenses = {p: rb.Smoothed(same_weights(), noise=rb.Uniform(SCALE), votes=1, precision=p) for p in ("float32", "bfloat16")}
     # a user's module that cannot be folded, as PGDRS has it
     defenses["float32, not folded"] = rb.Smoothed(network(), noise=rb.Uniform(SCALE), votes=1)
-    seconds = dict.fromkeys(["PGDRS", *defenses], 0.0)
-    attacked = {name: torch.empty_like(images) for name in seconds}
-    for start in range(-args.batch, len(images), args.batch):  # the first round warms up and is run again
-        rows = slice(max(start, 0), max(start, 0) + args.batch)
-        for name in seconds:
-            begun = time.perf_counter()
+    names = ("PGDRS", *defenses)
+    attacked = {name: torch.empty_like(images) for name in names}
+
+    def run(name: str, most: int = len(images)) -> None:
+        for start in range(0, most, args.batch):
+            rows = slice(start, start + args.batch)
             if name == "PGDRS":
                 attacked[name][rows] = theirs(images[rows], labels[rows])
             else:
                 stream = Stream(0, "benchmark", data.index[rows])
                 attacked[name][rows] = ours.run(defenses[name], images[rows], labels[rows], threat, stream)
-            seconds[name] += (time.perf_counter() - begun) * (start >= 0)
+
+    for name in names:
+        run(name, args.batch)  # to warm up
+    times = interleaved({name: partial(run, name) for name in names}, args.rounds)
     judge = defenses["float32"]
     scores = {}
     for name, x in attacked.items():
         check(x, images, data.index, threat)
         scores[name] = score(judge, x, labels, data.index, Stream(1, "judge"), 20)
-    print(f"{args.images} images, {args.steps} steps, m={args.m}, eps {args.eps:.5f}, threads {torch.get_num_threads()}")
+    about = f"{args.images} images, {args.steps} steps, m={args.m}, eps {args.eps:.5f}, {args.rounds} rounds, one thread"
+    print(f"{about}, torch {torch.__version__}: processor seconds and speed against PGDRS, median (least to most)")
     reference = scores["PGDRS"]
-    for name, taken in seconds.items():
+    for name, taken in times.items():
         found = interval(scores[name]["correct"], scores[name]["repeats"], deterministic=False)
         less = paired_difference(*(s[key] for s in (scores[name], reference) for key in ("correct", "repeats")))
         print(
-            f"{name:20s} {taken:7.1f} s  {seconds['PGDRS'] / taken:5.2f}x  robust {found.value:.1%} "
+            f"{name:20s} {spread(taken)} s  {ratio(times['PGDRS'], taken)}  robust {found.value:.1%} "
             f"[{found.low:.1%}, {found.high:.1%}]  minus PGDRS {less.value:+.1%} [{less.low:+.1%}, {less.high:+.1%}]"
         )
 

@@ -1,47 +1,56 @@
 """What the runner costs over the bare forward and gradient calls that it makes. Target: at most 5 %.
 
-    python benchmarks/harness_overhead.py
+    python benchmarks/harness_overhead.py [--images 24] [--rounds 5]
 
 PGD on a smoothed ResNet through `rb.attack` (noise, records, files, locks, scoring), against a loop that calls the network
-and autograd alone, on the same numbers of rows with ready-made noise. Rounds alternate; the quotient of the sums is printed.
+and autograd alone, on the same numbers of rows with ready-made noise. Processor time on one thread, in turn.
 """
 
-import time
+import argparse
+from itertools import count
 
 import torch
+from clock import interleaved, ratio, spread
 
 import rush_bench as rb
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.evaluation.runner import attack
 from rush_bench.networks import build
 
-STEPS, VOTES, IMAGES, REPEATS, SELECT = 10, 8, 24, 4, 32
-ROUNDS = 2
+STEPS, VOTES, REPEATS, SELECT = 10, 8, 4, 32
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
     network = build({"name": "resnet18"}).eval()
     folded = network.folded().to(memory_format=torch.channels_last)
     random = torch.Generator().manual_seed(0)
     images = rb.as_images(
-        torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=random, dtype=torch.uint8), torch.arange(IMAGES) % 10
+        torch.randint(0, 256, (args.images, 3, 32, 32), generator=random, dtype=torch.uint8), torch.arange(args.images) % 10
     )
     defense = rb.Smoothed(network, noise=rb.Uniform(0.3), votes=VOTES, name="net@8")
     suite = parse_suite("linf8-quick", only=("pgd",), overrides={"pgd.select_every": STEPS, "pgd.select_draws": SELECT})
     rows = defense.body.block(VOTES) // VOTES * VOTES  # whole images, as the defence cuts them
-    totals = [0.0, 0.0]
-    for round_ in range(ROUNDS + 1):
-        begun = time.perf_counter()
-        attack([defense], suite, images, repeats=REPEATS, seed=round_, quiet=True)  # into a temporary folder
-        harness = time.perf_counter() - begun
-        begun = time.perf_counter()
-        gradient_rows(folded, IMAGES * VOTES * STEPS, rows)
-        forward_rows(network, IMAGES * (SELECT + VOTES * REPEATS), 4 * defense.body.block(VOTES) // VOTES * VOTES)
-        bare = time.perf_counter() - begun
-        if round_:  # the first one warms up
-            totals = [totals[0] + harness, totals[1] + bare]
-    print(f"{IMAGES} images, {STEPS} steps, {VOTES} votes, {ROUNDS} rounds, threads {torch.get_num_threads()}")
-    print(f"harness {totals[0]:.1f} s, bare calls {totals[1]:.1f} s: {totals[0] / totals[1] - 1:+.1%} (target at most +5 %)")
+    seeds = count()  # a cell of its own each time
+
+    def harness() -> None:
+        attack([defense], suite, images, repeats=REPEATS, seed=next(seeds), quiet=True)  # into a temporary folder
+
+    def bare() -> None:
+        gradient_rows(folded, args.images * VOTES * STEPS, rows)
+        forward_rows(network, args.images * (SELECT + VOTES * REPEATS), 4 * defense.body.block(VOTES) // VOTES * VOTES)
+
+    ways = {"harness": harness, "bare": bare}
+    for way in ways.values():
+        way()  # to warm up
+    times = interleaved(ways, args.rounds)
+    print(f"{args.images} images, {STEPS} steps, {VOTES} votes, {args.rounds} rounds, one thread, torch {torch.__version__}")
+    print(f"processor seconds, median (least to most): harness {spread(times['harness'])}, bare calls {spread(times['bare'])}")
+    print(f"harness / bare calls: {ratio(times['harness'], times['bare'])} (target at most 1.05)")
 
 
 def gradient_rows(network: torch.nn.Module, count: int, rows: int) -> None:

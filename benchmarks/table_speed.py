@@ -8,16 +8,12 @@ which tells how slow the machine is at that moment. Target for 3,000 cells: 8 s,
 """
 
 import argparse
-import os
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from clock import process, spread
 
 from rush_bench.records import FORMAT, Cell, CellStore
 
@@ -39,10 +35,10 @@ def main() -> None:
         for _ in range(args.rounds):
             (Path(folder) / "runs" / ".index.json").unlink(missing_ok=True)
             for way, command in ways.items():
-                found[way].append(seconds(command))
+                found[way].append(process(*command))
     print(f"{args.cells} cells of {args.chunks} chunks, {args.rounds} rounds, one thread: seconds, median (least to most)")
     for way, times in found.items():
-        print(f"  {way:6} {statistics.median(times):6.2f} ({min(times):.2f} to {max(times):.2f})")
+        print(f"  {way:6} {spread(times)}")
 
 
 def make(folder: Path, cells: int, chunks: int) -> None:
@@ -75,14 +71,6 @@ def make(folder: Path, cells: int, chunks: int) -> None:
             arrays = dict.fromkeys(("margin", "distance", "forwards", "backwards", "seconds"), np.zeros(100))
             arrays |= {"index": rows, "label": labels[rows], "correct": right, "repeats": np.full(100, 100), "counts": counts}
             store.write(cell, c, arrays, None if attack == "clean" else np.zeros((100, 1, 4, 4), np.float32))
-
-
-def seconds(command: list[str]) -> float:
-    """Processor time of a fresh interpreter that does this."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *command], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 if __name__ == "__main__":

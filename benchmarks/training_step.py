@@ -1,12 +1,15 @@
 """How much of a RUSH training step is views and noise: ResNet-18 at batch 128 on a CPU. Target: at most 15 %.
 
-python benchmarks/training_step.py [--batch 128] [--steps 3]
+    python benchmarks/training_step.py [--batch 128] [--rounds 5]
+
+Processor time on one thread: the views and noise of a batch, and a whole step, which makes them again, in turn.
 """
 
 import argparse
-import time
+from functools import partial
 
 import torch
+from clock import interleaved, spread
 
 from rush_bench.datasets import as_images
 from rush_bench.networks import build
@@ -20,8 +23,9 @@ from rush_bench.training.stage import Batch, Context
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (args.batch, 3, 32, 32), generator=random, dtype=torch.uint8)
     data = as_images(pixels, torch.arange(args.batch) % 10)
@@ -32,20 +36,20 @@ def main() -> None:
     stage = plan.make(Context(network, settings, {"pretrain": data, "train": data, "val": data}, 0))
     optimiser = make_optimiser(settings.pretrain, stage.parameter_groups())
     stage.train()
-    whole = views = 0.0
-    for step in range(args.steps + 1):
-        batch = Batch(data, torch.arange(args.batch), torch.Generator().manual_seed(step), 0, step)
-        begun = time.perf_counter()
+    batch = Batch(data, torch.arange(args.batch), torch.Generator().manual_seed(0), 0, 0)
+
+    def views() -> None:
         stage.views(batch.images, batch.generator)
         stage.smooth(stage.views(batch.images, batch.generator), batch)
-        made = time.perf_counter()
-        train_step(stage, optimiser, batch)
-        if step:  # the first one warms up
-            views += made - begun
-            whole += time.perf_counter() - made
-    print(f"threads {torch.get_num_threads()}, batch {args.batch}, {args.steps} steps")
-    print(f"a step {whole / args.steps:.2f} s, of which two views and noise {views / args.steps * 1e3:.0f} ms")
-    print(f"views and noise / step: {views / whole:.1%} (target at most 15 %)")
+
+    ways = {"views": views, "step": partial(train_step, stage, optimiser, batch)}
+    for way in ways.values():
+        way()  # to warm up
+    times = interleaved(ways, args.rounds)
+    share = [part / whole for part, whole in zip(times["views"], times["step"], strict=True)]
+    print(f"batch {args.batch}, {args.rounds} rounds, one thread, torch {torch.__version__}: seconds, median (least to most)")
+    print(f"a step {spread(times['step'])}, two views and noise {spread(times['views'])}")
+    print(f"views and noise / step: {spread([100 * each for each in share])} % (target at most 15 %)")
 
 
 if __name__ == "__main__":

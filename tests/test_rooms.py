@@ -26,7 +26,7 @@ ORDER = (
     ("features", "threats", "hub"),
     ("packs",),
     ("records", "noise", "store", "datasets", "networks", "declared"),
-    ("devices", "files", "packages", "places", "progress", "protocols", "registry", "settings", "version"),
+    ("deadline", "devices", "files", "packages", "places", "progress", "protocols", "registry", "settings", "version"),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -6,10 +6,11 @@ from typing import Any, Unpack
 
 from rush_bench.api.named import ByName, Target, refuse_for_given, say_where, subjects
 from rush_bench.attacks.suites import Suite, parse_suite
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import runner
-from rush_bench.evaluation.work import Run, deadline_in, minutes_to
+from rush_bench.evaluation.work import Run
 from rush_bench.report.table import Table, measured
 
 MOST = 1000  # images of a named data set where no number is asked for
@@ -78,7 +79,7 @@ def attack(
         >>> run.complete, len(run.table().frame)
         (True, 1)
     """
-    deadline = deadline_in(max_minutes)
+    deadline = Deadline.after(max_minutes)
     if not isinstance(suite, str) and (attacks or settings):
         raise BadInput("attacks and settings go with the name of a suite; of a parsed one give them to parse_suite")
     parsed = parse_suite(suite, attacks, settings) if isinstance(suite, str) else suite
@@ -88,6 +89,6 @@ def attack(
     run = AttackRun([], folder=Path(out))
     shared: dict[str, Any] = {"out": out, "seed": seed, "repeats": repeats, "chunk": chunk, "quiet": quiet}
     for group, images in found.groups:
-        run.extend(runner.attack(group, parsed, images, shard=shard, max_minutes=minutes_to(deadline), **shared))
+        run.extend(runner.attack(group, parsed, images, shard=shard, max_minutes=deadline, **shared))
     say_where(out, quiet)
     return run

@@ -15,9 +15,9 @@ from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.run import Audit
 from rush_bench.audits.settle import Planned
 from rush_bench.audits.verdict import Claim
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
-from rush_bench.evaluation.work import deadline_in
 from rush_bench.report import audits as shown
 from rush_bench.report import settle as report
 from rush_bench.report.model_info import read_model_info
@@ -124,7 +124,7 @@ def audit(
         rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, not 0.78
     """
     stated = None if claim is None else stated_claim(claim, eps, data if isinstance(data, str) else None)
-    deadline, called_off = deadline_in(max_minutes), False
+    deadline, called_off = Deadline.after(max_minutes), False
 
     def hear(planned: list[Planned]) -> bool:
         nonlocal called_off
@@ -132,7 +132,7 @@ def audit(
         return not called_off
 
     shared: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "out": out, "seed": seed, "repeats": repeats}
-    shared |= {"chunk": chunk, "shard": shard, "max_minutes": max_minutes, "quiet": quiet, "precision": precision}
+    shared |= {"chunk": chunk, "shard": shard, "max_minutes": deadline, "quiet": quiet, "precision": precision}
     run = AuditRun(settle(defenses, data, before=hear, **shared, **named))
     if called_off:
         return run

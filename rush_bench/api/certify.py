@@ -11,9 +11,10 @@ from rush_bench.certificates import check
 from rush_bench.certificates.check import FOLDER
 from rush_bench.certificates.sampling import Sampling
 from rush_bench.certificates.tsv import frame_of
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.evaluation import certificates as runner
-from rush_bench.evaluation.work import Run, deadline_in, minutes_to
+from rush_bench.evaluation.work import Run
 from rush_bench.report import certificates as report
 from rush_bench.report.table import Table, text_table
 
@@ -103,12 +104,12 @@ def certify(
         [5]
     """
     settings = Sampling(mode, selection, draws, alpha, tuple(radii), give_up_level)
-    deadline, out = deadline_in(max_minutes), Path(out)
+    deadline, out = Deadline.after(max_minutes), Path(out)
     refuse_for_given(defenses, **named)
     found = subjects(defenses, data, out, most=MOST, **named)
     run = CertifyRun([], folder=out, radii=tuple(radii))
     for group, images in found.groups:
-        shared: dict[str, Any] = {"shard": shard, "max_minutes": minutes_to(deadline), "quiet": quiet}
+        shared: dict[str, Any] = {"shard": shard, "max_minutes": deadline, "quiet": quiet}
         run.extend(runner.certify(group, images, settings, norm=norm, out=out, seed=seed, **shared))
     complete = [result for result in run.results if result.complete]
     if complete:

@@ -10,8 +10,8 @@ from rush_bench.api.named import ByName, Target, say_where, subjects
 from rush_bench.audits import settle as runner
 from rush_bench.audits.experiments import EXPERIMENTS
 from rush_bench.audits.settle import Planned
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
-from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.report import settle as report
 from rush_bench.report.settle_figures import write_figures
 from rush_bench.report.table import Table, text_table
@@ -100,7 +100,7 @@ def settle(
         >>> run.complete
         False
     """
-    chosen, deadline, begun = runner.budget_named(budget), deadline_in(max_minutes), False
+    chosen, deadline, begun = runner.budget_named(budget), Deadline.after(max_minutes), False
     found = subjects(defenses, data, out, most=chosen.images, searched=True, precision=precision, **named)
 
     def go(planned: list[Planned]) -> bool:
@@ -118,8 +118,7 @@ def settle(
     options |= {"only": None if only is None else list(only), "store": named.get("store", "models"), "out": out, "shard": shard}
     for group, images in found.groups:
         own = group[-1:] if isinstance(defenses, Target) else group  # smoothed at its votes, not the single draw beside it
-        left = minutes_to(deadline)
-        settled = runner.settle(own, images, max_minutes=left, quiet=quiet, before=go, **options, **found.options)
+        settled = runner.settle(own, images, max_minutes=deadline, quiet=quiet, before=go, **options, **found.options)
         run.evidence += settled.evidence
         run.pairs += settled.pairs
         run.failed |= settled.failed

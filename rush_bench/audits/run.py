@@ -18,6 +18,7 @@ from rush_bench.audits.scale import usual_scale
 from rush_bench.audits.truth import truth
 from rush_bench.audits.verdict import Claim, Verdict, verdict
 from rush_bench.datasets import Images
+from rush_bench.deadline import NEVER, Deadline
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.work import Job, check_asked, work
@@ -111,7 +112,7 @@ def probe(
     seed: int = 0,
     count: int = PROBED,
     shard: tuple[int, int] = (1, 1),
-    deadline: float | None = None,
+    deadline: Deadline = NEVER,
     quiet: bool = False,
     failed: dict[str, str] | None = None,
 ) -> dict[str, list[Finding]]:

@@ -20,6 +20,7 @@ from rush_bench.certificates.check import FOLDER as CERTIFICATES
 from rush_bench.certificates.check import Comparison, clashes
 from rush_bench.certificates.sampling import THIRDS, Sampling
 from rush_bench.datasets import Images
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense, Network, load_defense
 from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.load import listed
@@ -27,7 +28,7 @@ from rush_bench.defenses.samplers import NoiseSampler
 from rush_bench.errors import BadInput, MissingPackage, unknown_name
 from rush_bench.evaluation.certificates import certify, law_of
 from rush_bench.evaluation.runner import Job, default_repeats, job_for, worst_job
-from rush_bench.evaluation.work import check_asked, deadline_in, minutes_to, work
+from rush_bench.evaluation.work import check_asked, work
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Stream, Uniform
 from rush_bench.records import Cell, CellResult, CellStore, load_results
@@ -91,7 +92,7 @@ def settle(
     repeats: int | None = None,
     chunk: int = 100,
     shard: tuple[int, int] = (1, 1),
-    max_minutes: float | None = None,
+    max_minutes: float | Deadline | None = None,
     quiet: bool = False,
     before: Callable[[list[Planned]], bool] = lambda planned: True,
     **options: Any,
@@ -110,7 +111,7 @@ def settle(
         raise BadInput(f"eps {eps:g} is no radius in {norm}: pixels lie in [0,1]; give --eps 8/255 or --norm l2 --eps 0.5")
     name = budget if isinstance(budget, str) else "own"
     folder = Path(out) / FOLDER
-    deadline = deadline_in(max_minutes)
+    deadline = Deadline.after(max_minutes)
     only = None if only is None else list(only)
     cells = CellStore(folder)
     shared: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk}
@@ -132,7 +133,7 @@ def settle(
     failed, done = work(cells, jobs, folder, title="settle", deadline=deadline, after=forecast.after, **running)
     for defense_plan in planned:
         for certified_norm, sampling in defense_plan.certificates:
-            running["max_minutes"] = minutes_to(deadline)
+            running["max_minutes"] = deadline
             run = certify([defense_plan.defense], data, sampling, norm=certified_norm, out=folder, seed=seed, **running)
             failed |= run.failed
             done = done and run.done

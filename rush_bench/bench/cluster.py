@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rush_bench.deadline import Deadline
 from rush_bench.errors import BadInput, MissingPackage, WorkLeft
-from rush_bench.evaluation.work import minutes_to
 
 if TYPE_CHECKING:
     from submitit import Executor, Job
@@ -95,7 +95,7 @@ def run_on(
     where: Where,
     line: Sequence[str],
     out: Path,
-    deadline: float | None,
+    deadline: Deadline,
     gpus: int,
     say: Callable[[str], None],
     between: Callable[[], None],
@@ -114,8 +114,7 @@ def run_on(
             for k, job in [(k, job) for k, job in jobs.items() if job.done()]:
                 code, why = outcome(job)
                 died[k] += code is None
-                over = deadline is not None and time.monotonic() > deadline
-                if (code == WorkLeft.exit_code and not over) or (code is None and died[k] < TRIES):
+                if (code == WorkLeft.exit_code and not deadline.over) or (code is None and died[k] < TRIES):
                     jobs[k] = submit(executor, where, k, line, deadline, gpus)
                     say(f"job {job.job_id} {why or 'has work left'}: again, as {jobs[k].job_id}")
                     continue
@@ -144,12 +143,10 @@ def executor_of(where: Where, folder: Path) -> "Executor":
     return executor
 
 
-def submit(
-    executor: "Executor", where: Where, number: int, line: Sequence[str], deadline: float | None, gpus: int
-) -> "Job[int]":
+def submit(executor: "Executor", where: Where, number: int, line: Sequence[str], deadline: Deadline, gpus: int) -> "Job[int]":
     """One process. On this machine it sees one GPU, where there are any; on a cluster it is asked for by --ask."""
     minutes = SHARE * float(where.asked["timeout_min"])
-    left = minutes_to(deadline)
+    left = deadline.minutes_left
     words = [*line, "--max-minutes", f"{minutes if left is None else min(minutes, left):.6f}"]
     if where.cluster == "local" and gpus:
         executor.update_parameters(gpus_per_node=1, visible_gpus=[number % gpus])

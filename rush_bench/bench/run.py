@@ -18,9 +18,9 @@ from rush_bench.bench import cluster
 from rush_bench.bench import file as files
 from rush_bench.bench.jobs import Job, Loaded, Place, expand, unfinished
 from rush_bench.bench.plan import Planned, check, plan
+from rush_bench.deadline import NEVER, Deadline
 from rush_bench.devices import choose_device
 from rush_bench.errors import DOES_NOT_STAND, Busy, Failure, RushBenchError, WorkLeft, failed_code
-from rush_bench.evaluation.work import deadline_in, minutes_to
 from rush_bench.files import write_text
 from rush_bench.packs import pack_hint
 from rush_bench.progress import duration
@@ -89,7 +89,7 @@ def run(
     where = None if on is None else cluster.parse(on, asked)
     path = files.find(name)
     bench = files.read(path)
-    deadline = deadline_in(max_minutes)
+    deadline = Deadline.after(max_minutes)
     place = Place(Path(out or bench.out), Path(store or bench.store), Path(data_dir) if data_dir else None, device)
     if (packed := pack_hint(place.out)) and not (place.out / "runs").exists():
         say(f"there are no records in {place.out}{packed}")
@@ -140,7 +140,7 @@ def conclude(
             found.left.append(planned_job.job.name)
     if not found.left:
         anew = replace(found, planned=[planned_job for planned_job in now if planned_job.state == "anew"])
-        work(anew, None, quiet, say, lambda: None)
+        work(anew, NEVER, quiet, say, lambda: None)
 
 
 class Page:
@@ -162,9 +162,7 @@ class Page:
         self.cost = self.written - begun
 
 
-def work(
-    found: BenchmarkRun, deadline: float | None, quiet: bool, say: Callable[[str], None], between: Callable[[], None]
-) -> None:
+def work(found: BenchmarkRun, deadline: Deadline, quiet: bool, say: Callable[[str], None], between: Callable[[], None]) -> None:
     """Run what is missing: each job when what it needs is there, one that another process works on when that is done.
 
     `between` is called after each job.
@@ -183,13 +181,13 @@ def work(
                 _fail(found, job, Failure(f"needs {bad}, which failed", _models_not_made(found)[bad]), say)
             elif lacking or any(job.waits_for(other) for other in left if other.name not in (*done, *found.failed)):
                 waiting.append(job)
-            elif deadline is not None and time.monotonic() > deadline:
+            elif deadline.over:
                 found.left = [job.name for job in left if job.name not in (*done, *found.failed)]
                 return
             else:
                 say(f"[{begun + 1}/{total}] {job.line}")
                 try:
-                    execute(job, minutes_to(deadline), quiet)
+                    execute(job, deadline.minutes_left, quiet)
                     done.add(job.name)
                     begun += 1
                     between()
@@ -250,14 +248,15 @@ def _without_stdout() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def others(lines: Sequence[Sequence[str]], out: Path, deadline: float | None) -> Iterator[None]:
+def others(lines: Sequence[Sequence[str]], out: Path, deadline: Deadline) -> Iterator[None]:
     """Further processes on the same file while the block runs, one a line; at its end they finish what they are at."""
     started = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         for k, line in enumerate(lines):
             out.mkdir(parents=True, exist_ok=True)
-            minutes = [] if deadline is None else ["--max-minutes", f"{minutes_to(deadline):.6f}"]
+            left = deadline.minutes_left
+            minutes = [] if left is None else ["--max-minutes", f"{left:.6f}"]
             words = [sys.executable, "-m", "rush_bench", "run", *line, "--worker", *minutes]
             with (out / f"worker-{k + 2}.log").open("a") as log:
                 started.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, env=environment))

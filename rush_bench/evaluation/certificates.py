@@ -20,10 +20,11 @@ from rush_bench.certificates.check import FOLDER
 from rush_bench.certificates.sampling import Counts, Plan, Sampling, estimate, make_plan, stated
 from rush_bench.certificates.tsv import write_tsv
 from rush_bench.datasets import Images
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense, Network
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import made_on
-from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
+from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, work
 from rush_bench.noise import Noise, Stream
 from rush_bench.records import Arrays, CellStore
 
@@ -96,7 +97,7 @@ def certify(
     seed: int = 0,
     chunk: int = 10,
     shard: tuple[int, int] = (1, 1),
-    max_minutes: float | None = None,
+    max_minutes: float | Deadline | None = None,
     quiet: bool = False,
 ) -> Run:
     """Certify smoothed defences on images. The same call again, from any number of processes, finishes what is left.
@@ -108,10 +109,10 @@ def certify(
     """
     settings = settings or Sampling()
     defenses, data = check_asked(defenses, data, shard, seed, "certify")
-    cells, until = plan(defenses, data, settings, norm, seed, chunk), deadline_in(max_minutes)
+    cells, deadline = plan(defenses, data, settings, norm, seed, chunk), Deadline.after(max_minutes)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder / FOLDER)
-    failed, done = work(store, cells, folder, title="certify", shard=shard, deadline=until, quiet=quiet)
+    failed, done = work(store, cells, folder, title="certify", shard=shard, deadline=deadline, quiet=quiet)
     results = [store.result(job.cell) for job in cells]
     for result in results:
         if result.complete:

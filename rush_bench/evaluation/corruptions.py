@@ -14,11 +14,12 @@ import numpy as np
 
 from rush_bench.datasets import Images
 from rush_bench.datasets.corruptions import SEVERITIES, CorruptedImages
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.evaluation.behaviour import IMAGES
 from rush_bench.evaluation.runner import default_repeats
 from rush_bench.evaluation.score import Meter, made_on, score
-from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, deadline_in, work
+from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, work
 from rush_bench.noise import Stream
 from rush_bench.records import Arrays, Cell, CellStore
 
@@ -65,7 +66,7 @@ def evaluate(
     repeats: int | None = None,
     chunk: int = 500,
     shard: tuple[int, int] = (1, 1),
-    max_minutes: float | None = None,
+    max_minutes: float | Deadline | None = None,
     quiet: bool = False,
 ) -> Run:
     """Score defences on each corruption and severity. The same call again, from any number of processes, continues.
@@ -78,7 +79,7 @@ def evaluate(
     jobs = plan(defenses, data, shard, seed=seed, repeats=repeats, chunk=chunk)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder / FOLDER)
-    failed, done = work(store, jobs, folder, title=FOLDER, shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
+    failed, done = work(store, jobs, folder, title=FOLDER, shard=shard, deadline=Deadline.after(max_minutes), quiet=quiet)
     return Run([store.result(job.cell) for job in jobs], failed, folder, done)
 
 

@@ -15,11 +15,12 @@ from rush_bench.attacks.health import health
 from rush_bench.attacks.suites import REST, Suite, parse_suite
 from rush_bench.certificates.check import clashes
 from rush_bench.datasets import Images
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import work
 from rush_bench.evaluation.score import Meter, check, made_on, score
-from rush_bench.evaluation.work import Run, cell_of, check_asked, deadline_in
+from rush_bench.evaluation.work import Run, cell_of, check_asked
 from rush_bench.noise import Stream
 from rush_bench.records import Arrays, Cell, CellStore
 from rush_bench.registry import attacks as registry
@@ -97,7 +98,7 @@ def attack(
     repeats: int | None = None,
     chunk: int = 100,
     shard: tuple[int, int] = (1, 1),
-    max_minutes: float | None = None,
+    max_minutes: float | Deadline | None = None,
     quiet: bool = False,
 ) -> Run:
     """Run a suite on defences. The same call again, from any number of processes, finishes what is left.
@@ -114,7 +115,8 @@ def attack(
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="rush-bench-"))
     store = CellStore(folder)
     jobs = [job for defense in defenses for job in plan(defense, suite, data, seed, repeats, chunk)]
-    failed, done = work.work(store, jobs, folder, title="attack", shard=shard, deadline=deadline_in(max_minutes), quiet=quiet)
+    deadline = Deadline.after(max_minutes)
+    failed, done = work.work(store, jobs, folder, title="attack", shard=shard, deadline=deadline, quiet=quiet)
     results = [store.result(job.cell) for job in jobs]
     return Run(results, failed, folder, done, clashes(results, folder, folder / "settle"))
 

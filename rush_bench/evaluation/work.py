@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rush_bench.datasets import Images, as_data
+from rush_bench.deadline import NEVER, Deadline
 from rush_bench.defenses import Defense, as_defenses
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation.behaviour import IMAGES, Changed, check_behaviour
@@ -102,7 +103,7 @@ def work(
     *,
     title: str,
     shard: tuple[int, int] = (1, 1),
-    deadline: float | None = None,
+    deadline: Deadline = NEVER,
     quiet: bool = False,
     after: Callable[[Any, int, float], str | None] = lambda job, c, seconds: None,
 ) -> tuple[dict[str, str], bool]:
@@ -143,7 +144,7 @@ def work(
                 if blocked is not None and blocked.label in failed:
                     fail(job, Failure(f"needs {blocked.label}, which failed", failed[blocked.label]))
                     continue
-                if deadline is not None and time.monotonic() > deadline:
+                if deadline.over:
                     return failed, False
                 with store.lock(job.cell, c) as locked:
                     if blocked is not None or not locked:  # another process is at it: come back when the rest is done
@@ -231,16 +232,6 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise BadInput(f"--shard takes k/n with 1 <= k <= n, such as 1/4, not {text!r}")
     return int(k), int(n)
-
-
-def deadline_in(minutes: float | None) -> float | None:
-    """The moment of `time.monotonic()` at which so many minutes are over."""
-    return None if minutes is None else time.monotonic() + 60 * minutes
-
-
-def minutes_to(deadline: float | None) -> float | None:
-    """The minutes that are left until then."""
-    return None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
 
 
 def cell_of(

@@ -17,6 +17,7 @@ from rush_bench.audits.run import judge, probe
 from rush_bench.audits.settle import settle
 from rush_bench.audits.verdict import STRENGTH, Claim, verdict
 from rush_bench.datasets import as_images, load_dataset
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import score
@@ -227,7 +228,9 @@ def test_probes_are_kept_shared_and_fail_alone(zoo, digits, tmp_path, monkeypatc
     monkeypatch.setattr(room, "indicators", fake("indicators", "two"))
     monkeypatch.setattr(room, "binarization", fake("binarization"))
     one, two = Deterministic(zoo.base, shape=zoo.shape, name="one"), Deterministic(zoo.line, shape=zoo.shape, name="two")
-    assert probe([one, two], digits, THREAT, tmp_path, quiet=True, deadline=0.0) == {} and not calls  # the time was up
+    assert (
+        probe([one, two], digits, THREAT, tmp_path, quiet=True, deadline=Deadline(0.0)) == {} and not calls
+    )  # the time was up
     failed: dict[str, str] = {}
     found = probe([one, two], digits, THREAT, tmp_path, quiet=True, failed=failed)
     assert [finding.check for finding in found["one"]] == ["flags", "truth", "indicators", "binarization"]

@@ -1,7 +1,6 @@
 """`run --on`: the jobs of a cluster are submitted again while there is work, and make what one process makes."""
 
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from rush_bench.bench import cluster
 from rush_bench.bench import run as running
 from rush_bench.bench.cluster import GIB, TRIES, Where, Worker, check_room, parse, run_on
 from rush_bench.cli import main
+from rush_bench.deadline import NEVER, Deadline
 from rush_bench.errors import BadInput
 from rush_bench.records import load_results
 
@@ -67,9 +67,7 @@ class Jobs:
         )
 
 
-def outcome(
-    monkeypatch, jobs: Jobs, count: int, deadline: float | None = None, gpus: int = 0, between=lambda: None
-) -> list[str]:
+def outcome(monkeypatch, jobs: Jobs, count: int, deadline: Deadline = NEVER, gpus: int = 0, between=lambda: None) -> list[str]:
     monkeypatch.setattr(cluster, "executor_of", lambda where, folder: jobs)
     monkeypatch.setattr(cluster, "LOOK", 0.0)
     where = Where("local", count, {"timeout_min": 60, "cpus_per_task": 2})
@@ -84,7 +82,7 @@ def test_a_job_with_work_left_is_submitted_again_until_there_is_none(monkeypatch
 
 def test_nothing_is_submitted_again_once_the_time_is_over(monkeypatch) -> None:
     jobs = Jobs(3)
-    assert outcome(monkeypatch, jobs, 1, deadline=time.monotonic() - 1) == [] and len(jobs.submitted) == 1
+    assert outcome(monkeypatch, jobs, 1, deadline=Deadline(0.0)) == [] and len(jobs.submitted) == 1
 
 
 def test_a_job_that_dies_has_more_tries_and_one_that_fails_has_none(monkeypatch) -> None:

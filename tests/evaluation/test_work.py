@@ -16,6 +16,7 @@ from rush_bench.audits.finding import Finding
 from rush_bench.certificates import Sampling
 from rush_bench.datasets import as_images
 from rush_bench.datasets.corruptions import CorruptedImages, load_corrupted
+from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import attack, certify, corruptions
@@ -97,7 +98,7 @@ def kind(request: pytest.FixtureRequest, corrupted: CorruptedImages, monkeypatch
         defenses: list[Defense], out: Path, shard: tuple[int, int] = (1, 1), minutes: float | None = None
     ) -> tuple[dict[str, str], bool]:
         failed: dict[str, str] = {}
-        deadline = None if minutes is None else 0.0
+        deadline = Deadline.after(minutes)
         found = audits.probe(
             defenses, data, Threat("linf", 0.1), out, shard=shard, deadline=deadline, failed=failed, quiet=True
         )

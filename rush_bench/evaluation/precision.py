@@ -40,7 +40,7 @@ def keep_precision(name: str, chosen: str, out: Path) -> None:
         if (kept := _kept_precision(out)) is None:
             write_json(path, {"auto": chosen})
         elif kept != chosen:
-            raise BadInput(f"another process has begun {out} in {kept}; the same command uses it from now on")
+            raise BadInput(f"another process has begun {out} in {kept}; the same command again uses it, too")
 
 
 def _kept_precision(out: Path) -> str | None:

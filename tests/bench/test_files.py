@@ -41,9 +41,13 @@ def test_every_shipped_file_is_right_and_says_what_it_is(name, tmp_path):
     assert bench.title != name and jobs_of(name, tmp_path)
 
 
-def test_the_example_is_right(tmp_path):
-    jobs = jobs_of(str(Path(__file__).parents[2] / "examples/own_network.toml"), tmp_path)
-    assert sum(job.makes != "" for job in jobs.values()) == 3 and "attack mine linf8-quick" in jobs
+@pytest.mark.parametrize(
+    ("file", "models", "name"),
+    [("own_network", 3, "attack mine linf8-quick"), ("control", 2, "attack control-c10@64 linf8-quick")],
+)
+def test_the_examples_are_right(tmp_path, file, models, name):
+    jobs = jobs_of(str(Path(__file__).parents[2] / f"examples/{file}.toml"), tmp_path)
+    assert sum(job.makes != "" for job in jobs.values()) == models and name in jobs
 
 
 def test_the_demo_is_two_systems_and_two_suites(tmp_path):

@@ -263,7 +263,7 @@ def test_the_schedule_is_ho_et_als():
 @pytest.mark.parametrize("rows", [5, 2])
 @pytest.mark.parametrize("kind", ["exact", "adjoint"])
 def test_a_defences_gradient_is_the_same_in_blocks(unet, classifier, images, rows, kind):
-    defense = Randomised(classifier, transform=purifier(unet, gradient=kind), shape=SHAPE)
+    defense = Randomised(classifier, transform=purifier(unet, 2, gradient=kind), shape=SHAPE)
     labels, whole = torch.tensor([0, 1, 2]), None
     for loss in ("ce", "margin"):
         whole = defense.gradient(images, labels, loss, 4, STREAM)
@@ -287,7 +287,7 @@ ATTACKS = [
 @pytest.mark.parametrize("settings", ATTACKS, ids=str)
 def test_an_attack_says_what_it_will_cost_in_rows_of_both_networks(unet, classifier, images, settings, rows):
     """A row through the denoiser counts as one, its repetitions on the way back included."""
-    defense = Randomised(classifier, transform=purifier(unet), shape=SHAPE)
+    defense = Randomised(classifier, transform=purifier(unet, 2), shape=SHAPE)
     defense.body.rows = rows
     attack, labels = PurifierPGD(**{"steps": 2, "select_draws": 2, **settings}), torch.tensor([0, 1, 2])
     before = defense.passes.forwards, defense.passes.backwards

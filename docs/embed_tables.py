@@ -1,9 +1,10 @@
-"""Copy tables from results/ into the README, between `<!-- table: FILE -->` and `<!-- end -->`."""
+"""Copy tables from results/ into the pages that show them, between `<!-- table: FILE -->` and `<!-- end -->`."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/rush-claim.md")
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -13,5 +14,6 @@ def embedded(text: str, root: Path = ROOT) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(embedded(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (ROOT / page).write_text(embedded(text), encoding="utf-8")

@@ -17,8 +17,20 @@ def test_tables_are_those_of_the_results():
     spec = importlib.util.spec_from_file_location("embed_tables", ROOT / "docs" / "embed_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert len(module.BLOCK.findall(README)) >= 1
-    assert module.embedded(README) == README, "run `python docs/embed_tables.py`"
+    for page in module.PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert len(module.BLOCK.findall(text)) >= 1
+        assert module.embedded(text) == text, "run `python docs/embed_tables.py`"
+
+
+def test_what_is_said_of_the_control_is_in_its_table():
+    table = (ROOT / "results/control/table.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/rush-claim.md").read_text(encoding="utf-8")
+    findings = page.partition("## What this says")[2].partition("## What it does not say")[0]
+    of_the_readme = README.partition("without its\ncontrast")[2].partition("(docs/rush-claim.md)")[0]
+    for text in (findings, of_the_readme):
+        numbers = set(re.findall(r"\d+\.\d(?= %)", text)) - {"77.8"}  # the paper's
+        assert numbers and all(f" {number} [" in table for number in numbers)
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

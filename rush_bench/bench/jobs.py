@@ -313,7 +313,12 @@ def _matching_models(wanted: str, pool: Mapping[str, Model]) -> dict[str, Model]
     }
 
 
+def finished_models(store: Path) -> set[str]:
+    """Models and encoders that the store has."""
+    return {*model_names(store), *model_names(store / ENCODERS)}
+
+
 def unfinished(job: Job, store: Path) -> list[str]:
     """The models that a job needs and the store does not have yet."""
-    finished = {*model_names(store), *model_names(store / ENCODERS)}
+    finished = finished_models(store)
     return [name for name in job.needs if name not in finished]

@@ -19,7 +19,7 @@ from rush_bench.api.settle import settle
 from rush_bench.attacks.cost import prediction_rows
 from rush_bench.audits.settle import FOLDER as SETTLED
 from rush_bench.audits.settle import budget_named, images_left, rates
-from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, unfinished
+from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, finished_models, unfinished
 from rush_bench.certificates.sampling import Sampling
 from rush_bench.cli.attack import asked_suite
 from rush_bench.cli.certify import sampling
@@ -30,7 +30,7 @@ from rush_bench.defenses import Defense
 from rush_bench.defenses.load import front_of, of_network
 from rush_bench.defenses.published.expected import BANK, VOTES
 from rush_bench.defenses.published.expected import IMAGES as TRIED
-from rush_bench.defenses.published.importing import read_published
+from rush_bench.defenses.published.importing import import_checkpoint
 from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation import certificates, corruptions, runner
@@ -152,14 +152,13 @@ class Planner:
 
     def importing(self, job: Job) -> Planned:
         """An import: it predicts some images, to see that the file was read right."""
-        if job.makes in (*model_names(self.place.store), *model_names(self.place.store / ENCODERS)):
+        if job.makes in finished_models(self.place.store):
             return Planned(job, "done")
         asked = dict(job.context().params)
-        for key in ("store", "data_dir", "device", "as_json"):
-            asked.pop(key)
+        asked.pop("as_json")
         if not asked["file"].is_file():
             raise BadInput(f"there is no file {asked['file']}")
-        card = read_published(**asked).card
+        card = import_checkpoint(**asked, keep=False).card
         self.cards[job.makes] = card
         if not on_disk(asked["dataset"], data_folder(self.place.data_dir)):
             return Planned(job, "missing")
@@ -168,15 +167,15 @@ class Planner:
 
     def start(self, wanted: Any, dataset: str) -> Any:
         """What a training starts from, as it asks for it; where the store lacks it, its card without weights."""
-        name, encoders = str(wanted).partition(":")[0], self.place.store / ENCODERS
-        if wanted is None or name in (*model_names(self.place.store), *model_names(encoders)):
+        name, store = str(wanted).partition(":")[0], self.place.store
+        if wanted is None or name in finished_models(store):
             return wanted
         card = self.cards.get(name)
         if card is None and Path(wanted).is_file():
-            read = read_published(wanted, Path(wanted).stem, dataset=dataset, as_="encoder")
-            if read.kept(self.place.store, "encoder"):
-                return read.card["name"]
-            name, card = read.card["name"], read.card
+            name = Path(wanted).stem
+            card = import_checkpoint(wanted, name, dataset=dataset, as_="encoder", store=store, keep=False).card
+            if name in model_names(store / ENCODERS):
+                return name
         if card is None:
             return wanted
         return InitialWeights(card, "", {}, {ROUTES: {}}, name, "model" if card["protocol"] else "encoder")

@@ -1,8 +1,6 @@
 """Cells as found on disk: their arrays, and what was made of them before where nothing has changed."""
 
-import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -131,7 +129,7 @@ def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> l
     shared: dict[str, Any] = {"rows": {}, "digests": {}}
     for runs in [Path(each) / "runs" for each in results]:
         index = Index(runs)
-        for folder in _folders(runs):
+        for folder in sorted(runs.glob("*/")):
             try:
                 entry = index.entry(folder, _look)
                 cells = [Cell(entry["identity"], each) for each in entry["labels"]]
@@ -151,12 +149,6 @@ def save_indexes(results: Iterable[CellResult]) -> None:
     for index in {result.index for result in results}:
         if index is not None:
             index.save()
-
-
-def _folders(runs: Path) -> list[Path]:
-    """The folders in a folder, sorted."""
-    with os.scandir(runs) if runs.is_dir() else contextlib.nullcontext(()) as found:
-        return [runs / name for name in sorted(each.name for each in found if each.is_dir())]
 
 
 def _look(folder: Path) -> dict[str, Any]:

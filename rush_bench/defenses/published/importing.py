@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rush_bench.defenses.published.expected import Expected, expectation, measure_clean, measure_encoder
+from rush_bench.defenses.published.expected import expectation, measure_clean, measure_encoder
 from rush_bench.defenses.published.families import INSIDE, RANDOMISED, SUPERVISED, Family, recognise
 from rush_bench.defenses.published.normalisation import BY_NAME, Constants, by_recipe, check, in_file, parse, smoothadv_extra
 from rush_bench.defenses.published.reading import Tensors, linear, read_checkpoint, read_head
 from rush_bench.defenses.published.shapes import check_coverage, check_trained, spec_of
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.files import sha256_file
-from rush_bench.networks import Classifier, build
+from rush_bench.networks import build
 from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.noise import Noise, noise_from
 from rush_bench.protocols import in_words
@@ -56,6 +56,7 @@ def import_checkpoint(
     expect_clean: float | str | None = None,
     data_dir: str | Path | None = None,
     device: torch.device | str = "cpu",
+    keep: bool = True,
 ) -> Imported:
     """Map a checkpoint of a known family to our network and save it in the store, as model `name` or as an encoder.
 
@@ -69,6 +70,7 @@ def import_checkpoint(
     a smoothed model, `gaussian:0.25`; it is then shown at 1 and 64 votes. normalise: a name in
     `normalisation.BY_NAME` or `m,m,m/s,s,s`, where the file does not state it. expect_clean: clean accuracy in [0,1] that
     500 test images must agree with, or `none`; default the manifest's, where the file is in it by name or digest.
+    keep: False reads the file alone; nothing is measured or written.
     Raises BadInput for a file of no known family, any key that is missing or not accounted for, a wrong shape, an
     encoder or head that was never trained, another clean accuracy than expected, and a name that the store has for
     something else.
@@ -80,60 +82,8 @@ def import_checkpoint(
         Traceback (most recent call last):
         rush_bench.errors.BadInput: ...
     """
-    given: dict[str, Any] = {"bn_route": bn_route, "head": head, "recipe": recipe, "network": network, "protocol": protocol}
-    given |= {"pretrain_dataset": pretrain_dataset, "extra_data": extra_data, "noise": noise, "normalise": normalise}
-    store, encoder = Path(store), as_ == "encoder"
-    read = read_published(file, name, dataset=dataset, as_=as_, expect_clean=expect_clean, **given)
-    read.kept(store, as_)
-    card, notes = read.card, read.card["notes"]
-    place: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "device": device}
-    net = read.network
-    notes.append(measure_encoder(net, **place) if encoder else measure_clean(net, read.expected, noise=read.noise, **place))
-    folder = (store / ENCODERS if encoder else store) / name
-    save_model(folder, card, read.tensors)
-    return Imported(folder, card, tuple(notes))
-
-
-@dataclass(frozen=True)
-class Published:
-    """A checkpoint file as our network, before anything is measured or kept: its card, and the tensors of a model's file."""
-
-    card: dict[str, Any]
-    network: Classifier
-    noise: Noise | None
-    expected: Expected | None
-    tensors: Tensors
-
-    def kept(self, store: Path, as_: Literal["model", "encoder"]) -> bool:
-        """Whether the store has it; BadInput where it has something else of that name."""
-        name = self.card["name"]
-        home, other = (store / ENCODERS, store) if as_ == "encoder" else (store, store / ENCODERS)
-        there = read_card(home, name) if name in model_names(home) else None
-        same = there is None or all(there.get(key) == self.card[key] for key in ("source", "network", "noise"))
-        if not same or name in model_names(other):
-            raise BadInput(f"{store} has another model or encoder named {name!r}; choose another --name, or delete its folder")
-        return there is not None
-
-
-def read_published(
-    file: str | Path,
-    name: str,
-    *,
-    dataset: str,
-    as_: Literal["model", "encoder"] = "model",
-    bn_route: int | None = None,
-    head: str | Path | None = None,
-    recipe: str | None = None,
-    network: str | None = None,
-    protocol: str | None = None,
-    pretrain_dataset: str | None = None,
-    extra_data: str | None = None,
-    noise: str | None = None,
-    normalise: str | None = None,
-    expect_clean: float | str | None = None,
-) -> Published:
-    """What `import_checkpoint` would keep of a file; its arguments and errors. The store is not touched."""
-    file, encoder = Path(file), as_ == "encoder"
+    file, store, encoder = Path(file), Path(store), as_ == "encoder"
+    home, other = (store / ENCODERS, store) if encoder else (store, store / ENCODERS)
     check_name(name)
     short = Path(dataset).stem if dataset.endswith(".npz") else datasets.get(dataset).name
     tensors, classifier, notes = read_checkpoint(file)
@@ -184,9 +134,16 @@ def read_published(
         "source": source,
         "notes": notes,
     }
+    existing = read_card(home, name) if name in model_names(home) else card
+    if any(existing.get(key) != card[key] for key in ("source", "network", "noise")) or name in model_names(other):
+        raise BadInput(f"{store} has another model or encoder named {name!r}; choose another --name, or delete its folder")
     expected = None if encoder else expectation(file.name, digest, family.title, short, law, expect_clean)
-    carried = {f"{CARRIED}{ROUTES}/{key}": value for key, value in renamed(routes, family, "").items()} if encoder else {}
-    return Published(card, net, law, expected, {**state, **carried} if encoder else net.state_dict())
+    if keep:
+        place: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "device": device}
+        notes.append(measure_encoder(net, **place) if encoder else measure_clean(net, expected, noise=law, **place))
+        carried = {f"{CARRIED}{ROUTES}/{key}": value for key, value in renamed(routes, family, "").items()} if encoder else {}
+        save_model(home / name, card, {**state, **carried} if encoder else net.state_dict())
+    return Imported(home / name, card, tuple(notes))
 
 
 def refuse_of_encoder(**given: Any) -> None:

@@ -110,7 +110,7 @@ def work(
     """Work off the chunks that are missing; returns what failed, by job, with the reason, and whether the share is done.
 
     Any number of processes may do so at once: each takes what is free, comes back for what another holds, and stops between
-    chunks when `time.monotonic()` has passed the deadline. `folder` keeps what defences do (see `behaviour`): BadInput where
+    chunks once the deadline is over. `folder` keeps what defences do (see `behaviour`): BadInput where
     its records are of other code. An error fails its cell, and a defence that fails on the sample all of its cells; the
     others continue. `after` is called for each finished chunk (job, chunk, seconds) and may return a line to print.
     """

@@ -57,7 +57,8 @@ def stretched(system: Recipe, settings: Any, budget: Budget, share: float) -> St
     sets: dict[str, Any] = {}
     for plan in plans:
         scale = epochs[plan.name] / plan.settings.epochs
-        sets |= {f"{plan.name}.epochs": epochs[plan.name]} | _in_epochs(plan.settings, f"{plan.name}.", scale)
+        given = getattr(settings, plan.name)  # Free-m's count what its plan's do m times
+        sets |= {f"{plan.name}.epochs": max(1, round(given.epochs * scale))} | _in_epochs(given, f"{plan.name}.", scale)
     main = (before or plans)[-1]
     if hasattr(settings, "attack"):
         sets |= _in_epochs(settings.attack, "attack.", epochs[main.name] / main.settings.epochs)

@@ -1,6 +1,5 @@
 """ACL: adversarial contrastive learning with two BatchNorm routes (Jiang et al. 2020; sources S2.3)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from rush_bench.datasets.views import Interpolation
 from rush_bench.errors import BadInput
+from rush_bench.recipes import digits
 from rush_bench.settings import PositiveShare, Whole
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFFSettings
@@ -157,17 +157,9 @@ PRESETS["paper-10%"] = {"label_share": 0.1, "distil.batch_size": 225}
 DATASETS = {**LINEAR_RATES, "cifar100": {**LINEAR_RATES["cifar100"], "aff.epochs": 25, "aff.milestones": (14, 19)}}
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """As the family's, with the stages of the semi-supervised setting."""
-    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 2.5}))
-    if "network.name" in layer:
-        for group in ("teacher", "distil"):
-            layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}
-        layer |= {"distil.attack.eps": 0.1, "distil.attack.step": 0.025}
-    return layer
-
-
 def make(name: str) -> Recipe:
     """The recipe `acl`."""
     finetuning_settings = (*protocols.FINETUNING_SETTINGS, "label_share", "semi", "teacher", "distil")
-    return Recipe(name, ACLSettings(), plans, card, PRESETS, adapt, DATASETS, finetuning_settings=finetuning_settings)
+    return Recipe(
+        name, ACLSettings(), plans, card, PRESETS, digits.adapt(name), DATASETS, finetuning_settings=finetuning_settings
+    )

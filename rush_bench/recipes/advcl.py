@@ -1,6 +1,5 @@
 """AdvCL: four views with a high-frequency one, three BatchNorm routes, pseudo-labels (Fan et al. 2021; sources S2.4)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.features import outputs
 from rush_bench.networks import build
+from rush_bench.recipes import digits
 from rush_bench.recipes.simclr import SimCLRStage
 from rush_bench.settings import Count, NonNegative, Positive, Whole
 from rush_bench.training import protocols
@@ -183,15 +183,8 @@ PRESETS = protocols.presets(
 PRESETS["short"] |= {"simclr.epochs": 40, "simclr.knn_every": 20, "pretrain.epochs": 30, "pretrain.warmup_epochs": 3}
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """As the family's, for SimCLR too; fewer clusters, since there are 1,167 digits."""
-    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 0.25, "simclr.batch_size": 256, "simclr.lr": 0.25}))
-    if "network.name" in layer:
-        layer |= {"pretrain.padding": 1, "simclr.crop_floor": 0.3, "simclr.flip": 0.0, "simclr.gray_p": 0.0}
-        layer |= {"pretrain.clusters": (2, 10, 50)}
-    return layer
-
-
 def make(name: str) -> Recipe:
     """The recipe `advcl`."""
-    return Recipe(name, AdvCLSettings(), plans, card, PRESETS, adapt, finetuning_settings=protocols.FINETUNING_SETTINGS)
+    return Recipe(
+        name, AdvCLSettings(), plans, card, PRESETS, digits.adapt(name), finetuning_settings=protocols.FINETUNING_SETTINGS
+    )

@@ -6,13 +6,13 @@ makes never stand for theirs, which used WRN and 500,000 further images.
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rush_bench.recipes import digits
 from rush_bench.settings import NonNegative, Share
 from rush_bench.training import protocols
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage, projector
@@ -118,26 +118,9 @@ def card(settings: BYORLSettings) -> dict[str, Any]:
 PRESETS = protocols.presets({"pretrain.lr": 1.0})
 
 
-# With no negatives, attacks of eps 0.1 on digits end in a partial collapse: the loss falls, and so does the accuracy of
-# neighbours (0.94 without attack, 0.92 at eps 0.05, 0.80 at 0.1). Half the radius trains.
-DIGITS = {
-    "attack.eps": 0.05,
-    "attack.step": 0.02,
-    "pretrain.optimiser": "sgd",
-    "pretrain.batch_size": 64,
-    "pretrain.lr": 0.3,
-    "pretrain.weight_decay": 1e-4,
-    "pretrain.target_momentum": 0.99,
-}
-
-
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """As the family's, with a narrow projector and a smaller attack."""
-    layer = dict(protocols.adapt(preset, shape, DIGITS))
-    return layer | ({"pretrain.projector_hidden": 256, "pretrain.projector_out": 64} if "network.name" in layer else {})
-
-
 def make(name: str) -> Recipe:
     """The recipe `byorl_reimpl`."""
     datasets, finetuning_settings = protocols.LINEAR_RATES, protocols.FINETUNING_SETTINGS
-    return Recipe(name, BYORLSettings(), plans, card, PRESETS, adapt, datasets, finetuning_settings=finetuning_settings)
+    return Recipe(
+        name, BYORLSettings(), plans, card, PRESETS, digits.adapt(name), datasets, finetuning_settings=finetuning_settings
+    )

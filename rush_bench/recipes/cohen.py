@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from rush_bench.recipes.noise_sup import adapt, plans
+from rush_bench.recipes import digits
+from rush_bench.recipes.noise_sup import plans
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.stage import Recipe
 from rush_bench.training.supervised import SupervisedSettings, presets
@@ -39,4 +40,4 @@ def card(settings: CohenSettings) -> dict[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `cohen`: min E CE(f(x + sigma N), y), which is `noise_sup`'s stage under a Gaussian law."""
-    return Recipe(name, CohenSettings(), plans, card, presets(), adapt)
+    return Recipe(name, CohenSettings(), plans, card, presets(), digits.adapt(name))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rush_bench.datasets import Images, as_images
 from rush_bench.errors import BadInput
 from rush_bench.networks import Classifier, build
+from rush_bench.recipes import digits
 from rush_bench.recipes.cohen import CIFAR_MEAN
 from rush_bench.settings import Level, NonNegative, Positive, PositiveShare, Share
 from rush_bench.threats import Threat
@@ -22,7 +23,6 @@ from rush_bench.training.options import NetworkSettings, RunSettings, file_setti
 from rush_bench.training.protocols import trades_passes
 from rush_bench.training.stage import FORWARD, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
-from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"dataaug": "Data augmentation: TRADES with CutMix and averaged weights, generated images (Rebuffi et al. 2021)"}
@@ -221,16 +221,6 @@ def card(settings: DataAugSettings) -> dict[str, Any]:
     return supervised(settings.noise, f"generated images ({Path(file).name})" if file else None)
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Scans of digits: batches and rate to match 1,300 images, the selecting attack as that of training."""
-    layer = adapt_supervised(preset, shape)
-    if "network.name" in layer:
-        layer |= {"select.eps": 0.1, "select.step": 0.025, "select.steps": 10, "attack.step": 0.1}
-        layer |= {"train.lr": 0.05, "train.warmup_epochs": 1}
-        layer |= {} if preset == "smoke" else {"train.batch_size": 128}
-    return layer
-
-
 def make(name: str) -> Recipe:
     """The recipe `dataaug`."""
-    return Recipe(name, DataAugSettings(), plans, card, presets(), adapt)
+    return Recipe(name, DataAugSettings(), plans, card, presets(), digits.adapt(name))

@@ -1,14 +1,14 @@
 """DeACL: a clean teacher, then a robust student that follows it (Zhang et al. 2022; sources S2.13)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rush_bench.datasets.views import pad_crop
 from rush_bench.networks import build
+from rush_bench.recipes import digits
 from rush_bench.recipes.simclr import SimCLRStage
 from rush_bench.settings import NonNegative, Whole
 from rush_bench.training import protocols
@@ -116,14 +116,14 @@ PRESETS = protocols.presets(
 PRESETS["short"] |= {"distil.epochs": 30, "distil.warmup_epochs": 2, "distil.knn_every": 10}
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """As the family's; the student's images are shifted by a pixel and not mirrored."""
-    layer = dict(protocols.adapt(preset, shape, {"pretrain.lr": 0.25, "distil.batch_size": 128, "aff.batch_size": 128}))
-    return layer | ({"distil.padding": 1, "distil.flip": 0.0} if "network.name" in layer else {})
-
-
 def make(name: str) -> Recipe:
     """The recipe `deacl`."""
     return Recipe(
-        name, DeACLSettings(), plans, protocols.card, PRESETS, adapt, finetuning_settings=protocols.FINETUNING_SETTINGS
+        name,
+        DeACLSettings(),
+        plans,
+        protocols.card,
+        PRESETS,
+        digits.adapt(name),
+        finetuning_settings=protocols.FINETUNING_SETTINGS,
     )

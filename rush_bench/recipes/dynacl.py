@@ -1,9 +1,8 @@
 """DynACL: ACL with augmentations that anneal, a momentum encoder, and pseudo-labels after it (Luo et al. 2023; S2.12)."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from rush_bench.errors import BadInput
 from rush_bench.features import outputs
 from rush_bench.networks import route, routed
 from rush_bench.networks.routes import CARRIED
+from rush_bench.recipes import digits
 from rush_bench.recipes.acl import ATTACKED, CLEAN, ACLPretrainSettings, ACLStage
 from rush_bench.settings import Count, NonNegative, Share, Whole
 from rush_bench.training import protocols
@@ -249,27 +249,16 @@ PRESETS = protocols.presets(
 PRESETS["short"] |= {"pretrain.anneal_every": 5, "trades.epochs": 8, "trades.milestones": (4, 6), "probe.epochs": 5}
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """As the family's. A momentum of .99 needs more steps than digits have: the average is over fewer."""
-    extra = {
-        "pretrain.lr": 2.5,
-        "pretrain.key_momentum": 0.9,
-        "trades.attack.steps": 5,
-        "trades.batch_size": 128,
-        "probe.lr": 0.1,
-        "probe.batch_size": 128,
-    }
-    layer = dict(protocols.adapt(preset, shape, extra))
-    if "network.name" in layer:
-        for group in ("probe", "trades"):
-            layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}
-        layer |= {"trades.attack.eps": 0.1, "trades.attack.step": 0.04}
-    return layer
-
-
 def make(name: str) -> Recipe:
     """The recipe `dynacl`, or `dynacl_pp` with the two stages after it."""
     settings = DynACLSettings(plus=name == "dynacl_pp")
     return Recipe(
-        name, settings, plans, protocols.card, PRESETS, adapt, LINEAR_RATES, finetuning_settings=protocols.FINETUNING_SETTINGS
+        name,
+        settings,
+        plans,
+        protocols.card,
+        PRESETS,
+        digits.adapt(name),
+        LINEAR_RATES,
+        finetuning_settings=protocols.FINETUNING_SETTINGS,
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from rush_bench.recipes import digits
 from rush_bench.recipes.rush import RushSettings
 from rush_bench.training import protocols
 from rush_bench.training.protocols import LINEAR_RATES, PretrainedSettings
@@ -47,14 +48,16 @@ def presets() -> dict[str, dict[str, Any]]:
     return {key: {k: v for k, v in layer if not k.startswith(("pretrain.", "attack."))} for key, layer in shared.items()}
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """Scans of digits: as of the recipes that pre-train."""
-    layer = dict(protocols.adapt_finetuning(preset, shape))
-    return layer | ({"finetune.batch_size": 128, "finetune.lr": 0.1} if layer and preset != "smoke" else {})
-
-
 def make(name: str) -> Recipe:
     """The recipe `finetune`."""
     return Recipe(
-        name, PretrainedSettings(), plans, card, presets(), adapt, LINEAR_RATES, dependent_defaults, needs_encoder=True
+        name,
+        PretrainedSettings(),
+        plans,
+        card,
+        presets(),
+        digits.adapt(name),
+        LINEAR_RATES,
+        dependent_defaults,
+        needs_encoder=True,
     )

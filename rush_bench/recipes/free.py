@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rush_bench.recipes import digits
 from rush_bench.settings import Count
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.seeds import derive
 from rush_bench.training.stage import TRAIN_STEP, Batch, Context, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"free": "Free-m: adversarial training at the cost of plain training, mini-batches replayed (Shafahi et al. 2019)"}
@@ -87,4 +88,11 @@ def card(settings: FreeSettings) -> dict[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `free`."""
-    return Recipe(name, FreeSettings(), plans, card, presets(epochs=160, smoke={"train.replays": 4, "train.epochs": 8}), adapt)
+    return Recipe(
+        name,
+        FreeSettings(),
+        plans,
+        card,
+        presets(epochs=160, smoke={"train.replays": 4, "train.epochs": 8}),
+        digits.adapt(name),
+    )

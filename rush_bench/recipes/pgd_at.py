@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from rush_bench.recipes import digits
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import ATTACK_STEP, TRAIN_STEP, Batch, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"pgd_at": "PGD-AT: adversarial training on PGD-10 (Madry et al. 2018)"}
@@ -47,4 +48,4 @@ def card(settings: PGDATSettings) -> dict[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `pgd_at`."""
-    return Recipe(name, PGDATSettings(), plans, card, presets(), adapt)
+    return Recipe(name, PGDATSettings(), plans, card, presets(), digits.adapt(name))

@@ -4,7 +4,6 @@ Two systems share the DDPM's stage: `purify` defends a plainly supervised networ
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -15,8 +14,8 @@ from rush_bench.datasets.views import pad_crop
 from rush_bench.errors import BadInput
 from rush_bench.networks.ddpm import UNet, linear_schedule
 from rush_bench.noise import Gaussian, Stream
+from rush_bench.recipes import digits
 from rush_bench.recipes.simclr import PRESETS, SimCLRStage
-from rush_bench.recipes.simclr import adapt as adapt_simclr
 from rush_bench.recipes.standard import StandardStage
 from rush_bench.settings import MOST, Count, NonNegative, Positive, PositiveShare, Range, Settings, Share, Whole
 from rush_bench.training.contrastive import ContrastiveSettings
@@ -26,7 +25,6 @@ from rush_bench.training.protocols import linear_passes
 from rush_bench.training.seeds import seeded
 from rush_bench.training.stage import TRAIN_STEP, Batch, Context, Plan, Recipe, Stage
 from rush_bench.training.supervised import SupervisedSettings, presets
-from rush_bench.training.supervised import adapt as adapt_supervised
 
 NAMES = {
     "purify": "DiffPure: a small DDPM that purifies images for a plain supervised network (Nie et al. 2022)",
@@ -196,22 +194,10 @@ SMOKE = {
 }
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """Scans of digits: small networks, shifts of a pixel, and a purifier of 3 steps from time 15 of 100."""
-    layer = {**adapt_supervised(preset, shape, attacked=False), **adapt_simclr(preset, shape)}
-    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
-        layer |= {"diffusion.padding": 1, "diffusion.flip": 0.0, "diffusion.timesteps": 100}
-        layer |= {"diffusion.multipliers": (1, 2, 2), "purification.start": 0.15, "purification.steps": 3}
-        if preset != "smoke":
-            layer |= {"diffusion.epochs": 200, "diffusion.width": 8, "diffusion.lr": 2e-3, "diffusion.lr_min": 0.0}
-            layer |= {"diffusion.ema": 0.995}
-    return layer
-
-
 def make(name: str) -> Recipe:
     """The recipes `purify` and `purify_simclr`."""
     layers = {key: {**layer, **PRESETS[key]} for key, layer in presets().items()}
     layers["short"] |= SHORT
     layers["smoke"] |= SMOKE
     settings = PurifySettings(classifier="simclr" if name == "purify_simclr" else "supervised")
-    return Recipe(name, settings, plans, card, layers, adapt)
+    return Recipe(name, settings, plans, card, layers, digits.adapt(name))

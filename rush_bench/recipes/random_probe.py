@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rush_bench.errors import BadInput
+from rush_bench.recipes import digits
 from rush_bench.recipes.rush import RushSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.options import RunSettings
@@ -53,16 +54,9 @@ def card(settings: RandomProbeSettings) -> dict[str, Any]:
     return {"protocol": "NSLF", "extra_data": None, "votes": [1, 64]}
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Scans of digits: the small network."""
-    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
-        return {"network.name": "tiny"} | ({} if preset == "smoke" else {"finetune.batch_size": 128})
-    return {}
-
-
 def make(name: str) -> Recipe:
     """The recipe `random_probe`, or `random_probe_frozen`."""
     settings, frozen = RandomProbeSettings(), name == "random_probe_frozen"
     if frozen:
         settings = replace(settings, finetune=replace(settings.finetune, bn_adapt="none"))
-    return Recipe(name, settings, lambda settings: plans(settings, frozen), card, PRESETS, adapt)
+    return Recipe(name, settings, lambda settings: plans(settings, frozen), card, PRESETS, digits.adapt(name))

@@ -1,12 +1,12 @@
 """RoCL: instance-wise attacks in contrastive learning, three views, detached keys (Kim et al. 2020; sources S2.5)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from rush_bench.recipes import digits
 from rush_bench.settings import NonNegative, Several
 from rush_bench.training import protocols
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
@@ -117,11 +117,8 @@ def card(settings: RoCLSettings) -> dict[str, Any]:
 PRESETS = protocols.presets({"pretrain.lr": 1.0})
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """As the family's; as many steps of LARS need a larger rate on few images."""
-    return protocols.adapt(preset, shape, {"pretrain.lr": 2.5, "pretrain.projector_hidden": 256})
-
-
 def make(name: str) -> Recipe:
     """The recipe `rocl`."""
-    return Recipe(name, RoCLSettings(), plans, card, PRESETS, adapt, finetuning_settings=protocols.FINETUNING_SETTINGS)
+    return Recipe(
+        name, RoCLSettings(), plans, card, PRESETS, digits.adapt(name), finetuning_settings=protocols.FINETUNING_SETTINGS
+    )

@@ -1,6 +1,5 @@
 """RUSH: contrastive pre-training with one noisy view, noisy linear fine-tuning, smoothed inference (sources S2.1)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,7 +7,8 @@ from torch import Tensor
 
 from rush_bench.errors import BadInput
 from rush_bench.noise import noise_from
-from rush_bench.recipes.simclr import PRESETS, adapt
+from rush_bench.recipes import digits
+from rush_bench.recipes.simclr import PRESETS
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
@@ -85,7 +85,4 @@ def make(name: str) -> Recipe:
     """The recipe `rush`."""
     presets = {key: layer | protocols.AFF_PRESETS.get(key, {}) for key, layer in PRESETS.items()}
 
-    def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-        return {**protocols.adapt_finetuning(preset, shape), **adapt(preset, shape)}
-
-    return Recipe(name, RushSettings(), plans, card, presets, adapt_all, finetuning_settings=("finetune", "aff"))
+    return Recipe(name, RushSettings(), plans, card, presets, digits.adapt(name), finetuning_settings=("finetune", "aff"))

@@ -7,18 +7,18 @@ RUSH's recipe with Q the identity in pre-training. The four combinations of S2.2
     --set noise=uniform:0.3 --votes 0 when attacked         noise at the probe only
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from rush_bench.recipes import digits
 from rush_bench.training.aff import AFFSettings
 from rush_bench.training.contrastive import ContrastiveSettings, ContrastiveStage
 from rush_bench.training.finetune import FinetuneSettings
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.options import RunSettings
-from rush_bench.training.protocols import AFF_PRESETS, FINETUNING_SETTINGS, adapt_finetuning, card, finetuning_plan
+from rush_bench.training.protocols import AFF_PRESETS, FINETUNING_SETTINGS, card, finetuning_plan
 from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
 
 NAMES = {"simclr": "SimCLR with a linear classifier (Chen et al. 2020): RUSH without its noise"}
@@ -66,28 +66,8 @@ def plans(settings: SimCLRSettings) -> list[Plan]:
     ]
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-    """Scans of digits: the small network; a mirrored digit is another sign, a tenth of one is none."""
-    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
-        layer: dict[str, Any] = {
-            "network.name": "tiny",
-            "pretrain.crop_floor": 0.3,
-            "pretrain.flip": 0.0,
-            "pretrain.gray_p": 0.0,
-        }
-        if preset != "smoke":
-            layer |= {"pretrain.batch_size": 256, "pretrain.lr": 0.25, "finetune.batch_size": 128}
-        if preset == "demo":  # twice the steps for their size: 2 points of clean accuracy in less time
-            layer |= {"pretrain.batch_size": 128, "finetune.lr": 0.3}
-        return layer
-    return {}
-
-
 def make(name: str) -> Recipe:
     """The recipe `simclr`."""
     presets = {key: layer | AFF_PRESETS.get(key, {}) for key, layer in PRESETS.items()}
 
-    def adapt_all(preset: str, shape: tuple[int, ...]) -> Mapping[str, Any]:
-        return {**adapt_finetuning(preset, shape), **adapt(preset, shape)}
-
-    return Recipe(name, SimCLRSettings(), plans, card, presets, adapt_all, finetuning_settings=FINETUNING_SETTINGS)
+    return Recipe(name, SimCLRSettings(), plans, card, presets, digits.adapt(name), finetuning_settings=FINETUNING_SETTINGS)

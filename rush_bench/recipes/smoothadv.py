@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.errors import BadInput
+from rush_bench.recipes import digits
 from rush_bench.recipes.cohen import CIFAR_MEAN
 from rush_bench.settings import Count, Level, Positive, Settings, Whole
 from rush_bench.threats import Threat
@@ -17,7 +18,6 @@ from rush_bench.training.inner import attack_mode, pgd
 from rush_bench.training.options import NetworkSettings, RunSettings
 from rush_bench.training.stage import ATTACK_STEP, TRAIN_STEP, Batch, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
-from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"smoothadv": "SmoothAdv: adversarial training of a Gaussian-smoothed classifier (Salman et al. 2019)"}
@@ -173,14 +173,6 @@ def card(settings: SmoothAdvSettings) -> dict[str, Any]:
     return supervised(settings.noise)
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Scans of digits: strokes bear more noise than photographs; eps 1 in l2 is 0.0625 in each of 256 pixels."""
-    layer = adapt_supervised(preset, shape, attacked=False)
-    if "network.name" in layer:
-        layer |= {"noise": "gaussian:0.25", "attack.eps": 1.0, "attack.ramp": 4, "attack.steps": 4}
-    return layer
-
-
 def make(name: str) -> Recipe:
     """The recipe `smoothadv`."""
-    return Recipe(name, SmoothAdvSettings(), plans, card, presets(epochs=15), adapt)
+    return Recipe(name, SmoothAdvSettings(), plans, card, presets(epochs=15), digits.adapt(name))

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from rush_bench.errors import BadInput
 from rush_bench.networks.ensemble import Parallel, trunk
 from rush_bench.networks.resnet import Encoder
+from rush_bench.recipes import digits
 from rush_bench.recipes.pgd_at import PGDATStage
 from rush_bench.training import protocols
 from rush_bench.training.inner import InnerSettings
@@ -21,7 +22,6 @@ from rush_bench.training.pretext import Jigsaw, Rotation, Selfie, SelfieSettings
 from rush_bench.training.protocols import LinearSettings, PretrainedSettings
 from rush_bench.training.stage import ATTACK_STEP, FORWARD, TRAIN_STEP, Context, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, presets
-from rush_bench.training.supervised import adapt as adapt_supervised
 
 NAMES = {
     "ssp": "adversarial self-supervised pre-training: ensemble of the three tasks' networks (Chen et al. 2020b)",
@@ -170,23 +170,6 @@ def card(settings: SharedSettings) -> dict[str, Any]:
     return {"protocol": "AFF" if full else "partial AFF", "extra_data": None, "votes": [0]}
 
 
-def adapt(preset: str, shape: tuple[int, ...], tasks: tuple[str, ...]) -> dict[str, Any]:
-    """Scans of digits: a small transformer, five attack steps in pre-training. tasks: the stages of pre-training."""
-    layer = adapt_supervised(preset, shape, "finetune")
-    if "network.name" in layer:
-        layer |= {"attack.steps": 5, "attack.step": 0.04, "finetune_attack.eps": 0.1, "finetune_attack.step": 0.025}
-        layer |= {"linear.padding": 1, "linear.flip": 0.0, "linear.attack.eps": 0.1, "linear.attack.step": 0.025}
-        if preset != "smoke":
-            layer |= {"linear.batch_size": 128, "linear.lr": 0.1}
-        if "joint" in tasks:  # whose steps take five times the passes of a single task's
-            layer |= {"attack.steps": 3, "attack.step": 0.06}
-        for task in tasks:
-            layer |= {f"{task}.padding": 1, f"{task}.flip": 0.0}
-            if task in ("selfie", "joint"):
-                layer |= {f"{task}.dim": 64, f"{task}.layers": 2, f"{task}.heads": 4, f"{task}.feedforward": 128}
-    return layer
-
-
 def make(name: str) -> Recipe:
     """`ssp`, `ssp_joint`, or one of the members."""
     layers = presets("finetune", epochs=10)
@@ -209,7 +192,7 @@ def make(name: str) -> Recipe:
             joint_plans,
             card,
             layers,
-            lambda p, shape: adapt(p, shape, ("joint",)),
+            digits.adapt(name),
             finetuning_settings=FINETUNING_SETTINGS,
         )
     for preset in ("short", "smoke"):  # few steps, and no time to warm up: the sum of four terms at the rate of one
@@ -220,6 +203,6 @@ def make(name: str) -> Recipe:
         lambda s: plans(s, tasks),
         card,
         layers,
-        lambda p, shape: adapt(p, shape, tuple(STAGES)),
+        digits.adapt(name),
         finetuning_settings=FINETUNING_SETTINGS,
     )

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from rush_bench.recipes import digits
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
 from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
-from rush_bench.training.supervised import adapt as adapt_supervised
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"standard": "control: standard supervised training, without noise or attack"}
@@ -40,11 +40,6 @@ def card(settings: StandardSettings) -> dict[str, Any]:
     return supervised(settings.noise)
 
 
-def adapt(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """As every supervised system, without an attack."""
-    return adapt_supervised(preset, shape, attacked=False)
-
-
 def make(name: str) -> Recipe:
     """The recipe `standard`."""
-    return Recipe(name, StandardSettings(), plans, card, presets(), adapt)
+    return Recipe(name, StandardSettings(), plans, card, presets(), digits.adapt(name))

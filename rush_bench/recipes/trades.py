@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rush_bench.recipes import digits
 from rush_bench.settings import NonNegative
 from rush_bench.training import losses
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.options import RunSettings
 from rush_bench.training.protocols import trades_passes
 from rush_bench.training.stage import FORWARD, Batch, Context, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"trades": "TRADES: clean cross-entropy plus 6 KL to the attacked prediction (Zhang et al. 2019)"}
@@ -72,4 +73,4 @@ def card(settings: TradesSettings) -> dict[str, Any]:
 
 def make(name: str) -> Recipe:
     """The recipe `trades`."""
-    return Recipe(name, TradesSettings(), plans, card, presets(), adapt)
+    return Recipe(name, TradesSettings(), plans, card, presets(), digits.adapt(name))

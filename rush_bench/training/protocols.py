@@ -145,32 +145,3 @@ def presets(smoke: Mapping[str, Any], epochs: int = 25) -> dict[str, dict[str, A
             **smoke,
         },
     }
-
-
-def adapt_finetuning(preset: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Scans of digits: no mirror images, shifts of a pixel, attacks of eps 0.1, in the groups `finetune` and `aff`."""
-    layer: dict[str, Any] = {}
-    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
-        for group in ("finetune", "aff"):
-            layer |= {f"{group}.padding": 1, f"{group}.flip": 0.0}
-            layer |= {f"{group}.attack.eps": 0.1, f"{group}.attack.step": 0.025}
-        if preset != "smoke":
-            layer |= {"aff.attack.steps": 5, "aff.attack.step": 0.04}
-    return layer
-
-
-def adapt(preset: str, shape: tuple[int, ...], short: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Scans of digits: the small network, no mirror images, small crops or shifts, attacks of eps 0.1 in few steps.
-
-    `short`: further settings for digits, at every preset but `paper` and `smoke`.
-    """
-    layer = adapt_finetuning(preset, shape)
-    if shape[0] == 1:
-        layer |= {"network.mean": (), "network.std": ()}  # the papers' constants are those of three colours
-    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
-        layer |= {"network.name": "tiny", "pretrain.crop_floor": 0.3, "pretrain.flip": 0.0, "pretrain.gray_p": 0.0}
-        layer |= {"attack.eps": 0.1, "attack.step": 0.025}
-        if preset != "smoke":
-            layer |= {"attack.steps": 3, "attack.step": 0.05}
-            layer |= {"pretrain.batch_size": 256, "finetune.batch_size": 128, "finetune.lr": 0.1, **short}
-    return layer

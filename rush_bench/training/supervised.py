@@ -106,17 +106,6 @@ def presets(stage: str = "train", epochs: int = 20, smoke: Mapping[str, Any] | N
     }
 
 
-def adapt(preset: str, shape: tuple[int, ...], stage: str = "train", attacked: bool = True) -> dict[str, Any]:
-    """Scans of digits: the small network, shifts of a pixel, no mirror images, attacks of eps 0.1 in steps of eps / 4."""
-    layer: dict[str, Any] = {}
-    if shape[0] == 1:
-        layer |= {"network.mean": (), "network.std": ()}  # the papers' constants are those of three colours
-    if shape[0] == 1 and shape[1] <= 16 and preset != "paper":
-        layer |= {"network.name": "tiny", f"{stage}.padding": 1, f"{stage}.flip": 0.0}
-        layer |= {"attack.eps": 0.1, "attack.step": 0.025} if attacked else {}
-    return layer
-
-
 def card(noise: str = "none", extra_data: str | None = None) -> dict[str, Any]:
     """With a noise law it is shown as a randomised defence at 1 and at 64 votes, else as a deterministic one."""
     return {"protocol": "supervised", "extra_data": extra_data, "votes": [0] if noise == "none" else [1, 64]}

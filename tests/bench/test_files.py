@@ -71,20 +71,20 @@ def sets_of(job) -> dict[str, str]:
 
 def test_table1_stretches_every_schedule_to_the_budget(tmp_path):
     jobs = jobs_of("table1-cpu", tmp_path)
-    assert sets_of(jobs["train rush-c10-w16"]) == {"network.width": "16", "pretrain.epochs": "16", "finetune.epochs": "3"}
-    whole = sets_of(jobs["train noise_sup-c10-w16"])
-    assert whole == {"network.width": "16", "train.epochs": "34", "train.milestones": "[17.0,25.5]"}
-    assert sets_of(jobs["train noise_sup-c10-w16-s2"]) == whole and "--seed 2" in jobs["train noise_sup-c10-w16-s2"].line
-    acl = {"network.width": "16", "pretrain.epochs": "2", "pretrain.warmup_epochs": "0.02", "aff.epochs": "2"}
-    assert sets_of(jobs["train acl-c10-w16"]) == acl | {"aff.milestones": "[0.78,1.18]"}
-    assert {f"train {name}-c10-w16-x{share}" for name in ("rush", "noise_sup") for share in ("0.25", "4")} <= jobs.keys()
-    audit = jobs["audit rush-c10-w16@64 8/255"]
-    assert audit.needs == ("rush-c10-w16",) and audit.waits_for(jobs["train acl-c10-w16"])
+    assert sets_of(jobs["train rush-c10-tiny"]) == {"network.name": "tiny", "pretrain.epochs": "8", "finetune.epochs": "3"}
+    whole = sets_of(jobs["train noise_sup-c10-tiny"])
+    assert whole == {"network.name": "tiny", "train.epochs": "18", "train.milestones": "[9.0,13.5]"}
+    assert sets_of(jobs["train noise_sup-c10-tiny-s2"]) == whole and "--seed 2" in jobs["train noise_sup-c10-tiny-s2"].line
+    acl = {"network.name": "tiny", "pretrain.epochs": "1", "pretrain.warmup_epochs": "0.01", "aff.epochs": "1"}
+    assert sets_of(jobs["train acl-c10-tiny"]) == acl | {"aff.milestones": "[0.39,0.59]"}
+    assert {f"train {name}-c10-tiny-x{share}" for name in ("rush", "noise_sup") for share in ("0.25", "4")} <= jobs.keys()
+    audit = jobs["audit rush-c10-tiny@64 8/255"]
+    assert audit.needs == ("rush-c10-tiny",) and audit.waits_for(jobs["train acl-c10-tiny"])
 
 
 def test_without_images_the_rule_waits_for_them(tmp_path):
     jobs = jobs_of("table1-cpu", tmp_path, no_images)
-    assert "no images here" in str(jobs["train rush-c10-w16"].trouble)
+    assert "no images here" in str(jobs["train rush-c10-tiny"].trouble)
 
 
 def paper(name: str, *sets):
@@ -95,11 +95,11 @@ def paper(name: str, *sets):
 @pytest.fixture(scope="module")
 def budget():
     system = recipes.load("rush")
-    return budget_of(system, resolve_settings(system, "paper", SHAPE, [{"pretrain.epochs": 16, "finetune.epochs": 3}]))
+    return budget_of(system, resolve_settings(system, "paper", SHAPE, [{"pretrain.epochs": 8, "finetune.epochs": 3}]))
 
 
 def test_rush_sets_the_budget(budget):
-    assert (budget.passes, budget.head) == (16 * 2 * 3 + 3 * 2, 3)
+    assert (budget.passes, budget.head) == (8 * 2 * 3 + 3 * 2, 3)
     assert stretched(*paper("rush"), budget, 1).passes == budget.passes
 
 

@@ -59,6 +59,7 @@ FEW = {
     "random-noise": {"points": 2},
     "pgd": {"steps": 4, "select_every": 2, "restarts": 2},
     "eot": {"steps": 4, "draws": 4, "select_draws": 8, "select_every": 2},
+    "pgd-ablation": {"steps": 4, "draws": 4, "redraw": 2, "clamp": "graph", "select_every": 2},
     "pgd-published": {"steps": 2},
     "eot-apgd": {"steps": 4, "draws": 4, "select_draws": 8},
     "eot-apgd-t": {"steps": 2, "draws": 4, "select_draws": 8, "targets": 2},

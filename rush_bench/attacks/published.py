@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rush_bench.attacks.ablation import Switched
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.attacks.package_count import CountedByPackage
 from rush_bench.attacks.parts import Name, parts_for
-from rush_bench.attacks.pgd import PGD
 from rush_bench.attacks.pyautoattack_parts import Effort, PackageParts, part_passes
 from rush_bench.defenses import Defense
 from rush_bench.noise import Stream
@@ -28,7 +28,7 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class PublishedPGD(PGD):
+class PublishedPGD(Switched):
     """The author's code (sources S2.1): m draws as the defence, the same at all 40 steps of eps/4 (2/255 at 8/255), from zero;
     the gradient goes through clamp(x + delta, 0, 1); the last iterate is returned.
 
@@ -41,7 +41,7 @@ class PublishedPGD(PGD):
     clamp: Literal["project", "graph", "straight-through"] = "graph"
     keep: Literal["best", "last"] = "last"
 
-    def _objective(self, defense: Defense) -> str:
+    def objective(self, defense: Defense) -> str:
         return self.loss
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rush_bench.attacks.ablation import Switched
 from rush_bench.attacks.cost import gradient_rows, prediction_rows
 from rush_bench.attacks.package_count import counted
-from rush_bench.attacks.pgd import PGD
 from rush_bench.defenses import Defense, Gradient, Network, Prediction
 from rush_bench.defenses.body import blocks
 from rush_bench.defenses.chain import Chain
@@ -22,7 +22,7 @@ NAMES = {"pgd-purifier": "PGD on a purifier through a gradient by name: exact, a
 
 
 @dataclass(frozen=True)
-class PurifierPGD(PGD):
+class PurifierPGD(Switched):
     """Defaults: as published. The adjoint's gradient at one draw, fresh at each of 40 steps of eps/4, the last iterate.
 
     `surrogate`: `exact`, `adjoint` and `bpda` are those of `Chain`; `blind` is the gradient of the network without its
@@ -40,7 +40,7 @@ class PurifierPGD(PGD):
     states: NonNegative = 0.0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
-        return PGD.run(self.on(defense), self._guided(defense), images, labels, threat, stream)  # type: ignore[arg-type]
+        return Switched.run(self.on(defense), self._guided(defense), images, labels, threat, stream)  # type: ignore[arg-type]
 
     def recorded(
         self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream

@@ -163,6 +163,9 @@ class Experiment:
     trials: Callable[[Subject, Budget], list[Trial]]
 
 
+OF_EOT: dict[str, Any] = {"of": "eot", "select_draws": 64}  # with fresh draws that is EOT itself, and the same cell as T1's
+
+
 def _steps(count: int) -> dict[str, Any]:
     return {"steps": count, "step": 2.5 / count}
 
@@ -192,7 +195,7 @@ def _t2(s: Subject, b: Budget) -> list[Trial]:
     many = max(s.draws, 16)
     reuse = {"fixed": 0, "fresh": 1, "every 10 steps": 10}
     return [
-        Trial("T2", f"{name}, m={m}", "eot", {**_steps(b.steps), "draws": m, "redraw": redraw})
+        Trial("T2", f"{name}, m={m}", "pgd-ablation", {**_steps(b.steps), **OF_EOT, "draws": m, "redraw": redraw})
         for m in (1, many)
         for name, redraw in reuse.items()
     ]
@@ -269,8 +272,8 @@ def _t8(s: Subject, b: Budget) -> list[Trial]:
 
 def _t9(s: Subject, b: Budget) -> list[Trial]:
     clamps = {"projected": "project", "clamp in the graph": "graph", "straight-through": "straight-through"}
-    common = {**_steps(b.steps), "draws": b.draws} if s.draws else _steps(b.steps)
-    return [Trial("T9", name, "eot" if s.draws else "pgd", {**common, "clamp": clamp}) for name, clamp in clamps.items()]
+    common = {**_steps(b.steps), **OF_EOT, "draws": b.draws} if s.draws else _steps(b.steps)
+    return [Trial("T9", name, "pgd-ablation", {**common, "clamp": clamp}) for name, clamp in clamps.items()]
 
 
 def _t10(s: Subject, b: Budget) -> list[Trial]:

@@ -83,6 +83,7 @@ GLOSSARY = {
     "pseudo_source": "where pseudo-labels come from",
     "queries": "predictions that it may ask for",
     "random_start": "whether it begins at a random point of the ball",
+    "of": "the attack whose switch is turned",
     "redraw": "steps after which fresh draws come; 0: never",
     "restarts": "how often the attack begins anew",
     "ridge": "added to a matrix's diagonal before it is inverted",

@@ -23,6 +23,7 @@ SETTINGS = {
     "aa": {},
     "apgd": {},
     "aa-rand": {"steps": 20, "eot_iter": 2},
+    "pgd-ablation": {"of": "eot", "steps": 20, "draws": 8, "redraw": 10, "clamp": "straight-through"},
     "pgd-published": {},
     "aa-published": {"steps": 10, "queries": 50},
     "torchattacks-pgdrs": {},

@@ -21,6 +21,7 @@ CASES = [
     ("pgd", {}),
     ("pgd", {"restarts": 3, "steps": 7, "select_every": 2, "loss": "margin", "draws": 5}),
     ("eot", {"steps": 12}),
+    ("pgd-ablation", {"redraw": 3, "clamp": "graph", "draws": 5}),
     ("pgd-published", {}),
     ("pgd-published", {"keep": "best", "redraw": 1, "steps": 10, "draws": 24, "loss": "ce@logits"}),
     ("eot-apgd", {"steps": 12}),

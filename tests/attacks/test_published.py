@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from rush_bench.attacks.ablation import Ablation
 from rush_bench.attacks.autoattack import AutoAttack, QuickAPGD, RandAutoAttack
 from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.pgd import EOT, PGD
@@ -79,7 +80,8 @@ def test_settings_that_came_later_leave_the_keys_of_older_records_as_they_were(l
     old = PGD().settings()
     assert (old["select_draws"], old["select_every"], old["stop"]) == (24, 10, True)
     for later in ({"redraw": 0}, {"redraw": 10}, {"clamp": "graph"}, {"keep": "last"}):
-        assert PGD(**later).settings() == old | later
+        assert Ablation(**later).settings() == {"name": "pgd"} | old | later
+    assert Ablation(of="eot", **EOT().settings()).settings() == {"name": "eot"} | EOT().settings()
     assert AutoAttack().settings() == {"bank": 0, "least_bank": 16, "bank_seed": 0, "parts": (), "steps": 0}
 
 
@@ -104,7 +106,7 @@ def test_how_often_draws_are_renewed(linear, grey, redraw, sets):
 
     seen: list[torch.Tensor] = []
     defense = Spy(linear, noise=Uniform(0.3), votes=3, shape=SMALL)
-    PGD(steps=20, redraw=redraw, stop=False).run(defense, grey.floats(), grey.labels, LINF, STREAM)
+    Ablation(steps=20, redraw=redraw, stop=False).run(defense, grey.floats(), grey.labels, LINF, STREAM)
     assert len({noise.numpy().tobytes() for noise in seen}) == sets
     assert len(torch.stack(seen).flatten().unique()) > 0.99 * sets * seen[0].numel()  # and no draw comes twice
 
@@ -124,7 +126,7 @@ def test_a_pixel_outside_the_box_freezes_under_the_graph_clamp_alone(clamp, ends
     images = torch.full((1, 1, 1, 2), 0.5)
     images[..., 0] = 0.98
     defense = Deterministic(Turning().eval(), shape=(1, 1, 2))
-    attack = PGD(steps=10, random_start=False, clamp=clamp, keep="last")
+    attack = Ablation(steps=10, random_start=False, clamp=clamp, keep="last")
     attacked = attack.run(defense, images, torch.tensor([0]), LINF, STREAM)
     assert attacked[0, 0, 0].tolist() == pytest.approx([ends, 0.6], abs=1e-6)
 

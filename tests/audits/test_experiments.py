@@ -86,6 +86,7 @@ def test_full_is_the_protocol_to_the_letter() -> None:
         *((1, redraw) for redraw in (0, 1, 10)),
         *((64, redraw) for redraw in (0, 1, 10)),
     ]
+    assert set(values(of("full", "T2"), "select_draws")) == {attacks.load("eot")().select_draws}  # fresh draws are T1's cells
     t3 = of("full", "T3")
     assert [t.settings["steps"] for t in t3 if t.name.startswith("T=") and "restarts" not in t.settings] == [10, 40, 100, 1000]
     assert values(t3, "restarts") == [10]

@@ -19,7 +19,8 @@ from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
 from rush_bench.defenses import TARGETED, Defense
 from rush_bench.defenses.aggregate import objective_named, steepened
-from rush_bench.defenses.base import Gradient, margin
+from rush_bench.defenses.base import Gradient
+from rush_bench.defenses.losses import margin
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Whole
 from rush_bench.threats import Threat

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.defenses import Defense, Network
-from rush_bench.defenses.base import cross_entropy, margin_to
 from rush_bench.defenses.body import blocks
+from rush_bench.defenses.losses import cross_entropy, margin_to
 from rush_bench.defenses.samplers import positions
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream

@@ -18,7 +18,7 @@ from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import judging_rows
 from rush_bench.defenses import Defense
-from rush_bench.defenses.base import margin
+from rush_bench.defenses.losses import margin
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, PositiveShare
 from rush_bench.threats import Threat

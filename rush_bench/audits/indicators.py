@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rush_bench.audits.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
-from rush_bench.defenses.base import margin
+from rush_bench.defenses.losses import margin
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rush_bench.defenses.base import LOSSES, TARGETED, Loss
+from rush_bench.defenses.losses import LOSSES, TARGETED, Loss
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.settings import parse_number
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
-from rush_bench.defenses.base import Defense, Gradient, Prediction, against, check_images, cross_entropy
+from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images
 from rush_bench.defenses.body import FLAT, ROUNDED, Body, blocks, whole_blocks
+from rush_bench.defenses.losses import against, cross_entropy
 from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from

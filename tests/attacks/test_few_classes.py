@@ -9,7 +9,7 @@ from rush_bench.attacks.parts import STANDARD, parts_for
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.audits.experiments import BUDGETS, Subject, plan
 from rush_bench.datasets import Images
-from rush_bench.defenses.base import dlr, dlr_to, margin, margin_to
+from rush_bench.defenses.losses import dlr, dlr_to, margin, margin_to
 from rush_bench.noise import Stream
 from rush_bench.registry import attacks
 from rush_bench.settings import override

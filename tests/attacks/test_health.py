@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from rush_bench.attacks.health import FEW, UNTRUE, health, no_gradient
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed
-from rush_bench.defenses.base import Gradient, Prediction, cross_entropy
+from rush_bench.defenses.base import Gradient, Prediction
+from rush_bench.defenses.losses import cross_entropy
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat

@@ -2,11 +2,12 @@
 
 from rush_bench.defenses.base import Defense, Gradient, Passes, Prediction, as_module
 from rush_bench.defenses.chain import Chain
-from rush_bench.defenses.load import as_defenses, from_target, listed, load_defense, load_defenses, resolve, stored_transform
+from rush_bench.defenses.load import listed, load_defense, load_defenses, resolve, stored_transform
 from rush_bench.defenses.losses import LOSSES, TARGETED
 from rush_bench.defenses.purify import Purifier
 from rush_bench.defenses.randomised import Randomised, RandomViews
 from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed
+from rush_bench.defenses.target import as_defenses, from_target
 
 __all__ = [
     "LOSSES",

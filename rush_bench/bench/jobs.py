@@ -16,7 +16,7 @@ from rush_bench.datasets.loading import find_source
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.registry import match, recipes
 from rush_bench.store import ENCODERS, model_names, read_cards
-from rush_bench.training.run import default_name, resolve_settings
+from rush_bench.training.prepare import default_name, resolve_settings
 
 LAST = ("table", "figure", "report")
 MEASURES = ("attack", "certify", "corruptions", "settle", "audit")

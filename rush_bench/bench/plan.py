@@ -50,7 +50,8 @@ from rush_bench.training.checkpoint import CheckpointFile, identity
 from rush_bench.training.cost import stage_costs
 from rush_bench.training.encoders import shared_pretraining
 from rush_bench.training.initial_weights import InitialWeights
-from rush_bench.training.run import PreparedTraining, channels_last_unsafe, prepare
+from rush_bench.training.prepare import PreparedTraining, prepare
+from rush_bench.training.run import channels_last_unsafe
 
 State = Literal["done", "in progress", "missing", "anew", "impossible"]  # anew: tables and figures, each time
 BATCH = 64  # images of the step whose time predicts a training's

@@ -13,7 +13,7 @@ from rush_bench.bench.plan import check
 from rush_bench.datasets import as_images
 from rush_bench.errors import BadInput
 from rush_bench.registry import recipes
-from rush_bench.training.run import resolve_settings
+from rush_bench.training.prepare import resolve_settings
 
 SHAPE = (3, 32, 32)
 

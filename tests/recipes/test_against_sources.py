@@ -19,7 +19,7 @@ from rush_bench.recipes import smoothadv
 from rush_bench.settings import override
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.optimisers import LARS, make_optimiser
-from rush_bench.training.run import load_splits, resolve_settings
+from rush_bench.training.prepare import load_splits, resolve_settings
 from rush_bench.training.semi_supervised import label_splits
 from rush_bench.training.stage import Batch, Context
 

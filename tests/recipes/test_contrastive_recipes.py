@@ -23,7 +23,7 @@ from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step
 from rush_bench.training.losses import cosine, multi_view, nt_xent
 from rush_bench.training.optimisers import make_optimiser
-from rush_bench.training.run import load_splits, resolve_settings
+from rush_bench.training.prepare import load_splits, resolve_settings
 from rush_bench.training.stage import Batch, Context
 
 COUNT, ROWS = 32, 12

@@ -7,7 +7,7 @@ import pytest
 from rush_bench import registry
 from rush_bench.errors import BadInput
 from rush_bench.settings import override
-from rush_bench.training.run import resolve_settings
+from rush_bench.training.prepare import resolve_settings
 
 IMAGENET = {"network.mean": (0.485, 0.456, 0.406), "network.std": (0.229, 0.224, 0.225)}
 CIFAR = {"network.mean": (0.4914, 0.4822, 0.4465)}

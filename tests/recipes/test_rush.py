@@ -19,7 +19,7 @@ from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.loop import train_step
 from rush_bench.training.losses import nt_xent
 from rush_bench.training.optimisers import make_optimiser
-from rush_bench.training.run import resolve_settings
+from rush_bench.training.prepare import resolve_settings
 from rush_bench.training.stage import Batch, Context
 
 

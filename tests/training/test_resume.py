@@ -14,7 +14,7 @@ from rush_bench.errors import BadInput, WorkLeft
 from rush_bench.files import read_json, sha256_file, write_json
 from rush_bench.training import train
 from rush_bench.training.options import Optimisation, RunSettings
-from rush_bench.training.run import resolve_settings
+from rush_bench.training.prepare import resolve_settings
 from rush_bench.training.stage import Batch, Context, Plan, Recipe, Stage
 
 SMALL = ("network.name=resnet", "network.blocks=1,1", "network.width=4", "n_train=96", "pretrain.batch_size=32")

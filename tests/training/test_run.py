@@ -17,9 +17,10 @@ from rush_bench.errors import BadInput, RushBenchError, WorkLeft
 from rush_bench.networks import build
 from rush_bench.progress import Bar
 from rush_bench.store import read_card, read_weights
-from rush_bench.training import run, train
+from rush_bench.training import prepare, train
 from rush_bench.training.checkpoint import CheckpointFile
 from rush_bench.training.options import Optimisation, RunSettings
+from rush_bench.training.prepare import load_splits
 from rush_bench.training.stage import Plan, Recipe, Stage
 
 TINY = ("network.name=resnet", "network.blocks=1", "network.width=4", "n_train=64", "pretrain.batch_size=32")
@@ -148,7 +149,7 @@ def test_bad_input(tmp_path, keys, message):
 def test_a_data_set_without_labels_cannot_be_fine_tuned_on(tmp_path, monkeypatch):
     images = load_dataset("digits", "train", 64)
     monkeypatch.setattr(
-        run, "load_dataset", lambda *a, **k: dataclasses.replace(images, labels=torch.full_like(images.labels, -1))
+        prepare, "load_dataset", lambda *a, **k: dataclasses.replace(images, labels=torch.full_like(images.labels, -1))
     )
     with pytest.raises(BadInput, match=r"has no labels.*--pretrain-on"):
         train("simclr", dataset="digits", preset="smoke", store=tmp_path)
@@ -180,10 +181,10 @@ def test_transfers_between_any_two_data_sets(tmp_path, channels):
         assert {card["dataset"], card["pretrain_dataset"]} == {"digits", "mine"}
         build(network).load_state_dict(read_weights(tmp_path, folder.name))
     system = registry.recipes.load("simclr")
-    splits = run.load_splits(system, system.settings, "digits", mine, None, False)
+    splits = load_splits(system, system.settings, "digits", mine, None, False)
     expected = 60 if channels == 1 else round(0.2989 * 200 + 0.587 * 100 + 0.114 * 50)
     assert splits["pretrain"].shape == (1, 16, 16) and set(splits["pretrain"].pixels.unique().tolist()) == {expected}
-    grey = run.load_splits(system, system.settings, mine, "digits", None, False)["pretrain"]
+    grey = load_splits(system, system.settings, mine, "digits", None, False)["pretrain"]
     assert grey.shape == (channels, 20, 20) and bool((grey.pixels == grey.pixels[:, :1]).all())
 
 
@@ -256,8 +257,8 @@ def failing_recipe(step: int) -> Recipe:
 
 
 def test_a_loss_that_is_not_finite_names_stage_epoch_and_step(tmp_path, monkeypatch):
-    real = run.load_dataset
-    monkeypatch.setattr(run, "load_dataset", lambda *a, size=None, **k: real(*a, **k))
+    real = prepare.load_dataset
+    monkeypatch.setattr(prepare, "load_dataset", lambda *a, size=None, **k: real(*a, **k))
     with pytest.raises(RushBenchError, match=r"loss is nan in stage 'pretrain', epoch 2, step 3; the last good") as error:
         train(failing_recipe(step=6), dataset="digits", sets=TINY[:4], store=tmp_path)  # 4 steps an epoch
     assert error.value.exit_code == 1 and "--set pretrain.lr" in str(error.value)

@@ -60,10 +60,10 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 @pytest.fixture(autouse=True)
 def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan times its defence first, which takes longer than what is planned; test_settle times one by a clock of its own."""
-    from rush_bench.audits import settle
+    from rush_bench.audits import forecast
     from rush_bench.bench import plan
 
-    for module in (settle, plan):
+    for module in (forecast, plan):
         monkeypatch.setattr(module, "rates", lambda defense, data, rows=512: (1e-4, 2e-4))
 
 

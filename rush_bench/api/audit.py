@@ -12,8 +12,8 @@ from rush_bench.api.named import ByName, Target
 from rush_bench.api.settle import SettleRun, settle
 from rush_bench.audits import run as audits
 from rush_bench.audits.evidence import Evidence
+from rush_bench.audits.forecast import Planned
 from rush_bench.audits.run import Audit
-from rush_bench.audits.settle import Planned
 from rush_bench.audits.verdict import Claim
 from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense

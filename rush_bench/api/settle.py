@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from rush_bench.api.named import ByName, Target, say_where, subjects
 from rush_bench.audits import settle as runner
 from rush_bench.audits.experiments import EXPERIMENTS
-from rush_bench.audits.settle import Planned
+from rush_bench.audits.forecast import Planned
 from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.report import settle as report

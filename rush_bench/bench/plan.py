@@ -17,8 +17,9 @@ from rush_bench.api.corruptions import asked_for as corrupted_images
 from rush_bench.api.named import Loader, check_count, stored
 from rush_bench.api.settle import settle
 from rush_bench.attacks.cost import prediction_rows
+from rush_bench.audits.forecast import images_left, rates
 from rush_bench.audits.settle import FOLDER as SETTLED
-from rush_bench.audits.settle import budget_named, images_left, rates
+from rush_bench.audits.settle import budget_named
 from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, finished_models, unfinished
 from rush_bench.certificates.sampling import Sampling
 from rush_bench.cli.attack import asked_suite

@@ -12,7 +12,8 @@ from torch import nn
 from rush_bench.attacks.pgd import EOT, PGD
 from rush_bench.attacks.square import Square
 from rush_bench.audits import settle as room
-from rush_bench.audits.settle import form_of_trial, rates, settle
+from rush_bench.audits.forecast import rates
+from rush_bench.audits.settle import form_of_trial, settle
 from rush_bench.datasets import as_images
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Randomised, Smoothed
 from rush_bench.errors import BadInput
@@ -104,13 +105,13 @@ def test_all_experiments_of_a_smoothed_defence(linear, run) -> None:
 def test_a_cell_of_two_experiments_is_run_once(linear, run, tmp_path, monkeypatch) -> None:
     """T14's own arm is T10 at 1 eps, T9's projected clamp is T1's at as many draws, and so on."""
     calls: list[str] = []
-    original = EOT.run
+    original = PGD.run
 
     def counted(self, defense, *rest):
         calls.append(f"{defense.name} {self}")
         return original(self, defense, *rest)
 
-    monkeypatch.setattr(EOT, "run", counted)
+    monkeypatch.setattr(PGD, "run", counted)
     found = run(smooth(linear), only=["T1", "T2", "T9", "T13"])
     entries = found.evidence[0].entries
     cells = {entry.result.folder for entry in entries}

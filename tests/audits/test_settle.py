@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rush_bench.attacks.pgd import EOT, PGD
+from rush_bench.attacks.pgd import PGD
 from rush_bench.attacks.square import Square
 from rush_bench.audits import settle as room
 from rush_bench.audits.forecast import rates

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ def write_atomic(path: Path, write: Callable[[Path], object], fails: type[Except
         temporary, handle = _temporary(path)
         try:
             write(temporary)
+            if (mode := os.fstat(handle).st_mode) != temporary.stat().st_mode:
+                temporary.chmod(stat.S_IMODE(mode))  # safetensors puts a file there that its owner alone may read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)

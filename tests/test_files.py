@@ -19,9 +19,11 @@ def test_the_umask_is_respected(tmp_path, umask):
     before = os.umask(umask)
     try:
         write_text(tmp_path / "a.txt", "x")
+        save_model(tmp_path, {"name": "a"}, {"weight": torch.zeros(2)}, {"weight": torch.ones(2)})
     finally:
         os.umask(before)
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("a.txt", "best.safetensors", "card.json", "model.safetensors"), 0o666 & ~umask)
 
 
 def test_what_the_dead_left_goes_and_what_the_living_write_stays(tmp_path):

@@ -56,7 +56,7 @@ def strongest(entries: Iterable[Entry]) -> Entry | None:
 def white_box(evidence: Evidence) -> list[Entry]:
     """Finished attacks with gradients of the defence itself, in several steps."""
     gradient = ("pgd", "eot", "apgd", "eot-apgd", "eot-apgd-t", "aa", "aa-rand")
-    return [entry for entry in evidence.own() if entry.result.labels["attack"] in gradient]
+    return [entry for entry in evidence.own() if entry.attack["name"] in gradient]
 
 
 def white_box_minimum(evidence: Evidence) -> Entry | None:

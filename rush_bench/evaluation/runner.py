@@ -157,7 +157,7 @@ def job_for(
         attack=recorded,
         # the clean accuracy is the same cell whatever the suite's eps
         threat=None if column == "clean" else {"norm": threat.norm, "eps": threat.eps},
-        labels={"norm": threat.norm, "eps": threat.eps, **labels, "attack": recorded["name"]},
+        labels={"norm": threat.norm, "eps": threat.eps, **labels, "attack": column},
         seed=seed,
         repeats=repeats,
         chunk=chunk,

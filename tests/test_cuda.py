@@ -63,8 +63,8 @@ FEW = {
     "pgd-published": {"steps": 2},
     "eot-apgd": {"steps": 4, "draws": 4, "select_draws": 8},
     "eot-apgd-t": {"steps": 2, "draws": 4, "select_draws": 8, "targets": 2},
-    "aa": {"steps": 2, "parts": ("apgd-t", "fab-t"), "least_bank": 4},
-    "apgd": {"steps": 3, "least_bank": 4},
+    "aa": {"steps": 2, "parts": ("apgd-t", "fab-t"), "least_bank": 2},
+    "apgd": {"steps": 3, "least_bank": 2},
     "aa-rand": {"steps": 2, "eot_iter": 2, "select_draws": 8},
     "aa-published": {"steps": 2, "queries": 4, "targets": 1, "select_draws": 8},
     "square": {"queries": 12, "draws": 4, "redraw": 4, "select_draws": 8},
@@ -233,7 +233,7 @@ def test_waits_of_an_attack_are_those_of_its_steps_and_looks(name, settings, mos
 
 SMALL = ("n_train=24", "size=8", "network.name=resnet", "network.width=4")
 BLOCKS = {"ssp": "1,1", "ssp_joint": "1,1"}  # as many stages as the task needs
-SETS = {"advcl": ("pretrain.clusters=2,3",)}
+SETS = {"advcl": ("pretrain.clusters=2,3",), "ssp": ("selfie.layers=1",), "ssp_joint": ("joint.layers=1",)}
 ATTENDS = {"ssp"}  # a CPU has an attention kernel of its own, which rounds otherwise
 WAITS = {"advcl": 2}  # attacks inside a step: each asks once whether its gradients were finite
 
@@ -361,7 +361,7 @@ def test_probes_of_the_audit(defended, images, labels, monkeypatch) -> None:
 
 def test_settle(defended, data, tmp_path) -> None:
     """Itself, a bank, certified, without noise: forms of a defence; every attack is above."""
-    budget = dataclasses.replace(BUDGETS["quick"], points=2, steps=2, draws=2, banks=(4,), part_steps=1, certificate=100)
+    budget = dataclasses.replace(BUDGETS["quick"], points=2, steps=1, draws=2, banks=(2,), part_steps=1, certificate=20)
     found = []
     for device in ("cuda", "cpu"):
         with on(device):
@@ -419,7 +419,7 @@ def test_an_ensemble_and_a_purifier(labels) -> None:
             x, y, chained = images.to(device), labels.to(device), copy.deepcopy(chain).to(device)
             joint = Deterministic(both, shape=shape, device=device)
             purified = Randomised(members[0].eval(), transform=chained, shape=shape, device=device)
-            attacked = [attacks.load("pgd")(steps=2).run(joint, x, y, THREAT, STREAM)]
+            attacked = [attacks.load("pgd")(steps=1).run(joint, x, y, THREAT, STREAM)]
             for surrogate in ("exact", "adjoint", "bpda"):
                 by = attacks.load("pgd-purifier")(steps=1, surrogate=surrogate, states=float(surrogate == "exact"))
                 attacked.append(by.run(purified, x, y, THREAT, STREAM))

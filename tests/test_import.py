@@ -24,7 +24,7 @@ def test_import_and_dir_need_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("before", "own", "expected"),
-    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("import torch", {}, None)],
+    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("import sys; sys.modules['torch'] = sys", {}, None)],
 )
 def test_threads_wait_without_spinning_where_torch_is_not_there_yet(
     before: str, own: dict[str, str], expected: str | None

@@ -7,8 +7,8 @@ import pytest
 from rush_bench.audits.experiments import BUDGETS
 from rush_bench.datasets import load_dataset
 
-SMALL = {"steps": 4, "lengths": (2, 4, 8), "restarts": 1, "losses_steps": 4, "part_steps": 4, "sweep_steps": 4, "long": 8}
-SMALL |= {"targets": 1, "points": 10, "queries": (200,)}
+SMALL = {"steps": 4, "lengths": (2, 4), "restarts": 1, "losses_steps": 2, "part_steps": 2, "sweep_steps": 2, "long": 4}
+SMALL |= {"targets": 1, "points": 2, "queries": (50,)}
 
 
 @pytest.fixture(scope="module")

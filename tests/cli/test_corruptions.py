@@ -61,7 +61,8 @@ def test_table_of_15_with_a_reference(corruptions) -> None:
     assert "| mCE | – |" in Path("results/corruptions/cifar10-all19.md").read_text()
 
 
-def test_stopped_is_3_and_a_shard_waits_for_the_others(corruptions) -> None:
+def test_stopped_is_3_and_a_shard_waits_for_the_others(corruptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rush_bench.api.corruptions.USUAL", USUAL[:2])
     stopped = corruptions("plain", *QUICK, "--max-minutes", "0")
     assert stopped.exit_code == 3 and "the same command continues" in stopped.stderr
     half = corruptions("plain", *QUICK, "--shard", "1/2")

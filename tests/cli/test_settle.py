@@ -128,20 +128,21 @@ SURE += "    net[1].bias.data = -500 * ((50 * k + 12) ** 2) / 255 / 50\n    retu
 
 
 def test_a_contradiction_is_1_for_settle_attack_and_certify(
-    settle, rush_bench, mine: Path, quick, lying, monkeypatch: pytest.MonkeyPatch
+    settle, rush_bench, mine: Path, lying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Brightness tells the classes of these images apart, and noise averages out: all are certified, and a liar says broken."""
     Path("sure.py").write_text(SURE)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     own = ("--model", "sure:build", "--noise", "gaussian:0.05", "--dataset", mine, "--n", "10")
+    pgd = ("--suite", "linf8-quick", "--attacks", "clean,pgd", "--set", "pgd.steps=1", "--repeats", "2", "--votes", "3", *own)
     certified = rush_bench("certify", *own, "--draws", "500", "--n0", "20", "--json")
     assert certified.exit_code == 0, certified.output
-    honest = rush_bench("attack", *quick, *own, "--votes", "3", "--out", "results", "--json")
+    honest = rush_bench("attack", *pgd, "--out", "results", "--json")
     assert honest.exit_code == 0, honest.output
     assert json.loads(honest.stdout)["contradictions"] == []
     lying()
     for out in ("results", "elsewhere"):
-        result = rush_bench("attack", *quick, *own, "--votes", "3", "--seed", "1", "--json", "--out", out)
+        result = rush_bench("attack", *pgd, "--seed", "1", "--json", "--out", out)
         found = json.loads(result.stdout)["contradictions"]
         if out == "elsewhere":  # no certificate lies there
             assert result.exit_code == 0 and found == []

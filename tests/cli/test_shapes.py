@@ -12,7 +12,7 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import resolve
 from rush_bench.networks.specs import image_shape
 
-SMALL = ("network.name=resnet", "network.blocks=1", "network.width=8", "train.epochs=30", "train.lr=0.1")
+SMALL = ("network.name=resnet", "network.blocks=1", "network.width=8", "train.epochs=12", "train.lr=0.3")
 
 
 def wide(path):

@@ -130,7 +130,7 @@ def _defenses(linear):
 
 @pytest.fixture
 def suite():
-    return parse_suite("linf2.5-quick", only=("clean", "pgd", "apgd"))
+    return parse_suite("linf2.5-quick", only=("clean", "pgd", "apgd"), overrides={"pgd.steps": 3, "apgd.steps": 3})
 
 
 def test_shards_and_order_change_nothing(linear, grey, suite, tmp_path):

@@ -139,15 +139,15 @@ def test_the_same_call_again_makes_nothing(kind: Kind, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()} == files
 
 
-@pytest.mark.parametrize("edit", [lambda z: z.flip(1), lambda z: z * 0.2, lambda z: z + z.detach() - z], ids=str)
-def test_other_code_of_the_same_weights_is_refused(kind: Kind, tmp_path: Path, edit, monkeypatch) -> None:
+def test_other_code_of_the_same_weights_is_refused(kind: Kind, tmp_path: Path, monkeypatch) -> None:
     kind.run([smooth(Net, "net")], tmp_path / "out")
     before = kind.found(tmp_path / "out")
-    monkeypatch.setattr(Net, "edit", staticmethod(edit))
-    with pytest.raises(BadInput, match=r"net does not do what .net. did.*--out"):
-        kind.run([smooth(Net, "net")], tmp_path / "out")
-    assert kind.found(tmp_path / "out") == before
-    assert kind.run([smooth(Net, "net")], tmp_path / "other") == ({}, True)
+    for number, edit in enumerate((lambda z: z.flip(1), lambda z: z * 0.2, lambda z: z + z.detach() - z)):
+        monkeypatch.setattr(Net, "edit", staticmethod(edit))
+        with pytest.raises(BadInput, match=r"net does not do what .net. did.*--out"):
+            kind.run([smooth(Net, "net")], tmp_path / "out")
+        assert kind.found(tmp_path / "out") == before
+        assert kind.run([smooth(Net, "net")], tmp_path / f"other{number}") == ({}, True)
 
 
 def test_a_defence_that_raises_fails_alone(kind: Kind, tmp_path: Path, monkeypatch) -> None:

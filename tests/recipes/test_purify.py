@@ -14,7 +14,7 @@ from rush_bench.datasets import load_dataset
 from rush_bench.defenses import Randomised, load_defense
 from rush_bench.defenses.load import stored_transform
 from rush_bench.defenses.purify import Purifier
-from rush_bench.errors import BadInput, RushBenchError, WorkLeft
+from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.files import sha256_file
 from rush_bench.networks import build
 from rush_bench.networks.ddpm import linear_schedule
@@ -27,8 +27,8 @@ from rush_bench.training.stage import Batch, Context
 SMALL = ("size=8", "network.name=resnet", "network.blocks=1", "network.width=8", "n_train=64", "diffusion.batch_size=32")
 
 
-def trained(store, recipe="purify", sets=(), **more):
-    return train(recipe, dataset="digits", preset="smoke", sets=(*SMALL, *sets), store=store, name="run", **more)
+def trained(store, sets=()):
+    return train("purify", dataset="digits", preset="smoke", sets=(*SMALL, *sets), store=store, name="run")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_card_says_both_and_the_files_are_its_own(store):
     assert all(sha256_file(store / "run" / f"{stem}.safetensors") == sha for stem, sha in card["sha256"].items())
 
 
-@pytest.mark.parametrize(("name", "votes"), [("run", 1), ("run@1", 1), ("run@3", 3)])
+@pytest.mark.parametrize(("name", "votes"), [("run", 1), ("run@3", 3)])
 def test_the_store_gives_the_purified_network(store, name, votes):
     defense = load_defense(name, store=store)
     assert isinstance(defense, Randomised) and isinstance(defense.transform, Purifier)
@@ -71,23 +71,12 @@ def test_the_store_gives_the_purified_network(store, name, votes):
 
 def test_attack_takes_it_by_name(store, tmp_path):
     line = ["attack", "--models", "run@2", "--suite", "linf25.5-quick", "--store", str(store), "--out", str(tmp_path)]
-    line += ["--n", "4", "--repeats", "2", "--set", "pgd.steps=2", "--set", "eot.steps=2", "--set", "eot.draws=2"]
+    line += ["--n", "2", "--repeats", "2", "--set", "pgd.steps=1", "--set", "eot.steps=1", "--set", "eot.draws=2"]
     few = ["--set", "square.queries=4"]
     done = CliRunner().invoke(main, [*line, "--set", "eot.select_draws=2", "--set", "apgd.steps=2", *few, "--json"])
     assert done.exit_code == 0, done.output
     table = json.loads(done.stdout)["table"]
     assert [(row["defense"], row["protocol"]) for row in table] == [("run@2", "supervised, purified")] * len(table)
-
-
-def test_stopped_runs_end_in_the_same_weights(store, tmp_path):
-    for _ in range(20):
-        try:
-            trained(tmp_path, max_minutes=0)  # a step a call
-        except WorkLeft:
-            continue
-        break
-    cards = [json.loads((folder / "run" / "card.json").read_text()) for folder in (store, tmp_path)]
-    assert cards[0]["sha256"] == cards[1]["sha256"] and cards[0]["validation"] == cards[1]["validation"]
 
 
 def test_a_cut_or_foreign_purifier_is_refused(store, tmp_path):

@@ -12,17 +12,18 @@ from rush_bench.training import loop, train
 
 OTHERS = {"finetune"}  # needs an encoder: tests/training/test_initial_weights.py
 RECIPES = sorted({name for name, entry in registry.recipes.entries.items() if entry.entry_point is None} - OTHERS)
-SMALL = ("n_train=192", "size=8", "network.name=resnet", "network.blocks=1,1", "network.width=4")
+SMALL = ("n_train=128", "size=8", "network.name=resnet", "network.blocks=1", "network.width=4")
 # Where eight steps of a tiny network are too few for a loss that starts near its lower bound.
-LONGER = ("pretrain.batch_size=32", "pretrain.lr=0.2")
+LONGER = ("pretrain.batch_size=32", "pretrain.lr=0.2", "pretrain.temperature=0.1")
 PROBE = ("finetune.batch_size=256", "finetune.lr=0.1")  # all images at once: no luck of the draw
 ATTACK = ("attack.steps=1",)  # time
+SSP = ("n_train=192", "network.blocks=1,1", *ATTACK, "finetune_attack.steps=1")
 SETS: dict[str, tuple[str, ...]] = {
     "simclr": LONGER,
     "rush": LONGER,
     "purify_simclr": LONGER,
     "deacl": (*LONGER, *PROBE, *ATTACK),
-    "advcl": ("simclr.batch_size=32", "simclr.lr=0.2", *ATTACK),
+    "advcl": (*(each.replace("pretrain", "simclr") for each in LONGER), "pretrain.batch_size=32", *ATTACK),
     "byorl_reimpl": (*PROBE, *ATTACK),
     "acl": ATTACK,
     "dynacl": (*PROBE, *ATTACK),
@@ -32,8 +33,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "trades": ATTACK,
     "smoothadv": ATTACK,
     "dataaug": ATTACK,
-    "ssp": ("attack.steps=2", "finetune_attack.steps=2"),
-    "ssp_joint": (*ATTACK, "finetune_attack.steps=2"),
+    **dict.fromkeys(("ssp", "ssp_rotation"), (*SSP, "rotation.lr=0.2", "jigsaw.batch_size=96")),
+    "ssp_joint": (*SSP, "joint.batch_size=96", "joint.layers=1", "finetune.batch_size=96"),
+    **dict.fromkeys(("ssp_jigsaw", "ssp_selfie"), SSP),
 }
 
 # Their stages, and how these resume, are those of `ssp` and of `purify`.
@@ -76,7 +78,7 @@ def test_smoke(name, tmp_path, monkeypatch):
 
     if name not in SAME_STAGES:
         stops = 0
-        for steps in (2, total // 2 - 2, total - total // 2 - 2, None):  # in the first epoch, in the middle, near the end
+        for steps in (1, total // 2 - 1, total - total // 2 - 1, None):  # in the first epoch, in the middle, near the end
             try:
                 parts = smoke(name, tmp_path / "parts", steps)
             except WorkLeft:

@@ -15,7 +15,8 @@ from rush_bench.training import train
 from rush_bench.training.finetune import Finetune
 
 SMALL = ("size=8", "network.name=resnet", "network.blocks=1,1", "network.width=4", "n_train=64")
-SHORT = ("joint.epochs=1", "finetune.epochs=1", "attack.steps=2", "finetune_attack.steps=2", "finetune.select_images=16")
+SHORT = ("joint.epochs=1", "joint.layers=1", "finetune.epochs=1", "attack.steps=1", "finetune_attack.steps=1")
+SHORT += ("finetune.select_images=16",)
 TRUNK = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
 
 
@@ -64,7 +65,7 @@ def test_a_linear_protocol_moves_the_members_heads_alone(tmp_path, sets, protoco
 
 
 def test_the_finished_model_is_attacked_as_any_other(tmp_path):
-    finished(tmp_path, "n_train=256", "finetune.epochs=5", "finetune.batch_size=16", "finetune_attack.steps=1")
+    finished(tmp_path, "n_train=256", "finetune.epochs=5", "finetune.batch_size=16")
     defense = load_defense("run", store=tmp_path)
     assert (defense.draws, defense.shape, defense.classes) == (0, (1, 8, 8), 10)
     images = rb.load_dataset("digits", "test", 40, size=8)

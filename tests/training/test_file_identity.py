@@ -14,7 +14,7 @@ from rush_bench.store import read_card
 from rush_bench.training import train
 from rush_bench.training.options import file_digests
 
-TINY = ("network.name=resnet", "network.blocks=1", "network.width=4", "n_train=64")
+TINY = ("network.name=resnet", "network.blocks=1", "network.width=4", "n_train=64", "attack.steps=1")
 DIGITS = 1_297  # images of the official training split
 
 

@@ -18,7 +18,15 @@ from rush_bench.store import ENCODERS, model_names, read_card, read_weights
 from rush_bench.training import loop, train
 
 PLAIN = ("channels_last=false",)  # oneDNN of some builds writes beyond its memory at four channels in channels_last
-TINY = ("network.name=resnet", "network.blocks=1,1", "network.width=4", "n_train=96", "pretrain.batch_size=32", *PLAIN)
+TINY = (
+    "size=8",
+    "network.name=resnet",
+    "network.blocks=1,1",
+    "network.width=4",
+    "n_train=96",
+    "pretrain.batch_size=32",
+    *PLAIN,
+)
 FAST = ("finetune.epochs=2", "finetune.batch_size=32", "aff.epochs=2", "aff.batch_size=32")
 CLEAN = ("finetune.protocol=SLF", "finetune.noisy=false", "finetune.bn_adapt=none")
 
@@ -253,7 +261,7 @@ SMALLER = {
     "deacl": ("distil.epochs=1",),
     "dynacl_pp": ("probe.epochs=1", "trades.epochs=1"),
     "rocl": ("pretrain.projector_hidden=16",),
-    "ssp_rotation": ("rotation.epochs=1", "rotation.batch_size=48", "finetune.epochs=1"),
+    "ssp_rotation": ("rotation.epochs=1", "rotation.batch_size=48", "finetune.epochs=1", "network.blocks=1,1"),
 }
 EACH = ("acl", "advcl", "byorl_reimpl", "deacl", "dynacl", "dynacl_pp", "rocl", "rush", "simclr", "ssp_rotation")
 
@@ -261,9 +269,9 @@ EACH = ("acl", "advcl", "byorl_reimpl", "deacl", "dynacl", "dynacl_pp", "rocl", 
 @pytest.mark.parametrize("recipe", EACH)
 def test_what_an_encoder_leaves_out_of_its_name_does_not_decide_it(recipe: str, tmp_path: Path) -> None:
     """`Recipe.finetuning_settings` of every system: with those settings changed, the same name and the same bits."""
-    small = ["network.name=resnet", "network.blocks=1,1", "network.width=8", "n_train=48", *PLAIN, *SMALLER.get(recipe, ())]
+    small = ["size=8", "network.name=resnet", "network.width=4", "n_train=48", *PLAIN, *SMALLER.get(recipe, ())]
     if recipe != "ssp_rotation":
-        small += ["pretrain.epochs=1", "pretrain.batch_size=24", "finetune.epochs=1", "aff.epochs=1"]
+        small += ["network.blocks=1", "pretrain.epochs=1", "pretrain.batch_size=24", "finetune.epochs=1", "aff.epochs=1"]
     other = TUNED.get(recipe, ("finetune.protocol=NSLF", "noise=gaussian:0.25", "finetune.lr=0.7"))
     found = []
     for number, sets in enumerate(((), other)):

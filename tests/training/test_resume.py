@@ -17,7 +17,7 @@ from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.prepare import resolve_settings
 from rush_bench.training.stage import Batch, Context, Plan, Recipe, Stage
 
-SMALL = ("network.name=resnet", "network.blocks=1,1", "network.width=4", "n_train=96", "pretrain.batch_size=32")
+SMALL = ("size=8", "network.name=resnet", "network.blocks=1", "network.width=4", "n_train=96", "pretrain.batch_size=32")
 KILLS = 4  # benchmarks/trials.py has more
 KINDS = {"simclr": SMALL, "rush": (*SMALL, "finetune.bn_adapt=beta_stats")}
 

@@ -36,7 +36,7 @@ def image_gradient(function, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     [((1, 1), (1, 1), (1, 1), 1), ((2, 2), (1, 1), (1, 1), 1), ((2, 2), (0, 0), (1, 1), 2), ((2, 1), (0, 2), (1, 2), 1)],
 )
 def test_convolutions_by_finite_differences(stride, padding, dilation, groups):
-    x, w = normal(2, 2, 5, 6), normal(2, 2 // groups, 3, 3, seed=1)
+    x, w = normal(2, 2 * groups, 5, 6), normal(2 * groups, 2, 3, 3, seed=1)
     shape = F.conv2d(x, w, None, stride, padding, dilation, groups).shape
     inputs = [t.requires_grad_() for t in (x, w, normal(*shape, seed=2))]
 

@@ -115,36 +115,34 @@ def test_flagged(zoo, name, checks):
 
 
 @pytest.mark.parametrize(
-    ("name", "left", "breaker"),
+    ("name", "left", "breakers"),
     [
-        ("killed gradient", 0.9, "square"),
-        ("killed gradient", 0.9, "transfer"),
-        ("quantised", 0.9, "square"),
-        ("quantised", 0.9, "transfer"),
-        ("jpeg", 0.9, "square"),
-        ("jpeg", 0.9, "transfer"),
-        ("saturated", 0.9, "margin"),
-        ("saturated", 0.9, "transfer"),
-        ("sigmoids", 0.3, "transfer"),
+        ("killed gradient", 0.9, ("square", "transfer")),
+        ("quantised", 0.9, ("square", "transfer")),
+        ("jpeg", 0.9, ("square", "transfer")),
+        ("saturated", 0.9, ("margin", "transfer")),
+        ("sigmoids", 0.3, ("transfer",)),
     ],
 )
-def test_broken_by_the_right_attack(zoo, name, left, breaker):
-    """Plain PGD leaves `left`, the attack that does without that gradient almost what it leaves of the bare network."""
+def test_broken_by_the_right_attack(zoo, name, left, breakers):
+    """Plain PGD leaves `left`, attacks that do without that gradient almost what it leaves of the bare network."""
     defense, base = plain(zoo, name), Deterministic(zoo.base, shape=zoo.shape, name="base")
-    attack = {
+    attacks = {
         "square": Square(queries=400),
         "margin": EOTAPGD(steps=20, losses=("margin",)),
         "transfer": Transfer(source=base, steps=20),
-    }[breaker]
-    assert accuracy(base, PGD(), zoo.images, zoo.labels) < 0.25
+    }
     assert accuracy(defense, PGD(), zoo.images, zoo.labels) >= left
-    assert accuracy(defense, attack, zoo.images, zoo.labels) <= 0.4
+    for breaker in breakers:
+        assert accuracy(defense, attacks[breaker], zoo.images, zoo.labels) <= 0.4, breaker
 
 
 def test_the_temperature_of_a_network_of_ours_hides_nothing(zoo):
     """CE keeps its direction where its slope fades."""
     hot, base = plain(zoo, "temperature"), Deterministic(zoo.base, shape=zoo.shape)
-    assert accuracy(hot, PGD(), zoo.images, zoo.labels) <= accuracy(base, PGD(), zoo.images, zoo.labels) + 0.05
+    left = accuracy(base, PGD(), zoo.images, zoo.labels)
+    assert left < 0.25
+    assert accuracy(hot, PGD(), zoo.images, zoo.labels) <= left + 0.05
     assert not flagged(hot, zoo.images, zoo.labels)
 
 
@@ -169,9 +167,9 @@ def randomised(zoo, name, votes):
 @pytest.mark.parametrize(("name", "votes"), [("resized", 1), ("pruned", 1)])
 def test_randomness_is_broken_by_the_averaged_attack(zoo, name, votes):
     """The attack on one draw leaves more than EOT and the base's x' do, which leave next to what the base keeps."""
-    defense, (images, labels) = randomised(zoo, name, votes), (zoo.images[:24], zoo.labels[:24])
+    defense, (images, labels) = randomised(zoo, name, votes), (zoo.images[:16], zoo.labels[:16])
     one_draw = Transfer(source=defense.bank(1, 0), steps=20)
-    averaged = EOTAPGD(steps=15, losses=("ce",), draws=16, select_draws=16)
+    averaged = EOTAPGD(steps=10, losses=("ce",), draws=16, select_draws=16)
     clean, one, eot, base = (
         accuracy(defense, attack, images, labels) for attack in (None, one_draw, averaged, Transfer(steps=20))
     )
@@ -182,7 +180,7 @@ def test_randomness_is_broken_by_the_averaged_attack(zoo, name, votes):
 
 def test_resizing_draws_no_flag_as_what_it_is(zoo):
     """It is broken in the open: as a `Randomised` its gradients are true, and nothing is hidden."""
-    found = flagged(randomised(zoo, "resized", 4), zoo.images[:12], zoo.labels[:12], held=16, neighbours=4)
+    found = flagged(randomised(zoo, "resized", 4), zoo.images[:12], zoo.labels[:12], steps=20, held=16, neighbours=4)
     assert not found
 
 

@@ -281,7 +281,7 @@ def test_an_imported_network_predicts_as_the_original(name: str, tmp_path: Path,
     card = import_checkpoint(tmp_path / "file.pt", "mine", dataset=dataset, store=tmp_path / "models", **options).card
     assert (card["recipe"], card["network"]["name"], card["protocol"]) == (recipe, architecture, protocol)
     assert card["pretrain_dataset"] == ("cifar10" if recipe == "ssp" else None)
-    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = net(images)
     assert expected.std(0).min() > 1e-2, "the reference must depend on the image"
@@ -360,7 +360,7 @@ def test_an_imported_smoothed_model_is_certified(tmp_path: Path) -> None:
 
     net, held, _ = family("cohen")
     torch.save(held, tmp_path / "file.pt")
-    images = torch.randint(0, 256, (6, 32, 32, 3), generator=torch.Generator().manual_seed(2)).numpy().astype(np.uint8)
+    images = torch.randint(0, 256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(2)).numpy().astype(np.uint8)
     with torch.no_grad():
         labels = net(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
     data = tmp_path / "mine.npz"
@@ -368,7 +368,7 @@ def test_an_imported_smoothed_model_is_certified(tmp_path: Path) -> None:
     options = {"recipe": "cohen", "noise": "gaussian:0.01", "store": tmp_path / "models"}
     import_checkpoint(tmp_path / "file.pt", "mine", dataset=str(data), **options)
     line = ["certify", "mine", "--dataset", str(data), "--store", str(tmp_path / "models"), "--out", str(tmp_path / "results")]
-    done = CliRunner().invoke(main, [*line, "--n", "6", "--n0", "10", "--draws", "100", "--device", "cpu"])
+    done = CliRunner().invoke(main, [*line, "--n", "2", "--n0", "10", "--draws", "50", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert "mine" in done.output
 

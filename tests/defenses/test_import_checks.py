@@ -22,7 +22,7 @@ from rush_bench.networks import build
 from rush_bench.store import model_names
 
 Tensors = dict[str, Tensor]
-SPEC = {"name": "resnet", "blocks": [1, 1], "width": 16}
+SPEC = {"name": "resnet", "blocks": [1, 1], "width": 8}
 
 
 def network(seed: int = 0, **spec: object) -> nn.Module:

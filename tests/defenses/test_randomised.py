@@ -351,7 +351,7 @@ def test_views_are_differentiable():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    small = ("size=8", "n_train=600", "network.name=resnet", "network.blocks=1,1", "network.width=8")
+    small = ("size=8", "n_train=600", "network.name=resnet", "network.blocks=1", "network.width=8")
     longer = ("pretrain.epochs=4", "finetune.epochs=12", "finetune.lr=0.3")
     train("rocl", dataset="digits", preset="smoke", sets=(*small, *longer), store=folder)
     return folder

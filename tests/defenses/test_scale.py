@@ -35,7 +35,7 @@ def two_classes() -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("by", [1e-7, 1e-3, 10, 30, 1e3, 1e7])
+@pytest.mark.parametrize("by", [1e-7, 30, 1e7])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["pgd", "eot-apgd"])
 def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: str) -> None:
@@ -44,7 +44,7 @@ def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: s
     plain, other = (Deterministic(Times(two_classes(), factor).eval(), shape=(1, 4, 4)) for factor in (1, by))
     labels = plain.predict(IMAGES, stream).labels
     assert torch.equal(other.predict(IMAGES, stream).labels, labels)
-    attack = override(attacks.load(name)(), {"losses": "ce", "stop": "no"} if name == "eot-apgd" else {})
+    attack = override(attacks.load(name)(), {"losses": "ce", "stop": "no", "steps": "20"} if name == "eot-apgd" else {})
     found = [defense.predict(attack.run(defense, IMAGES, labels, threat, stream), stream).labels for defense in (plain, other)]
     assert torch.equal(*found) and 2 < int((found[0] != labels).sum()) < 18
 

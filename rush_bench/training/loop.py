@@ -1,14 +1,15 @@
 """The loop: runs one stage after the other, one step after the other, and can stop and resume at any step."""
 
 import math
+import time
 from dataclasses import asdict, dataclass, field
-from time import monotonic
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rush_bench.datasets import Images
+from rush_bench.deadline import NEVER, Deadline
 from rush_bench.errors import RushBenchError, WorkLeft
 from rush_bench.progress import Bar
 from rush_bench.training.checkpoint import CheckpointFile
@@ -47,15 +48,14 @@ class Loop:
         seed: int,
         device: torch.device,
         progress: Bar,
-        max_minutes: float | None,
+        deadline: Deadline = NEVER,
         processes: Processes | None = None,
         log: str = "",
     ) -> None:
         self.file, self.seed, self.device, self.progress = file, seed, device, progress
         self.processes = processes or Processes()
-        self.began = monotonic()
-        self.deadline = None if max_minutes is None else self.began + 60 * max_minutes
-        self.saved = self.read_at = self.began
+        self.deadline = deadline
+        self.began = self.saved = self.read_at = time.monotonic()
         self.loaded = file.load(device)
         self.position = Position(**self.loaded["where"]) if self.loaded else Position()
         self.processes.require_same("checkpoints", asdict(self.position))
@@ -124,8 +124,8 @@ class Loop:
 
     def between_steps(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer, steps: int) -> None:
         """Read the loss, save, stop: each only when it is time."""
-        position, now = self.position, monotonic()
-        stop = self.deadline is not None and self.processes.broadcast_flag(now >= self.deadline)
+        position, now = self.position, time.monotonic()
+        stop = self.deadline != NEVER and self.processes.broadcast_flag(self.deadline.over)
         save = stop or now - self.saved >= SAVE_INSIDE
         if save or position.step == steps or len(self.pending) >= READ_EVERY or now - self.read_at >= READ_SECONDS:
             loss = self.read_losses(plan)
@@ -142,7 +142,7 @@ class Loop:
     def read_losses(self, plan: Plan) -> float:
         """Read the losses not read yet and return the last; one that is not finite ends the run."""
         position, values = self.position, torch.stack(self.pending).tolist()
-        self.pending, self.read_at = [], monotonic()
+        self.pending, self.read_at = [], time.monotonic()
         for step, value in enumerate(values, start=position.step - len(values) + 1):
             if not math.isfinite(value):
                 raise self.diverged(plan, f"the loss is {value}", step)
@@ -172,7 +172,7 @@ class Loop:
         if self.log is not None:
             self.log.write(position.history)
         position.epoch, position.step, position.loss_sum, position.loss_count = position.epoch + 1, 0, 0.0, 0
-        if position.epoch == plan.settings.epochs or (monotonic() - self.saved) * SAVE_SHARE >= self.save_cost:
+        if position.epoch == plan.settings.epochs or (time.monotonic() - self.saved) * SAVE_SHARE >= self.save_cost:
             self.save(plan, stage, optimiser)
 
     def save(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
@@ -180,7 +180,7 @@ class Loop:
         tensors = [value for value in stage.state_dict().values() if value.is_floating_point()]
         if not bool(torch.stack([value.isfinite().all() for value in tensors]).all()):
             raise self.diverged(plan, "weights are not finite", self.position.step)
-        start = monotonic()
+        start = time.monotonic()
         self.position.seconds = self.earlier + (start - self.began) * self.processes.count
         if self.processes.first:
             self.file.save(
@@ -192,7 +192,7 @@ class Loop:
                     "carried": self.carried,
                 }
             )
-        self.saved = monotonic()
+        self.saved = time.monotonic()
         self.save_cost = self.saved - start
 
 

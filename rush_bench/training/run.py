@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rush_bench.datasets import Images
+from rush_bench.deadline import Deadline
 from rush_bench.devices import keep_freed_memory
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
@@ -73,6 +74,7 @@ def train(
         >>> sorted(path.name for path in folder.iterdir())
         ['card.json', 'log.jsonl', 'model.safetensors']
     """
+    deadline = Deadline.after(max_minutes)
     keep_freed_memory()
     given: dict[str, Any] = {"from_": from_, "protocol": protocol, "noise": noise, "pretrain_on": pretrain_on}
     given |= {"preset": preset, "config": config, "sets": sets, "name": name, "store": store, "seed": seed}
@@ -95,7 +97,7 @@ def train(
             progress.note(f"{folder} is finished; nothing to do")
             return folder
         with file.lock() if processes.first else nullcontext(), progress:
-            loop = Loop(file, seed, torch_device, progress, max_minutes, processes, log)
+            loop = Loop(file, seed, torch_device, progress, deadline, processes, log)
             data = {key: images.to(torch_device) for key, images in splits.items()}
             try:
                 run_stages(prepared.system, prepared.settings, card, data, loop, folder, prepared.start)

@@ -47,7 +47,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.step = 0.0, loop.train_step
-        monkeypatch.setattr(loop, "monotonic", lambda: self.now)
+        monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(loop, "train_step", self.timed)
 
     def timed(self, *arguments):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from rush_bench.errors import BadInput
+from rush_bench.recipes import digits
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, adapt, card, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, card, presets
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,5 @@ recipe = Recipe(
     plans,
     lambda settings: card(settings.noise),
     presets(),
-    lambda preset, shape: adapt(preset, shape, attacked=False),
+    digits.adapt("standard"),  # what suits scans of digits, as of supervised training
 )

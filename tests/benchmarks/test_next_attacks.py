@@ -22,7 +22,7 @@ def study(script):
 
 @pytest.fixture(scope="module")
 def data():
-    return load_dataset("digits", "test", 3, size=8)
+    return load_dataset("digits", "test", 6, size=8)
 
 
 def smoothed(sure: bool) -> Smoothed:

@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
+from rush_bench.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -14,9 +16,14 @@ class Deadline:
 
     @classmethod
     def after(cls, minutes: "float | Deadline | None") -> Self:
-        """So many minutes from now; None: never. A deadline stays what it is, so that callers can hand theirs on."""
+        """So many minutes from now; None: never. A deadline stays what it is, so that callers can hand theirs on.
+
+        BadInput for less than 0 minutes, and for NaN, which would never be over.
+        """
         if isinstance(minutes, Deadline):
             return cls(minutes.at)
+        if minutes is not None and not minutes >= 0:
+            raise BadInput(f"max_minutes = {minutes} must be at least 0")
         return cls() if minutes is None else cls(time.monotonic() + 60 * minutes)
 
     @property

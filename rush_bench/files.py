@@ -23,6 +23,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 ABANDONED = 24 * 3600.0  # seconds after which a half-written file is nobody's, where no lock can tell
+TRIES = 100  # at a folder that others remove; one that cannot be made would be tried for ever
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], fails: type[Exception] = OSError) -> None:
@@ -86,14 +87,15 @@ def flock(path: Path, wait: bool) -> Iterator[bool | None]:
 
     The system frees it when its holder dies. If locks are not supported, a warning is printed once.
     """
-    held, handle = None, -1
+    held, handle, tries = None, -1, TRIES
     while held is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another process tidied the folder away in between
-            continue
         except OSError as error:
+            tries -= 1
+            if isinstance(error, FileNotFoundError) and tries:  # another process tidied the folder away in between
+                continue
             raise RushBenchError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
         held = _try_lock(handle, wait)
         if held is None:
@@ -158,7 +160,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; a file that is cut or damaged is a BadInput that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read ({error}); delete it and run the command that made it again") from error
 
 

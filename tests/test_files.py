@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +113,12 @@ def test_a_full_disk_is_our_own_error_and_leaves_what_was_there(tmp_path, full_d
     with pytest.raises(RushBenchError, match=r"cannot write .*free some space.*again to continue"):
         write(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
+    """The working folder was deleted: there is no place for `results` in it."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(RushBenchError, match=r"cannot write results/a\.lock"), flock(Path("results/a.lock"), wait=False):
+        pass

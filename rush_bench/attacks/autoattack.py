@@ -40,6 +40,8 @@ class AutoAttack(Attack):
 
     A bank of one draw would be fitted to that draw alone and say nothing about fresh ones. `parts` and `steps` are those of
     pyautoattack's `standard` version when empty and 0; of fewer than four classes, those that exist (see `parts_for`).
+    `closer`: logits so far apart that float32's cross-entropy has no gradient come at a smaller scale, as it does by itself on
+    a deterministic network of such logits (`Defense.saturated`); replays get them as they are.
     """
 
     bank: Whole = 0
@@ -47,6 +49,7 @@ class AutoAttack(Attack):
     bank_seed: Whole = 0
     parts: tuple[Name, ...] = ()
     steps: Whole = 0
+    closer: bool = False
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if (settled := self.on(defense)) != self:
@@ -97,11 +100,13 @@ class AutoAttack(Attack):
 
     def on(self, defense: Defense) -> Attack:
         parts = parts_for(defense.classes, self.parts or STANDARD)
-        return self if parts == (self.parts or STANDARD) else dataclasses.replace(self, parts=parts)
+        parts = self.parts if parts == (self.parts or STANDARD) else parts
+        return dataclasses.replace(self, parts=parts, closer=self.closer or (defense.deterministic and defense.saturated))
 
     def settings(self) -> dict[str, Any]:
         # Records made with checkpoints of 100 steps, whatever `steps` was, are not these.
-        return super().settings() | ({"schedule": "scaled"} if self.steps else {})
+        found = super().settings() | ({"schedule": "scaled"} if self.steps else {})
+        return {key: value for key, value in found.items() if key != "closer" or value}  # it came later
 
     def _fixed(self, defense: Defense, other: int = 0) -> Defense:
         """The bank that is attacked, or another of its size."""
@@ -114,7 +119,7 @@ class AutoAttack(Attack):
             raise RushBenchError("the installed pyautoattack has no AutoAttack; pip install 'pyautoattack>=0.2'")
         logging.getLogger("auto-attack").setLevel(logging.ERROR)
         attack = pyautoattack.AutoAttack(
-            as_module(fixed),
+            as_module(fixed.unsaturated() if self.closer else fixed),
             eps=threat.eps,
             norm={"linf": "Linf", "l2": "L2"}[threat.norm],
             seed=stream.seed,

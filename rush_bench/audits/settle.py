@@ -217,7 +217,7 @@ def _planned(
         settings = trial.settings
         if trial.attack == "transfer" and settings["source"] != "base":
             settings = {**settings, "store": str(store)}
-        k = trial.repeats or repeats or default_repeats(target.draws, quick)
+        k = trial.repeats or (default_repeats(target.draws, quick) if repeats is None else repeats)
         jobs.append((trial, job_for(target, data, trial.attack, settings, trial_threat, labels, repeats=k, **shared)))
     return priced(defense, jobs, data, certificates, cells)
 

@@ -31,6 +31,7 @@ GLOSSARY = {
     "ce_weight": "weight of the cross-entropy on pseudo-labels",
     "channels_last": "memory layout of the network",
     "clamp": "how x' is kept in [0, 1]",
+    "closer": "whether logits so far apart that float32's cross-entropy has no gradient come at a smaller scale",
     "classifier": "what stands behind the purifier",
     "clusters": "number of clusters of the pseudo-labels",
     "compile": "whether torch.compile compiles the network",

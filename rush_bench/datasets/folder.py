@@ -1,6 +1,7 @@
 """A folder of images, one folder per class, as torchvision's `ImageFolder` has it: `path/cat/1.png`.
 
-With folders `train` and `test` (or `val`) inside it has these parts; without, all of it is `test`.
+With folders `train` and `test` (or `val`) inside it has these parts, both with the classes of `train`, of which `test` need
+not have all; without, all of it is `test`.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from rush_bench.datasets.source import Part, Source
 from rush_bench.errors import BadInput
 
-DEPTHS = {"L": 1, "1": 1, "RGB": 3, "RGBA": 3, "P": 3, "CMYK": 3, "YCbCr": 3}  # PIL's modes of 8 bits, to channels
+DEPTHS = {"L": 1, "LA": 1, "1": 1, "RGB": 3, "RGBA": 3, "P": 3, "CMYK": 3, "YCbCr": 3}  # PIL's modes of 8 bits, to channels
 
 
 def folder_source(path: Path) -> Source:
@@ -36,13 +37,21 @@ def read_folder(path: Path, part: str) -> Part | None:
     if root == path and (path / "train").is_dir():
         raise BadInput(f"{path} has a folder `train` and neither `test` nor `val`; name one of them so")
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import find_classes
 
+    named = path / "train" if (path / "train").is_dir() else root  # whose classes a label counts
     try:
-        found = ImageFolder(str(root))
+        classes, number = find_classes(named)
+        found = ImageFolder(str(root), allow_empty=root != named)
     except (FileNotFoundError, OSError) as error:
         raise BadInput(f"{root} is no folder of images, one folder per class: {' '.join(str(error).split())}") from error
-    pixels, labels = stack([_pixels(file) for file, _ in found.samples], root), [label for _, label in found.samples]
-    return Part(pixels, np.asarray(labels), tuple(found.classes), str(root))
+    if unknown := [name for name in found.classes if name not in number]:
+        raise BadInput(f"{root} has classes that {named} has not: {', '.join(unknown)}; call the folders alike")
+    if not found.samples:
+        raise BadInput(f"{root} holds no images")
+    pixels = stack([_pixels(file) for file, _ in found.samples], root)
+    labels = [number[found.classes[label]] for _, label in found.samples]
+    return Part(pixels, np.asarray(labels), tuple(classes), str(root))
 
 
 def eight_bits(picture: Any, origin: object) -> np.ndarray:

@@ -86,6 +86,7 @@ class Defense:
     # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
     draws_per_image: bool = True
     steepness: float = 1.0  # by which our attacks multiply logits that are close together
+    saturated: bool = False  # whether its logits are so far apart that float32's cross-entropy has no gradient
     passes: Passes
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -147,6 +148,10 @@ class Defense:
         raise BadInput(
             f"{type(self).__name__} has no as_module(stream), which autoattack needs; add one, or leave that attack out"
         )
+
+    def unsaturated(self) -> "Defense":
+        """The same labels from logits that are closer together; itself where it is not `saturated`."""
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides its behaviour, JSON-able: the key of a record (weights digest, noise, votes)."""

@@ -32,6 +32,9 @@ DEFAULT_MEMORY = 2 * 2**30
 # our attacks then take the logits STEEP apart, as trained networks have them. Below ROUNDED float32 loses what changes: there
 # other packages' attacks get them so, too.
 FLAT, ROUNDED, STEEP = 2.5, 0.1, 20.0
+# Largest logit less the second (a class that is masked by -1e9 says nothing). Above SURE the gradient of float32's CE fades to
+# 0: there AutoAttack gets it as LEADING, so that several times as much does not fade.
+SURE, LEADING = 30.0, 5.0
 CACHE = 2**25  # on a CPU blocks of this many bytes stay near the cache: 1.2 times as fast as twice the size on a small network
 DRAWN = 4  # copies of an image that lie side by side while a draw of it is made and added
 FEWEST = 16  # rows of such a block: with fewer, a ResNet-18 waits for its weights
@@ -95,7 +98,9 @@ class Body:
             if not random:
                 probe.check_function(self, rows)
             self.forward_bytes = self._forward_bytes(shape)
-            self.spread = self._spread(rows)
+            with torch.no_grad():
+                logits = self.outcome(rows, exact=True)
+            self.spread, self.lead = usual_spread(logits), usual_lead(logits)
             seeds = not random and generator_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)
@@ -134,9 +139,9 @@ class Body:
         """What an attack multiplies the logits with before a softmax: 1 unless their usual spread is `below` this."""
         return STEEP / self.spread if 0 < self.spread < below else 1.0
 
-    def _spread(self, batch: Tensor) -> float:
-        with torch.no_grad():
-            return usual_spread(self.outcome(batch, exact=True))
+    def unsaturated(self) -> "Body":
+        """The same network with logits at a scale where the largest usually leads by LEADING."""
+        return self.variant(gain=self.gain * LEADING / self.lead)
 
     def outputs_of(self, network: nn.Module, batch: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.
@@ -207,6 +212,12 @@ class Body:
 def usual_spread(logits: Tensor) -> float:
     """The median over rows (R, K) of the largest logit less the smallest; trained networks have about STEEP."""
     return float((logits.amax(1) - logits.amin(1)).median())
+
+
+def usual_lead(logits: Tensor) -> float:
+    """The median over rows (R, K) of the largest logit less the second."""
+    first, second = logits.topk(2, 1).values.unbind(1)
+    return float((first - second).median())
 
 
 def log_probabilities(body: Body, batch: Tensor, exact: bool) -> Tensor:

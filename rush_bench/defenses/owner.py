@@ -20,12 +20,15 @@ def private_copy(network: nn.Module, device: torch.device) -> nn.Module:
     """A copy of the network on a device, no weight asking for a gradient; the owner's object is left as it is.
 
     Wrappers that change no answer come off: DataParallel, DistributedDataParallel, torch.compile. A network that cannot be
-    copied (it holds a lock, a file, ...) is used itself, and nothing of it is set; BadInput where it is on another device.
+    copied (it holds a lock, a file, a hook that keeps features, ...) is used itself, and nothing of it is set; BadInput where
+    it is on another device.
     """
     network = unwrapped(network)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in network.parameters()):
         raise BadInput("the network has lazy layers that have no weights yet; run it once on a batch of images first")
     try:
+        if any(getattr(hook, "__closure__", None) for hook in _hooks(network)):  # a copy's hook would write into the original
+            raise TypeError("it has a hook that is a function with variables of its own")
         # tensors that it keeps from a forward pass of its own have a history, which deepcopy refuses
         with torch.no_grad():  # TorchScript clones its weights, and would keep that as their history
             own = copy.deepcopy(network, {id(t): t.detach().clone() for t in _cached_tensors(network)})
@@ -38,6 +41,12 @@ def private_copy(network: nn.Module, device: torch.device) -> nn.Module:
     for weight in own.parameters():  # TorchScript has no requires_grad_ of the whole
         weight.requires_grad_(False)
     return own.to(device)
+
+
+def _hooks(network: nn.Module) -> Iterator[Any]:
+    """The hooks of its forward pass."""
+    for module in network.modules():
+        yield from (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
 
 
 def _cached_tensors(network: nn.Module) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
 from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images
-from rush_bench.defenses.body import FLAT, ROUNDED, Body, blocks, whole_blocks
+from rush_bench.defenses.body import FLAT, ROUNDED, SURE, Body, blocks, whole_blocks
 from rush_bench.defenses.losses import against, cross_entropy
 from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
 from rush_bench.errors import BadInput
@@ -44,6 +44,7 @@ class Network(Defense):
         self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights
         self.classes, self.passes = body.classes, body.passes
         self.steepness = 1.0 if averaging.geometric else body.steepness(FLAT)
+        self.saturated = self.averaged == 1 and body.lead > SURE
 
     @property
     def noise(self) -> Noise | None:
@@ -73,6 +74,9 @@ class Network(Defense):
     def as_module(self, stream: Stream) -> nn.Module:
         """See the function `as_module`."""
         return _Module(self, stream).eval()
+
+    def unsaturated(self) -> "Network":
+        return self.with_body(self.body.unsaturated()) if self.saturated else self
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         prediction = self._predictions(images, stream, 1)

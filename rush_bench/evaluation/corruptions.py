@@ -115,6 +115,6 @@ def _cell(defense: Defense, images: Images, corruption: str, severity: int, seed
         threat=None,
         labels={"attack": "corruption", "suite": FOLDER, **which},
         seed=seed,
-        repeats=1 if defense.deterministic else repeats or default_repeats(defense.draws, quick=True),
+        repeats=1 if defense.deterministic else default_repeats(defense.draws, quick=True) if repeats is None else repeats,
         chunk=chunk,
     )

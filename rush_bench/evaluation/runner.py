@@ -176,7 +176,7 @@ def worst_job(of: Sequence[Job], labels: dict[str, Any], repeats: int | None = N
 def plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int | None, chunk: int) -> list[Job]:
     """The cells of a suite on a defence, in the order in which they need each other; without `eot` on a deterministic one."""
     labels = {"suite": suite.shown, "quick": suite.quick}
-    repeats = repeats or default_repeats(defense.draws, suite.quick)
+    repeats = default_repeats(defense.draws, suite.quick) if repeats is None else repeats
     threat = Threat(suite.norm, suite.eps)  # type: ignore[arg-type]  # parse_suite knows no other norm
     jobs: list[Job] = []
     same: dict[str, Any] = {"seed": seed, "repeats": repeats, "chunk": chunk, "known": {}}

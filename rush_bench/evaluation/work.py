@@ -4,6 +4,7 @@ A kind of measurement says what its cells are and how a chunk is made (`Job`). A
 hand are of this code (`behaviour`), who takes which chunk, when to stop, what an error costs, and how it is reported.
 """
 
+import numbers
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -246,7 +247,14 @@ def cell_of(
     chunk: int,
     defense_identity: dict[str, Any] | None = None,
 ) -> Cell:
-    """A cell of a defence on images: `labels` join those of both; `defense_identity`, where it is not all of the defence."""
+    """A cell of a defence on images: `labels` join those of both; `defense_identity`, where it is not all of the defence.
+
+    BadInput for `repeats` or a `chunk` that are no whole numbers from 1 on.
+    """
+    for name, value in (("repeats", repeats), ("chunk", chunk)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            raise BadInput(f"{name} = {value!r} must be a whole number, at least 1")
+    repeats, chunk = int(repeats), int(chunk)  # numpy's too, for the key
     found = defense_identity or defense.identity()
     identity = {
         "format": FORMAT,

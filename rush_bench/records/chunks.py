@@ -120,13 +120,16 @@ def check_chunk(cell: Cell, chunk: int, arrays: Arrays) -> None:
     for name, array in arrays.items():
         if name not in ABOUT and (len(array) != n or array.ndim != (2 if name == "counts" else 1)):
             raise ValueError(f"chunk {chunk}: {name} has shape {array.shape}, the chunk {n} images")
+    for name in {"label", "correct", "repeats", "counts", *BANK} & arrays.keys():
+        if arrays[name].dtype.kind not in "iu":
+            raise ValueError(f"chunk {chunk}: {name} is {arrays[name].dtype}, not whole numbers")
     for right, of in (("correct", "repeats"), BANK):
         if right in arrays and not np.all((arrays[right] >= 0) & (arrays[right] <= arrays[of]) & (arrays[of] > 0)):
             raise ValueError(f"chunk {chunk}: {right} is not between 0 and {of}")
     label, counts = arrays["label"], arrays["counts"]
     if not np.array_equal(counts.sum(axis=1), arrays["repeats"]):
         raise ValueError(f"chunk {chunk}: counts do not add up to repeats")
-    if label.dtype.kind not in "iu" or not np.all((label >= 0) & (label < counts.shape[1])):
+    if not np.all((label >= 0) & (label < counts.shape[1])):
         raise ValueError(f"chunk {chunk}: a label is none of {counts.shape[1]} classes")
     if not np.array_equal(counts[np.arange(n), label], arrays["correct"]):
         raise ValueError(f"chunk {chunk}: correct is not the count of the label")

@@ -72,7 +72,7 @@ def unusual_settings(cell: CellResult) -> str:
 @functools.cache
 def _usual_settings(name: str, quick: bool, deterministic: bool, votes: int) -> dict[str, Any] | None:
     """The settings of an attack in its suite's column on such a defence; None for a plug-in's that a record cannot hold."""
-    defense: Any = SimpleNamespace(deterministic=deterministic, draws=votes, classes=10)
+    defense: Any = SimpleNamespace(deterministic=deterministic, draws=votes, classes=10, saturated=False)
     try:
         attack = override(attacks.load(name)(), (QUICK if quick else FULL).get(name, {})).on(defense)
         return _as_recorded({**dataclasses.asdict(attack), **attack.settings()})

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from rush_bench.datasets import as_data, as_images, load_dataset
 from rush_bench.errors import BadInput
@@ -78,7 +87,12 @@ def noisy(pixels):
         (Stream(), "not Stream"),
         (TensorDataset(TENSOR), "not of 1 tensors"),
         (DataLoader(Items(pil), sampler=SubsetRandomSampler([1, 2])), "Subset"),
+        (DataLoader(Items(tensor), batch_sampler=BatchSampler(SubsetRandomSampler([1, 2]), 2, False)), "Subset"),
+        (DataLoader(Items(tensor), batch_sampler=[[0, 1], [4]]), "by a list"),
+        (DataLoader(Items(tensor), collate_fn=lambda items: default_collate([(1 - x, y) for x, y in items])), "collate_fn"),
         (Items(noisy), "augmentation"),
+        (Items(lambda pixels: tensor(pixels).flip(-1) if torch.rand(()) < 0.5 else tensor(pixels)), "augmentation"),
+        (Subset(TensorDataset(TENSOR, torch.from_numpy(LABELS + 0.5)), range(12)), "whole numbers.*0.5.* is not"),
         (Items(lambda pixels: 2 * tensor(pixels) - 1), r"outside \[0,1\]"),
         (Items(lambda pixels: "cat"), "are str"),
         (Items(lambda pixels: pil(pixels[: 4 + pixels[0, 0, 0] % 2])), "2 shapes"),
@@ -108,7 +122,8 @@ def test_a_folder_of_images(tmp_path):
     assert torch.equal(images.pixels, TENSOR[order]) and images.labels.tolist() == LABELS[order].tolist()
     assert (images.classes, images.name) == (Items.classes, "mine")
     assert as_data(tmp_path / "mine").digest == images.digest
-    assert load_dataset(str(folder(tmp_path / "grey", mode="L"))).shape == (1, 6, 9)
+    for mode in ("L", "LA"):
+        assert load_dataset(str(folder(tmp_path / mode, mode=mode))).shape == (1, 6, 9)
     with pytest.raises(BadInput, match="no folder `train`"):
         load_dataset(str(tmp_path / "mine"), "train")
 
@@ -120,6 +135,20 @@ def test_a_folder_with_parts(tmp_path):
     folder(tmp_path / "val", range(9, 12))
     assert len(load_dataset(str(tmp_path))) == 3
     assert len(load_dataset(str(tmp_path), "train")) + len(load_dataset(str(tmp_path), "val")) == 9
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_label_counts_the_classes_that_training_had(tmp_path, empty):
+    """A class without test images moves no label; one that training did not have is refused."""
+    folder(tmp_path / "train", range(9))
+    folder(tmp_path / "test", [9, 11])
+    if empty:
+        (tmp_path / "test" / "bee").mkdir()
+    images = load_dataset(str(tmp_path))
+    assert images.labels.tolist() == [0, 2] and images.classes == Items.classes
+    (tmp_path / "test" / "cow").mkdir()
+    with pytest.raises(BadInput, match=r"has classes that .*train has not: cow"):
+        load_dataset(str(tmp_path))
 
 
 @pytest.mark.parametrize("fault", ["empty", "no classes", "damaged", "sixteen bits"])

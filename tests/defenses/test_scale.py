@@ -37,7 +37,7 @@ def two_classes() -> nn.Module:
 
 @pytest.mark.parametrize("by", [1e-7, 30, 1e7])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", ["pgd", "eot-apgd"])
+@pytest.mark.parametrize("name", ["pgd", "eot-apgd", "apgd"])
 def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: str) -> None:
     """The same classifier at any scale: the same labels, and the same x' up to rounding."""
     threat, stream = Threat(norm, 0.05 if norm == "linf" else 0.2), Stream(0, "scale", torch.arange(20))
@@ -47,6 +47,24 @@ def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: s
     attack = override(attacks.load(name)(), {"losses": "ce", "stop": "no", "steps": "20"} if name == "eot-apgd" else {})
     found = [defense.predict(attack.run(defense, IMAGES, labels, threat, stream), stream).labels for defense in (plain, other)]
     assert torch.equal(*found) and 2 < int((found[0] != labels).sum()) < 18
+
+
+@pytest.mark.parametrize("by", [1, 1e3])
+def test_a_class_that_is_masked_says_nothing_of_the_scale(by: float) -> None:
+    """A third logit of -1e9 leaves what AutoAttack's code finds as it is."""
+
+    class Masked(Times):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pad(super().forward(x), (0, 1), value=-1e9)
+
+    threat, stream = Threat("linf", 0.05), Stream(0, "scale", torch.arange(20))
+    found = []
+    for network in (two_classes(), Masked(two_classes(), by).eval()):
+        defense = Deterministic(network, shape=(1, 4, 4))
+        labels = defense.predict(IMAGES, stream).labels
+        attacked = attacks.load("apgd")().run(defense, IMAGES, labels, threat, stream)
+        found.append(defense.predict(attacked, stream).labels != labels)
+    assert torch.equal(*found) and 2 < int(found[0].sum()) < 18
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -187,6 +187,7 @@ def test_flipped_bytes_never_change_a_number(tmp_path, name):
         lambda a: a.update(counts=a["counts"] + 1),
         lambda a: a.update(margin=a["margin"] * np.nan),
         lambda a: a.update(counts=a["repeats"]),
+        *[lambda a, name=name: a.update({name: a[name].astype(float)}) for name in ("label", "correct", "repeats", "counts")],
     ],
 )
 def test_arrays_that_are_no_chunk_are_refused(tmp_path, change):
@@ -215,12 +216,14 @@ def test_folders_that_are_no_cells_are_left_out_with_a_line(tmp_path):
     (runs / "renamed" / "cell.json").write_text((store.folder(cell) / "cell.json").read_text())
     (runs / "future").mkdir()
     (runs / "future" / "cell.json").write_text(json.dumps({"format": 99, "identity": {}, "labels": [{}]}))
+    (runs / "deep").mkdir()
+    (runs / "deep" / "cell.json").write_text("[" * 100_000)
     (runs / "other").mkdir()
     (runs / "other" / "cell.json").write_text("[1, 2]")
     lines = []
     assert len(load_results(tmp_path, warn=lines.append)) == 1
     text = "\n".join(lines)
-    assert len(lines) == 5
+    assert len(lines) == 6 and text.count("cannot be read") == 2
     for part in ("no cell.json", "cannot be read", "renamed or changed", "format 99", "not a description"):
         assert part in text
 

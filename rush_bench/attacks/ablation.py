@@ -63,9 +63,8 @@ class Switched(PGD):
     clamp: Literal["project", "graph", "straight-through"] = "project"
     keep: Literal["best", "last"] = "best"
 
-    @property
-    def walk(self) -> type[Walk]:  # type: ignore[override]
-        return WALKS[self.clamp]
+    def walk(self, start: Tensor, clean: Tensor, threat: Threat) -> Walk:
+        return WALKS[self.clamp](start, clean, threat, self.step)
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if self.keep == "best":

@@ -7,7 +7,7 @@ on fresh draws. `aa-rand` (T5) attacks the defence itself.
 import dataclasses
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
 from rush_bench.attacks.package_count import CountedByPackage
-from rush_bench.attacks.parts import STANDARD, Name, parts_for
+from rush_bench.attacks.parts import STANDARD, Name, parts_for, settled
 from rush_bench.attacks.pyautoattack_parts import Effort, PackageParts, part_passes
 from rush_bench.defenses import Defense, as_module
 from rush_bench.errors import RushBenchError
@@ -43,6 +43,8 @@ class AutoAttack(Attack):
     `closer`: logits so far apart that float32's cross-entropy has no gradient come at a smaller scale, as it does by itself on
     a deterministic network of such logits (`Defense.saturated`); replays get them as they are.
     """
+
+    later: ClassVar[dict[str, Any]] = {"closer": False}
 
     bank: Whole = 0
     least_bank: Count = 16
@@ -99,14 +101,12 @@ class AutoAttack(Attack):
         return sum(f for f, _ in parts) + checks * per_prediction, sum(b for _, b in parts)
 
     def on(self, defense: Defense) -> Attack:
-        parts = parts_for(defense.classes, self.parts or STANDARD)
-        parts = self.parts if parts == (self.parts or STANDARD) else parts
-        return dataclasses.replace(self, parts=parts, closer=self.closer or (defense.deterministic and defense.saturated))
+        closer = self.closer or (defense.deterministic and defense.saturated)
+        return dataclasses.replace(self, parts=settled(defense.classes, self.parts), closer=closer)
 
     def settings(self) -> dict[str, Any]:
         # Records made with checkpoints of 100 steps, whatever `steps` was, are not these.
-        found = super().settings() | ({"schedule": "scaled"} if self.steps else {})
-        return {key: value for key, value in found.items() if key != "closer" or value}  # it came later
+        return super().settings() | ({"schedule": "scaled"} if self.steps else {})
 
     def _fixed(self, defense: Defense, other: int = 0) -> Defense:
         """The bank that is attacked, or another of its size."""
@@ -155,6 +155,8 @@ class RandAutoAttack(CountedByPackage):
     and one after each component, stands beside it in `official_correct`.
     """
 
+    later: ClassVar[dict[str, Any]] = {"parts": RAND}
+
     eot_iter: Count = 20
     steps: Count = 100
     select_draws: Count = 64
@@ -191,10 +193,6 @@ class RandAutoAttack(CountedByPackage):
 
     def on(self, defense: Defense) -> Attack:
         return dataclasses.replace(self, parts=parts_for(defense.classes, self.parts))
-
-    def settings(self) -> dict[str, Any]:
-        # `parts` came later: older records had these
-        return {key: value for key, value in super().settings().items() if key != "parts" or value != RAND}
 
     def _effort(self, defense: Defense) -> Effort:
         return Effort(steps=self.steps, eot=1 if defense.deterministic else self.eot_iter)

@@ -22,6 +22,8 @@ class Attack(Settings):
     """
 
     climbs: ClassVar[bool] = True  # the defence's own gradients, which are looked at beside it (see `health`)
+    # settings that came later, and what was done before: left out of a record's key there, so that older records still count
+    later: ClassVar[dict[str, Any]] = {}
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         raise NotImplementedError
@@ -52,4 +54,5 @@ class Attack(Settings):
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain values, for the record's key."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        return {key: value for key, value in found.items() if key not in self.later or value != self.later[key]}

@@ -57,8 +57,6 @@ class PGD(Attack):
     iterate counts, at no extra cost, and none leaves. What other choices are worth: `rush_bench.attacks.ablation`.
     """
 
-    walk: ClassVar[type[Walk]] = Walk
-    # settings that came later, and what was done before: left out of a record's key there, so that older records still count
     later: ClassVar[dict[str, Any]] = {"stop": False}
 
     steps: Count = 20
@@ -108,7 +106,11 @@ class PGD(Attack):
     def begin(self, clean: Tensor, threat: Threat, stream: Stream, restart: int) -> Walk:
         """At a random point of the ball, or at the image."""
         start = threat.start(clean, stream.named(f"start{restart}")) if self.random_start else clean
-        return self.walk(start, clean, threat, self.step)
+        return self.walk(start, clean, threat)
+
+    def walk(self, start: Tensor, clean: Tensor, threat: Threat) -> Walk:
+        """From there, as this attack keeps ball and box."""
+        return Walk(start, clean, threat, self.step)
 
     def gradient(self, defense: Defense, walk: Walk, labels: Tensor, stream: Stream, restart: int, step: int) -> Gradient:
         """At x', over draws of this step's own."""
@@ -135,9 +137,6 @@ class PGD(Attack):
 
     def on(self, defense: Defense) -> Attack:
         return dataclasses.replace(self, **WITHOUT_LOOKS) if defense.deterministic else self
-
-    def settings(self) -> dict[str, Any]:
-        return {key: value for key, value in super().settings().items() if key not in self.later or value != self.later[key]}
 
 
 @dataclass(frozen=True)

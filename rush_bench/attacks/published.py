@@ -4,7 +4,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class PublishedAutoAttack(CountedByPackage):
     every pass.
     """
 
+    later: ClassVar[dict[str, Any]] = {"parts": ()}  # for fewer than four classes
+
     steps: Count = 100
     queries: Count = 5000
     targets: Whole = 0
@@ -109,10 +111,6 @@ class PublishedAutoAttack(CountedByPackage):
     def on(self, defense: Defense) -> Attack:
         parts = self._parts(defense)
         return self if parts == self._parts() else dataclasses.replace(self, parts=parts)
-
-    def settings(self) -> dict[str, Any]:
-        # `parts` came later, for fewer than four classes
-        return {key: value for key, value in super().settings().items() if key != "parts" or value}
 
     def _parts(self, defense: Defense | None = None) -> tuple[Name, ...]:
         """What runs; of a defence of fewer than four classes, what exists."""

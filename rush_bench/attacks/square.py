@@ -40,6 +40,7 @@ class Square(Attack):
     """
 
     climbs: ClassVar[bool] = False
+    later: ClassVar[dict[str, Any]] = {"whole": True}
 
     queries: Count = 5000
     draws: Count = 20
@@ -120,10 +121,6 @@ class Square(Attack):
         judged = (looks + 1) * judging_rows(defense, self.select_draws)
         asked = judging_rows(defense, self.draws)
         return (self.queries + looks) * (asked if self.whole or defense.deterministic else min(asked, self.draws)) + judged, 0
-
-    def settings(self) -> dict[str, Any]:
-        # `whole` came later: older records had it so
-        return {key: value for key, value in super().settings().items() if key != "whole" or not value}
 
 
 @dataclass(frozen=True)

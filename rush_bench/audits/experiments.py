@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rush_bench.attacks.parts import STANDARD, Name, parts_for
+from rush_bench.attacks.parts import Name, settled
 from rush_bench.errors import BadInput, unknown_name
 
 WORST = "worst"  # trial.attack of a per-image worst case; settings name the experiments that it is over
@@ -176,9 +176,7 @@ def _strong_settings(b: Budget, s: Subject) -> dict[str, Any]:
 
 def _parts(s: Subject, b: Budget) -> tuple[Name, ...]:
     """AutoAttack's parts; none are those of its standard version."""
-    wanted = b.parts or STANDARD
-    found = parts_for(s.classes, wanted)
-    return b.parts if found == wanted else found
+    return settled(s.classes, b.parts)
 
 
 def _t0(s: Subject, b: Budget) -> list[Trial]:

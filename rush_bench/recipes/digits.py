@@ -40,7 +40,7 @@ def _attack(*groups: str, eps: float = 0.1, step: float = 0.025) -> Settings:
 
 
 SUPERVISED = Scans(TINY | _shifts("train"))
-ADVERSARIAL = Scans(SUPERVISED.settings | _attack("attack"))
+ADVERSARIAL = SUPERVISED | Scans(_attack("attack"))
 FINETUNED = Scans(
     _shifts("finetune", "aff") | _attack("finetune.attack", "aff.attack"), {"aff.attack.steps": 5, "aff.attack.step": 0.04}
 )

@@ -8,6 +8,8 @@ import pytest
 
 import rush_bench
 from rush_bench.cli.group import COMMANDS
+from rush_bench.files import sha256_file
+from rush_bench.store import read_card
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +33,17 @@ def test_what_is_said_of_the_control_is_in_its_table():
     for text in (findings, of_the_readme):
         numbers = set(re.findall(r"\d+\.\d(?= %)", text)) - {"77.8"}  # the paper's
         assert numbers and all(f" {number} [" in table for number in numbers)
+
+
+def test_what_is_said_of_the_models_is_on_their_cards():
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \|$", (ROOT / "models/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows
+    for name, said in rows:
+        card = read_card(ROOT / "models", name)
+        last = card["validation"]["history"][-1]
+        measured = [f"{100 * last[key]:.1f}" for key in ("clean", "robust", "noisy") if key in last]
+        assert re.findall(r"\d+\.\d", said) == measured
+        assert all(sha256_file(ROOT / f"models/{name}/{stem}.safetensors") == sha for stem, sha in card["sha256"].items())
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

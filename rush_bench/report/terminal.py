@@ -6,11 +6,10 @@ out, the least telling first; rows upright, a line per column.
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
-from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from rush_bench.report.layout import Layout, drop_columns, flush_left, folded, header, lift_shared_columns, measured_blocks
@@ -45,14 +44,14 @@ class Shown:
         self.layout, self.title = measured_blocks(layout), title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield fit(self.layout, self.title, console, options)
+        yield fit(self.layout, self.title, options.max_width)
 
 
-def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -> RenderableType:
-    """The fullest form of the table that is no wider than `options` say."""
+def fit(layout: Layout, title: str, width: int) -> RenderableType:
+    """The fullest form of the table that is no wider than `width`."""
 
-    def fits(table: Table) -> bool:
-        return Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width
+    def fits(table: list[Text]) -> bool:
+        return table[0].cell_len <= width
 
     table = grid(layout)
     if fits(table):
@@ -73,29 +72,45 @@ def fit(layout: Layout, title: str, console: Console, options: ConsoleOptions) -
         for fold in FOLDS:
             if fits(table := grid(layout, fold)):
                 return _with_notes(table, layout, above, _no_room_for(left_out), BELOW)
-    return _with_notes(Group(*one_line_per_column(layout)), layout, above, _no_room_for(left_out))
+    return _with_notes(one_line_per_column(layout), layout, above, _no_room_for(left_out))
 
 
-def grid(layout: Layout, fold: int | None = None) -> Table:
-    """A column for each; with `fold` intervals stand below their numbers and words are folded to that many letters.
+def grid(layout: Layout, fold: int | None = None) -> list[Text]:
+    """Its lines, all of one width; with `fold` intervals stand below their numbers and words are folded to that many letters.
 
-    All is `Text`: no name is read as markup, whatever is in it.
+    All is `Text`: no name is read as markup, whatever is in it. (rich's own table takes eight times as long.)
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name, left in zip(layout.columns, flush_left(layout), strict=True):
-        head = folded(header(name), 12 if fold else 16)
-        table.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
-    for heading, span in layout.blocks:
+    left = flush_left(layout)
+    head = [folded(header(name), 12 if fold else 16).split("\n") for name in layout.columns]
+    rows = {i: [cell.split("\n") for cell in _row(layout, i, fold)] for _, span in layout.blocks for i in span}
+    columns = list(zip(head, *rows.values(), strict=True))
+    columns[0] += tuple([heading] for heading, _ in layout.blocks)
+    widths = [max(cell_len(line) for cell in column for line in cell) for column in columns]
+
+    def line(words: Iterable[str]) -> str:
+        padded = []
+        for word, width, flush in zip(words, widths, left, strict=True):
+            space = " " * (width - cell_len(word))
+            padded.append(word + space if flush else space + word)
+        return f" {'  '.join(padded)} "
+
+    upwards = list(zip_longest(*(reversed(cell) for cell in head), fillvalue=""))
+    blank = Text(line([""] * len(widths)))
+    found = [blank, *(Text(line(words), "bold") for words in reversed(upwards)), Text(f" {'─' * (len(blank) - 2)} ")]
+    for k, (heading, span) in enumerate(layout.blocks):
         if heading:
-            table.add_section()
-            table.add_row(Text(heading, style="italic"))
+            found += [blank] * (k > 0) + [Text(line([heading, *[""] * (len(widths) - 1)]), "italic")]
         for i in span:
-            shown = [Text(text) for text in _row(layout, i, fold)]
-            for k, part in enumerate(shown):
-                if (i, k) in layout.bold:
-                    part.stylize("bold", 0, len(part.plain.split()[0]))
-            table.add_row(*shown)
-    return table
+            lines = [Text(line(words)) for words in zip_longest(*rows[i], fillvalue="")]
+            at = 1
+            for c, (first, *_) in enumerate(rows[i]):
+                space = widths[c] - cell_len(first)
+                if (i, c) in layout.bold:
+                    start = at if left[c] else at + space
+                    lines[0].stylize("bold", start, start + len(first.split()[0]))
+                at += len(first) + space + 2
+            found += lines
+    return [*found, blank]
 
 
 def one_line_per_column(layout: Layout) -> Iterable[Text]:
@@ -110,10 +125,10 @@ def one_line_per_column(layout: Layout) -> Iterable[Text]:
             yield Text("\n".join([first, *(f"  {h:{wide}}  {text}" for h, text in zip(heads[1:], rest, strict=True))]))
 
 
-def _with_notes(table: RenderableType, layout: Layout, above: Sequence[str], *below: str) -> Group:
+def _with_notes(table: Iterable[Text], layout: Layout, above: Sequence[str], *below: str) -> Group:
     notes = [*(text for text in below if text), *(f"{mark}: {text}" if mark else text for mark, text in layout.notes)]
     parts: list[RenderableType] = [Text(text, style="bold") for text in above if text]
-    return Group(*parts, table, *(Text(text, style="dim") for text in notes))
+    return Group(*parts, *table, *(Text(text, style="dim") for text in notes))
 
 
 def _no_room_for(left_out: Sequence[str]) -> str:

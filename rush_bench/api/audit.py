@@ -121,7 +121,7 @@ def audit(
         >>> digits = rb.load_dataset("digits", "test", n=5)
         >>> rb.audit(rb.Deterministic(net, shape=digits.shape), digits, claim=0.78, out=folder)
         Traceback (most recent call last):
-        rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, not 0.78
+        rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, or a model_info file (.json), not 0.78
     """
     stated = None if claim is None else stated_claim(claim, eps, data if isinstance(data, str) else None)
     deadline, called_off = Deadline.after(max_minutes), False
@@ -165,18 +165,22 @@ def findings(audit: Audit) -> Table:
     )
 
 
-def stated_claim(percent: float | str | Path, eps: float = 8 / 255, dataset: str | None = None) -> Claim:
-    """A claim that the user states: a percentage, or a model_info file of RobustBench about this eps and data set."""
-    if isinstance(percent, str | Path):
-        info = read_model_info(Path(percent))
+def stated_claim(said: float | str | Path, eps: float = 8 / 255, dataset: str | None = None) -> Claim:
+    """A claim that the user states: a percentage, or a model_info file (.json) of RobustBench about this eps and data set."""
+    if isinstance(said, str | Path) and Path(said).suffix == ".json":
+        info = read_model_info(Path(said))
         if not math.isclose(info.eps, eps) or dataset not in (None, info.dataset):
             raise BadInput(
-                f"{percent} claims something at eps {info.eps:.4g} on {info.dataset}; "
+                f"{said} claims something at eps {info.eps:.4g} on {info.dataset}; "
                 f"the audit is at --eps {eps:.4g} on {dataset or 'the data of each model'}"
             )
-        return Claim(info.accuracy, f"{info.kind} of {info.name} in {Path(percent).name}")
+        return Claim(info.accuracy, f"{info.kind} of {info.name} in {Path(said).name}")
+    try:
+        percent = float(str(said).rstrip("% "))
+    except ValueError:
+        percent = math.nan
     if not 1 < percent <= 100:
-        raise BadInput(f"--claim takes an accuracy in percent, such as 77.8, not {percent:g}")
+        raise BadInput(f"--claim takes an accuracy in percent, such as 77.8, or a model_info file (.json), not {said}")
     return Claim(percent / 100, "stated with --claim")
 
 

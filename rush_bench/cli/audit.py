@@ -30,12 +30,11 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     """
     if asked["only"]:
         raise BadInput("audit needs every experiment; for some of them use rush-bench settle --only")
-    stated = claim if claim is None or claim.endswith(".json") else parse_claim(claim)
     given = arguments(asked, "audit")
     with common.quiet_stdout():
         from rush_bench.api.audit import audit
 
-        run = audit(claim=stated, **given)
+        run = audit(claim=claim, **given)
         for path in run.paths:
             click.echo(f"wrote {path}", err=True)
     if as_json:
@@ -51,13 +50,3 @@ def command(as_json: bool, claim: str | None, **asked: Any) -> None:
     if fallen := [f"{name} ({word})" for name, word in run.words.items() if word not in (None, "stands")]:
         click.echo(f"not said to stand: {', '.join(fallen)}", err=True)
         raise click.exceptions.Exit(DOES_NOT_STAND)
-
-
-def parse_claim(text: str) -> float:
-    """An accuracy in percent, such as 77.8 or 77.8 %."""
-    from rush_bench.api.audit import stated_claim
-    from rush_bench.settings import parse_number
-
-    percent = parse_number(text.rstrip("% "))
-    stated_claim(percent)
-    return percent

@@ -1,7 +1,7 @@
 """A folder of images, one folder per class, as torchvision's `ImageFolder` has it: `path/cat/1.png`.
 
 With folders `train` and `test` (or `val`) inside it has these parts, both with the classes of `train`, of which `test` need
-not have all; without, all of it is `test`.
+not have all; without, all of it is `test`. So does a folder `test` (or `val`) that is given itself, beside its `train`.
 """
 
 from pathlib import Path
@@ -39,7 +39,8 @@ def read_folder(path: Path, part: str) -> Part | None:
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import find_classes
 
-    named = path / "train" if (path / "train").is_dir() else root  # whose classes a label counts
+    beside = path if root != path or path.name not in splits["test"] else path.resolve().parent
+    named = beside / "train" if (beside / "train").is_dir() else root  # whose classes a label counts
     try:
         classes, number = find_classes(named)
         found = ImageFolder(str(root), allow_empty=root != named)

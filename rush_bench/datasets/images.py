@@ -110,7 +110,7 @@ def as_images(
 
 
 def channels_first(array: np.ndarray, origin: str) -> np.ndarray:
-    """A view (N, C, H, W) of uint8 images in NCHW, NHWC or NHW order; anything else is a BadInput naming `origin`."""
+    """A view (N, C, H, W) of uint8 images, 0 to 255, in NCHW, NHWC or NHW order; else a BadInput naming `origin`."""
     if array.dtype != np.uint8:
         raise BadInput(f"{origin}: images are {array.dtype}, not uint8; save them as (images * 255).round().astype('uint8')")
     if array.ndim == 3:
@@ -124,6 +124,8 @@ def channels_first(array: np.ndarray, origin: str) -> np.ndarray:
         raise BadInput(f"{origin}: shape {array.shape} can be read as NCHW and as NHWC; give images larger than 3 pixels")
     if 0 in array.shape:
         raise BadInput(f"{origin}: shape {array.shape} holds no images; give at least one")
+    if array.max() == 1:
+        raise BadInput(f"{origin}: images are uint8 of 0 and 1 alone, nearly black at 255 levels; multiply them by 255")
     return array if first else array.transpose(0, 3, 1, 2)
 
 

@@ -65,7 +65,9 @@ def check_outputs(body: Body, batch: Tensor, shape: tuple[int, ...]) -> None:
     if out.ndim != 2 or len(out) != len(batch):
         raise BadInput(f"the network must return logits (B, classes), not {tuple(out.shape)} for {len(batch)} images")
     if not out.isfinite().all():
-        raise BadInput("the network returns values that are not finite; look at its weights")
+        masked = not (out.isnan() | (out == torch.inf)).any() and out.isfinite().any(1).all()
+        fix = "mask a class with -1e4, not with -inf" if masked else "look at its weights"
+        raise BadInput(f"the network returns values that are not finite; {fix}")
     looks = bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4)
     if looks and body.outputs == "logits":
         raise BadInput(

@@ -144,8 +144,9 @@ def test_a_label_counts_the_classes_that_training_had(tmp_path, empty):
     folder(tmp_path / "test", [9, 11])
     if empty:
         (tmp_path / "test" / "bee").mkdir()
-    images = load_dataset(str(tmp_path))
-    assert images.labels.tolist() == [0, 2] and images.classes == Items.classes
+    for path in (tmp_path, tmp_path / "test"):
+        images = load_dataset(str(path))
+        assert images.labels.tolist() == [0, 2] and images.classes == Items.classes
     (tmp_path / "test" / "cow").mkdir()
     with pytest.raises(BadInput, match=r"has classes that .*train has not: cow"):
         load_dataset(str(tmp_path))

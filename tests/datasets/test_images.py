@@ -99,6 +99,7 @@ def broken(**changes: object) -> tuple[object, object]:
         (np.zeros((12, 3, 5, 3), np.uint8), [0] * 12, "NCHW and as NHWC"),
         (np.zeros((0, 3, 5, 5), np.uint8), [], "no images"),
         (np.zeros((12, 10), np.uint8), [0] * 12, r"shape \(12, 10\)"),
+        (np.ones((12, 3, 5, 7), np.uint8), [0] * 12, "multiply them by 255"),
     ],
 )
 def test_bad_arrays_name_what_is_wrong(pixels: object, labels: object, message: str) -> None:

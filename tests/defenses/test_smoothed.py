@@ -265,7 +265,11 @@ def test_a_network_that_hides_its_gradient_or_returns_nan_is_refused():
         def forward(self, x):
             return x.flatten(1) * math.nan
 
-    for network, says in ((Detached(), "no gradient"), (Broken(), "not finite")):
+    class Masked(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) + torch.tensor([-math.inf] + [0.0] * 15)
+
+    for network, says in ((Detached(), "no gradient"), (Broken(), "not finite; look"), (Masked(), "not finite; mask .* -1e4")):
         with pytest.raises(BadInput, match=says):
             Deterministic(network.eval(), shape=SHAPE)
 

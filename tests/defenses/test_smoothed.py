@@ -236,7 +236,8 @@ def test_passes_are_counted(conv, images):
 def test_bfloat16_searches_and_float32_judges(images):
     network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 8}, seed=1).eval()
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(4))
-    exact, fast = (Smoothed(network, noise=Uniform(0.3), votes=4, shape=(1, 8, 8), precision=p) for p in ("float32", "bfloat16"))
+    options = {"noise": Uniform(0.3), "votes": 4, "shape": (1, 8, 8)}
+    exact, fast = (Smoothed(network, precision=precision, **options) for precision in ("float32", "bfloat16"))
     assert torch.equal(exact.predict(images, STREAM).probabilities, fast.predict(images, STREAM).probabilities)
     a, b = (d.gradient(images, torch.zeros(8, dtype=torch.int64), "ce", 16, STREAM).gradient.flatten(1) for d in (exact, fast))
     assert not torch.equal(a, b)

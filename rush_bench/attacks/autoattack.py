@@ -67,7 +67,8 @@ class AutoAttack(Attack):
                 # It hands back the clean image where nothing worked, or where the bank was wrong already. Fresh noise would
                 # score that image as clean accuracy; its best point stands there instead (A4).
                 attack.apgd.loss = "ce"
-                for positions in (attacked == images).flatten(1).all(1).nonzero()[:, 0].split(size):
+                clean = (attacked == images).flatten(1).all(1).nonzero()[:, 0]
+                for positions in clean.split(size) if len(clean) else ():  # nothing splits into one empty batch
                     torch.manual_seed(stream.seed)
                     attacked[positions] = attack.apgd.perturb(images[positions].contiguous(), labels[positions], best_loss=True)
         return threat.project(attacked.detach(), images)

@@ -20,7 +20,7 @@ SETTINGS = {
     "clean": {},
     "pgd": {},
     "eot": {"steps": 30, "step": 0.1, "draws": 8},
-    "aa": {},
+    "aa": {"steps": 25},
     "apgd": {},
     "aa-rand": {"steps": 20, "eot_iter": 2},
     "pgd-ablation": {"of": "eot", "steps": 20, "draws": 8, "redraw": 10, "clamp": "straight-through"},
@@ -126,16 +126,25 @@ def test_contract(parts, name, threat, randomised):
         assert ((attacked != images).flatten(1).any(1)).all() or not randomised  # A4: never the clean image
 
 
+def test_autoattack_may_break_every_image_of_a_randomised_defence(parts):
+    network, images, labels = parts
+    defense = Smoothed(network, noise=Uniform(0.01), votes=1, shape=SHAPE)
+    certain = defense.bank(16, 0).predict(images, STREAM).votes.gather(1, labels[:, None])[:, 0] == 16
+    images, labels = images[certain], labels[certain]
+    attacked = attacks.load("aa")(parts=("apgd-ce",), steps=10).run(defense, images, labels, Threat("linf", 0.3), STREAM)
+    assert len(images) > 10 and (defense.predict(attacked, STREAM).labels != labels).all()
+
+
 @pytest.mark.parametrize("name", ["pgd", "eot"])
 def test_the_kept_iterate_is_the_best_on_held_apart_draws(name):
     """A step far too long makes the last iterate poor; what is returned must be at least as good as the start."""
-    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 16}, seed=3).eval()
+    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 8}, seed=3).eval()
     with torch.no_grad():
         network.head.weight.mul_(20)
-    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     for defense in (
-        Deterministic(network, shape=(1, 16, 16)),
-        Smoothed(network, noise=Uniform(0.1), votes=4, shape=(1, 16, 16)),
+        Deterministic(network, shape=(1, 8, 8)),
+        Smoothed(network, noise=Uniform(0.1), votes=4, shape=(1, 8, 8)),
     ):
         labels = defense.predict(images, STREAM).labels
         attack = attacks.load(name)(steps=7, step=1.0, draws=4, select_every=2, select_draws=64)

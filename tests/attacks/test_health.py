@@ -105,7 +105,7 @@ def of(defense: Defense, images: Tensor, threat: Threat = THREATS[0], looked: in
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("name", UNTRUTHS)
 def test_untrue_gradients_show(name, threat, images):
-    found = of(Deterministic(UNTRUTHS[name](), shape=SHAPE), images, threat)
+    found = of(Deterministic(UNTRUTHS[name](), shape=SHAPE), images, threat, looked=2)
     assert found.untrue > FEW or bool(found.zero.all())
 
 

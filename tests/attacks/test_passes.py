@@ -32,7 +32,7 @@ CASES = [
     ("random-noise", {"points": 5}),
     ("aa", {"steps": 12, "parts": ("apgd-ce", "apgd-t", "fab-t")}),
     ("apgd", {}),
-    ("aa-rand", {"steps": 40, "eot_iter": 3}),
+    ("aa-rand", {"steps": 24, "eot_iter": 3}),
     ("aa-published", AA),
     ("aa-published", {**AA, "fab": "targeted", "hand_back": "best", "targets": 3}),
     ("torchattacks-pgdrs", {}),

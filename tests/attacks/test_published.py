@@ -21,7 +21,6 @@ from rush_bench.defenses import Defense, Deterministic, Passes, Prediction, Smoo
 from rush_bench.errors import BadInput, MissingPackage
 from rush_bench.evaluation import attack as run_suite
 from rush_bench.evaluation.score import score
-from rush_bench.networks import build
 from rush_bench.noise import Gaussian, Stream, Uniform
 from rush_bench.records.statistics import paired_difference
 from rush_bench.threats import Threat
@@ -31,19 +30,11 @@ STREAM = Stream(0, "attack")
 LINF = Threat("linf", 0.1)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    """60 test digits (8x8) and a small network trained on noisy ones."""
-    train, test = load_dataset("digits", "train", size=8), load_dataset("digits", "test", n=60, size=8)
-    network = build({"name": "resnet", "blocks": [1], "width": 8, "classes": 10, "channels": 1, "size": 8}, seed=1)
-    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-    generator, images = torch.Generator().manual_seed(2), train.floats()
-    for _ in range(6):
-        for rows in torch.randperm(len(images), generator=generator).split(64):
-            noisy = images[rows] + Uniform(0.3).sample(images[rows].shape, generator)
-            loss = nn.functional.cross_entropy(network(noisy), train.labels[rows])
-            optimiser.zero_grad(), loss.backward(), optimiser.step()
-    return network.eval(), test.floats(), test.labels
+@pytest.fixture
+def digits(digits):
+    """Of 60 images."""
+    network, images, labels = digits
+    return network, images[:60], labels[:60]
 
 
 def _rate(defense, attacked, labels, repeats=40):

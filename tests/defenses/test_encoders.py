@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from rush_bench.defenses.published import import_checkpoint, recognise
@@ -17,6 +16,7 @@ from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.store import ENCODERS, model_names, read_weights
 from rush_bench.training import train
+from tests.defenses.narrow import Narrow
 
 Tensors = dict[str, Tensor]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -37,12 +37,10 @@ def trained(net: nn.Module) -> nn.Module:
 
 
 def resnet(stem: str = "cifar", padding: int = 1) -> nn.Module:
-    """torchvision's ResNet with a block in each stage, 512 features; fc is left out as all of these classes do."""
+    """torchvision's ResNet with a block in each stage, 64 features; fc is left out as all of these classes do."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
-        if stem == "cifar":
-            net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, padding, bias=False), nn.Identity()
+        net = Narrow((1, 1, 1, 1), stem=stem, padding=padding)
     net.fc = nn.Identity()
     return trained(net)
 
@@ -84,33 +82,33 @@ def dialect(name: str) -> tuple[nn.Module, object, tuple, dict]:
     said = {"recipe": "simclr"}
     if name.startswith(("deacl", "solo")):
         net = resnet(padding=2)
-        state = prefixed("encoder." if name == "solo-old" else "backbone.", net) | prefixed("classifier.", nn.Linear(512, 10))
+        state = prefixed("encoder." if name == "solo-old" else "backbone.", net) | prefixed("classifier.", nn.Linear(64, 10))
         if name.startswith("deacl"):  # solo/methods/base_for_adversarial_training.py; its ResNet-18 normalises inside
-            state |= prefixed("classifier_adv.", nn.Linear(512, 10)) | prefixed("momentum_backbone.", net)
+            state |= prefixed("classifier_adv.", nn.Linear(64, 10)) | prefixed("momentum_backbone.", net)
             if name == "deacl":
                 for which in ("backbone", "momentum_backbone"):
                     state |= {
                         f"{which}.normalize.{key}": torch.tensor(v) for key, v in zip(("mean", "std"), CIFAR, strict=True)
                     }
             return net, {"state_dict": state, "epoch": 99, "hyper_parameters": argparse.Namespace(lr=0.5)}, CIFAR, {}
-        state |= prefixed("projector.", mlp(512, 2048, 256))
+        state |= prefixed("projector.", mlp(64, 256, 32))
         if name == "solo-moco":
-            state |= prefixed("momentum_backbone.", net) | prefixed("momentum_projector.", mlp(512, 2048, 256))
-            state |= {"queue": torch.ones(2, 256, 8), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+            state |= prefixed("momentum_backbone.", net) | prefixed("momentum_projector.", mlp(64, 256, 32))
+            state |= {"queue": torch.ones(2, 32, 8), "queue_ptr": torch.zeros(1, dtype=torch.long)}
             said = {"recipe": "mocov2plus"}
         return net, {"state_dict": state, "pytorch-lightning_version": "2.0"}, SOLO, said
     if name == "lightly-own":  # docs/source/getting_started/benchmarks/cifar10_benchmark.py
         backbone = nn.Sequential(*list(trained(Lightly()).children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
     elif name == "lightly-named":  # benchmarks/imagenet/resnet50
         net = resnet("imagenet")
-        state = prefixed("backbone.", net) | prefixed("projection_head.layers.", mlp(512, 128))
-        return net, {"state_dict": state | prefixed("online_classifier.linear.", nn.Linear(512, 10))}, IMAGENET, said
+        state = prefixed("backbone.", net) | prefixed("projection_head.layers.", mlp(64, 128))
+        return net, {"state_dict": state | prefixed("online_classifier.linear.", nn.Linear(64, 10))}, IMAGENET, said
     elif name.startswith("lightly"):  # examples/pytorch_lightning
         net = resnet("imagenet" if name == "lightly" else "cifar")
         backbone = nn.Sequential(*list(net.children())[:-1], nn.Flatten())
     else:  # torchvision and timm: a bare state dict
         net = resnet("imagenet" if name == "torchvision" else "cifar")
-        state = net.state_dict() | prefixed("fc.", nn.Linear(512, 10))
+        state = net.state_dict() | prefixed("fc.", nn.Linear(64, 10))
         return net, state, IMAGENET, {"recipe": "standard", "normalise": "imagenet", "network": "resnet,size=64"}
     state = prefixed("backbone.", backbone) | prefixed("projection_head.layers.", mlp(64, 128))
     state |= prefixed("backbone_momentum.", copy.deepcopy(backbone))

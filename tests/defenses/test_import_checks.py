@@ -23,6 +23,7 @@ from rush_bench.store import model_names
 
 Tensors = dict[str, Tensor]
 SPEC = {"name": "resnet", "blocks": [1, 1], "width": 8}
+SAID = {"recipe": "trades", "network": "resnet,size=8"}  # of images that are no larger
 
 
 def network(seed: int = 0, **spec: object) -> nn.Module:
@@ -40,7 +41,7 @@ def network(seed: int = 0, **spec: object) -> nn.Module:
 def images(count: int, generator: torch.Generator) -> Tensor:
     """Coarse noise, on the grid of 8 bits."""
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
-    return (nn.functional.interpolate(coarse, size=32) * 255).round() / 255
+    return (nn.functional.interpolate(coarse, size=8) * 255).round() / 255
 
 
 def kl(net: nn.Module) -> Tensors:
@@ -159,7 +160,7 @@ def test_clean_accuracy_is_compared(tmp_path: Path) -> None:
     """The labels are 80 % right for this network: it agrees with 0.8, not with 0.6; behind other constants it does not."""
     net = network()
     torch.save(kl(net), tmp_path / "file.pt")
-    options = {"dataset": str(labelled(tmp_path, net)), "store": tmp_path / "models", "recipe": "trades"}
+    options = {"dataset": str(labelled(tmp_path, net)), "store": tmp_path / "models", **SAID}
     done = import_checkpoint(tmp_path / "file.pt", "right", expect_clean=0.8, **options)
     assert any("clean accuracy on 500 test images is" in note and "expected 80.0%" in note for note in done.card["notes"])
     for wrong in ({"expect_clean": 0.6}, {"expect_clean": "0.8", "normalise": "cohen"}):
@@ -179,8 +180,8 @@ def test_a_smoothed_model_is_measured_under_its_noise(tmp_path: Path) -> None:
     options = {
         "dataset": str(labelled(tmp_path, net, 120, 0.0)),
         "store": tmp_path / "models",
-        "recipe": "trades",
         "expect_clean": 0.99,
+        **SAID,
     }
     import_checkpoint(tmp_path / "file.pt", "little", noise="gaussian:0.001", **options)
     with pytest.raises(BadInput, match="too far off"):
@@ -193,7 +194,7 @@ def test_the_manifest_knows_files_by_name_and_digest(tmp_path: Path, monkeypatch
     data = labelled(tmp_path, net)
     entry = expected.Expected("known.pt", "plain ResNet (names of torchvision and timm, or kl)", "mine", 0.5, "a test")
     monkeypatch.setattr(expected, "MANIFEST", (entry,))
-    options = {"dataset": str(data), "store": tmp_path / "models", "recipe": "trades"}
+    options = {"dataset": str(data), "store": tmp_path / "models", **SAID}
     with pytest.raises(BadInput, match=r"expected 50\.0% \(a test\)"):
         import_checkpoint(tmp_path / "known.pt", "mine", **options)
     torch.save(kl(net), tmp_path / "other.pt")

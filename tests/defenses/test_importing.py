@@ -1,7 +1,9 @@
-"""Published checkpoints: synthetic files with the families' exact keys and shapes, against torchvision's ResNet-18."""
+"""Published checkpoints: synthetic files with the families' keys, against torchvision's ResNet-18 at an eighth of its width."""
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 from rush_bench.cli import main
 from rush_bench.defenses import load_defense
 from rush_bench.defenses.published import import_checkpoint, recognise
+from rush_bench.defenses.published.importing import renamed
+from rush_bench.defenses.published.shapes import spec_of
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.noise import Stream
 from rush_bench.store import read_card, read_weights
+from tests.defenses.narrow import Narrow
 
 Tensors = dict[str, Tensor]
 BATCHNORM = re.compile(r"(^|\.)(bn\d|downsample\.1)\.(weight|bias|running_mean|running_var|num_batches_tracked)$")
@@ -24,12 +29,11 @@ IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.
 CIFAR = {"mean": torch.tensor([0.4914, 0.4822, 0.4465]), "std": torch.tensor([0.247, 0.243, 0.261])}
 
 
-def reference(seed: int, padding: int = 1, classes: int = 10) -> nn.Module:
-    """torchvision's ResNet-18 with the CIFAR stem and BatchNorm statistics as after training."""
+def reference(seed: int, make: Callable[[], nn.Module] = Narrow) -> nn.Module:
+    """A network with BatchNorm statistics as after training."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = torchvision.models.resnet18(num_classes=classes)
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, padding, bias=False), nn.Identity()
+        net = make()
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.running_mean, 0, 0.1)
@@ -37,6 +41,13 @@ def reference(seed: int, padding: int = 1, classes: int = 10) -> nn.Module:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 module.num_batches_tracked.fill_(7)
     return net.eval()
+
+
+def resnet18() -> nn.Module:
+    """torchvision's, with the CIFAR stem."""
+    net = torchvision.models.resnet18(num_classes=10)
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return net
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +92,28 @@ def normalisation(prefix: str = "") -> Tensors:
     return {f"{prefix}normalize.{key}": value for key, value in IMAGENET.items()}
 
 
-def projector() -> Tensors:
-    state = dense("fc.fc1", 512, 512) | dense("fc.fc2", 512, 512, False) | dense("fc.fc3", 512, 512, False)
+def projector(net: nn.Module) -> Tensors:
+    dim = net.fc.in_features
+    state = dense("fc.fc1", dim, dim) | dense("fc.fc2", dim, dim, False) | dense("fc.fc3", dim, dim, False)
     for layer in (1, 2, 3):
         for k in range(2):
-            state |= norm(f"fc.bn{layer}.bn_list.{k}", 512)
+            state |= norm(f"fc.bn{layer}.bn_list.{k}", dim)
     return state
 
 
 def advcl(net: nn.Module) -> Tensors:
-    state = routed(net, 3)
+    state, dim = routed(net, 3), net.fc.in_features
     for clusters in (2, 10, 50, 100, 500):
-        state |= dense(f"fc_{clusters:03d}", clusters, 512)
-    for head, into, out in (("ce", 512, 1000), ("proj", 512, 128), ("pred", 128, 128)):
+        state |= dense(f"fc_{clusters:03d}", clusters, dim)
+    for head, into, out in (("ce", dim, 1000), ("proj", dim, 128), ("pred", 128, 128)):
         state |= dense(f"head_{head}.0", into, into) | norm(f"head_{head}.1", into) | dense(f"head_{head}.3", out, into)
     return {f"module.{key}": value for key, value in state.items()}
 
 
 def advcl_tuned(net: nn.Module) -> Tensors:
-    state = kl(net) | dense("linear", 10, 512)
-    for head, into, out in (("proj", 512, 128), ("pred", 128, 128)):
+    dim = net.fc.in_features
+    state = kl(net) | dense("linear", 10, dim)
+    for head, into, out in (("proj", dim, 128), ("pred", 128, 128)):
         state |= dense(f"head_{head}.0", into, into) | dense(f"head_{head}.2", out, into)
     return state
 
@@ -131,13 +144,13 @@ def agrees(folder: Path, net: nn.Module, constants: Tensors | None) -> None:
 def content(family: str, net: nn.Module) -> tuple[object, bool, Tensors | None, str, str]:
     rest = {"epoch": 3, "optim": {"state": {}, "param_groups": [{"lr": 0.1}]}}
     if family == "acl":
-        return {**rest, "state_dict": normalisation() | routed(net, 2) | projector()}, True, IMAGENET, "acl", "not stated"
+        return {**rest, "state_dict": normalisation() | routed(net, 2) | projector(net)}, True, IMAGENET, "acl", "not stated"
     if family == "acl-dual-tuned":  # DynACL's AFF keeps both routes
         return {"state_dict": normalisation() | routed(net, 2) | fc(net)}, False, IMAGENET, "acl", "not stated"
     if family == "acl-tuned":
         return {**rest, "state_dict": normalisation() | trunk(net) | fc(net)}, False, IMAGENET, "acl", "not stated"
     if family == "dynacl":
-        one = normalisation() | routed(net, 2) | projector()
+        one = normalisation() | routed(net, 2) | projector(net)
         both = {f"encoder_k.{k}": v for k, v in one.items()} | {f"encoder_q.{k}": v + 1 for k, v in one.items()}
         return {"state_dict": both}, True, IMAGENET, "dynacl", "not stated"
     if family == "advcl":
@@ -149,9 +162,8 @@ def content(family: str, net: nn.Module) -> tuple[object, bool, Tensors | None, 
     if family == "trades":
         return kl(net) | fc(net, "linear"), False, None, "trades", "supervised"
     assert family in ("deacl", "deacl-buffers")
-    state = (
-        {f"backbone.{k}": v for k, v in trunk(net).items()} | dense("classifier", 10, 512) | dense("classifier_adv", 10, 512)
-    )
+    state, dim = {f"backbone.{k}": v for k, v in trunk(net).items()}, net.fc.in_features
+    state |= dense("classifier", 10, dim) | dense("classifier_adv", 10, dim)
     if family == "deacl-buffers":
         state |= {f"backbone.normalize.{key}": value for key, value in CIFAR.items()}
     state |= {f"momentum_backbone.{k}": v for k, v in trunk(net).items()}
@@ -163,7 +175,7 @@ FAMILIES = ["acl", "acl-dual-tuned", "acl-tuned", "dynacl", "advcl", "advcl-tune
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_imported_network_predicts_as_the_original(net: nn.Module, tmp_path: Path, family: str) -> None:
-    net = reference(2, padding=2) if family.startswith("deacl") else net
+    net = reference(2, partial(Narrow, padding=2)) if family.startswith("deacl") else net
     held, needs_head, constants, recipe, protocol = content(family, net)
     file = save(tmp_path, held)
     if needs_head:
@@ -176,18 +188,16 @@ def test_an_imported_network_predicts_as_the_original(net: nn.Module, tmp_path: 
     assert (card["recipe"], card["protocol"], card["dataset"], card["votes"]) == (recipe, protocol, "cifar10", [0])
     assert len(card["source"]["sha256"]) == 64 and bool(card["source"]["head_sha256"]) == needs_head
     assert card["source"]["bn_route"] == (1 if family in ("acl", "acl-dual-tuned", "dynacl", "advcl") else None)
-    assert card["network"]["padding"] == (2 if family.startswith("deacl") else 1) and card["network"]["name"] == "resnet18"
+    shape = {"name": "resnet", "blocks": [2, 2, 2, 2], "width": 8, "padding": 2 if family.startswith("deacl") else 1}
+    assert shape.items() <= card["network"].items()
     agrees(tmp_path, net, constants)
 
 
 def test_the_stem_of_96_pixel_networks(tmp_path: Path) -> None:
-    """ACL and DynACL on STL-10: 7 x 7 stem with max-pool; torchvision's own network. From safetensors, too."""
+    """ACL and DynACL on STL-10: 7 x 7 stem with max-pool, torchvision's own. From safetensors, too."""
     from safetensors.torch import save_file
 
-    net = reference(4)
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)
+    net = reference(4, partial(Narrow, stem="imagenet"))
     save_file(normalisation() | trunk(net) | fc(net), tmp_path / "file.safetensors")
     import_checkpoint(tmp_path / "file.safetensors", "mine", dataset="stl10", store=tmp_path / "models")
     defense = load_defense("mine", store=tmp_path / "models")
@@ -198,15 +208,19 @@ def test_the_stem_of_96_pixel_networks(tmp_path: Path) -> None:
     assert torch.allclose(defense.predict(images, Stream(0, "test")).probabilities, expected, atol=2e-5)
 
 
-def test_shapes_of_the_synthetic_files_are_those_of_the_published_ones(net: nn.Module) -> None:
+def test_shapes_of_the_synthetic_files_are_those_of_the_published_ones() -> None:
     """S4.2: 256 entries of ACL, 357 of AdvCL, 122 of a kl ResNet-18 with linear; and their counts of parameters."""
-    parameters = ("weight", "bias")
-    acl = routed(net, 2) | projector()
-    assert len(acl | normalisation()) == 256
-    assert sum(v.numel() for k, v in acl.items() if k.rpartition(".")[2] in parameters) == 11_971_520
-    assert len(advcl(net)) == 357
-    assert sum(v.numel() for k, v in advcl(net).items() if k.rpartition(".")[2] in parameters) == 12_666_942
-    assert len(kl(net) | fc(net, "linear")) == 122
+
+    def parameters(state: Tensors) -> int:
+        return sum(value.numel() for key, value in state.items() if key.endswith((".weight", ".bias")))
+
+    with torch.device("meta"):
+        net = resnet18()
+        acl, one, plain = routed(net, 2) | projector(net), advcl(net), kl(net) | fc(net, "linear")
+    assert (len(acl | normalisation()), parameters(acl)) == (256, 11_971_520)
+    assert (len(one), parameters(one)) == (357, 12_666_942)
+    assert len(plain) == 122
+    assert spec_of(renamed(kl(net), recognise(plain)), {"classes": 10})["name"] == "resnet18"
 
 
 def test_the_route_is_chosen_openly(net: nn.Module, tmp_path: Path) -> None:
@@ -239,8 +253,7 @@ def test_advcl_silent_failure(net: nn.Module, tmp_path: Path) -> None:
     """On one GPU AdvCL's fine-tuning loads `module.*` with strict=False: nothing arrives, and it trains a head on an
     encoder as it was drawn. Our loader takes the same file whole; and the file that comes out of theirs is refused."""
     held = advcl(net)
-    fresh = torchvision.models.resnet18(num_classes=10)
-    fresh.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    fresh = Narrow()
     before = {key: value.clone() for key, value in fresh.state_dict().items()}
     outcome = fresh.load_state_dict(held, strict=False)  # what their code does
     assert len(outcome.unexpected_keys) == len(held) and all(torch.equal(before[k], v) for k, v in fresh.state_dict().items())
@@ -259,7 +272,7 @@ def damaged(state: Tensors, how: str) -> Tensors:
     elif how == "extra":
         state["layer5.0.conv1.weight"] = torch.ones(3)
     elif how == "shape":
-        state["layer4.0.conv1.weight"] = torch.ones(512, 256, 1, 1)
+        state["layer4.0.conv1.weight"] = torch.ones(64, 32, 1, 1)
     elif how == "nan":
         state["layer1.0.conv1.weight"][0] = torch.nan
     elif how == "pixels":
@@ -269,7 +282,7 @@ def damaged(state: Tensors, how: str) -> Tensors:
     elif how == "buffers":
         del state["normalize.std"]
     elif how == "bottleneck":
-        state["layer1.0.conv3.weight"] = torch.ones(256, 64, 1, 1)
+        state["layer1.0.conv3.weight"] = torch.ones(32, 8, 1, 1)
     return state
 
 
@@ -323,7 +336,7 @@ def test_files_that_are_no_checkpoints(net: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"12345678{")
     attempt(tmp_path / "cut.safetensors", "download it again")
     attempt(save(tmp_path, {0: torch.ones(1)}), "no state dict found")
-    four = kl(net) | {"linear.weight": torch.ones(10, 512, 1, 1), "linear.bias": torch.ones(10)}
+    four = kl(net) | {"linear.weight": torch.ones(10, 64, 1, 1), "linear.bias": torch.ones(10)}
     attempt(save(tmp_path, four), "has 10 classes; change --dataset")
     attempt(save(tmp_path, {"code": Path("x")}), "no state dict found; beside tensors there is code")
     attempt(save(tmp_path, [1, 2]), "not a state dict")

@@ -12,7 +12,7 @@ from rush_bench.noise import Stream
 from tests.fakecuda import CUDA, fake_cuda
 
 SHAPE, MEMORY = (3, 16, 16), 2**21
-IMAGES, LABELS = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.zeros(4, dtype=torch.int64)
+IMAGES, LABELS = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.zeros(2, dtype=torch.int64)
 NETWORKS = {
     "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, 10)),
     "resnet": lambda: build(

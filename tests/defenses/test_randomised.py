@@ -52,7 +52,7 @@ class Noisy(nn.Module):
         return self.network(x + noise)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def conv():
     return build({"name": "resnet", "blocks": [1], "width": 8, "classes": 5, "channels": 1, "size": 4}, seed=1).eval()
 
@@ -352,7 +352,7 @@ def test_views_are_differentiable():
 def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     small = ("size=8", "n_train=600", "network.name=resnet", "network.blocks=1", "network.width=8")
-    longer = ("pretrain.epochs=4", "finetune.epochs=12", "finetune.lr=0.3")
+    longer = ("pretrain.epochs=1", "finetune.epochs=12", "finetune.lr=0.3")
     train("rocl", dataset="digits", preset="smoke", sets=(*small, *longer), store=folder)
     return folder
 

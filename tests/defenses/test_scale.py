@@ -35,18 +35,20 @@ def two_classes() -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("by", [1e-7, 30, 1e7])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["pgd", "eot-apgd", "apgd"])
-def test_the_scale_of_the_logits_changes_no_attack(by: float, norm: str, name: str) -> None:
+def test_the_scale_of_the_logits_changes_no_attack(norm: str, name: str) -> None:
     """The same classifier at any scale: the same labels, and the same x' up to rounding."""
     threat, stream = Threat(norm, 0.05 if norm == "linf" else 0.2), Stream(0, "scale", torch.arange(20))
-    plain, other = (Deterministic(Times(two_classes(), factor).eval(), shape=(1, 4, 4)) for factor in (1, by))
+    plain, *others = (Deterministic(Times(two_classes(), by).eval(), shape=(1, 4, 4)) for by in (1, 1e-7, 30, 1e7))
     labels = plain.predict(IMAGES, stream).labels
-    assert torch.equal(other.predict(IMAGES, stream).labels, labels)
     attack = override(attacks.load(name)(), {"losses": "ce", "stop": "no", "steps": "20"} if name == "eot-apgd" else {})
-    found = [defense.predict(attack.run(defense, IMAGES, labels, threat, stream), stream).labels for defense in (plain, other)]
-    assert torch.equal(*found) and 2 < int((found[0] != labels).sum()) < 18
+    expected = plain.predict(attack.run(plain, IMAGES, labels, threat, stream), stream).labels
+    assert 2 < int((expected != labels).sum()) < 18
+    for other in others:
+        assert torch.equal(other.predict(IMAGES, stream).labels, labels), other.body.network.by
+        found = other.predict(attack.run(other, IMAGES, labels, threat, stream), stream).labels
+        assert torch.equal(found, expected), other.body.network.by
 
 
 @pytest.mark.parametrize("by", [1, 1e3])

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -26,7 +27,7 @@ class Probit(nn.Module):
         return torch.stack([torch.special.log_ndtr(u), torch.special.log_ndtr(-u)], 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def conv():
     return build({"name": "resnet", "blocks": [1], "width": 8, "classes": 5, "channels": 1, "size": 4}, seed=1).eval()
 
@@ -76,25 +77,27 @@ def _average(logits, how):
 
 @pytest.mark.parametrize("how", ["", "@logits", "@vote", "@vote:3"])
 @pytest.mark.parametrize("loss", [*LOSSES, *TARGETED])
-@pytest.mark.parametrize("rows", [10**6, 14, 3])
-def test_folded_and_chunked_equals_a_loop_over_draws(conv, images, loss, rows, how):
+def test_folded_and_chunked_equals_a_loop_over_draws(conv, images, loss, how):
     draws, labels, law = 7, torch.arange(6) % 5, Uniform(0.3)
     if loss in TARGETED:
         labels = torch.stack([labels, (labels + 2) % 5], 1)
     defense = Smoothed(conv, noise=law, votes=draws, shape=SHAPE)
-    defense.body.rows = rows
-    found = defense.gradient(images, labels, loss + how, draws, STREAM)
     x = images.clone().requires_grad_()
     noise = STREAM.noise(law, 6, draws, SHAPE, "cpu")
     scores = _average(torch.stack([conv(x + noise[:, j]) for j in range(draws)]), how)
     value = (LOSSES | TARGETED)[loss](scores, labels)
     (expected,) = torch.autograd.grad(value.sum(), x)
-    assert torch.allclose(found.scores, scores, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(found.loss, value, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(found.gradient, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()) + 1e-7)
-    # each draw goes forward once and back once; where its slope depends on the other draws, forward twice
-    twice = rows < draws and (loss != "ce" or how == "@logits")
-    assert (defense.passes.forwards, defense.passes.backwards) == (42 * (1 + twice), 42)
+    for rows in (10**6, 14, 3):
+        defense.body.rows = rows
+        before = defense.passes.forwards, defense.passes.backwards
+        found = defense.gradient(images, labels, loss + how, draws, STREAM)
+        assert torch.allclose(found.scores, scores, rtol=1e-4, atol=1e-4), rows
+        assert torch.allclose(found.loss, value, rtol=1e-4, atol=1e-4), rows
+        assert torch.allclose(found.gradient, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()) + 1e-7), rows
+        # each draw goes forward once and back once; where its slope depends on the other draws, forward twice
+        twice = rows < draws and (loss != "ce" or how == "@logits")
+        counted = defense.passes.forwards - before[0], defense.passes.backwards - before[1]
+        assert counted == (42 * (1 + twice), 42), rows
 
 
 @pytest.mark.parametrize("votes", [1, 3, 7])
@@ -231,11 +234,10 @@ def test_passes_are_counted(conv, images):
 
 
 def test_bfloat16_searches_and_float32_judges(images):
-    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 16}, seed=1).eval()
-    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(4))
-    exact, fast = (
-        Smoothed(network, noise=Uniform(0.3), votes=4, shape=(1, 16, 16), precision=p) for p in ("float32", "bfloat16")
-    )
+    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 8}, seed=1).eval()
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    options = {"noise": Uniform(0.3), "votes": 4, "shape": (1, 8, 8)}
+    exact, fast = (Smoothed(network, precision=precision, **options) for precision in ("float32", "bfloat16"))
     assert torch.equal(exact.predict(images, STREAM).probabilities, fast.predict(images, STREAM).probabilities)
     a, b = (d.gradient(images, torch.zeros(8, dtype=torch.int64), "ce", 16, STREAM).gradient.flatten(1) for d in (exact, fast))
     assert not torch.equal(a, b)
@@ -297,6 +299,7 @@ def test_wrong_loss_and_wrong_votes(linear, images):
 
 
 def test_identity_follows_the_weights_and_not_the_name(conv):
+    conv = copy.deepcopy(conv)
     one = Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE, name="a").identity()
     assert one == Smoothed(conv, noise=Uniform(0.3), votes=4, shape=SHAPE, name="b").identity()
     with torch.no_grad():

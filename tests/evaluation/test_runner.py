@@ -96,7 +96,7 @@ def test_the_unattackable_coin(coin_images, votes, spread):
 def test_the_coin_under_autoattack(coin_images, bank_seed):
     """Its own driver would call each image broken at the first unlucky pass: about 72 % (A8). On fresh draws it is 0.90."""
     coin = Coin(coin_images.labels, 1)
-    suite = parse_suite("linf8", only=("clean", "aa"), overrides={"aa.bank_seed": bank_seed, "aa.bank": 1, "aa.steps": 20})
+    suite = parse_suite("linf8", only=("clean", "aa"), overrides={"aa.bank_seed": bank_seed, "aa.bank": 1, "aa.steps": 10})
     run = attack([coin], suite, coin_images, repeats=20, quiet=True)
     assert run.complete, run.failed
     by_name = {result.labels["attack"]: result.frame for result in run.results}
@@ -133,6 +133,11 @@ def suite():
     return parse_suite("linf2.5-quick", only=("clean", "pgd", "apgd"), overrides={"pgd.steps": 3, "apgd.steps": 3})
 
 
+@pytest.fixture
+def short():
+    return parse_suite("linf2.5-quick", only=("clean", "pgd"), overrides={"pgd.steps": 3})
+
+
 def test_shards_and_order_change_nothing(linear, grey, suite, tmp_path):
     whole = attack(_defenses(linear), suite, grey, out=tmp_path / "whole", chunk=14, quiet=True)
     assert whole.complete and len(whole.results) == 8
@@ -142,12 +147,12 @@ def test_shards_and_order_change_nothing(linear, grey, suite, tmp_path):
     _same(_tables(whole), _tables(part))
 
 
-def test_chunk_size_changes_nothing_but_rounding(linear, grey, suite, tmp_path):
-    runs = [attack(_defenses(linear), suite, grey, out=tmp_path / str(chunk), chunk=chunk, quiet=True) for chunk in (40, 14)]
+def test_chunk_size_changes_nothing_but_rounding(linear, grey, short, tmp_path):
+    runs = [attack(_defenses(linear), short, grey, out=tmp_path / str(chunk), chunk=chunk, quiet=True) for chunk in (40, 14)]
     tables = [{k: v for k, v in _tables(run).items() if k[1] in ("clean", "pgd")} for run in runs]
     _same(*tables, tolerance=2e-4)
     # and any subset of the images, in any order, gives the same records for those images
-    few = attack(_defenses(linear), suite, grey.take([30, 4, 11]), out=tmp_path / "few", quiet=True)
+    few = attack(_defenses(linear), short, grey.take([30, 4, 11]), out=tmp_path / "few", quiet=True)
     for key, frame in _tables(few).items():
         if key[1] in ("clean", "pgd"):
             expected = tables[0][key].set_index("index").loc[frame["index"]]
@@ -161,7 +166,7 @@ def test_stopped_and_resumed_equals_uninterrupted(linear, grey, suite, tmp_path,
         patch.setattr(work_module.time, "monotonic", lambda: 60.0 * next(ticks))
         stops = 0
         while not (
-            run := attack(_defenses(linear), suite, grey, out=tmp_path / "cut", chunk=14, max_minutes=6, quiet=True)
+            run := attack(_defenses(linear), suite, grey, out=tmp_path / "cut", chunk=14, max_minutes=12, quiet=True)
         ).complete:
             assert not run.failed
             stops += 1
@@ -178,25 +183,25 @@ def test_running_again_computes_nothing(linear, grey, suite, tmp_path):
     assert defenses[0].passes.forwards == 0
 
 
-def test_another_setting_or_weight_is_another_cell(linear, grey, suite, tmp_path):
+def test_another_setting_or_weight_is_another_cell(linear, grey, short, tmp_path):
     def cells():
         return len(list((tmp_path / "runs").glob("*/cell.json")))
 
     plain = _defenses(linear)[:1]
-    attack(plain, suite, grey, out=tmp_path, quiet=True)
+    attack(plain, short, grey, out=tmp_path, quiet=True)
     counts = [cells()]
     for changed in (
         {"seed": 1},
-        {"suite": parse_suite("linf3-quick", only=tuple(suite.columns))},
+        {"suite": parse_suite("linf3-quick", only=tuple(short.columns))},
         {"data": grey.take(slice(0, 20))},
     ):
-        attack(plain, **{"suite": suite, "data": grey, "out": tmp_path, "quiet": True, **changed})
+        attack(plain, **{"suite": short, "data": grey, "out": tmp_path, "quiet": True, **changed})
         counts.append(cells())
-    attack([Deterministic(linear, shape=SHAPE, name="plain", precision="bfloat16")], suite, grey, out=tmp_path, quiet=True)
+    attack([Deterministic(linear, shape=SHAPE, name="plain", precision="bfloat16")], short, grey, out=tmp_path, quiet=True)
     counts.append(cells())
     with torch.no_grad():
         linear.linear.bias[0] += 0.1
-    attack(_defenses(linear)[:1], suite, grey, out=tmp_path, quiet=True)
+    attack(_defenses(linear)[:1], short, grey, out=tmp_path, quiet=True)
     counts.append(cells())
     assert all(b > a for a, b in itertools.pairwise(counts))
 

@@ -142,12 +142,12 @@ def test_the_same_call_again_makes_nothing(kind: Kind, tmp_path: Path) -> None:
 def test_other_code_of_the_same_weights_is_refused(kind: Kind, tmp_path: Path, monkeypatch) -> None:
     kind.run([smooth(Net, "net")], tmp_path / "out")
     before = kind.found(tmp_path / "out")
-    for number, edit in enumerate((lambda z: z.flip(1), lambda z: z * 0.2, lambda z: z + z.detach() - z)):
+    for edit in (lambda z: z.flip(1), lambda z: z * 0.2, lambda z: z + z.detach() - z):
         monkeypatch.setattr(Net, "edit", staticmethod(edit))
         with pytest.raises(BadInput, match=r"net does not do what .net. did.*--out"):
             kind.run([smooth(Net, "net")], tmp_path / "out")
         assert kind.found(tmp_path / "out") == before
-        assert kind.run([smooth(Net, "net")], tmp_path / f"other{number}") == ({}, True)
+    assert kind.run([smooth(Net, "net")], tmp_path / "other") == ({}, True)
 
 
 def test_a_defence_that_raises_fails_alone(kind: Kind, tmp_path: Path, monkeypatch) -> None:

@@ -440,8 +440,8 @@ def test_what_a_teacher_of_a_share_of_the_labels_knows_is_distilled(tmp_path):
     From a teacher that knows nothing it cannot fall: the zero head agrees with it, and the loss starts at its least,
     ln(10) / 2 of the labelled images. Two epochs of two steps on 26 labels, as at `smoke`, leave such a teacher.
     """
-    sets = ["label_share=0.2", "n_train=600", "pretrain.epochs=1", "teacher.epochs=8", "attack.steps=1"]
-    sets += ["distil.batch_size=32", "distil.attack.steps=1"]
+    sets = ["label_share=0.3", "n_train=400", "teacher.epochs=8", "distil.batch_size=20", "distil.attack.steps=1"]
+    sets += ["pretrain.epochs=1", "pretrain.variant=A2S", "pretrain.batch_size=360", "attack.steps=1"]
     folder = train("acl", dataset="digits", preset="smoke", sets=sets, store=tmp_path)
     history = [one for one in read_json(folder / "card.json")["validation"]["history"] if one["stage"] == "distil"]
     losses = [one["loss"] for one in history]

@@ -241,7 +241,7 @@ def test_operations_of_a_step_do_not_grow_with_the_batch_and_none_stops_the_devi
 
 @pytest.mark.parametrize("recipe", OWN)
 def test_smoke_on_digits_learns(recipe, tmp_path):
-    train(recipe, dataset="digits", preset="smoke", store=tmp_path, sets=["pretrain.epochs=3", "finetune.epochs=4"])
+    train(recipe, dataset="digits", preset="smoke", store=tmp_path, sets=["pretrain.epochs=3", "finetune.epochs=2"])
     card = read_card(tmp_path, f"{recipe}-digits")
     for stage in ("pretrain", "finetune"):
         losses = [entry["loss"] for entry in card["validation"]["history"] if entry["stage"] == stage]

@@ -65,7 +65,8 @@ def test_a_linear_protocol_moves_the_members_heads_alone(tmp_path, sets, protoco
 
 
 def test_the_finished_model_is_attacked_as_any_other(tmp_path):
-    finished(tmp_path, "n_train=256", "finetune.epochs=5", "finetune.batch_size=16")
+    longer = ("n_train=160", "finetune.epochs=3", "finetune.batch_size=10", "finetune.lr=0.2")
+    finished(tmp_path, "network.width=8", "joint.batch_size=48", *longer)
     defense = load_defense("run", store=tmp_path)
     assert (defense.draws, defense.shape, defense.classes) == (0, (1, 8, 8), 10)
     images = rb.load_dataset("digits", "test", 40, size=8)

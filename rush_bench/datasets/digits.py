@@ -17,6 +17,7 @@ def make(name: str) -> Source:
     return Source(name, _read, size=16)
 
 
+@cache
 def _read(part: str, folder: Path) -> Part | None:
     if part == "unlabelled":
         return None

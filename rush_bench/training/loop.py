@@ -177,7 +177,8 @@ class Loop:
 
     def save(self, plan: Plan, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
         """Write the checkpoint, unless the weights are no longer finite. Its seconds are those of all processes together."""
-        tensors = [value for value in stage.state_dict().values() if value.is_floating_point()]
+        module = stage.state_dict()
+        tensors = [value for value in module.values() if value.is_floating_point()]
         if not bool(torch.stack([value.isfinite().all() for value in tensors]).all()):
             raise self.diverged(plan, "weights are not finite", self.position.step)
         start = time.monotonic()
@@ -186,7 +187,7 @@ class Loop:
             self.file.save(
                 {
                     "where": asdict(self.position),
-                    "module": stage.state_dict(),
+                    "module": module,
                     "optimiser": optimiser.state_dict(),
                     "best_state": self.best_state,
                     "carried": self.carried,

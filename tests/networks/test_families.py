@@ -142,11 +142,12 @@ def test_the_forward_pass_is_the_papers(name: str) -> None:
 
 
 def test_bottlenecks_are_torchvisions() -> None:
-    from torchvision.models import resnet50
+    """With fewer blocks a stage: how many there are is in `test_parameter_counts`."""
+    from torchvision.models.resnet import Bottleneck, ResNet
 
-    network = build({"name": "resnet50", "classes": 10}, 1)
+    network = build({"name": "resnet50", "blocks": [2, 1, 1, 1], "classes": 10}, 1)
     with torch.random.fork_rng():
-        other = resnet50(num_classes=10)
+        other = ResNet(Bottleneck, [2, 1, 1, 1], num_classes=10)
     other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     state = {key.removeprefix("encoder.").replace("head.", "fc."): value for key, value in network.state_dict().items()}
     other.load_state_dict(state)
@@ -232,7 +233,7 @@ def test_every_name_resolves() -> None:
 
 def test_free_trains_on_its_own_network(tmp_path: Path) -> None:
     """S2.6: WRN-32-10, here a small one of its kind, by `--set network.name=wrn-32-10`; a table names the network."""
-    small = ["network.name=wrn-32-10", "network.blocks=1,1,1", "network.width=16"]
+    small = ["network.name=wrn-32-10", "network.blocks=1,1,1", "network.width=8", "size=8", "train.batch_size=32"]
     folder = train("free", dataset="digits", preset="smoke", sets=small, store=tmp_path, device="cpu")
     card = read_json(folder / "card.json")
     assert card["network"]["name"] == "wrn-32-10" and card["network"]["standardise"] and card["network"]["shortcut"] == "pool"

@@ -38,8 +38,8 @@ SETS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ssp_jigsaw", "ssp_selfie"), SSP),
 }
 
-# Their stages, and how these resume, are those of `ssp` and of `purify`.
-SAME_STAGES = {"ssp_rotation", "ssp_jigsaw", "ssp_selfie", "purify_simclr"}
+# Their stages, and how these resume, are those of `ssp`, `purify` and `dynacl_pp`, or stop after every step in test_resume.
+SAME_STAGES = {"ssp_rotation", "ssp_jigsaw", "ssp_selfie", "purify_simclr", "dynacl", "simclr", "rush"}
 
 
 class Clock:

@@ -271,7 +271,7 @@ def test_what_an_encoder_leaves_out_of_its_name_does_not_decide_it(recipe: str, 
     """`Recipe.finetuning_settings` of every system: with those settings changed, the same name and the same bits."""
     small = ["size=8", "network.name=resnet", "network.width=4", "n_train=48", *PLAIN, *SMALLER.get(recipe, ())]
     if recipe != "ssp_rotation":
-        small += ["network.blocks=1", "pretrain.epochs=1", "pretrain.batch_size=24", "finetune.epochs=1", "aff.epochs=1"]
+        small += ["network.blocks=1", "pretrain.epochs=1", "pretrain.batch_size=48", "finetune.epochs=1", "aff.epochs=1"]
     other = TUNED.get(recipe, ("finetune.protocol=NSLF", "noise=gaussian:0.25", "finetune.lr=0.7"))
     found = []
     for number, sets in enumerate(((), other)):

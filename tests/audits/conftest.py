@@ -102,9 +102,7 @@ class ResizePad:
     def placed(self, images: Tensor, drawn: list[list[float]]) -> Tensor:
         """Each image (B, C, H, W) by its numbers for side, top and left, (B, 3) in [0, 1)."""
         height, width = images.shape[2:]
-        small = [
-            F.interpolate(images, (side, side), mode="bilinear", antialias=True) for side in range(self.least, height + 1)
-        ]
+        small = [F.interpolate(images, (side, side), mode="bilinear", antialias=True) for side in range(self.least, height + 1)]
         made = []
         for k, (size, top, left) in enumerate(drawn):
             image = small[int(size * len(small))][k]

@@ -1,9 +1,10 @@
 """Imports run downwards, through every function: what a room knows is below it, and records know nobody above them."""
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
+@functools.cache
+def imports_of(path: Path) -> list[str]:
+    return list(imported(path.read_text(encoding="utf-8")))
+
+
 def imported(source: str) -> Iterator[str]:
     """Every module of the package that a source names in an import, anywhere, below the package."""
     for node in ast.walk(ast.parse(source)):
@@ -65,12 +71,12 @@ def within(name: str, place: str) -> bool:
     return name == place or name.startswith(f"{place}.")
 
 
-def upward(module: str, source: str) -> list[str]:
+def upward(module: str, imports: Iterable[str]) -> list[str]:
     """What a module imports that does not stand below its room."""
     room = module.partition(".")[0]
     return [
         name
-        for name in imported(source)
+        for name in imports
         if (other := name.partition(".")[0]) != room
         and LEVEL[other] <= LEVEL[room]
         and not any(within(module, a) and within(name, b) for a, b in EXCEPTIONS)
@@ -80,11 +86,11 @@ def upward(module: str, source: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_run_downwards(path: Path) -> None:
     assert name_of(path).partition(".")[0] in LEVEL, "a new room has a place in ORDER"
-    assert upward(name_of(path), path.read_text(encoding="utf-8")) == []
+    assert upward(name_of(path), imports_of(path)) == []
 
 
 def test_every_exception_is_needed() -> None:
-    arrows = [(name_of(path), name) for path in FILES for name in imported(path.read_text(encoding="utf-8"))]
+    arrows = [(name_of(path), name) for path in FILES for name in imports_of(path)]
     for a, b in EXCEPTIONS:
         assert any(within(module, a) and within(name, b) for module, name in arrows), f"{a} -> {b} is gone: delete it here"
 
@@ -101,7 +107,7 @@ def test_every_exception_is_needed() -> None:
     ],
 )
 def test_an_arrow_upwards_is_found(module: str, source: str, found: list[str]) -> None:
-    assert upward(module, source) == found
+    assert upward(module, imported(source)) == found
 
 
 LIGHT = (
@@ -111,7 +117,6 @@ LIGHT = (
 )
 
 
-@pytest.mark.parametrize("code", LIGHT)
-def test_records_and_names_need_no_torch(code: str) -> None:
-    asked = f"import sys; {code}; assert 'torch' not in sys.modules"
+def test_records_and_names_need_no_torch() -> None:
+    asked = "\n".join(["import sys", *(f"{code}; assert 'torch' not in sys.modules" for code in LIGHT)])
     assert subprocess.run([sys.executable, "-c", asked], env={"PYTHONPATH": str(ROOT)}).returncode == 0

@@ -120,11 +120,14 @@ def _counts(cells: dict[int, CellResult]) -> Counts | None:
     """Rows in the order of the images; None where a severity is not finished."""
     if any(s not in cells or not cells[s].complete for s in SEVERITIES):
         return None
-    frames = [cells[s].frame.sort_values("index") for s in SEVERITIES]
-    if any(not np.array_equal(frames[0]["index"], frame["index"]) for frame in frames[1:]):
+    found = [cells[s].arrays for s in SEVERITIES]
+    orders = [np.argsort(arrays["index"]) for arrays in found]
+    images, right, of = (
+        [arrays[key][order] for arrays, order in zip(found, orders, strict=True)] for key in ("index", "correct", "repeats")
+    )
+    if any(not np.array_equal(images[0], other) for other in images[1:]):
         raise BadInput(f"{cells[1].folder} and its other severities hold other images; run the same command again")
-    right, of = (np.stack([frame[key].to_numpy() for frame in frames], axis=1) for key in ("correct", "repeats"))
-    return right, of
+    return np.stack(right, axis=1), np.stack(of, axis=1)
 
 
 def _accuracy(cells: list[Counts]) -> dict[str, float]:

@@ -4,12 +4,14 @@ import dataclasses
 import math
 import re
 import textwrap
-from collections.abc import Container, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rush_bench.attacks.suites import is_quick
 from rush_bench.errors import unknown_name
@@ -183,30 +185,41 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
     only: same data set, threat, suite and n (in a block of the paper style: those of its fullest suite and largest n). An upper
     bound is not ranked.
     """
-    if frame.empty:
-        return set()
     bounds = [str(names).split(",") for names in frame["upper_bounds"]]
-    shown = {name: [estimate_of(name) in row for row in bounds] for name in frame if f"{name}_low" in frame}
-    frame = frame.assign(**{name: frame[name].mask(pd.Series(hidden, frame.index)) for name, hidden in shown.items()})
+    columns = {
+        name: np.where([estimate_of(name) in row for row in bounds], math.nan, frame[name].to_numpy(float))
+        for name in measured_columns(frame)
+    }
     if "block" not in frame:
-        names = list(measured_columns(frame))
-        terms = ["dataset", "pretrain_dataset", "threat", "suite", "n"]
-        return {hit for _, part in frame.groupby(terms, dropna=False) for name in names for hit in _tops(part[name])}
+        terms = (frame[name].tolist() for name in ("dataset", "pretrain_dataset", "threat", "suite", "n"))
+        groups = _places(tuple(None if pd.isna(value) else value for value in line) for line in zip(*terms, strict=True))
+        return {hit for places in groups.values() for name in columns for hit in _tops(name, columns[name], places)}
+    published = {name: frame[name].to_numpy(float) for name in PAPER_FIRST[1:4]}
+    other = ["2" in str(marks).split(",") for marks in frame["footnotes"]]
+    published["published_standard"] = np.where(other, math.nan, published["published_standard"])
+    full = [(not is_quick(str(suite)), n) for suite, n in zip(frame["suite"], frame["n"], strict=True)]
     found: set[tuple[int, str]] = set()
-    for _, block in frame.groupby("block", sort=False):
-        ranked = block[~block["footnotes"].fillna("").str.split(",").map(lambda marks: "2" in marks)]
-        found |= _tops(ranked["published_standard"]) | _tops(block["published_pgd"]) | _tops(block["published_aa"])
-        measured = block[block["n"].notna()]
-        if len(measured):
-            terms = measured.assign(full=~measured["suite"].astype(str).map(is_quick))[["full", "n"]]
-            equal = measured[(terms == terms.sort_values(["full", "n"]).iloc[-1]).all(axis=1)]
-            found |= {hit for name in measured_columns(frame) for hit in _tops(equal[name])}
+    for places in _places(frame["block"]).values():
+        measured = [i for i in places if not pd.isna(full[i][1])]
+        most = max((full[i] for i in measured), default=None)
+        equal = [i for i in measured if full[i] == most]
+        for part, rows in ((published, places), (columns, equal)):
+            found |= {hit for name in part for hit in _tops(name, part[name], rows)}
     return found
 
 
-def _tops(column: pd.Series) -> set[tuple[int, str]]:
-    shown = column.astype(float).round(1).dropna()
-    return {(i, str(column.name)) for i in shown.index[shown == shown.max()]} if len(shown) > 1 else set()
+def _places(keys: Iterable[Any]) -> dict[Any, list[int]]:
+    """The places of each key."""
+    found: dict[Any, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        found[key].append(i)
+    return found
+
+
+def _tops(name: str, column: NDArray[np.float64], places: Sequence[int]) -> set[tuple[int, str]]:
+    shown = {i: column[i].round(1) for i in places if not math.isnan(column[i])}
+    most = max(shown.values(), default=None)
+    return {(i, name) for i, value in shown.items() if value == most} if len(shown) > 1 else set()
 
 
 def _empty(frame: pd.DataFrame, name: str) -> bool:

@@ -97,16 +97,19 @@ class ResizePad:
 
     def __call__(self, images: Tensor, stream: Stream, draws: int) -> Tensor:
         u = stream.uniform(len(images), draws, (3,), images.device)
-        return torch.stack(
-            [torch.stack([self.one(x, *each) for each in row]) for x, row in zip(images, u.tolist(), strict=True)]
-        )
+        return torch.stack([self.placed(images, row) for row in u.transpose(0, 1).tolist()], 1)
 
-    def one(self, image: Tensor, size: float, top: float, left: float) -> Tensor:
-        height, width = image.shape[1:]
-        side = self.least + int(size * (height - self.least + 1))
-        small = F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]
-        y, x = int(top * (height - side + 1)), int(left * (width - side + 1))
-        return F.pad(small, (x, width - side - x, y, height - side - y))
+    def placed(self, images: Tensor, drawn: list[list[float]]) -> Tensor:
+        """Each image (B, C, H, W) by its numbers for side, top and left, (B, 3) in [0, 1)."""
+        height, width = images.shape[2:]
+        small = [F.interpolate(images, (side, side), mode="bilinear", antialias=True) for side in range(self.least, height + 1)]
+        made = []
+        for k, (size, top, left) in enumerate(drawn):
+            image = small[int(size * len(small))][k]
+            side = image.shape[1]
+            y, x = int(top * (height - side + 1)), int(left * (width - side + 1))
+            made.append(F.pad(image, (x, width - side - x, y, height - side - y)))
+        return torch.stack(made)
 
 
 class HiddenResizePad(nn.Module):
@@ -117,7 +120,7 @@ class HiddenResizePad(nn.Module):
         self.network, self.pad = network, ResizePad()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(torch.stack([self.pad.one(image, *torch.rand(3).tolist()) for image in x]))
+        return self.network(self.pad.placed(x, torch.rand(len(x), 3).tolist()))
 
 
 class StochasticActivationPruning(nn.Module):

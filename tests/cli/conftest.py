@@ -31,6 +31,13 @@ def rush_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of trials and certificates, which take as long as the rest, are not drawn; they have tests of their own."""
+    monkeypatch.setattr("rush_bench.api.settle.write_figures", lambda *found: [])
+    monkeypatch.setattr("rush_bench.report.certificates.figure", lambda *found: None)
+
+
+@pytest.fixture
 def process() -> Callable[..., "subprocess.Popen[str]"]:
     """Start a command in a process of its own."""
 

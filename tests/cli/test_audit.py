@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from rush_bench.api import settle as settled
 from rush_bench.api.audit import published_claim, stated_claim
 from rush_bench.audits import run as room
 from rush_bench.audits.evidence import Evidence
@@ -20,10 +19,9 @@ SMALL |= {"certificate": 200, "published": {"steps": 1, "queries": 2, "targets":
 
 
 @pytest.fixture
-def audit(rush_bench, store: Path, mine: Path, monkeypatch: pytest.MonkeyPatch):
+def audit(rush_bench, store: Path, mine: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch):
     """`audit` at a budget that takes a moment, its probes made by hand: the probes have tests of their own."""
     monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], **SMALL))
-    monkeypatch.setattr(settled, "write_figures", lambda *found: [])  # which take longer than the rest
     names = {"flags": "zero-gradients", "truth": "true-gradient", "indicators": "unconstrained-attack-failure"}
     names["binarization"] = "binarization"
     for kind, check in names.items():

@@ -59,6 +59,7 @@ def test_staged_models_of_a_store_then_read_back(certify) -> None:
     assert len(list(Path("results/certificates/runs").iterdir())) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_that_differs_is_exit_code_1(certify, tmp_path: Path) -> None:
     certify("gauss", "--dataset", "mine.npz", *QUICK, "--mode", "target", "--radius", "0.1")
     (file,) = tmp_path.rglob("cohen.tsv")
@@ -70,6 +71,7 @@ def test_a_table_that_differs_is_exit_code_1(certify, tmp_path: Path) -> None:
         assert f"1 lines compared with reference.txt, {code} differ" in result.stderr
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_stopped_is_3_and_a_shard_waits_for_the_others(certify) -> None:
     stopped = certify("gauss", "--dataset", "mine.npz", *QUICK, "--max-minutes", "0")
     assert stopped.exit_code == 3 and "the same command continues" in stopped.stderr
@@ -79,6 +81,7 @@ def test_stopped_is_3_and_a_shard_waits_for_the_others(certify) -> None:
     assert whole.exit_code == 0 and "gauss-mine gaussian:0.25 l2 on mine, fixed" in whole.stdout
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_network_of_ones_own(certify, tmp_path: Path) -> None:
     lines = [
         "import torch",
@@ -93,6 +96,7 @@ def test_a_network_of_ones_own(certify, tmp_path: Path) -> None:
     assert "own_certified_net.build uniform:0.3 linf" in result.stdout
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_attack_below_a_certificate_is_exit_code_1(certify, monkeypatch: pytest.MonkeyPatch) -> None:
     clash = check.Comparison("gauss@64", "pgd", "l2", 0.1, 64, 20, 0.9, 0.9, 0.1, 0.05)
     monkeypatch.setattr(check, "contradictions", lambda certificates, attacks: [clash])

@@ -14,7 +14,7 @@ from rush_bench.datasets.corruptions import ALL, USUAL
 from rush_bench.networks import build
 from rush_bench.store import save_model
 
-QUICK = ["--data-dir", "data", "--n", "10", "--repeats", "2"]
+QUICK = ["--data-dir", "data", "--n", "5", "--repeats", "2"]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_table_of_15_with_a_reference(corruptions) -> None:
     assert mean["accuracy"] == pytest.approx(np.mean([rows["rush-cifar10@3", c]["accuracy"] for c in USUAL]))
     assert mean["ce"] == pytest.approx(np.mean([rows["rush-cifar10@3", c]["ce"] for c in USUAL]))
     assert rows["plain-cifar10", "mean"]["ce"] == pytest.approx(100)
-    assert mean["K"] == 2 and mean["n"] == 10 and mean["accuracy_low"] <= mean["accuracy"] <= mean["accuracy_high"]
+    assert mean["K"] == 2 and mean["n"] == 5 and mean["accuracy_low"] <= mean["accuracy"] <= mean["accuracy_high"]
     assert not Path("results/runs").exists() and len(list(Path("results/corruptions/runs").iterdir())) == 150
     assert Path("results/corruptions/cifar10-set15.csv").is_file()
 

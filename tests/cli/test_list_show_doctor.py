@@ -1,8 +1,11 @@
 """`list`, `show`, `doctor`: names and what is behind them."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import multiprocessing
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -243,8 +246,25 @@ def test_an_import_is_tried() -> None:
     assert "no_such_package" in (doctor.try_import("import no_such_package") or "")
 
 
-def test_imports_are_tried_together_with_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def forked(code: str) -> subprocess.CompletedProcess[str]:
+    """What a fresh interpreter does; torch, which takes seconds to import, is there already."""
+
+    def work() -> None:
+        with Path("said").open("w") as said, contextlib.redirect_stdout(said):
+            exec(code, {})
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    return subprocess.CompletedProcess([], process.exitcode, Path("said").read_text(), "")
+
+
+def test_imports_are_tried_together_with_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in ("print('hello')", "import no_such_package"):
+        first, second = doctor._run(code), forked(code)
+        assert (first.stdout, first.returncode) == (second.stdout, second.returncode)
+    monkeypatch.setattr(doctor, "_run", forked)
     found = doctor.together(["print('hello')", "import json"])
     assert found is not None and [check.what for check in found] == [check.what for check in doctor.devices()]
     assert doctor.together(["import no_such_package"]) is None

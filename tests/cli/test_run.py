@@ -1,11 +1,18 @@
 """`run`: plans, runs, resumes, fails job by job; what it makes is what the single commands make."""
 
 import json
+import multiprocessing
+import os
+import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -266,26 +273,46 @@ def arrays(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
+class Forked:
+    """Stands for `subprocess.Popen` of a command of ours; torch, which takes seconds to import, is there already."""
+
+    def __init__(self, words: Sequence[str], *, stdout: int, stderr: IO[str], env: Mapping[str, str]) -> None:
+        assert list(words[:3]) == [sys.executable, "-m", "rush_bench"] and stdout == subprocess.DEVNULL
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(words[2:], stderr, env))
+        self.process.start()
+        self.terminate, self.kill, self.wait = self.process.terminate, self.process.kill, self.process.join
+
+    @staticmethod
+    def _run(words: Sequence[str], stderr: IO[str], env: Mapping[str, str]) -> None:
+        os.environ |= env
+        sys.argv = list(words)
+        with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing), redirect_stderr(stderr):
+            runpy.run_module("rush_bench", run_name="__main__", alter_sys=True)
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+
 @pytest.mark.strangers
-def test_killed_and_shared_it_gives_the_same_bits(
-    tiny, process, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_shared_it_gives_the_same_bits(tiny, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny().exit_code == 0
     other = tmp_path / "other"
     other.mkdir()
     for name in ("tiny.toml", "mine.npz"):
         shutil.copy(tmp_path / name, other / name)
     shutil.copytree(tmp_path / "kept/simclr-mine", other / "kept/simclr-mine")  # one training is enough to be shared
-    line = ["run", "tiny.toml", "--device", "cpu", "--workers", "2"]
-    shared = process(line, other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    monkeypatch.chdir(other)
+    monkeypatch.setattr(subprocess, "Popen", Forked)
+    line = [sys.executable, "-m", "rush_bench", "run", "tiny.toml", "--device", "cpu", "--workers", "2"]
+    with Path(os.devnull).open("w") as nothing:
+        shared = Forked(line, stdout=subprocess.DEVNULL, stderr=nothing, env={"OMP_NUM_THREADS": "1"})
     log, begun = other / "results/tiny/worker-2.log", time.monotonic()
     while not list(other.glob("results/tiny/runs/*/chunk-0001.npz")) or "rush-bench" not in log.read_text():
         assert shared.poll() is None and time.monotonic() - begun < 120
         time.sleep(0.02)
     shared.kill()  # in the midst of the attacks
-    shared.communicate()
-    monkeypatch.chdir(other)  # its worker may still be at work
-    finished = tiny()
+    shared.wait()
+    finished = tiny()  # its worker may still be at work
     assert finished.exit_code == 0 and "rush-mine@1" in finished.stdout, finished.output
     mine_, theirs = arrays(tmp_path), arrays(other)
     assert mine_.keys() == theirs.keys() and len(mine_) == 2 * (2 + 2 * 4)

@@ -68,11 +68,12 @@ def test_models_of_the_store_are_certified_and_settled(rush_bench) -> None:
     result = rush_bench("run", "measured.toml", "--json")
     assert result.exit_code == 1 and set(json.loads(result.stdout)["failed"]) == set(impossible)
     assert list(Path("results/certificates").rglob("cohen.tsv")) and list(Path("results/settle").glob("*.md"))
+    assert list(Path("results/settle").glob("*.png"))
     again = rush_bench("run", "measured.toml", "--plan", "--json")
     assert states(again) == {"certify rush-mine": "done", "settle rush-mine@1": "done", **impossible}
 
 
-@pytest.mark.usefixtures("small", "store", "mine")
+@pytest.mark.usefixtures("small", "store", "mine", "undrawn")
 def test_an_audit_ends_in_a_verdict_and_is_done_then(rush_bench) -> None:
     Path("claim.toml").write_text(
         'out = "results"\n[[audit]]\nmodels = "plain"\ndataset = "mine.npz"\nbudget = "quick"\nn = 4\nclaim = 90\n'

@@ -16,7 +16,7 @@ SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "sweep_steps": 2,
 
 
 @pytest.fixture
-def settle(rush_bench, store: Path, mine: Path, monkeypatch: pytest.MonkeyPatch):
+def settle(rush_bench, store: Path, mine: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch):
     """`settle` at a budget that takes a moment."""
     monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], **SMALL))
 

@@ -27,11 +27,13 @@ class Linear(nn.Module):
         return self.linear(images.flatten(1))
 
 
+gc.set_threshold(200_000, 20, 100)  # looking for garbage took 5 % of the time
+
+
 def pytest_collection_finish() -> None:
-    """What importing and collecting made stays to the end: it is not searched for garbage again and again (5 % of the time)."""
+    """What importing and collecting made stays to the end: it is not searched again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)

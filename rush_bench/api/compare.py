@@ -10,7 +10,8 @@ from rush_bench.errors import BadInput, unknown_name
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
 from rush_bench.registry import datasets
-from rush_bench.report.layout import header
+from rush_bench.report import columns as columns_of
+from rush_bench.report.layout import DASH, header
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
@@ -48,7 +49,8 @@ def compare(first: str, second: str, results: Results = "results") -> Table:
         if name not in known:
             raise unknown_name("defence with finished cells", name, known)
     first_cells, second_cells = ({_terms(cell): cell for cell in _of(cells, name)} for name in (first, second))
-    rows = [row for terms in first_cells if terms in second_cells and (row := _row(first_cells[terms], second_cells[terms]))]
+    shared = sorted(first_cells.keys() & second_cells.keys(), key=_order)
+    rows = [row for terms in shared if (row := _row(terms, first_cells[terms], second_cells[terms]))]
     if not rows:
         raise BadInput(f"{first} and {second} share no finished attack on the same images: run the same suite on both")
     heads = ["Data set", "Threat", "Suite", "Attack", first, second, "Difference", "n"]
@@ -64,10 +66,19 @@ def _of(cells: Sequence[CellResult], name: str) -> list[CellResult]:
 
 
 def _terms(cell: CellResult) -> tuple[Any, ...]:
-    return tuple(cell.labels.get(key) for key in TERMS)
+    """What it shares with the cell of the other defence; clean images are the same under every threat and suite."""
+    attacked = cell.labels["attack"] != "clean"
+    return tuple(cell.labels.get(key) if attacked or key in TERMS[:3] else None for key in TERMS)
 
 
-def _row(first: CellResult, second: CellResult) -> dict[str, Any] | None:
+def _order(terms: tuple[Any, ...]) -> tuple[Any, ...]:
+    """By data set, threat and suite, attacks as the columns of a table."""
+    dataset, split, attack, suite, norm, eps = terms
+    place = [column.name for column in columns_of.plain([attack])].index(attack)
+    return str(dataset), str(split), str(norm or ""), eps or 0.0, str(suite or ""), place, attack
+
+
+def _row(terms: tuple[Any, ...], first: CellResult, second: CellResult) -> dict[str, Any] | None:
     same = first.identity["images"] == second.identity["images"]
     if not same and first.labels["dataset"] not in datasets.entries:  # only there a position names an image for ever
         return None
@@ -77,8 +88,7 @@ def _row(first: CellResult, second: CellResult) -> dict[str, Any] | None:
     if (both["label_a"] != both["label_b"]).any():
         raise BadInput(f"{first.folder} and {second.folder} have other labels for the same images: they are of two data sets")
     a, b = ([both[f"{part}_{side}"].to_numpy() for part in ("correct", "repeats")] for side in "ab")
-    labels = first.labels
-    about = {key: labels.get(key) for key in ("dataset", "suite", "attack", "norm", "eps")}
+    about = {key: value for key, value in zip(TERMS, terms, strict=True) if key != "split"}
     numbers: dict[str, Any] = {"n": len(both), "first": 100 * float((a[0] / a[1]).mean())}
     numbers["second"] = 100 * float((b[0] / b[1]).mean())
     parts = ("difference", "difference_low", "difference_high")
@@ -88,7 +98,6 @@ def _row(first: CellResult, second: CellResult) -> dict[str, Any] | None:
 
 def _words(row: dict[str, Any]) -> list[str]:
     difference = Estimate(*(row[part] / 100 for part in ("difference", "difference_low", "difference_high")))
-    clean = row["attack"] == "clean" or row["eps"] is None
-    threat = "none" if clean else threat_text(row["norm"], row["eps"])
+    threat = "none" if row["eps"] is None else threat_text(row["norm"], row["eps"])
     numbers = [f"{row['first']:.1f}", f"{row['second']:.1f}", percent(difference, signed=True), str(row["n"])]
-    return [row["dataset"], threat, row["suite"], header(row["attack"]), *numbers]
+    return [row["dataset"], threat, row["suite"] or DASH, header(row["attack"]), *numbers]

@@ -127,6 +127,19 @@ def test_compare_pairs_the_images_that_both_have(two) -> None:
     assert np.allclose(backwards["difference"], -frame["difference"])
 
 
+def test_compare_has_clean_images_once_and_attacks_as_a_table_has_them(two, digits) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
+    rb.attack(
+        rb.Deterministic(net, shape=digits.shape, name="one"), "linf4-quick", digits, attacks=["clean", "pgd"], quiet=True
+    )
+    frame = rb.compare("one", "one").frame
+    found = [
+        (attack, None if np.isnan(eps) else round(255 * eps)) for attack, eps in zip(frame["attack"], frame["eps"], strict=True)
+    ]
+    assert found == [("clean", None), ("pgd", 4), ("worst", 4), ("pgd", 8), ("worst", 8)]
+
+
 def test_compare_refuses_what_it_cannot_pair(two, network, digits) -> None:
     with pytest.raises(BadInput, match="did you mean 'one'"):
         rb.compare("on", "two")

@@ -259,6 +259,19 @@ def forked(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess([], process.exitcode, Path("said").read_text(), "")
 
 
+@pytest.mark.parametrize("loads", [True, False])
+def test_torchvision_loads_its_operators_beside_this_torch(loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = ""
+    if not loads:  # as one of another torch answers
+        (tmp_path / "torchvision").mkdir()
+        (tmp_path / "torchvision/__init__.py").touch()
+        (tmp_path / "torchvision/extension.py").write_text("def _assert_has_ops(): raise RuntimeError('no operators')\n")
+        before = f"import sys; sys.modules.pop('torchvision', None); sys.path.insert(0, {str(tmp_path)!r})\n"
+    done = forked(f"{before}{doctor.OPERATORS}print('torchvision' in sys.modules)")
+    assert (done.returncode, done.stdout) == ((0, "False\n") if loads else (1, ""))
+
+
 def test_imports_are_tried_together_with_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for code in ("print('hello')", "import no_such_package"):

@@ -1,7 +1,9 @@
 """What the README shows is what the files and the code have."""
 
 import importlib.util
+import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,15 @@ def test_what_is_said_of_the_models_is_on_their_cards():
         measured = [f"{100 * last[key]:.1f}" for key in ("clean", "robust", "noisy") if key in last]
         assert re.findall(r"\d+\.\d", said) == measured
         assert all(sha256_file(ROOT / f"models/{name}/{stem}.safetensors") == sha for stem, sha in card["sha256"].items())
+
+
+def test_what_is_said_of_the_audit_of_pgd_at_is_in_its_file():
+    page = (ROOT / "docs/rush-claim.md").read_text(encoding="utf-8")
+    said = re.search(r"its claim of ([\d.]+) % \*(.+)\*: ([\d.]+) % \[([\d.]+), ([\d.]+)\]", page)
+    with zipfile.ZipFile(ROOT / "results/table1-cpu.zip") as file:
+        verdict = json.loads(file.read("audit/pgd_at-c10-tiny-cifar10-linf8-quick.json"))["verdict"]
+    numbers = [verdict["claim"]["value"], *(verdict["worst"][end] for end in ("value", "low", "high"))]
+    assert said[2] == verdict["word"] and [said[k] for k in (1, 3, 4, 5)] == [f"{100 * number:.1f}" for number in numbers]
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

@@ -20,6 +20,7 @@ from rush_bench.records.published import published
 from rush_bench.report.columns import COLUMNS, Column, estimate_of, header_of
 from rush_bench.report.columns import paper as paper_columns
 from rush_bench.report.columns import plain as plain_columns
+from rush_bench.report.rows import transferred_from
 
 DASH = "–"
 NUMERIC = re.compile(rf"(≥ )?[-+]?\d|{DASH}$")
@@ -182,8 +183,8 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
     """(row, column) of the best of each block and column, ties to one decimal included; fewer than two have no best.
 
     Published standard accuracies with footnote 2 are not ranked, as in the paper. Measured ones are ranked on equal terms
-    only: same data set, threat, suite and n (in a block of the paper style: those of its fullest suite and largest n). An upper
-    bound is not ranked.
+    only: same data sets, threat, suite and n (in a block of the paper style: those of its fullest suite and largest n). An
+    upper bound is not ranked.
     """
     bounds = [str(names).split(",") for names in frame["upper_bounds"]]
     columns = {
@@ -191,8 +192,9 @@ def best(frame: pd.DataFrame) -> set[tuple[int, str]]:
         for name in measured_columns(frame)
     }
     if "block" not in frame:
-        terms = (frame[name].tolist() for name in ("dataset", "pretrain_dataset", "threat", "suite", "n"))
-        groups = _places(tuple(None if pd.isna(value) else value for value in line) for line in zip(*terms, strict=True))
+        terms = [frame[name].tolist() for name in ("dataset", "pretrain_dataset", "threat", "suite", "n")]
+        lines = ([None if pd.isna(value) else value for value in line] for line in zip(*terms, strict=True))
+        groups = _places((dataset, transferred_from(str(dataset), before), *rest) for dataset, before, *rest in lines)
         return {hit for places in groups.values() for name in columns for hit in _tops(name, columns[name], places)}
     published = {name: frame[name].to_numpy(float) for name in PAPER_FIRST[1:4]}
     other = ["2" in str(marks).split(",") for marks in frame["footnotes"]]

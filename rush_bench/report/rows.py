@@ -209,11 +209,16 @@ def _any(cell: CellResult) -> Estimate:
     return Estimate(float(right.mean()), *clopper_pearson(float(right.sum()), len(right)))
 
 
+def transferred_from(dataset: str, before: str | None) -> str | None:
+    """The data set of the pre-training where it is another one (STL-10's is its unlabelled split); None else."""
+    return None if before == dataset != "stl10" else before
+
+
 def _order(row: Row) -> tuple[Any, ...]:
     labels, threat = row.labels, row.threat or {"norm": "", "eps": 0}
     return (
         labels["dataset"],
-        str(labels.get("pretrain_dataset")),
+        transferred_from(labels["dataset"], labels.get("pretrain_dataset")) or "",
         threat["norm"],
         threat["eps"],
         row.quick,

@@ -14,7 +14,7 @@ from rush_bench.errors import unknown_name
 from rush_bench.records import CellResult, save_indexes
 from rush_bench.records.published import BLOCKS, PublishedRow, published
 from rush_bench.report import columns as columns_of
-from rush_bench.report.rows import Row, rows
+from rush_bench.report.rows import Row, rows, transferred_from
 from rush_bench.report.trainings import Trainings
 
 STYLES = ("plain", "paper")
@@ -178,11 +178,9 @@ def _published(entry: PublishedRow) -> dict[str, Any]:
 
 def block_of(labels: Mapping[str, Any]) -> str:
     """The block of what was measured: `CIFAR-10`, `CIFAR-10 -> STL-10`; without pre-training, the data set alone."""
-    dataset, before = labels["dataset"], labels.get("pretrain_dataset")
-    title = TITLES.get(dataset, dataset)
-    if before is None or (before == dataset != "stl10"):  # stl10 pre-trains on its unlabelled split
-        return title
-    return f"{TITLES.get(before, before)} -> {title}"
+    dataset = labels["dataset"]
+    title, before = TITLES.get(dataset, dataset), transferred_from(dataset, labels.get("pretrain_dataset"))
+    return f"{TITLES.get(before, before)} -> {title}" if before else title
 
 
 def matches_published(entry: PublishedRow, labels: Mapping[str, Any]) -> bool:

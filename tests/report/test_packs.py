@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+import rush_bench as rb
 from rush_bench.cli import main
 from rush_bench.errors import BadInput
 from rush_bench.files import digest, write_json
@@ -119,11 +120,16 @@ def test_pandas_alone_reads_its_records(folder, tmp_path):
     assert set(records["record"]) == {f"runs/{path.name}" for path in (folder / "runs").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["cifar10-small", "digits"])
+@pytest.mark.parametrize("name", ["cifar10-small", "digits", "table1-cpu"])
 def test_what_is_committed_makes_the_tables_beside_it(name, tmp_path):
     answer("table", "--results", RESULTS / f"{name}.zip", "--store", tmp_path / "none", "--out", tmp_path, "--format", "csv,md")
     for file in ("table.csv", "table.md"):
         assert (tmp_path / file).read_bytes() == (RESULTS / name / file).read_bytes()
+
+
+def test_what_is_committed_makes_the_comparison_beside_it():
+    shown = rb.compare("rush-c10-tiny@1", "noise_sup-c10-tiny@1", RESULTS / "table1-cpu.zip").to_markdown()
+    assert (RESULTS / "table1-cpu/compare.md").read_text(encoding="utf-8") == shown
 
 
 def test_holds_what_a_reader_needs_and_no_more(folder, tmp_path):

@@ -57,6 +57,19 @@ def test_measured_are_ranked_among_themselves_on_equal_terms(lab):
     assert {plain.at[i, "defense"] for i, _ in best(plain)} == {"acl", "advcl"}
 
 
+def test_a_pretraining_on_the_same_images_is_ranked_with_none(lab):
+    """RUSH beside supervised systems; what comes from other images stands apart."""
+    for name, right, before in (
+        ("a-rush", 7, "cifar10"),
+        ("b-trades", 8, None),
+        ("c-simclr", 9, "cifar100"),
+        ("d-free", 6, None),
+    ):
+        lab.cell(name, "pgd", ones(right), pretrain_dataset=before)
+    frame = table(lab.results())
+    assert frame["defense"].tolist() == ["a-rush", "b-trades", "d-free", "c-simclr"] and best(frame) == {(1, "pgd")}
+
+
 def test_one_alone_is_not_the_best(lab):
     lab.cell("rush@64", "pgd", ones(6), votes=64)
     assert not [hit for hit in best(table(lab.results(), "paper")) if hit[1].startswith("measured")]

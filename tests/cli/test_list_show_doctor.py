@@ -267,7 +267,8 @@ def test_torchvision_loads_its_operators_beside_this_torch(loads, tmp_path: Path
         (tmp_path / "torchvision").mkdir()
         (tmp_path / "torchvision/__init__.py").touch()
         (tmp_path / "torchvision/extension.py").write_text("def _assert_has_ops(): raise RuntimeError('no operators')\n")
-        before = f"import sys; sys.modules.pop('torchvision', None); sys.path.insert(0, {str(tmp_path)!r})\n"
+        before = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        before += "for name in [name for name in sys.modules if name.startswith('torchvision')]: del sys.modules[name]\n"
     done = forked(f"{before}{doctor.OPERATORS}print('torchvision' in sys.modules)")
     assert (done.returncode, done.stdout) == ((0, "False\n") if loads else (1, ""))
 

@@ -64,9 +64,13 @@ def test_control_c_leaves_work_that_the_same_command_finishes(rush_bench, mine: 
         return step(stage, *rest)
 
     args = ["train", "simclr", "--dataset", mine, *TINY]
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "train_step", interrupted)
-        stopped = rush_bench(*args)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "train_step", interrupted)
+            stopped = rush_bench(*args)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (stopped.exit_code, stopped.stdout) == (130, ""), stopped.stderr
     assert stopped.stderr.endswith("stopped; the same command continues\n") and "Traceback" not in stopped.stderr
     assert Path("models/simclr-mine/.training/checkpoint.pt").exists()

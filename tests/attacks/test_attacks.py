@@ -160,6 +160,25 @@ def test_the_kept_iterate_is_the_best_on_held_apart_draws(name):
         assert losses[1].mean() > losses[0].mean() + 0.05
 
 
+@pytest.mark.parametrize("name", ["pgd", "eot"])
+def test_the_last_iterate_is_not_handed_back_where_an_earlier_one_is_better(name):
+    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 8}, seed=3).eval()
+    with torch.no_grad():
+        network.head.weight.mul_(20)
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    defense, threat, settings = (
+        Deterministic(network, shape=(1, 8, 8)),
+        Threat("linf", 0.3),
+        {"steps": 7, "step": 1.0, "draws": 4},
+    )
+    labels = defense.predict(images, STREAM).labels
+    kept, last = (
+        defense.gradient(attack.run(defense, images, labels, threat, STREAM), labels, "ce", 1, STREAM).loss
+        for attack in (attacks.load(name)(**settings), attacks.load("pgd-ablation")(of=name, keep="last", **settings))
+    )
+    assert (kept >= last - 1e-4).all() and kept.mean() > last.mean() + 0.05
+
+
 def test_random_starts_fill_the_ball():
     images = torch.full((4000, *SHAPE), 0.5)
     for threat in (Threat("linf", 0.1), Threat("l2", 0.1)):

@@ -22,17 +22,15 @@ import numpy as np
 import torch
 from clock import interleaved, ratio, spread
 from torch import Tensor, nn
+from training_step import step_of
 
 import rush_bench as rb
 from rush_bench.datasets.views import SimCLRViews
 from rush_bench.networks import build
 from rush_bench.noise import Stream
-from rush_bench.registry import attacks, recipes
-from rush_bench.settings import override
+from rush_bench.registry import attacks
 from rush_bench.threats import Threat
 from rush_bench.training.loop import train_step
-from rush_bench.training.optimisers import make_optimiser
-from rush_bench.training.stage import Batch, Context
 
 EPS, NETWORK = 8 / 255, {"name": "resnet18", "width": 16}
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -143,12 +141,7 @@ def views(batch: int, rounds: int) -> None:
         loss(first, second).backward()
         theirs.step()
 
-    recipe = recipes.load("simclr")
-    settings = override(recipe.settings, {"pretrain.batch_size": batch})
-    network = build(NETWORK).to(memory_format=torch.channels_last)
-    stage = recipe.plans(settings)[0].make(Context(network, settings, {"pretrain": data, "train": data, "val": data}, 0))
-    optimiser = make_optimiser(settings.pretrain, stage.parameter_groups())
-    our_step = partial(train_step, stage.train(), optimiser, Batch(data, torch.arange(batch), random, 0, 0))
+    our_step = partial(train_step, *step_of("simclr", build(NETWORK), data))
     ways: dict[str, Callable[[], Any]] = {"views": our_views, "lightly's views": their_views}
     ways |= {"step": our_step, "lightly's step": their_step}
     for way in ways.values():

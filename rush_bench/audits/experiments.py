@@ -174,11 +174,6 @@ def _strong_settings(b: Budget, s: Subject) -> dict[str, Any]:
     return {"steps": b.sweep_steps, "draws": max(b.draws, s.draws and 16)}
 
 
-def _parts(s: Subject, b: Budget) -> tuple[Name, ...]:
-    """AutoAttack's parts; none are those of its standard version."""
-    return settled(s.classes, b.parts)
-
-
 def _t0(s: Subject, b: Budget) -> list[Trial]:
     return [Trial("T0", f"{b.points} random points", "random-noise", {"points": b.points})]
 
@@ -237,7 +232,7 @@ def _t5(s: Subject, b: Budget) -> list[Trial]:
 def _t6(s: Subject, b: Budget) -> list[Trial]:
     if not s.has_bank or not s.has_module:
         return []
-    parts = _parts(s, b)
+    parts = settled(s.classes, b.parts)
     settings = {"parts": parts, "steps": b.part_steps}
     title = "AA" if not parts else "+".join(part.upper() for part in parts)
     if not s.draws:
@@ -351,7 +346,7 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
     )
     if s.has_bank and s.has_module:
         size, title = max(s.draws, 16), "APGD" if b.parts else "AutoAttack"
-        settings = {"parts": _parts(s, b), "steps": b.part_steps, "bank": size}
+        settings = {"parts": settled(s.classes, b.parts), "steps": b.part_steps, "bank": size}
         bars.append(Trial("T15", f"{title} on a bank of {size}", "aa", settings))
     return [*theirs, *bars, _worst("T15", s, b)]
 
@@ -398,7 +393,9 @@ def _t16(s: Subject, b: Budget) -> list[Trial]:
     ours = {"steps": b.part_steps or b.sweep_steps, "losses": losses, "draws": 1, "select_draws": 1}
     trials = []
     for on, prefix in subjects:
-        trials.append(Trial("T16", prefix + "AutoAttack", "aa", {"parts": _parts(s, b), "steps": b.part_steps}, on=on))
+        trials.append(
+            Trial("T16", prefix + "AutoAttack", "aa", {"parts": settled(s.classes, b.parts), "steps": b.part_steps}, on=on)
+        )
         trials.append(Trial("T16", prefix + "randomised code path, no noise", "eot-apgd", ours, on=without_noise(on)))
     return trials
 

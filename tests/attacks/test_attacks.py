@@ -135,13 +135,18 @@ def test_autoattack_may_break_every_image_of_a_randomised_defence(parts):
     assert len(images) > 10 and (defense.predict(attacked, STREAM).labels != labels).all()
 
 
-@pytest.mark.parametrize("name", ["pgd", "eot"])
-def test_the_kept_iterate_is_the_best_on_held_apart_draws(name):
-    """A step far too long makes the last iterate poor; what is returned must be at least as good as the start."""
+def sharp():
+    """A network of large logits on 8x8, and four images."""
     network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 8}, seed=3).eval()
     with torch.no_grad():
         network.head.weight.mul_(20)
-    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    return network, torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", ["pgd", "eot"])
+def test_the_kept_iterate_is_the_best_on_held_apart_draws(name):
+    """A step far too long makes the last iterate poor; what is returned must be at least as good as the start."""
+    network, images = sharp()
     for defense in (
         Deterministic(network, shape=(1, 8, 8)),
         Smoothed(network, noise=Uniform(0.1), votes=4, shape=(1, 8, 8)),
@@ -162,15 +167,9 @@ def test_the_kept_iterate_is_the_best_on_held_apart_draws(name):
 
 @pytest.mark.parametrize("name", ["pgd", "eot"])
 def test_the_last_iterate_is_not_handed_back_where_an_earlier_one_is_better(name):
-    network = build({"name": "tiny", "classes": 5, "channels": 1, "size": 8}, seed=3).eval()
-    with torch.no_grad():
-        network.head.weight.mul_(20)
-    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    defense, threat, settings = (
-        Deterministic(network, shape=(1, 8, 8)),
-        Threat("linf", 0.3),
-        {"steps": 7, "step": 1.0, "draws": 4},
-    )
+    network, images = sharp()
+    defense, threat = Deterministic(network, shape=(1, 8, 8)), Threat("linf", 0.3)
+    settings = {"steps": 7, "step": 1.0, "draws": 4}
     labels = defense.predict(images, STREAM).labels
     kept, last = (
         defense.gradient(attack.run(defense, images, labels, threat, STREAM), labels, "ce", 1, STREAM).loss

@@ -21,7 +21,7 @@ from rush_bench.report.figures import percent
 from rush_bench.report.layout import BOUND, DASH, NARROW, drop_columns, header, is_text, lay_out, lift_shared_columns
 from rush_bench.report.rows import Row
 
-BOLD = "Bold: the highest of at least two of the same data set, pre-training data, threat, suite and n."
+BOLD = "Bold: the highest of at least two of the same data sets, threat, suite and n; pre-training on the same images is none."
 NAMED = ("defense", "attack", "corruption", "severity", "experiment", "trial", "suite", "dataset")  # labels in a record's name
 
 

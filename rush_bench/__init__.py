@@ -40,8 +40,11 @@ if TYPE_CHECKING:
     from rush_bench.noise import Uniform as Uniform
     from rush_bench.training import train as train
 
-if "torch" not in sys.modules:  # OpenMP reads it once: threads that spin for each other starve on a machine with other work
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP reads it once: threads that spin for each other starve on a machine with other work. GNU's spin for
+# less than a millisecond: as fast as longer on a quiet machine, as fast as none on a busy one (benchmarks/waiting.py).
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 _HOME = {
     "Defense": "defenses",

@@ -24,12 +24,18 @@ def test_import_and_dir_need_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("before", "own", "expected"),
-    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("import sys; sys.modules['torch'] = sys", {}, None)],
+    [
+        ("", {}, ("PASSIVE", "20000")),
+        ("", {"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None)),
+        ("", {"GOMP_SPINCOUNT": "7"}, ("PASSIVE", "7")),
+        ("import sys; sys.modules['torch'] = sys", {}, (None, None)),
+    ],
 )
-def test_threads_wait_without_spinning_where_torch_is_not_there_yet(
-    before: str, own: dict[str, str], expected: str | None
+def test_threads_hardly_spin_where_torch_is_not_there_yet(
+    before: str, own: dict[str, str], expected: tuple[str | None, str | None]
 ) -> None:
-    code = f"{before}\nimport os, rush_bench; assert os.environ.get('OMP_WAIT_POLICY') == {expected!r}"
+    found = "(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
+    code = f"{before}\nimport os, rush_bench; assert {found} == {expected!r}"
     root = str(Path(__file__).parents[1])
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": root, **own}).returncode == 0
 

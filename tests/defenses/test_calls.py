@@ -183,6 +183,14 @@ class Modes(Net):
         return super().forward(row_noise(x)) * (2 if torch.is_grad_enabled() else 1)
 
 
+class SlowMean(Net):
+    mean = 0.5
+
+    def forward(self, x):
+        self.mean += 1e-6 * (float(x.detach().mean()) - self.mean)
+        return super().forward(row_noise(x) - self.mean)
+
+
 class Counts(Net):
     calls = 0
 
@@ -197,6 +205,7 @@ class Counts(Net):
         (lambda: Randomised(LessMean().eval(), shape=SHAPE), "other images of its batch"),
         (lambda: Randomised(Modes().eval(), shape=SHAPE), "while gradients are recorded"),
         (lambda: Randomised(Counts().eval(), shape=SHAPE), "from call to call"),
+        (lambda: Randomised(SlowMean().eval(), shape=SHAPE), "from call to call"),
         (lambda: Randomised(Net().eval(), transform=lambda x: x[:1], shape=SHAPE), "must return images"),
         (lambda: Randomised(Net().eval(), transform=lambda x: x.numpy() * 1, shape=SHAPE), "must return images"),
         (lambda: Randomised(Net().eval(), transform=v2.JPEG((5, 50)), shape=SHAPE), "transform fails on float32 images"),

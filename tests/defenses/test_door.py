@@ -3,6 +3,7 @@
 import copy
 import random
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -298,6 +299,39 @@ class Counts(Conv):
         return super().forward(x) * (1 if self.calls < 14 else -1)
 
 
+class SlowMean(Conv):
+    """Takes a running mean off the images that moves by 1e-6 of the way at each call: no short look sees it move."""
+
+    def __init__(self, kind="buffer"):
+        super().__init__()
+        self.register_buffer("running", torch.tensor(0.5))
+        self.kind, self.number, self.listed = kind, 0.5, [torch.tensor(0.5)]
+
+    def forward(self, x):
+        mean = x.detach().mean()
+        if self.kind == "buffer":
+            self.running += 1e-6 * (mean - self.running)
+        elif self.kind == "number":
+            self.number += 1e-6 * (float(mean) - self.number)
+        else:
+            self.listed[0] = self.listed[0] + 1e-6 * (mean - self.listed[0])
+        return super().forward(x - self.running - self.number - self.listed[0])
+
+
+class Remembers(Conv):
+    """Keeps what changes no answer: its calls, its last features and a copy of the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.kept = 0, []
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls, self.kept = self.calls + 1, [x.detach().clone()]
+        self.seen += len(x)
+        return super().forward(x)
+
+
 class Modes(Conv):
     def forward(self, x):
         return super().forward(x) * (2 if torch.is_grad_enabled() else 1)
@@ -360,6 +394,7 @@ class NoGrad(Conv):
         (FirstRules, "other images of its batch"),
         (Normed, "other images of its batch"),
         (Counts, "from call to call"),
+        *((partial(SlowMean, kind), "from call to call") for kind in ("buffer", "number", "list")),
         (Modes, "while gradients are recorded"),
         (Asks, "while gradients are recorded"),
         (Tuple, r"not a tuple.*self.network\(x\)\[0\]"),
@@ -379,6 +414,13 @@ def test_what_is_refused_says_the_way_out(network, says):
     with pytest.raises(BadInput, match=says) as error:
         Deterministic(network().eval(), shape=SHAPE)
     assert "\n" not in str(error.value).split(": ")[0]
+
+
+def test_a_network_may_remember_what_changes_no_answer():
+    network = Remembers().eval()
+    images = torch.rand(3, *SHAPE)
+    defense = Deterministic(network, shape=SHAPE)
+    assert torch.equal(defense.predict(images, STREAM).labels, network(images).argmax(1))
 
 
 def test_a_defence_is_made_of_a_network():

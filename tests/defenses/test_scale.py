@@ -78,10 +78,11 @@ def test_small_logits_of_several_classes_are_attacked_as_usual_ones(norm: str) -
     with torch.no_grad():
         plain[3].weight.mul_(15 / (plain(images).amax(1) - plain(images).amin(1)).median())
         plain[3].bias.sub_(plain(images).mean(0))
+    masked = nn.Sequential(Times(plain, 1e-4), nn.ConstantPad1d((0, 1), -1e9))  # an eleventh class that nobody is given
     threat, stream = Threat(norm, 0.08 if norm == "linf" else 0.25), Stream(0, "scale", torch.arange(100))
     broken = []
-    for by in (1, 0.1, 0.02, 1e-5):
-        defense = Deterministic(Times(plain, by).eval(), shape=(1, 4, 4))
+    for network in (*(Times(plain, by) for by in (1, 0.1, 0.02, 1e-5)), masked):
+        defense = Deterministic(network.eval(), shape=(1, 4, 4))
         labels = defense.predict(images, stream).labels
         attacked = attacks.load("pgd")().run(defense, images, labels, threat, stream)
         broken.append(int((defense.predict(attacked, stream).labels != labels).sum()))

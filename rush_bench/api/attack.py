@@ -29,7 +29,7 @@ def attack(
     suite: str | Suite = "linf8",
     data: Any = None,
     *,
-    attacks: Sequence[str] = (),
+    attacks: Sequence[str] | str = (),
     settings: Mapping[str, Any] | None = None,
     out: Path | str = "results",
     seed: int = 0,
@@ -49,7 +49,8 @@ def attack(
         data: float images (N, C, H, W) in [0, 1] or uint8, and labels (N,), as `(x, y)`; a Dataset or DataLoader of
             (image, label); the name of a data set or a path, of which 1000 images are taken unless `n` says how many. For
             models of the store, None is what each was trained for.
-        attacks: registered attacks to run in place of the suite's: `["clean", "pgd", "square", "eot-apgd"]`.
+        attacks: registered attacks to run in place of the suite's: `["clean", "pgd", "square", "eot-apgd"]`, or
+            "clean,pgd" as the command line has it.
         settings: of attacks, by dotted names: `{"pgd.steps": 40}`.
         out: results folder. Records lie in `runs/` in it, a row per image and cell.
         seed: of everything that is random.

@@ -53,7 +53,7 @@ class Suite:
         return " ".join([self.name, *parts])
 
 
-def parse_suite(name: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Suite:
+def parse_suite(name: str, only: Sequence[str] | str = (), overrides: Mapping[str, Any] | None = None) -> Suite:
     """`linf8`, `linf25.5-quick`, `l2-0.5`; `only` these attacks, any registered ones; `overrides` are dotted (`pgd.steps=40`).
 
     Square goes last, on what all others leave standing. BadInput for a radius that was surely meant otherwise (`linf0.031`,
@@ -64,6 +64,7 @@ def parse_suite(name: str, only: Sequence[str] = (), overrides: Mapping[str, Any
         raise BadInput(f"no suite named {name!r}; write linf8 (8/255), l2-0.5, or either with -quick")
     norm, quick = found[1].rstrip("-"), bool(found[3])
     eps = _radius(name, norm, found[2], found[3] or "")
+    only = [each.strip() for each in only.split(",") if each.strip()] if isinstance(only, str) else only
     columns = {column: dict(settings) for column, settings in (QUICK if quick else FULL).items()}
     for column in only:
         if column not in columns:

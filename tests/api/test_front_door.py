@@ -44,7 +44,7 @@ def test_models_of_a_store_by_name(store, capsys) -> None:
 
 def test_attacks_by_name_their_settings_and_a_part_of_the_table(network, digits) -> None:
     mine = rb.Deterministic(network, shape=digits.shape, name="mine")
-    run = rb.attack(mine, "linf8", digits, attacks=["clean", "eot-apgd"], settings={"eot-apgd.steps": 2}, quiet=True)
+    run = rb.attack(mine, "linf8", digits, attacks="clean, eot-apgd", settings={"eot-apgd.steps": 2}, quiet=True)
     assert {cell.labels["attack"] for cell in run.results} == {"clean", "eot-apgd", "worst"} and run.complete
     assert run.results[1].identity["attack"]["steps"] == 2
     table = rb.table(only={"defense": "mi*"}, sort="-worst", columns=["defense", "eot-apgd"])

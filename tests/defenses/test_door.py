@@ -357,6 +357,18 @@ class Maps(Conv):
         return super().forward(x)[:, :, None, None]
 
 
+class Squashed(Conv):
+    """Probabilities of every class for itself, or tanh; steep, as a trained network's are."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        z = super().forward(x)
+        return self.function(500 * (z - z.mean(1, keepdim=True)))
+
+
 class OneLogit(Conv):
     def forward(self, x):
         return super().forward(x)[:, :1]
@@ -400,6 +412,8 @@ class NoGrad(Conv):
         (Tuple, r"not a tuple.*self.network\(x\)\[0\]"),
         (Dict, r"not a dict.*\['logits'\]"),
         (Maps, r"\(5, 5, 1, 1\); end its forward in .flatten\(1\)"),
+        (partial(Squashed, torch.sigmoid), "return what goes into the sigmoid"),
+        (partial(Squashed, torch.tanh), "return what goes into the tanh"),
         (OneLogit, r"torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"),
         (OneNumber, r"torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"),
         (AloneFails, r"batch of 1.*squeeze\(1\)"),

@@ -14,7 +14,10 @@ from rush_bench.packs import opened
 from rush_bench.records import Cell, CellResult, CellStore
 from rush_bench.report import figures, settle_figures
 from rush_bench.report import settle as settled
+from rush_bench.report.cards import cards_of
+from rush_bench.report.cost_figure import accuracy_against_cost
 from rush_bench.report.from_records import evidence_of
+from rush_bench.report.rows import rows
 
 SHOWN = 6  # images in a picture
 FORMATS = ("png", "pdf", "svg")
@@ -24,6 +27,7 @@ KINDS = {  # and what they are drawn from
     "waterfall": "T15",
     "attacks": "T0 to T16",
     "images": "PGD",
+    "cost": "worst cases of models whose cards say what training cost",
 }
 
 
@@ -47,6 +51,7 @@ def figure(
     out: Path | str | None = None,
     format: str = "png",
     defense: str | None = None,
+    store: Path | str = "models",
     data_dir: Path | str | None = None,
 ) -> Pictures:
     """Draw what was measured, from the records alone.
@@ -54,11 +59,12 @@ def figure(
     Args:
         kind: `eps`, accuracy against the size of the perturbation; `draws`, what more draws, steps and votes change;
             `waterfall`, the published evaluation corrected step by step; `attacks`, every attack of an audit beside the worst
-            case; `images`, clean and attacked by PGD.
+            case; `images`, clean and attacked by PGD; `cost`, the worst case against what training cost.
         results: results folder, or a pack of one.
         out: folder of the figures. None: the results folder, `settle/` in it for `draws`, `waterfall` and `attacks`.
         format: png, pdf or svg.
         defense: draw this one alone; of `images`, whose predictions to show (None: a deterministic one).
+        store: folder of the models, whose cards say what training cost, for `cost`.
         data_dir: folder of the data sets, for `images`.
 
     Returns:
@@ -83,6 +89,15 @@ def figure(
     if kind == "eps":
         cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
         return Pictures([figures.accuracy_against_eps(cells, Path(out or beside) / f"robust_accuracy.{format}")])
+    if kind == "cost":
+        cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
+        cards, _ = cards_of(cells, [Path(store), read.cards])
+        path = accuracy_against_cost(rows(cells), cards, Path(out or beside) / f"cost.{format}")
+        if path is None:
+            raise BadInput(
+                f"no worst case in {beside} is of a model whose card in {store} says what its training cost; name --store"
+            )
+        return Pictures([path])
     found = [evidence for evidence in _found(results / SETTLED) if defense in (None, evidence.subject)]
     folder = Path(out or beside / SETTLED)
     if kind == "draws":

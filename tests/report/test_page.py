@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import nn
 
@@ -33,12 +34,12 @@ from rush_bench.evaluation import certify
 from rush_bench.evaluation.runner import attack
 from rush_bench.noise import Gaussian
 from rush_bench.progress import amount
-from rush_bench.report import settle, tables
+from rush_bench.report import cost_figure, settle, tables
 from rush_bench.report.audits import sentence, write
 from rush_bench.report.cards import training_of
 from rush_bench.report.certificates import shared_radii, summary
 from rush_bench.report.from_records import evidence_of
-from rush_bench.report.page import PARTS, models, write_page
+from rush_bench.report.page import PARTS, write_page
 from rush_bench.report.page.gallery import SHOWN
 from rush_bench.report.rows import rows
 from rush_bench.store import read_card, save_model
@@ -220,17 +221,36 @@ def test_a_model_has_its_card_its_learning_curve_and_its_cost(whole: Path, share
     assert f"rush@64: {frame['worst']:.6g} % {interval}; {spent} passes of training, 12.5 s on" in text
 
 
-@pytest.mark.parametrize("count", [3, models.CROWD + 1])
+def test_a_line_joins_one_system_at_several_costs(lab, monkeypatch, tmp_path: Path) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(cost_figure, "save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(cost_figure, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
+    cards = {}
+    for name, recipe, votes, spent, right in (
+        ("rush", "rush", 1, 4000.0, 10),
+        ("rush-quarter", "rush", 1, 1000.0, 6),
+        ("rush-many", "rush", 64, 2000.0, 9),  # another defence
+        ("acl", "acl", 0, 4000.0, 8),
+    ):
+        cards[name] = {"passes": spent, "recipe": recipe, "network": {"name": "resnet18"}}
+        lab.cell(name, "worst", ones(right), votes=votes, repeats=1, model=name, weights=name, sha256=name)
+    cost_figure.accuracy_against_cost(rows(lab.results()), cards, tmp_path / "cost.svg")
+    (panel,) = kept[0].axes
+    joined = [line.get_xydata() for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
+    assert len(joined) == 1 and np.allclose(joined[0], [(1000, 30), (4000, 50)])
+
+
+@pytest.mark.parametrize("count", [3, cost_figure.CROWD + 1])
 def test_cost_names_all_or_those_that_nothing_as_cheap_surpasses(lab, monkeypatch, tmp_path: Path, count: int) -> None:
-    monkeypatch.setattr(models, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
+    monkeypatch.setattr(cost_figure, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
     cards = {f"m{k}": {"passes": 1000.0 * (k + 1)} for k in range(count)}
     for k in range(count):
         lab.cell(f"m{k}", "worst", ones(10 if k % 2 else 5 + k // 4), model=f"m{k}", weights=f"w{k}", sha256=f"s{k}")
-    path = models.cost(rows(lab.results()), cards, tmp_path / "cost.svg")
+    path = cost_figure.accuracy_against_cost(rows(lab.results()), cards, tmp_path / "cost.svg")
     assert path is not None
     words = {html.unescape(word) for word in re.findall(r">([^<>]+)</text>", path.read_text(encoding="utf-8"))}
     assert words & {*cards} == ({*cards} if count == 3 else {"m0", *(f"m{k}" for k in range(1, count, 2))})
-    assert any("surpasses" in word for word in words) == (count > models.CROWD)
+    assert any("surpasses" in word for word in words) == (count > cost_figure.CROWD)
 
 
 def test_what_is_the_same_in_every_row_stands_above_the_table(undrawn, lab) -> None:

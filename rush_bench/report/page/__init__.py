@@ -30,6 +30,8 @@ from rush_bench.packs import opened, pack_hint
 from rush_bench.records import CellResult, load_results, save_indexes
 from rush_bench.records.published import BLOCKS
 from rush_bench.report import audits, certificates, corruptions, figures, settle, settle_figures, tables
+from rush_bench.report.cards import Card, cards_of
+from rush_bench.report.cost_figure import accuracy_against_cost
 from rush_bench.report.from_records import evidence_of
 from rush_bench.report.page import audited, gallery, grids, models
 from rush_bench.report.page.svg import inline
@@ -86,7 +88,7 @@ def write_page(
     page = _Page(grids.Records(found, results))
     measured = rows(kinds[""])
     save_indexes(found)
-    cards, changed = models.cards_of(found, [*([store] if store else []), read.cards])
+    cards, changed = cards_of(found, [*([store] if store else []), read.cards])
     page.tables(measured)
     page.overview(measured, cards)
     page.images(measured, data_dir)
@@ -143,7 +145,7 @@ class _Page:
             grid = grids.measured("published", tables.paper(lines), [row for _, row in lines], self.records)
             self.add("published", grid)
 
-    def overview(self, measured: Sequence[Row], cards: dict[str, models.Card]) -> None:
+    def overview(self, measured: Sequence[Row], cards: dict[str, Card]) -> None:
         """Figures of the table: every defence side by side, accuracy against eps, cost against the worst case."""
         sheets: dict[tuple[str, ...], list[Row]] = defaultdict(list)
         radii: dict[tuple[str, ...], set[float]] = defaultdict(set)
@@ -159,7 +161,7 @@ class _Page:
         lines = [r for r in attacked if r.threat and len(radii[r.labels["dataset"], r.threat["norm"], r.labels["defense"]]) > 1]
         if lines:
             charts.append(("Accuracy against eps", self.figure(partial(figures.against_eps, lines))))
-        cost = self.figure(partial(models.cost, measured, cards))
+        cost = self.figure(partial(accuracy_against_cost, measured, cards))
         charts += [("Training cost against worst-case accuracy", cost)] if cost else []
         self.add("figures", charts)
 
@@ -229,7 +231,7 @@ class _Page:
             drawn_together = [(words, svg) for words, svg in shared if svg]
             self.add("claims", {"parts": parts, "shared": drawn_together, "older": older})
 
-    def models(self, cards: dict[str, models.Card], changed: list[str]) -> None:
+    def models(self, cards: dict[str, Card], changed: list[str]) -> None:
         """Cards with their learning curves."""
         sections = []
         for name, card in cards.items():

@@ -59,6 +59,7 @@ SPREAD = (
     "± is the standard deviation over trainings (seeds); in brackets the 95 % interval of their mean over images and draws."
 )
 PASSES = "Training cost: passes of an image through the network; forward 1, with its gradient 2, with that of the weights 3."
+OF_COLUMN = {REST: "square", CHOSEN: "worst", PASSES: "training_passes"}  # notes that say nothing without it
 UNLABELLED = "STL-10 -> STL-10"  # the first is its unlabelled split: footnote 3
 
 
@@ -156,6 +157,7 @@ def choose(layout: Layout, columns: Sequence[str]) -> Layout:
         cells=[[row[k] for k in kept] for row in layout.cells],
         marks={(i, at[k]): mark for (i, k), mark in layout.marks.items() if k in at},
         bold={(i, at[k]) for i, k in layout.bold if k in at},
+        notes=[(mark, text) for mark, text in layout.notes if OF_COLUMN.get(text) in (None, *columns)],
     )
 
 

@@ -244,6 +244,16 @@ def test_a_printed_table_fits_a_column_and_says_in_its_caption_what_all_rows_sha
         made.select(["wurst"])
 
 
+def test_a_note_on_a_column_goes_with_it(lab):
+    for name, right in (("clean", 18), ("pgd", 7), ("square", 6), ("worst", 6)):
+        lab.cell("acl", name, ones(right))
+    made = of_frame(table(lab.results()))
+    assert "Square on the rest: " in made.to_markdown()
+    assert "Square on the rest: " in made.select(["defense", "square"]).to_markdown()
+    chosen = made.select(["defense", "worst"]).to_markdown()
+    assert "Square on the rest: " not in chosen and "Accuracy in percent" in chosen
+
+
 def test_a_notebook_shows_the_same_table(lab):
     lab.cell("<b>&", "pgd", ones(7))
     made = of_frame(table(lab.results()))

@@ -1,6 +1,6 @@
 """What a training step of each recipe costs beside SimCLR's, against the passes that the recipe implies. Target: 1.3 times.
 
-    python benchmarks/training_cost.py [--recipes 'ssp*,acl'] [--network resnet18] [--batch 16] [--rounds 3]
+    python benchmarks/training_cost.py [--recipes 'ssp*,acl'] [--network resnet18] [--batch 16] [--rounds 5]
 
 One row for each stage of a recipe that comes before its fine-tuning, over one mini-batch with all its replays. `passes`
 counts an image through the encoder: 1 forward, 1 more back to the image, 1 more for the weights' gradients, so that an image
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--recipes", default="all")
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     own = [name for name, entry in recipes.entries.items() if entry.entry_point is None and name != "finetune"]
     network = {"name": args.network}

@@ -1,6 +1,7 @@
 """Cells as found on disk: their arrays, and what was made of them before where nothing has changed."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class CellResult:
     rows: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
     # the same of whole cells, as a digest: those that were read, or that an index remembers
     digests: dict[tuple[str, int], str] = field(default_factory=dict, repr=False, compare=False)
+    labelled: str = field(default="", repr=False, compare=False)  # a digest of the labels
     index: Index | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -80,7 +82,7 @@ class CellResult:
 
     def remembered(self, make: Callable[["CellResult"], Any]) -> Any:
         """`make(self)`, JSON-able; or what it gave before, where an index knows that nothing has changed."""
-        name = f"{make.__module__}.{make.__qualname__} {self._labelled}"
+        name = f"{make.__module__}.{make.__qualname__} {self.labelled}"
         made = self.index.now.get(self.folder.name, {}).get("made", {}) if self.index else {}
         if name not in made:
             found = json.loads(json.dumps(make(self)))
@@ -95,10 +97,6 @@ class CellResult:
     @cached_property
     def _rows_digest(self) -> str:
         return rows_digest(self.arrays)
-
-    @cached_property
-    def _labelled(self) -> str:
-        return digest(self.labels)
 
     def _agree(self, cell: Cell, chunk: int, arrays: Arrays) -> None:
         """Cells of the same images have the same image, of the same label, in a row."""
@@ -129,18 +127,19 @@ def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> l
     shared: dict[str, Any] = {"rows": {}, "digests": {}}
     for runs in [Path(each) / "runs" for each in results]:
         index = Index(runs)
-        for folder in sorted(runs.glob("*/")):
+        for name in sorted(each.name for each in os.scandir(runs) if each.is_dir()) if runs.is_dir() else ():
+            folder = runs / name
             try:
                 entry = index.entry(folder, _look)
                 cells = [Cell(entry["identity"], each) for each in entry["labels"]]
             except (BadInput, ValueError, TypeError, KeyError, OSError) as error:
                 warn(f"left out {folder}: {error}")
                 continue
-            for cell in cells:
-                mine = CellResult(cell.identity, cell.labels, folder, cell.chunks, entry["done"], **shared, index=index)
-                name = folder.name, mine._labelled
-                if mine.chunks_done > found.setdefault(name, mine).chunks_done:
-                    found[name] = mine
+            for cell, labelled in zip(cells, entry["labelled"], strict=True):
+                more = {**shared, "labelled": labelled, "index": index}
+                mine = CellResult(cell.identity, cell.labels, folder, cell.chunks, entry["done"], **more)
+                if mine.chunks_done > found.setdefault((name, labelled), mine).chunks_done:
+                    found[name, labelled] = mine
     return list(found.values())
 
 
@@ -157,4 +156,5 @@ def _look(folder: Path) -> dict[str, Any]:
     cell = next(Cell(identity, each) for each in labels)
     if cell.key[:16] != folder.name:
         raise BadInput("its name does not match its identity: renamed or changed")
-    return {"identity": identity, "labels": labels, "done": len(done_chunks(cell, folder))}
+    done = len(done_chunks(cell, folder))
+    return {"identity": identity, "labels": labels, "labelled": [digest(each) for each in labels], "done": done}

@@ -22,7 +22,7 @@ FORMATS = ("csv", "md", "tex")
 PUBLISHED = ("standard", "pgd", "aa")
 FACTS = ("protocol", "extra_data", "architecture")
 TRAINING = ("training_seeds", "training_passes", "training_images", "training_seconds")
-WHOLE = {"n": "Int64", "K": "Int64", "seed": "Int64"}  # whole numbers that may be missing
+WHOLE = ("n", "K", "seed")  # whole numbers that may be missing
 Line = tuple[PublishedRow | None, Row | None]  # of the paper style: what is published, what was measured; one at least
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
@@ -62,7 +62,7 @@ def plain(found: Sequence[Row]) -> pd.DataFrame:
     columns += [part for name in shown for part in parts_of(name)]
     columns += ["K", "n", *FACTS, "budget", *TRAINING, "in_mean", "seed", "upper_bounds", "notes"]
     lines = [_about(row) | _numbers(row, shown) for row in found]
-    return _needed(pd.DataFrame(lines, columns=columns).astype(WHOLE))
+    return _framed(lines, columns)
 
 
 def paper_lines(found: Sequence[Row]) -> list[Line]:
@@ -103,7 +103,7 @@ def paper(lines: Sequence[Line]) -> pd.DataFrame:
     columns += [f"published_{name}" for name in FACTS]
     columns += ["measured_as", *(part for column in shown for part in parts_of(column.in_paper)), "n", "K", *FACTS, "budget"]
     columns += [*TRAINING, "in_mean", "suite", "seed", "upper_bounds", "notes"]
-    return _needed(pd.DataFrame(cells, columns=columns).astype(WHOLE))
+    return _framed(cells, columns)
 
 
 def _measured_in(found: Iterable[Row]) -> set[str]:
@@ -111,8 +111,11 @@ def _measured_in(found: Iterable[Row]) -> set[str]:
     return {name for row in found for name in row.estimates}
 
 
-def _needed(frame: pd.DataFrame) -> pd.DataFrame:
+def _framed(lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """Without the columns of trainings where no card was at hand, and of means where there are none."""
+    frame = pd.DataFrame(lines, columns=columns)
+    for name in WHOLE:
+        frame[name] = frame[name].astype("Int64")
     left_out = [] if frame["in_mean"].eq(True).any() else [name for name in frame if name == "in_mean" or name.endswith("_sd")]
     return frame.drop(columns=[*left_out, *(TRAINING if frame["training_seeds"].isna().all() else ())])
 

@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.text import Text
+from rich.text import Span, Text
 
 from rush_bench.report.layout import Layout, drop_columns, flush_left, folded, header, lift_shared_columns, measured_blocks
 from rush_bench.report.writers import cells_of
@@ -96,10 +96,10 @@ def grid(layout: Layout, fold: int | None = None) -> list[Text]:
 
     upwards = list(zip_longest(*(reversed(cell) for cell in head), fillvalue=""))
     blank = Text(line([""] * len(widths)))
-    found = [blank, *(Text(line(words), "bold") for words in reversed(upwards)), Text(f" {'─' * (len(blank) - 2)} ")]
+    found = [blank, *(styled(line(words), "bold") for words in reversed(upwards)), Text(f" {'─' * (len(blank) - 2)} ")]
     for k, (heading, span) in enumerate(layout.blocks):
         if heading:
-            found += [blank] * (k > 0) + [Text(line([heading, *[""] * (len(widths) - 1)]), "italic")]
+            found += [blank] * (k > 0) + [styled(line([heading, *[""] * (len(widths) - 1)]), "italic")]
         for i in span:
             lines = [Text(line(words)) for words in zip_longest(*rows[i], fillvalue="")]
             at = 1
@@ -119,7 +119,7 @@ def one_line_per_column(layout: Layout) -> Iterable[Text]:
     wide = max(map(len, heads))
     for heading, span in layout.blocks:
         if heading:
-            yield Text(heading, style="italic")
+            yield styled(heading, "italic")
         for i in span:
             first, *rest = cells_of(layout, i, str, "{}", " {}")
             yield Text("\n".join([first, *(f"  {h:{wide}}  {text}" for h, text in zip(heads[1:], rest, strict=True))]))
@@ -128,7 +128,23 @@ def one_line_per_column(layout: Layout) -> Iterable[Text]:
 def _with_notes(table: Iterable[Text], layout: Layout, above: Sequence[str], *below: str) -> Group:
     notes = [*(text for text in below if text), *(f"{mark}: {text}" if mark else text for mark, text in layout.notes)]
     parts: list[RenderableType] = [Text(text, style="bold") for text in above if text]
-    return Group(*parts, *table, *(Text(text, style="dim") for text in notes))
+    return Group(*parts, _Lines(table), *(Text(text, style="dim") for text in notes))
+
+
+class _Lines:
+    """Lines that fit, each with its line feed. (rich would look for a place to fold each of them.)"""
+
+    def __init__(self, lines: Iterable[Text]) -> None:
+        self.lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.lines:
+            yield from line.render(console, "\n")
+
+
+def styled(line: str, style: str) -> Text:
+    """A line all of whose letters have a style."""
+    return Text(line, spans=[Span(0, len(line), style)])
 
 
 def _no_room_for(left_out: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,8 +24,8 @@ POINT = 1.9  # typographic points of a percent
 def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
     """Worst-case accuracy against passes of training, a panel per data set and threat; None if no passes are counted.
 
-    A line joins what one system reaches at several costs. Where there is no room for all names, those are named that no
-    training of at most their cost surpasses.
+    A line joins what one system reaches at several costs, on the mean over its seeds. Where there is no room for all names,
+    those are named that no training of at most their cost surpasses.
     """
     panels: dict[str, list[tuple[float, Row, Card]]] = defaultdict(list)
     passes = {name: training_of(card).passes for name, card in cards.items()}
@@ -90,13 +91,14 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
 
 
 def _join(panel: Axes, points: Sequence[tuple[float, Row, Card]]) -> None:
-    """A line through the points of a system at several costs: same recipe, defence, network, images and repeats."""
-    systems: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    """A line through the means of a system at several costs: same recipe, defence, network, images and repeats."""
+    systems: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for spent, row, card in points:
         identity = row.parts[-1].identity
         defense = {key: value for key, value in identity["defense"].items() if key != "weights"}
         same = [card.get("recipe"), card.get("network"), defense, identity["images"], row.repeats, row.seed]
-        systems[digest(same)].append((spent, 100 * row.estimates["worst"].value))
+        systems[digest(same)][spent].append(100 * row.estimates["worst"].value)
     for found in systems.values():
-        if len({spent for spent, _ in found}) > 1:
-            panel.plot(*zip(*sorted(found), strict=True), color="#999999", linewidth=0.9, zorder=0)
+        if len(found) > 1:
+            costs = sorted(found)
+            panel.plot(costs, [fmean(found[spent]) for spent in costs], color="#999999", linewidth=0.9, zorder=0)

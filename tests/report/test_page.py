@@ -227,7 +227,8 @@ def test_a_line_joins_one_system_at_several_costs(lab, monkeypatch, tmp_path: Pa
     monkeypatch.setattr(cost_figure, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
     cards = {}
     for name, recipe, votes, spent, right in (
-        ("rush", "rush", 1, 4000.0, 10),
+        ("rush", "rush", 1, 4000.0, 9),
+        ("rush-seed1", "rush", 1, 4000.0, 11),
         ("rush-quarter", "rush", 1, 1000.0, 6),
         ("rush-many", "rush", 64, 2000.0, 9),  # another defence
         ("acl", "acl", 0, 4000.0, 8),

@@ -299,23 +299,30 @@ class Counts(Conv):
         return super().forward(x) * (1 if self.calls < 14 else -1)
 
 
+SLOW = ("buffer", "data", "number", "list", "object", "gradient")
+
+
 class SlowMean(Conv):
     """Takes a running mean off the images that moves by 1e-6 of the way at each call: no short look sees it move."""
 
     def __init__(self, kind="buffer"):
         super().__init__()
         self.register_buffer("running", torch.tensor(0.5))
-        self.kind, self.number, self.listed = kind, 0.5, [torch.tensor(0.5)]
+        self.kind, self.number, self.listed, self.object = kind, 0.5, [torch.tensor(0.5)], SimpleNamespace(mean=0.5)
 
     def forward(self, x):
         mean = x.detach().mean()
-        if self.kind == "buffer":
+        if self.kind == "buffer" or (self.kind == "gradient" and x.requires_grad):
             self.running += 1e-6 * (mean - self.running)
+        elif self.kind == "data":
+            self.running.data += 1e-6 * (mean - self.running)
         elif self.kind == "number":
             self.number += 1e-6 * (float(mean) - self.number)
-        else:
+        elif self.kind == "object":
+            self.object.mean += 1e-6 * (float(mean) - self.object.mean)
+        elif self.kind == "list":
             self.listed[0] = self.listed[0] + 1e-6 * (mean - self.listed[0])
-        return super().forward(x - self.running - self.number - self.listed[0])
+        return super().forward(x - self.running - self.number - self.listed[0] - self.object.mean)
 
 
 class Remembers(Conv):
@@ -406,7 +413,7 @@ class NoGrad(Conv):
         (FirstRules, "other images of its batch"),
         (Normed, "other images of its batch"),
         (Counts, "from call to call"),
-        *((partial(SlowMean, kind), "from call to call") for kind in ("buffer", "number", "list")),
+        *((partial(SlowMean, kind), "from call to call") for kind in SLOW),
         (Modes, "while gradients are recorded"),
         (Asks, "while gradients are recorded"),
         (Tuple, r"not a tuple.*self.network\(x\)\[0\]"),

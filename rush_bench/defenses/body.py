@@ -30,8 +30,9 @@ NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
 # Largest logit less smallest. Below FLAT every softmax is nearly uniform and CE pushes towards the mean of all other classes:
 # our attacks then take the logits STEEP apart, as trained networks have them. Below ROUNDED float32 loses what changes: there
-# other packages' attacks get them so, too.
-FLAT, ROUNDED, STEEP = 2.5, 0.1, 20.0
+# other packages' attacks get them so, too. Below TINY float64 begins to lose which log-probability is the largest: the logits
+# are multiplied by a power of two for everything.
+FLAT, ROUNDED, STEEP, TINY = 2.5, 0.1, 20.0, 1e-7
 # Largest logit less the second (a class that is masked by -1e9 says nothing). Above SURE the gradient of float32's CE fades to
 # 0: there AutoAttack gets it as LEADING, so that several times as much does not fade.
 SURE, LEADING = 30.0, 5.0
@@ -101,6 +102,9 @@ class Body:
             with torch.no_grad():
                 logits = self.outcome(rows, exact=True)
             self.spread, self.lead = usual_spread(logits), usual_lead(logits)
+            if outputs == "logits" and 0 < self.spread < TINY:
+                self.gain = 2.0 ** math.floor(math.log2(TINY / self.spread))
+                self.spread, self.lead = self.gain * self.spread, self.gain * self.lead
             seeds = not random and generator_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)

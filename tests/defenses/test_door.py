@@ -437,6 +437,20 @@ def test_what_is_refused_says_the_way_out(network, says):
     assert "\n" not in str(error.value).split(": ")[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"outputs": "probability"}, "did you mean 'probabilities'"),
+        ({"outputs": None}, "no outputs named 'None'"),
+        ({"precision": "float16"}, "no precision named 'float16'"),
+        *(({"shape": shape}, "channels, height, width") for shape in (None, (8, 8), (3, 8, 0), (3, 8.0, 8), (1, 3, 8, 8))),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(options, says):
+    with pytest.raises(BadInput, match=says):
+        Deterministic(nn.Sequential(Conv(), nn.Softmax(1)).eval(), **{"shape": SHAPE, **options})
+
+
 def test_a_network_may_remember_what_changes_no_answer():
     network = Remembers().eval()
     images = torch.rand(3, *SHAPE)

@@ -512,6 +512,13 @@ def test_a_defence_of_ones_own_is_checked_too():
         defense.predict(images, STREAM.at(torch.arange(7, 11)))
 
 
+@pytest.mark.parametrize("votes", [0, -1, 1.5, True, "4", None, 10**9])
+@pytest.mark.parametrize("kind", [partial(Smoothed, noise="uniform:0.1"), Randomised])
+def test_votes_are_a_whole_number(kind, votes):
+    with pytest.raises(BadInput, match=r"votes = .* at least 1 vote"):
+        kind(Conv().eval(), votes=votes, shape=SHAPE)
+
+
 @pytest.mark.parametrize("draws", [0, -1])
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_less_than_one_draw_is_refused(draws, loss):

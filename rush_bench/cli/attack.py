@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 @click.option(
     "--attacks",
     metavar="NAMES",
+    **common.NAMES,
     help="Run these instead of the suite's: clean,pgd,square,eot-apgd, any of `rush-bench list attacks`.",
     shell_complete=complete.attacks,
 )
 @click.option(
     "--models",
     metavar="PATTERNS",
+    **common.NAMES,
     help="Models of the store: all, or rush@64,'acl*' (model or recipe names).",
     shell_complete=complete.models,
 )

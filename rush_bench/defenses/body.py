@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -23,15 +24,17 @@ from rush_bench.defenses.owner import (
     weights_digest,
 )
 from rush_bench.devices import full_precision, keep_freed_memory, wide
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, unknown_name
 
 Precision = Literal["float32", "bfloat16"]
+OUTPUTS, PRECISIONS = ("logits", "probabilities"), ("float32", "bfloat16")
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
 # Largest logit less smallest. Below FLAT every softmax is nearly uniform and CE pushes towards the mean of all other classes:
 # our attacks then take the logits STEEP apart, as trained networks have them. Below ROUNDED float32 loses what changes: there
-# other packages' attacks get them so, too.
-FLAT, ROUNDED, STEEP = 2.5, 0.1, 20.0
+# other packages' attacks get them so, too. Below TINY float64 begins to lose which log-probability is the largest: the logits
+# are multiplied by a power of two for everything.
+FLAT, ROUNDED, STEEP, TINY = 2.5, 0.1, 20.0, 1e-7
 # Largest logit less the second (a class that is masked by -1e9 says nothing). Above SURE the gradient of float32's CE fades to
 # 0: there AutoAttack gets it as LEADING, so that several times as much does not fade.
 SURE, LEADING = 30.0, 5.0
@@ -69,6 +72,11 @@ class Body:
         before: Callable[[Tensor], Tensor] | None = None,
         random: bool = False,
     ) -> None:
+        for option, given, known in (("outputs", outputs, OUTPUTS), ("precision", precision, PRECISIONS)):
+            if given not in known:
+                raise unknown_name(option, str(given), known)
+        if not isinstance(shape, Sequence) or len(shape) != 3 or not all(isinstance(n, Integral) and n > 0 for n in shape):
+            raise BadInput(f"shape {shape!r} must be the (channels, height, width) of the images, such as (3, 32, 32)")
         keep_freed_memory()
         self.shape, self.read = (shape[0], shape[1], shape[2]), log_probabilities
         self.device = device = torch.device(device_of(network) if device is None else device)
@@ -101,6 +109,9 @@ class Body:
             with torch.no_grad():
                 logits = self.outcome(rows, exact=True)
             self.spread, self.lead = usual_spread(logits), usual_lead(logits)
+            if outputs == "logits" and 0 < self.spread < TINY:
+                self.gain = 2.0 ** math.floor(math.log2(TINY / self.spread))
+                self.spread, self.lead = self.gain * self.spread, self.gain * self.lead
             seeds = not random and generator_states(device) != states
         if seeds:  # a fixed mask, say, that a seed of the global generators makes: they are given back after every call
             self.guard = lambda: own_generators(device)

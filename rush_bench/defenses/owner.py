@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import random
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -110,38 +109,6 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def holds(network: nn.Module) -> list[Any]:
-    """What its modules hold in their attributes, equal to what they hold later unless that was changed or put in its place.
-
-    Tensors count as changed where anything was written into them; objects other than tensors, arrays, plain values and
-    containers of these are left out.
-    """
-    return [each for module in network.modules() for each in _held(vars(module))]
-
-
-def _held(value: Any) -> Iterator[Any]:
-    if isinstance(value, Tensor):
-        yield _Held(value)
-    elif isinstance(value, np.ndarray):
-        yield value.tobytes()
-    elif isinstance(value, list | tuple | set | deque):
-        yield from (each for inside in value for each in _held(inside))
-    elif isinstance(value, dict):
-        yield from (each for inside in value.values() for each in _held(inside))
-    elif isinstance(value, bool | int | float | str | None):
-        yield value
-
-
-class _Held:
-    """A tensor, kept so that no other takes its place in memory, and how often it had been written to."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, 0 if tensor.is_inference() else tensor._version
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.tensor is other.tensor and self.version == other.version
 
 
 @contextmanager

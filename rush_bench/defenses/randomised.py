@@ -16,7 +16,7 @@ from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.owner import device_of, undisturbed, weights_digest
 from rush_bench.defenses.probe import differ, images_like
 from rush_bench.defenses.samplers import NetworkSampler, Sampler, StreamTransform, TransformSampler
-from rush_bench.defenses.smoothed import Network
+from rush_bench.defenses.smoothed import Network, check_votes
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.noise import Stream
 
@@ -84,8 +84,7 @@ class Randomised(Network):
         about: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        if votes < 1:
-            raise BadInput("Randomised takes at least 1 vote")
+        check_votes(votes)
         if average not in ("vote", "probability", "logits"):
             raise unknown_name("average", average, ["vote", "probability", "logits"])
         name = name or f"{type(network).__name__.lower()}@{votes}"

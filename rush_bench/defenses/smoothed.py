@@ -2,6 +2,7 @@
 
 import copy
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from rush_bench.defenses.losses import against, cross_entropy
 from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
+from rush_bench.settings import MOST
 
 FAINT = 1e-20  # the least slope of CE: a gradient keeps its direction where it would vanish
 
@@ -262,6 +264,12 @@ def _within(outer: slice, inner: slice) -> slice:
     return slice(outer.start + inner.start, outer.start + inner.stop)
 
 
+def check_votes(votes: Any) -> None:
+    """Refuse what is no number of votes."""
+    if isinstance(votes, bool) or not isinstance(votes, Integral) or not 1 <= int(votes) <= MOST:
+        raise BadInput(f"votes = {votes!r}: a vote takes at least 1 vote, a whole number, at most {MOST}")
+
+
 class _Module(nn.Module):
     def __init__(self, defense: Network, stream: Stream) -> None:
         super().__init__()
@@ -336,7 +344,8 @@ class Smoothed(Network):
         **options: Any,
     ) -> None:
         law = noise_from(noise)
-        if law is None or votes < 1:
+        if law is None:
             raise BadInput("Smoothed takes a noise law and at least 1 vote; use Deterministic for a network without noise")
+        check_votes(votes)
         name = name or f"{type(network).__name__.lower()}@{votes}"
         super().__init__(Body(network, **options), NoiseSampler(law), name=name, draws=votes, about=about)

@@ -22,6 +22,7 @@ from rush_bench.files import digest
 from rush_bench.noise import check_seed
 from rush_bench.progress import Bar
 from rush_bench.records import FORMAT, Cell, CellResult
+from rush_bench.settings import MOST
 
 
 class Store(Protocol):
@@ -252,8 +253,8 @@ def cell_of(
     BadInput for `repeats` or a `chunk` that are no whole numbers from 1 on.
     """
     for name, value in (("repeats", repeats), ("chunk", chunk)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise BadInput(f"{name} = {value!r} must be a whole number, at least 1")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= MOST:
+            raise BadInput(f"{name} = {value!r} must be a whole number, at least 1 and at most {MOST}")
     repeats, chunk = int(repeats), int(chunk)  # numpy's too, for the key
     found = defense_identity or defense.identity()
     identity = {

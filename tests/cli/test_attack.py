@@ -30,7 +30,7 @@ def done(results: str = "results") -> dict[tuple[str, str], bool]:
 
 
 def test_all_models_and_the_table_of_what_was_measured(attack, rush_bench) -> None:
-    result = attack()
+    result = attack("--models", "rush", models="plain")
     assert result.exit_code == 0, result.output
     assert {name for name, _ in done()} == {"plain-mine", "rush-mine@1", "rush-mine@64"}
     assert all(done().values())
@@ -47,7 +47,7 @@ def test_all_models_and_the_table_of_what_was_measured(attack, rush_bench) -> No
 def test_any_registered_attacks_run_by_name_and_square_goes_last(rush_bench, store: Path, mine: Path) -> None:
     few = [word for text in ("square.queries=5", "eot-apgd.steps=2", "eot-apgd.restarts=1") for word in ("--set", text)]
     line = ["attack", "--models", "plain", "--dataset", mine, "--n", "10", "--json"]
-    result = rush_bench(*line, "--suite", "linf8", "--attacks", "square,eot-apgd,clean", *few)
+    result = rush_bench(*line, "--suite", "linf8", "--attacks", "square", "--attacks", "eot-apgd,clean", *few)
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert [cell["attack"] for cell in said["cells"]] == ["clean", "eot-apgd", "square", "worst"]
@@ -227,6 +227,7 @@ def test_two_networks_of_one_function_name_are_told_apart(attack, rush_bench, tm
         (["--model", "own_nets:build", "--name", "x" * 300], "must be 1 to 80"),
         (["--model", "own_nets:build", "--label", "colour=red"], "no label named 'colour'"),
         (["--model", "own_nets:build", "--label", "protocol"], "key=value"),
+        (["--model", "own_nets:build", "--model", "own_nets:defense"], "one network, not own_nets:build, own_nets:defense"),
         (["--model", "own_nets:defense", "--noise", "uniform:0.3"], "noise cannot be set from outside"),
         (["--model", "own_nets:defense", "--noise", "uniform:0.3", "--votes", "3"], "noise cannot be set from outside"),
         (["--model", "own_nets:defense", "--precision", "bfloat16"], "precision cannot be set from outside"),

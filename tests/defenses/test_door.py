@@ -299,23 +299,30 @@ class Counts(Conv):
         return super().forward(x) * (1 if self.calls < 14 else -1)
 
 
+SLOW = ("buffer", "data", "number", "list", "object", "gradient")
+
+
 class SlowMean(Conv):
     """Takes a running mean off the images that moves by 1e-6 of the way at each call: no short look sees it move."""
 
     def __init__(self, kind="buffer"):
         super().__init__()
         self.register_buffer("running", torch.tensor(0.5))
-        self.kind, self.number, self.listed = kind, 0.5, [torch.tensor(0.5)]
+        self.kind, self.number, self.listed, self.object = kind, 0.5, [torch.tensor(0.5)], SimpleNamespace(mean=0.5)
 
     def forward(self, x):
         mean = x.detach().mean()
-        if self.kind == "buffer":
+        if self.kind == "buffer" or (self.kind == "gradient" and x.requires_grad):
             self.running += 1e-6 * (mean - self.running)
+        elif self.kind == "data":
+            self.running.data += 1e-6 * (mean - self.running)
         elif self.kind == "number":
             self.number += 1e-6 * (float(mean) - self.number)
-        else:
+        elif self.kind == "object":
+            self.object.mean += 1e-6 * (float(mean) - self.object.mean)
+        elif self.kind == "list":
             self.listed[0] = self.listed[0] + 1e-6 * (mean - self.listed[0])
-        return super().forward(x - self.running - self.number - self.listed[0])
+        return super().forward(x - self.running - self.number - self.listed[0] - self.object.mean)
 
 
 class Remembers(Conv):
@@ -406,7 +413,7 @@ class NoGrad(Conv):
         (FirstRules, "other images of its batch"),
         (Normed, "other images of its batch"),
         (Counts, "from call to call"),
-        *((partial(SlowMean, kind), "from call to call") for kind in ("buffer", "number", "list")),
+        *((partial(SlowMean, kind), "from call to call") for kind in SLOW),
         (Modes, "while gradients are recorded"),
         (Asks, "while gradients are recorded"),
         (Tuple, r"not a tuple.*self.network\(x\)\[0\]"),
@@ -428,6 +435,20 @@ def test_what_is_refused_says_the_way_out(network, says):
     with pytest.raises(BadInput, match=says) as error:
         Deterministic(network().eval(), shape=SHAPE)
     assert "\n" not in str(error.value).split(": ")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"outputs": "probability"}, "did you mean 'probabilities'"),
+        ({"outputs": None}, "no outputs named 'None'"),
+        ({"precision": "float16"}, "no precision named 'float16'"),
+        *(({"shape": shape}, "channels, height, width") for shape in (None, (8, 8), (3, 8, 0), (3, 8.0, 8), (1, 3, 8, 8))),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(options, says):
+    with pytest.raises(BadInput, match=says):
+        Deterministic(nn.Sequential(Conv(), nn.Softmax(1)).eval(), **{"shape": SHAPE, **options})
 
 
 def test_a_network_may_remember_what_changes_no_answer():
@@ -489,6 +510,13 @@ def test_a_defence_of_ones_own_is_checked_too():
         defense.gradient(images, torch.zeros(4, dtype=torch.int64), "ce", 2, STREAM.at(torch.arange(7, 11)))
     with pytest.raises(RushBenchError, match="prediction of image 10 is"):
         defense.predict(images, STREAM.at(torch.arange(7, 11)))
+
+
+@pytest.mark.parametrize("votes", [0, -1, 1.5, True, "4", None, 10**9])
+@pytest.mark.parametrize("kind", [partial(Smoothed, noise="uniform:0.1"), Randomised])
+def test_votes_are_a_whole_number(kind, votes):
+    with pytest.raises(BadInput, match=r"votes = .* at least 1 vote"):
+        kind(Conv().eval(), votes=votes, shape=SHAPE)
 
 
 @pytest.mark.parametrize("draws", [0, -1])

@@ -40,7 +40,8 @@ def two_classes() -> nn.Module:
 def test_the_scale_of_the_logits_changes_no_attack(norm: str, name: str) -> None:
     """The same classifier at any scale: the same labels, and the same x' up to rounding."""
     threat, stream = Threat(norm, 0.05 if norm == "linf" else 0.2), Stream(0, "scale", torch.arange(20))
-    plain, *others = (Deterministic(Times(two_classes(), by).eval(), shape=(1, 4, 4)) for by in (1, 1e-7, 30, 1e7))
+    scales = (1, 1e-30, 1e-16, 1e-7, 30, 1e7)
+    plain, *others = (Deterministic(Times(two_classes(), by).eval(), shape=(1, 4, 4)) for by in scales)
     labels = plain.predict(IMAGES, stream).labels
     attack = override(attacks.load(name)(), {"losses": "ce", "stop": "no", "steps": "20"} if name == "eot-apgd" else {})
     expected = plain.predict(attack.run(plain, IMAGES, labels, threat, stream), stream).labels
@@ -103,7 +104,7 @@ def test_an_attack_without_gradients_sees_points_apart_at_any_scale(votes: int) 
             return self.network((x * 255).round() / 255)
 
     broken = []
-    for by in (1, 1e-8, 1e7):
+    for by in (1, 1e-25, 1e-8, 1e7):
         network = Times(Rounded(), by).eval()
         one, many = Deterministic(network, shape=(1, 4, 4)), Smoothed(network, noise="uniform:0.02", votes=4, shape=(1, 4, 4))
         defense, stream = many if votes else one, Stream(0, "scale", torch.arange(20))

@@ -291,7 +291,7 @@ def test_a_loss_that_is_not_finite_names_the_image(linear, grey, suite, tmp_path
         ({"shard": (3, 2)}, "k/n"),
         ({"twice": True}, "share a name"),
         ({"shape": (1, 8, 8)}, "takes images"),
-        *[({key: value}, f"{key} = .* at least 1") for key in ("repeats", "chunk") for value in (0, -3, True, 2.0)],
+        *[({key: value}, f"{key} = .* at least 1") for key in ("repeats", "chunk") for value in (0, -3, True, 2.0, 10**9)],
         *[({"max_minutes": value}, "at least 0") for value in (-1, float("nan"))],
     ],
 )

@@ -13,6 +13,7 @@ from rush_bench.certificates.sampling import Sampling
 from rush_bench.certificates.tsv import frame_of
 from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
+from rush_bench.errors import BadInput
 from rush_bench.evaluation import certificates as runner
 from rush_bench.evaluation.work import Run
 from rush_bench.report import certificates as report
@@ -29,8 +30,14 @@ class CertifyRun(Run):
     radii: tuple[float, ...] = ()
 
     def table(self) -> Table:
-        """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius."""
+        """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius.
+
+        BadInput where none is finished.
+        """
         complete = [result for result in self.results if result.complete]
+        if not complete:
+            why = "; ".join(f"{name}: {error}" for name, error in self.failed.items())
+            raise BadInput(f"no certificate in {self.folder} is finished{'; failed: ' + why if why else ''}")
         sets = {report.name_of(result): frame_of(result) for result in complete}
         frame = report.table(sets, self.radii or report.shared_radii(complete))
         return text_table(frame, [str(name) for name in frame], frame.to_numpy().tolist(), "certified accuracy (%)")

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -207,6 +208,8 @@ def check_asked(
     defenses, data = as_defenses(defenses), as_data(data)
     if not len(data):
         raise BadInput(f'there are no images to {verb}; pass data=rb.load_dataset("cifar10", split="test", n=1000)')
+    if isinstance(shard, str) or len(shard) != 2 or not all(isinstance(part, Integral) for part in shard):
+        raise BadInput(f"shard {shard!r} must be two whole numbers (k, n), such as (1, 2)")
     if not 1 <= shard[0] <= shard[1]:
         raise BadInput(f"shard {shard[0]}/{shard[1]}: write k/n with 1 <= k <= n")
     check_seed(seed)

@@ -55,6 +55,8 @@ def test_attacks_by_name_their_settings_and_a_part_of_the_table(network, digits)
 
 def test_what_would_have_no_effect_is_refused(network, digits, store) -> None:
     mine = rb.Deterministic(network, shape=digits.shape)
+    with pytest.raises(BadInput, match=r"shard '1/2'.*\(1, 2\)"):
+        rb.attack(mine, QUICK, digits, shard="1/2")
     with pytest.raises(BadInput, match="give them to parse_suite"):
         rb.attack(mine, QUICK, digits, attacks=["clean"])
     for named, says in (({"n": 3}, "take a part of images"), ({"device": "cpu"}, "at hand is as it was made")):
@@ -114,6 +116,21 @@ def two(digits):
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
         runs.append(rb.attack(rb.Deterministic(net, shape=digits.shape, name=name), QUICK, images, quiet=True))
     return runs
+
+
+def test_a_table_of_certificates_of_which_none_is_finished_says_why(network, digits) -> None:
+    class Fails(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x) / (x.flatten(1).amax(1, keepdim=True) < 1.2)  # not finite where the noise is large
+
+    smoothed = rb.Smoothed(Fails().eval(), noise=rb.Gaussian(0.5), votes=1, shape=digits.shape, name="fails")
+    run = rb.certify(smoothed, digits, draws=200, selection=20, quiet=True)
+    with pytest.raises(BadInput, match=r"no certificate in results is finished; failed: fails.*not finite"):
+        run.table()
 
 
 def test_compare_pairs_the_images_that_both_have(two) -> None:

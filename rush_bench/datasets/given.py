@@ -70,7 +70,7 @@ def _collected(data: Any) -> Images:
     if not len(data):
         raise BadInput(f"{name} has no images")
     if not (isinstance(data[0], tuple | list) and len(data[0]) == 2):
-        raise BadInput(f"the items of {name} must be (image, label); wrap it in a Dataset whose are")
+        raise BadInput(f"the items of {name} must be (image, label); wrap it in a Dataset whose items are so")
     for position in range(min(ASKED_TWICE, len(data))):
         first, again = (_array(data[position][0], name) for _ in range(2))
         if not np.array_equal(first, again):

@@ -55,11 +55,11 @@ def fit(layout: Layout, title: str, width: int) -> RenderableType:
 
     table = grid(layout)
     if fits(table):
-        return _with_notes(table, layout, [title])
+        return _with_notes([_Lines(table)], layout, [title])
     layout, shared = lift_shared_columns(layout)
     above = [title, shared]
     if fits(table := grid(layout)):
-        return _with_notes(table, layout, above)
+        return _with_notes([_Lines(table)], layout, above)
     left_out: list[str] = []
     attacks = layout.columns if {"defense", "method"} & set(layout.columns) else ()
     others = [name for name in attacks if name not in (*LEAST, *NAMES, *MOST)]  # attacks that nobody foresaw
@@ -71,7 +71,7 @@ def fit(layout: Layout, title: str, width: int) -> RenderableType:
             layout = drop_columns(layout, (name,))
         for fold in FOLDS:
             if fits(table := grid(layout, fold)):
-                return _with_notes(table, layout, above, _no_room_for(left_out), BELOW)
+                return _with_notes([_Lines(table)], layout, above, _no_room_for(left_out), BELOW)
     return _with_notes(one_line_per_column(layout), layout, above, _no_room_for(left_out))
 
 
@@ -119,16 +119,16 @@ def one_line_per_column(layout: Layout) -> Iterable[Text]:
     wide = max(map(len, heads))
     for heading, span in layout.blocks:
         if heading:
-            yield styled(heading, "italic")
+            yield Text(heading, style="italic")
         for i in span:
             first, *rest = cells_of(layout, i, str, "{}", " {}")
             yield Text("\n".join([first, *(f"  {h:{wide}}  {text}" for h, text in zip(heads[1:], rest, strict=True))]))
 
 
-def _with_notes(table: Iterable[Text], layout: Layout, above: Sequence[str], *below: str) -> Group:
+def _with_notes(table: Iterable[RenderableType], layout: Layout, above: Sequence[str], *below: str) -> Group:
     notes = [*(text for text in below if text), *(f"{mark}: {text}" if mark else text for mark, text in layout.notes)]
     parts: list[RenderableType] = [Text(text, style="bold") for text in above if text]
-    return Group(*parts, _Lines(table), *(Text(text, style="dim") for text in notes))
+    return Group(*parts, *table, *(Text(text, style="dim") for text in notes))
 
 
 class _Lines:

@@ -227,6 +227,10 @@ def test_rows_stand_upright_where_nothing_else_fits(lab):
     with console.file:
         console.print(of_frame(table(lab.results())))
     assert re.search(r"a_name_that_leaves_no_room_for_numbers\n +Worst +45\.0 \[", console.export_text())
+    narrow = Console(width=30)
+    with narrow.capture() as shown:
+        narrow.print(of_frame(table(lab.results())))
+    assert "a_name_that_leaves_no_room_for_numbers" in re.sub(r"\s", "", shown.get())  # folded, not cut
 
 
 def test_a_printed_table_fits_a_column_and_says_in_its_caption_what_all_rows_share(lab):

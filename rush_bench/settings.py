@@ -83,24 +83,30 @@ def hints(kind: type) -> dict[str, Any]:
     return found
 
 
+def parts(text: str | None) -> list[str]:
+    """Words between commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 def check(key: str, hint: Any, value: Any) -> None:
     """BadInput, with what is allowed, unless a value has the type and lies in the range of a hint."""
-    if not _fits(hint, value):
+    if not fits(hint, value):
         if typing.get_origin(hint) is typing.Literal:
             raise unknown_name(f"value for {key}", str(value), map(str, typing.get_args(hint)))
         raise _wrong(key, hint, value)
 
 
-def _fits(hint: Any, value: Any) -> bool:
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value has the type and lies in the range of a hint."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _fits(options[0], value) and all(allowed.holds(value) for allowed in options[1:])
+        return fits(options[0], value) and all(allowed.holds(value) for allowed in options[1:])
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(option, value) for option in options)
+        return any(fits(option, value) for option in options)
     if origin is typing.Literal:
         return value in options
     if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(options[0], item) for item in value)
+        return isinstance(value, list | tuple) and all(fits(options[0], item) for item in value)
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)

@@ -86,11 +86,11 @@ def figure(
     results, beside = read.folder, read.beside
     if kind == "images":
         return Pictures([_images(results, defense, data_dir, Path(out or beside) / f"images.{format}")])
-    if kind == "eps":
+    if kind in ("eps", "cost"):
         cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
+    if kind == "eps":
         return Pictures([figures.accuracy_against_eps(cells, Path(out or beside) / f"robust_accuracy.{format}")])
     if kind == "cost":
-        cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
         cards, _ = cards_of(cells, [Path(store), read.cards])
         path = accuracy_against_cost(rows(cells), cards, Path(out or beside) / f"cost.{format}")
         if path is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rush_bench.errors import BadInput
 from rush_bench.registry import attacks
-from rush_bench.settings import override, parse_number
+from rush_bench.settings import override, parse_number, parts
 
 FULL: dict[str, dict[str, Any]] = {"clean": {}, "pgd": {}, "eot": {}, "aa": {}}
 # Quick: fewer steps and draws, and APGD-CE and Square where the full suite has AutoAttack. Its table says so.
@@ -64,7 +64,7 @@ def parse_suite(name: str, only: Sequence[str] | str = (), overrides: Mapping[st
         raise BadInput(f"no suite named {name!r}; write linf8 (8/255), l2-0.5, or either with -quick")
     norm, quick = found[1].rstrip("-"), bool(found[3])
     eps = _radius(name, norm, found[2], found[3] or "")
-    only = [each.strip() for each in only.split(",") if each.strip()] if isinstance(only, str) else list(only)
+    only = parts(only) if isinstance(only, str) else list(only)
     columns = {column: dict(settings) for column, settings in (QUICK if quick else FULL).items()}
     for column in only:
         if column not in columns:

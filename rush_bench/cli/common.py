@@ -11,6 +11,8 @@ import click
 from click.core import ParameterSource
 
 from rush_bench.errors import BadInput, WorkLeft, failed_code
+from rush_bench.settings import parse_assignments
+from rush_bench.settings import parts as parts
 
 if TYPE_CHECKING:
     from rush_bench.api.named import ByName, Target
@@ -114,7 +116,6 @@ def defenses_of(asked: dict[str, Any], patterns: str | None, verb: str) -> "str 
 def target_of(asked: dict[str, Any]) -> "Target":
     """The network of --model, with its labels."""
     from rush_bench.api.named import Target
-    from rush_bench.settings import parse_assignments
 
     labels = {
         key.replace("-", "_").replace(" ", "_"): text for key, text in parse_assignments(asked["about"], "--label").items()
@@ -122,11 +123,6 @@ def target_of(asked: dict[str, Any]) -> "Target":
     # a certificate is of infinitely many votes: one form of the network is enough
     votes = asked["votes"] if "votes" in asked else 1 if asked["noise"] else None
     return Target(asked["target"], asked["noise"], votes, asked["name"], labels)
-
-
-def parts(text: str | None) -> list[str]:
-    """Words between commas."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,10 @@ from rush_bench.defenses.owner import (
 )
 from rush_bench.devices import full_precision, keep_freed_memory, wide
 from rush_bench.errors import BadInput, unknown_name
+from rush_bench.settings import Count, fits
 
+Outputs = Literal["logits", "probabilities"]
 Precision = Literal["float32", "bfloat16"]
-OUTPUTS, PRECISIONS = ("logits", "probabilities"), ("float32", "bfloat16")
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
 # Largest logit less smallest. Below FLAT every softmax is nearly uniform and CE pushes towards the mean of all other classes:
@@ -66,16 +66,16 @@ class Body:
         *,
         shape: tuple[int, int, int] = (3, 32, 32),
         device: torch.device | str | None = None,
-        outputs: Literal["logits", "probabilities"] = "logits",
+        outputs: Outputs = "logits",
         precision: Precision = "float32",
         memory: int = DEFAULT_MEMORY,
         before: Callable[[Tensor], Tensor] | None = None,
         random: bool = False,
     ) -> None:
-        for option, given, known in (("outputs", outputs, OUTPUTS), ("precision", precision, PRECISIONS)):
-            if given not in known:
-                raise unknown_name(option, str(given), known)
-        if not isinstance(shape, Sequence) or len(shape) != 3 or not all(isinstance(n, Integral) and n > 0 for n in shape):
+        for option, given, kind in (("outputs", outputs, Outputs), ("precision", precision, Precision)):
+            if given not in get_args(kind):
+                raise unknown_name(option, str(given), get_args(kind))
+        if not fits(tuple[Count, ...], shape) or len(shape) != 3:
             raise BadInput(f"shape {shape!r} must be the (channels, height, width) of the images, such as (3, 32, 32)")
         keep_freed_memory()
         self.shape, self.read = (shape[0], shape[1], shape[2]), log_probabilities

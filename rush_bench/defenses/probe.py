@@ -78,23 +78,23 @@ def check_outputs(body: Body, batch: Tensor, shape: tuple[int, ...]) -> None:
         raise BadInput('outputs="probabilities" was said, but the rows that the network returns do not sum to 1')
     if not looks and (ends := squashed(out)):
         raise BadInput(
-            f"the network's outputs crowd at {ends[0]} and {ends[1]}, as after a {ends[2]}, where gradients vanish; "
-            f"return what goes into the {ends[2]}: the order of the classes is the same"
+            f"the network's outputs crowd at {ends[0]} and 1, as after a {ends[1]}, where gradients vanish; "
+            f"return what goes into the {ends[1]}: the order of the classes is the same"
         )
     body.classes = out.shape[1]
     with torch.no_grad():
         asking(body)(batch[:1])
 
 
-def squashed(out: Tensor) -> tuple[int, int, str] | None:
-    """The bounds of a function that outputs (B, K) went through and its name: half of them are at these bounds, and some class
-    is at one bound for an image and at the other for another."""
+def squashed(out: Tensor) -> tuple[int, str] | None:
+    """The lower bound (the upper is 1) and the name of a function that outputs (B, K) went through: half of them are at its
+    bounds, and some class is at one bound for an image and at the other for another."""
     for low, name in ((0, "sigmoid"), (-1, "tanh")):
         place = (out - low) / (1 - low)
         bottom, top = place < 0.02, place > 0.98
         within = place.min() >= 0 and place.max() <= 1
         if within and (bottom | top).float().mean() >= 0.5 and (bottom.any(0) & top.any(0)).any():
-            return low, 1, name
+            return low, name
     return None
 
 

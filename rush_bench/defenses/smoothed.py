@@ -2,7 +2,6 @@
 
 import copy
 import math
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from rush_bench.defenses.losses import against, cross_entropy
 from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
-from rush_bench.settings import MOST
+from rush_bench.settings import MOST, Count, fits
 
 FAINT = 1e-20  # the least slope of CE: a gradient keeps its direction where it would vanish
 
@@ -266,7 +265,7 @@ def _within(outer: slice, inner: slice) -> slice:
 
 def check_votes(votes: Any) -> None:
     """Refuse what is no number of votes."""
-    if isinstance(votes, bool) or not isinstance(votes, Integral) or not 1 <= int(votes) <= MOST:
+    if not fits(Count, votes):
         raise BadInput(f"votes = {votes!r}: a vote takes at least 1 vote, a whole number, at most {MOST}")
 
 

@@ -4,13 +4,11 @@ A kind of measurement says what its cells are and how a chunk is made (`Job`). A
 hand are of this code (`behaviour`), who takes which chunk, when to stop, what an error costs, and how it is reported.
 """
 
-import numbers
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +21,7 @@ from rush_bench.files import digest
 from rush_bench.noise import check_seed
 from rush_bench.progress import Bar
 from rush_bench.records import FORMAT, Cell, CellResult
-from rush_bench.settings import MOST
+from rush_bench.settings import MOST, Count, fits
 
 
 class Store(Protocol):
@@ -208,7 +206,7 @@ def check_asked(
     defenses, data = as_defenses(defenses), as_data(data)
     if not len(data):
         raise BadInput(f'there are no images to {verb}; pass data=rb.load_dataset("cifar10", split="test", n=1000)')
-    if isinstance(shard, str) or len(shard) != 2 or not all(isinstance(part, Integral) for part in shard):
+    if not fits(tuple[int, ...], shard) or len(shard) != 2:
         raise BadInput(f"shard {shard!r} must be two whole numbers (k, n), such as (1, 2)")
     if not 1 <= shard[0] <= shard[1]:
         raise BadInput(f"shard {shard[0]}/{shard[1]}: write k/n with 1 <= k <= n")
@@ -256,7 +254,7 @@ def cell_of(
     BadInput for `repeats` or a `chunk` that are no whole numbers from 1 on.
     """
     for name, value in (("repeats", repeats), ("chunk", chunk)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= MOST:
+        if not fits(Count, value):
             raise BadInput(f"{name} = {value!r} must be a whole number, at least 1 and at most {MOST}")
     repeats, chunk = int(repeats), int(chunk)  # numpy's too, for the key
     found = defense_identity or defense.identity()

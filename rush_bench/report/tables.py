@@ -112,7 +112,7 @@ def _measured_in(found: Iterable[Row]) -> set[str]:
 
 
 def _framed(lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Without the columns of trainings where no card was at hand, and of means where there are none."""
+    """The frame of these lines, without columns of trainings where no card was at hand, and of means where there are none."""
     frame = pd.DataFrame(lines, columns=columns)
     for name in WHOLE:
         frame[name] = frame[name].astype("Int64")

@@ -58,6 +58,12 @@ def backward(way, forward=torch.clone) -> nn.Module:
     return behind(lambda x: Backward.apply(x, forward, way))
 
 
+def sure(function, shift: float = 0) -> nn.Module:
+    """A function of linear logits that are as far apart as a trained network's, and lie elsewhere for other images."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 10), Function(lambda z: function(100 * z + shift))).eval()
+
+
 SIGNS = 1 - 2 * (torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.25).float()
 SCALES = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4)).exp()
 
@@ -79,6 +85,10 @@ UNTRUTHS = {
     "shattered": lambda: behind(lambda x: x + 0.01 * torch.sin(1e3 * x)),
     "shattered finely": lambda: behind(lambda x: x + 1e-3 * torch.sin(1e5 * x)),
     "rounded": lambda: behind(lambda x: (255 * x).round() / 255 + 0 * x),
+    "a saturated sigmoid": lambda: sure(lambda z: 10 * z.sigmoid()),
+    "a saturated tanh": lambda: sure(lambda z: 20 * (z / 2).tanh() - 5),
+    "log of a saturated sigmoid": lambda: sure(nn.functional.logsigmoid, 10),
+    "exp": lambda: sure(lambda z: -(-z).exp()),
 }
 SOUND = {
     "relu": layers,
@@ -87,6 +97,7 @@ SOUND = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 10)).eval(),
     "tiny logits": lambda: nn.Sequential(layers(), Function(lambda z: 1e-7 * z)).eval(),
     "huge logits": lambda: nn.Sequential(layers(), Function(lambda z: 1e7 * z)).eval(),
+    "a sigmoid that is not saturated": lambda: nn.Sequential(layers(), Function(lambda z: 10 * z.sigmoid())).eval(),
 }
 
 
@@ -173,6 +184,12 @@ class Own(Defense):
             value = cross_entropy(self.network(x).log_softmax(1), labels)
             (g,) = torch.autograd.grad(value.sum(), x)
         return Gradient(self.factor * g, value.detach())
+
+
+def test_ce_alone_may_vanish_on_a_sure_network(images):
+    own = Own(1.0)
+    own.network = nn.Sequential(layers(), Function(lambda z: 1e3 * z)).eval().requires_grad_(False)
+    assert of(own, images).untrue == 0
 
 
 def test_a_defence_of_ones_own_needs_no_targeted_loss(images):

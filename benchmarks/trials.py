@@ -66,6 +66,14 @@ def run(*line: str) -> Any:
     return CliRunner().invoke(main, list(line))
 
 
+def but(line: list[str], option: str, value: str) -> list[str]:
+    """The line with another value of an option."""
+    if option not in line:
+        return [*line, option, value]
+    place = line.index(option)
+    return [*line[:place], option, value, *line[place + 2 :]]
+
+
 def child(folder: Path, line: list[str]) -> multiprocessing.Process:
     """A command in a process of its own, in `folder`."""
 
@@ -269,7 +277,7 @@ def ranges(folder: Path) -> dict[str, int]:
         known = {option for parameter in command.params for option in parameter.opts}
         for option in RANGES.keys() & known:
             for value in RANGES[option]:
-                found = run(*line, option, value)
+                found = run(*but(line, option, value))
                 said["settings swept"] += 1
                 said["not refused"] += found.exit_code != 2
                 said["tracebacks"] += found.exception is not None and not isinstance(found.exception, SystemExit)

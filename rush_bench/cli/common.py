@@ -31,12 +31,6 @@ def _joined(ctx: click.Context, option: click.Parameter, given: tuple[str, ...])
     return ",".join(given) if given else None
 
 
-def _one(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
-    if len(given) > 1:
-        raise BadInput(f"{option.opts[0]} takes one network, not {', '.join(given)}; run the command once for each")
-    return given[0] if given else None
-
-
 # Of what an option names several times nothing is dropped.
 NAMES: dict[str, Any] = {"multiple": True, "callback": _joined}
 
@@ -60,9 +54,7 @@ max_minutes = click.option(
 )
 shard = click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, starting with the K-th.")
 assignments = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; repeatable.")
-model = click.option(
-    "--model", "target", multiple=True, callback=_one, metavar="PKG:BUILD", help="Your own network: package.module:function."
-)
+model = click.option("--model", "target", metavar="PKG:BUILD", help="Your own network: package.module:function.")
 noise = click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25.")
 size = click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
 memory = click.option(

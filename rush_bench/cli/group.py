@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from rush_bench.errors import RushBenchError, unknown_name
+from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.version import __version__
 
 COMMANDS = {
@@ -65,7 +65,10 @@ class CommandLine(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             raise unknown_name("command", args[0], COMMANDS)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            _once(command, ctx, rest)
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -88,6 +91,18 @@ class CommandLine(click.Group):
             if error.errno == errno.ENOSPC:
                 click.echo("error: cannot write the output: no space left on device; free some space", err=True)
             ctx.exit(1)
+
+
+def _once(command: click.Command, ctx: click.Context, args: list[str]) -> None:
+    """BadInput where an option of one value is given twice, of which click would drop the first without a word."""
+    try:
+        *_, order = command.make_parser(click.Context(command, ctx)).parse_args(list(args))
+    except click.UsageError:
+        return  # the command itself says so, with its own usage
+    for option in order:
+        if isinstance(option, click.Option) and not (option.multiple or option.is_flag) and order.count(option) > 1:
+            count = order.count(option)
+            raise BadInput(f"{option.opts[0]} is given {count} times and takes one value; run the command once for each")
 
 
 def _abandon_stdout() -> None:

@@ -83,6 +83,17 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def but() -> Callable[..., list[object]]:
+    """The usual options, each with its value, less those of one value that are given: they are taken once."""
+
+    def options(usual: Sequence[object], given: Sequence[object]) -> list[object]:
+        pairs = zip(usual[::2], usual[1::2], strict=True)
+        return [*(word for pair in pairs for word in pair if pair[0] in ("--set", "--models") or pair[0] not in given), *given]
+
+    return options
+
+
+@pytest.fixture
 def quick() -> list[str]:
     """Options that make an attack take a moment."""
     return list(QUICK)

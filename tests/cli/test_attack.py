@@ -15,12 +15,12 @@ from rush_bench.records import load_results
 
 
 @pytest.fixture
-def attack(rush_bench, store: Path, mine: Path, quick: list[str]):
+def attack(rush_bench, but, store: Path, mine: Path, quick: list[str]):
     """`attack` on the two tiny models, or on what is given."""
 
     def run(*args: object, models: str | None = "all", dataset: object = mine):
-        chosen = ["--models", models] if models else []
-        return rush_bench("attack", *quick, *chosen, *(["--dataset", dataset] if dataset else []), *args)
+        named = {"--models": models, "--dataset": dataset}
+        return rush_bench("attack", *but([*quick, *(word for pair in named.items() if pair[1] for word in pair)], args))
 
     return run
 
@@ -227,7 +227,7 @@ def test_two_networks_of_one_function_name_are_told_apart(attack, rush_bench, tm
         (["--model", "own_nets:build", "--name", "x" * 300], "must be 1 to 80"),
         (["--model", "own_nets:build", "--label", "colour=red"], "no label named 'colour'"),
         (["--model", "own_nets:build", "--label", "protocol"], "key=value"),
-        (["--model", "own_nets:build", "--model", "own_nets:defense"], "one network, not own_nets:build, own_nets:defense"),
+        (["--model", "own_nets:build", "--model", "own_nets:defense"], "--model is given 2 times and takes one value"),
         (["--model", "own_nets:defense", "--noise", "uniform:0.3"], "noise cannot be set from outside"),
         (["--model", "own_nets:defense", "--noise", "uniform:0.3", "--votes", "3"], "noise cannot be set from outside"),
         (["--model", "own_nets:defense", "--precision", "bfloat16"], "precision cannot be set from outside"),

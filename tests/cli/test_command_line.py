@@ -76,6 +76,19 @@ def _no_network(*args: object) -> None:
     raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
 
+@pytest.mark.parametrize(
+    "args", [["attack", "--models", "a", "--suite", "linf8", "--suite=linf2"], ["certify", "a", "--seed", "1", "--seed", "1"]]
+)
+def test_an_option_of_one_value_is_taken_once(rush_bench, args: list[str]) -> None:
+    result = rush_bench(*args)
+    assert result.exit_code == 2 and "is given 2 times and takes one value" in result.stderr
+
+
+def test_flags_and_lists_may_be_repeated(rush_bench) -> None:
+    assert rush_bench("list", "--json", "suites", "--json").exit_code == 0
+    assert "no model" in rush_bench("attack", "--models", "a", "--models", "b", "--suite", "linf8").stderr
+
+
 def test_a_wrong_option_is_suggested(rush_bench) -> None:
     result = rush_bench("table", "--stile", "paper")
     assert result.exit_code == 2 and "--style" in result.stderr

@@ -85,8 +85,8 @@ def test_stopped_is_3_and_a_shard_waits_for_the_others(corruptions, monkeypatch:
         (["plain", "--device", "nonsense"], "--device auto"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(corruptions, args: list[str], says: str) -> None:
-    result = corruptions(*QUICK, *args)
+def test_bad_input_is_one_line_and_exit_code_2(corruptions, but, args: list[str], says: str) -> None:
+    result = corruptions(*but(QUICK, args))
     assert result.exit_code == 2, result.output
     assert says in result.stderr and result.stderr.count("\n") == 1 and result.stdout == ""
     assert not Path("results").exists()

@@ -16,13 +16,13 @@ SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "sweep_steps": 2,
 
 
 @pytest.fixture
-def settle(rush_bench, store: Path, mine: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch):
+def settle(rush_bench, but, store: Path, mine: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch):
     """`settle` at a budget that takes a moment."""
     monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], **SMALL))
 
     def run(*args: object, models: str | None = "rush@1", only: str | None = "T0,T1"):
-        how = [*([models] if models else []), "--budget", "quick", "--n", "10", "--repeats", "2", "--dataset", mine]
-        return rush_bench("settle", *how, *(["--only", only] if only else []), *args)
+        usual = ["--budget", "quick", "--n", "10", "--repeats", "2", "--dataset", mine, *(["--only", only] if only else [])]
+        return rush_bench("settle", *([models] if models else []), *but(usual, args))
 
     return run
 

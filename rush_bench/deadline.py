@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from numbers import Real
 from typing import Self
 
 from rush_bench.errors import BadInput
@@ -18,12 +19,12 @@ class Deadline:
     def after(cls, minutes: "float | Deadline | None") -> Self:
         """So many minutes from now; None: never. A deadline stays what it is, so that callers can hand theirs on.
 
-        BadInput for less than 0 minutes, and for NaN, which would never be over.
+        BadInput for less than 0 minutes, for NaN, which would never be over, and for what is no number.
         """
         if isinstance(minutes, Deadline):
             return cls(minutes.at)
-        if minutes is not None and not minutes >= 0:
-            raise BadInput(f"max_minutes = {minutes} must be at least 0")
+        if minutes is not None and not (isinstance(minutes, Real) and minutes >= 0):
+            raise BadInput(f"max_minutes = {minutes!r} must be a number of minutes, at least 0")
         return cls() if minutes is None else cls(time.monotonic() + 60 * minutes)
 
     @property

@@ -177,6 +177,8 @@ def noise_from(spec: str | dict[str, Any] | Noise | None) -> Noise | None:
         from rush_bench.settings import parse_number
 
         spec = {"law": law, "scale": parse_number(scale)}
+    if not isinstance(spec, dict):
+        raise BadInput(f"noise {spec!r} has no law; write uniform:0.3 or gaussian:0.25")
     if spec["law"] not in LAWS:
         raise unknown_name("noise law", spec["law"], LAWS)
     return LAWS[spec["law"]](spec["scale"])

@@ -113,7 +113,7 @@ def subjects(
     where = choose_device(named.get("device") or "auto")
     options: dict[str, Any] = {"device": where}
     options |= {"precision": choose_precision(precision or "auto", where, Path(out))} if searched else {}
-    options |= {"memory": named["memory"]} if named.get("memory") else {}
+    options |= {"memory": named["memory"]} if named.get("memory") is not None else {}
     stated = {key: options[key] for key in options if {**named, "precision": precision}.get(key)}
     if isinstance(defenses, Target):
         if data is None:

@@ -64,14 +64,16 @@ def parse_suite(name: str, only: Sequence[str] | str = (), overrides: Mapping[st
         raise BadInput(f"no suite named {name!r}; write linf8 (8/255), l2-0.5, or either with -quick")
     norm, quick = found[1].rstrip("-"), bool(found[3])
     eps = _radius(name, norm, found[2], found[3] or "")
-    only = parts(only) if isinstance(only, str) else list(only)
+    named = parts(only) if isinstance(only, str) else list(only)
+    if only and not named:
+        raise BadInput(f"no attack is named in {only!r}")
     columns = {column: dict(settings) for column, settings in (QUICK if quick else FULL).items()}
-    for column in only:
+    for column in named:
         if column not in columns:
             attacks.get(column)
             columns[column] = {}
-    if only:
-        columns = {column: columns[column] for column in sorted(columns, key=REST.__eq__) if column in only}
+    if named:
+        columns = {column: columns[column] for column in sorted(columns, key=REST.__eq__) if column in named}
     changed = set()
     for key, value in (overrides or {}).items():
         column, dot, setting = key.partition(".")

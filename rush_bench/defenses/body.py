@@ -22,9 +22,9 @@ from rush_bench.defenses.owner import (
     undisturbed,
     weights_digest,
 )
-from rush_bench.devices import full_precision, keep_freed_memory, wide
+from rush_bench.devices import choose_device, full_precision, keep_freed_memory, wide
 from rush_bench.errors import BadInput, unknown_name
-from rush_bench.settings import Count, fits
+from rush_bench.settings import Count, Positive, fits
 
 Outputs = Literal["logits", "probabilities"]
 Precision = Literal["float32", "bfloat16"]
@@ -77,9 +77,11 @@ class Body:
                 raise unknown_name(option, str(given), get_args(kind))
         if not fits(tuple[Count, ...], shape) or len(shape) != 3:
             raise BadInput(f"shape {shape!r} must be the (channels, height, width) of the images, such as (3, 32, 32)")
+        if not fits(Positive, memory):
+            raise BadInput(f"memory {memory!r} must be the bytes that a step may use, such as 2**31")
         keep_freed_memory()
         self.shape, self.read = (shape[0], shape[1], shape[2]), log_probabilities
-        self.device = device = torch.device(device_of(network) if device is None else device)
+        self.device = device = choose_device(device_of(network) if device is None else device)
         self.network = private_copy(network, device)
         if any(not random or isinstance(module, NORMS) for module in in_train_mode(self.network)):
             raise BadInput(

@@ -40,6 +40,8 @@ class Network(Defense):
         by_vote: bool = True,
         bank_of: "Network | None" = None,
     ) -> None:
+        if not isinstance(name, str):
+            raise BadInput(f"name {name!r} must be text")
         self.body, self.sampler, self.name, self.draws, self.about = body, sampler, name, draws, about or {}
         self.averaging, self.by_vote, self.bank_of, self.draws_per_image = averaging, by_vote, bank_of, sampler.draws_per_image
         self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights

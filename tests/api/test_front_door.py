@@ -62,6 +62,13 @@ def test_what_would_have_no_effect_is_refused(network, digits, store) -> None:
     for named, says in (({"n": 3}, "take a part of images"), ({"device": "cpu"}, "at hand is as it was made")):
         with pytest.raises(BadInput, match=says):
             rb.attack(mine, QUICK, digits, **named)
+    with pytest.raises(BadInput, match="no attack is named in ','"):
+        rb.attack(mine, "linf8", digits, attacks=",")
+    for minutes in ("1", -1, float("nan")):
+        with pytest.raises(BadInput, match="a number of minutes, at least 0"):
+            rb.attack(mine, "linf8", digits, max_minutes=minutes)
+    with pytest.raises(BadInput, match="bytes that a step may use"):
+        rb.attack("tiny", QUICK, digits, store=store, memory=0)
     with pytest.raises(BadInput, match="precision would have no effect"):
         rb.attack(mine, QUICK, digits, precision="bfloat16")
     with pytest.raises(TypeError, match="unexpected argument stoer"):

@@ -519,6 +519,21 @@ def test_votes_are_a_whole_number(kind, votes):
         kind(Conv().eval(), votes=votes, shape=SHAPE)
 
 
+@pytest.mark.parametrize(
+    ("option", "values", "says"),
+    [
+        ("memory", (0, -1, float("nan"), "2"), "memory .* the bytes that a step may use"),
+        ("device", ("gpu", 3.5), "--device auto"),
+        ("name", (3,), "name 3 must be text"),
+        ("noise", (0.3, 1), "has no law; write uniform:0.3"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(option, values, says):
+    for value in values:
+        with pytest.raises(BadInput, match=says):
+            Smoothed(Conv().eval(), **{"noise": "uniform:0.1", "shape": SHAPE, option: value})
+
+
 @pytest.mark.parametrize("draws", [0, -1])
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_less_than_one_draw_is_refused(draws, loss):

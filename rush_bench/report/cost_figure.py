@@ -16,16 +16,15 @@ from rush_bench.report.cards import Card, training_of
 from rush_bench.report.figures import COLOURS, MARKERS, accuracy_axis, percent, save, tips
 from rush_bench.report.rows import Row
 
-CROWD = 12  # points whose names have room in a panel
-WIDE, HIGH = math.log(4), 5  # what a name takes of it: of the logarithm of cost, and in percent of accuracy
-POINT = 1.9  # typographic points of a percent
+CROWD = 24  # points whose names have room beside a panel
+HIGH = 4.2  # what a name takes of its height, in percent of accuracy
 
 
 def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
     """Worst-case accuracy against passes of training, a panel per data set and threat; None if no passes are counted.
 
-    A line joins what one system reaches at several costs, on the mean over its seeds. Where there is no room for all names,
-    those are named that no training of at most their cost surpasses.
+    A line joins what one system reaches at several costs, on the mean over its seeds. Names stand on the right, each with a
+    thin line to its point. Where there is no room for all, those are named that no training of at most their cost surpasses.
     """
     panels: dict[str, list[tuple[float, Row, Card]]] = defaultdict(list)
     passes = {name: training_of(card).passes for name, card in cards.items()}
@@ -41,8 +40,8 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
     axes = figure.subplots(lines, columns, squeeze=False)
     names = list(dict.fromkeys(row.labels["defense"] for points in panels.values() for _, row, _ in points))
     for panel, (title, points) in zip(axes.flat, panels.items(), strict=False):
-        written: list[tuple[float, float]] = []  # where names are: cost, and height in percent
-        crowd = len(points) > CROWD  # names of a few only, on the left, where nothing is
+        named: list[tuple[str, float, float, str]] = []  # with cost, height in percent and colour
+        crowd = len(points) > CROWD
         for spent, row, card in sorted(points, key=lambda point: point[1].estimates["worst"]):
             k, found = names.index(row.labels["defense"]), row.estimates["worst"]
             below, above = found.value - found.low, found.high - found.value
@@ -62,23 +61,16 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
             bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
             if crowd and any(at <= spent and other.estimates["worst"] > found for at, other, _ in points):
                 continue
-            height = 100 * found.value
-            while any(abs(math.log(spent / at)) < WIDE and abs(height - taken) < HIGH for at, taken in written):
-                height += 1
-            written.append((spent, height))
-            at = (spent, 100 * found.value)
-            side, ha = (-5, "right") if crowd else (5, "left")
-            beside = {"xytext": (side, (height - at[1]) * POINT), "textcoords": "offset points", "ha": ha, "va": "center"}
-            panel.annotate(row.labels["defense"], at, fontsize=7, **beside)
+            named.append((row.labels["defense"], spent, 100 * found.value, COLOURS[k % len(COLOURS)]))
         _join(panel, points)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(lambda passes, _: amount(passes))
         panel.xaxis.set_minor_locator(NullLocator())
         costs = [spent for spent, _, _ in points]
-        room = 10 if crowd else 2  # costs that differ by a few percent are to look equal
-        panel.set_xlim(min(costs) / room, 2 * max(costs))
+        panel.set_xlim(min(costs) / 2, 2 * max(costs))  # costs that differ by a few percent are to look equal
         accuracy_axis(panel)
+        _name(panel, named)
         panel.set_title(title, fontsize=9)
         few = "; named: what nothing as cheap surpasses" if crowd else ""
         words = f"training, in passes of one image{few}\n(forward 1, with its gradient 2, with that of the weights 3)"
@@ -88,6 +80,19 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
     for panel in list(axes.flat)[len(panels) :]:
         panel.set_axis_off()
     return save(figure, path)
+
+
+def _name(panel: Axes, named: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write names on the right of a panel at the heights of their points, or as near as they do not overlap."""
+    heights: list[float] = []
+    for _, _, value, _ in named:  # from below
+        heights.append(max(value, heights[-1] + HIGH if heights else value))
+    for k in range(len(heights) - 1, -1, -1):
+        heights[k] = min(heights[k], heights[k + 1] - HIGH if k + 1 < len(heights) else 100.0)
+    edge = panel.get_xlim()[1]
+    for (name, spent, value, colour), height in zip(named, heights, strict=True):
+        panel.plot([spent, edge], [value, height], color=colour, linewidth=0.6, linestyle=":", zorder=0)
+        panel.annotate(name, (edge, height), (3, 0), textcoords="offset points", fontsize=7, va="center", annotation_clip=False)
 
 
 def _join(panel: Axes, points: Sequence[tuple[float, Row, Card]]) -> None:

@@ -246,7 +246,7 @@ def test_cost_names_all_or_those_that_nothing_as_cheap_surpasses(lab, monkeypatc
     monkeypatch.setattr(cost_figure, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
     cards = {f"m{k}": {"passes": 1000.0 * (k + 1)} for k in range(count)}
     for k in range(count):
-        lab.cell(f"m{k}", "worst", ones(10 if k % 2 else 5 + k // 4), model=f"m{k}", weights=f"w{k}", sha256=f"s{k}")
+        lab.cell(f"m{k}", "worst", ones(10 if k % 2 else 5 + k // 8), model=f"m{k}", weights=f"w{k}", sha256=f"s{k}")
     path = cost_figure.accuracy_against_cost(rows(lab.results()), cards, tmp_path / "cost.svg")
     assert path is not None
     words = {html.unescape(word) for word in re.findall(r">([^<>]+)</text>", path.read_text(encoding="utf-8"))}

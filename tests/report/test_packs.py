@@ -128,19 +128,21 @@ def test_what_is_committed_makes_the_tables_beside_it(name, tmp_path):
         assert (tmp_path / file).read_bytes() == (RESULTS / name / file).read_bytes()
 
 
-def test_what_is_committed_makes_the_comparison_beside_it():
-    shown = rb.compare("rush-c10-tiny@1", "noise_sup-c10-tiny@1", RESULTS / "table1-cpu.zip").to_markdown()
-    assert (RESULTS / "table1-cpu/compare.md").read_text(encoding="utf-8") == shown
+@pytest.mark.parametrize(("file", "other"), [("compare.md", "noise_sup"), ("probe.md", "random_probe")])
+def test_what_is_committed_makes_the_comparisons_beside_it(file, other):
+    shown = rb.compare("rush-c10-tiny@1", f"{other}-c10-tiny@1", RESULTS / "table1-cpu.zip").to_markdown()
+    assert (RESULTS / "table1-cpu" / file).read_text(encoding="utf-8") == shown
 
 
-def test_what_is_committed_makes_the_front_of_the_readme():
-    columns = ["defense", "clean", "pgd", "pgd-published", "worst", "training_passes", "n"]
-    shown = rb.table(RESULTS / "table1-cpu.zip", columns=columns, only={"threat": "linf 8/255"}, sort="-worst")
-    assert (RESULTS / "table1-cpu/front.md").read_text(encoding="utf-8") == shown.to_markdown()
+@pytest.mark.parametrize(("file", "eps", "replay"), [("front.md", "8/255", ["pgd-published"]), ("small.md", "2/255", [])])
+def test_what_is_committed_makes_the_front_of_the_readme(file, eps, replay):
+    columns = ["defense", "clean", "pgd", *replay, "worst", "training_passes", "n"]
+    shown = rb.table(RESULTS / "table1-cpu.zip", columns=columns, only={"threat": f"linf {eps}"}, sort="-worst")
+    assert (RESULTS / "table1-cpu" / file).read_text(encoding="utf-8") == shown.to_markdown()
     figure = html.unescape((RESULTS.parent / "docs/table1.svg").read_text(encoding="utf-8"))
     everything = rb.table(RESULTS / "table1-cpu.zip").frame
     for row in everything.to_dict("records"):
-        assert f"{row['defense']} at {row['threat'].split()[1].split('/')[0]}: {row['worst']:.6g} % [" in figure
+        assert f"{row['defense']}: {row['worst']:.6g} % [" in figure
 
 
 def test_holds_what_a_reader_needs_and_no_more(folder, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -84,11 +85,11 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
 
 def _name(panel: Axes, named: Sequence[tuple[str, float, float, str]]) -> None:
     """Write names on the right of a panel at the heights of their points, or as near as they do not overlap."""
-    heights: list[float] = []
-    for _, _, value, _ in named:  # from below
-        heights.append(max(value, heights[-1] + HIGH if heights else value))
-    for k in range(len(heights) - 1, -1, -1):
-        heights[k] = min(heights[k], heights[k + 1] - HIGH if k + 1 < len(heights) else 100.0)
+    from sklearn.isotonic import isotonic_regression  # here, as it takes half a second
+
+    steps = HIGH * np.arange(len(named))  # heights less these may not fall; of such the nearest to the points
+    free = isotonic_regression([value for _, _, value, _ in named] - steps)
+    heights = steps + np.clip(free, 0, max(0, 100 - HIGH * (len(named) - 1)))
     edge = panel.get_xlim()[1]
     for (name, spent, value, colour), height in zip(named, heights, strict=True):
         panel.plot([spent, edge], [value, height], color=colour, linewidth=0.6, linestyle=":", zorder=0)

@@ -38,7 +38,7 @@ def test_what_is_said_of_the_control_is_in_its_table():
 
 
 def test_what_is_said_of_the_models_is_on_their_cards():
-    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \|$", (ROOT / "models/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", (ROOT / "models/README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows
     for name, said in rows:
         card = read_card(ROOT / "models", name)

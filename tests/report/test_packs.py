@@ -128,10 +128,12 @@ def test_what_is_committed_makes_the_tables_beside_it(name, tmp_path):
         assert (tmp_path / file).read_bytes() == (RESULTS / name / file).read_bytes()
 
 
-@pytest.mark.parametrize(("file", "other"), [("compare.md", "noise_sup"), ("probe.md", "random_probe")])
-def test_what_is_committed_makes_the_comparisons_beside_it(file, other):
-    shown = rb.compare("rush-c10-tiny@1", f"{other}-c10-tiny@1", RESULTS / "table1-cpu.zip").to_markdown()
-    assert (RESULTS / "table1-cpu" / file).read_text(encoding="utf-8") == shown
+@pytest.mark.parametrize(
+    ("file", "other", "cost"), [("compare", "noise_sup", ""), ("quarter", "noise_sup", "-x0.25"), ("probe", "random_probe", "")]
+)
+def test_what_is_committed_makes_the_comparisons_beside_it(file, other, cost):
+    shown = rb.compare(f"rush-c10-tiny{cost}@1", f"{other}-c10-tiny{cost}@1", RESULTS / "table1-cpu.zip").to_markdown()
+    assert (RESULTS / f"table1-cpu/{file}.md").read_text(encoding="utf-8") == shown
 
 
 @pytest.mark.parametrize(("file", "eps", "replay"), [("front.md", "8/255", ["pgd-published"]), ("small.md", "2/255", [])])

@@ -81,9 +81,7 @@ def table(
         packed = "".join(pack_hint(Path(folder)) for folder in folders)
         fix = packed or "; run `rush-bench attack` first, or point --results at its --out"
         raise BadInput(f"no finished cell under {places}{fix}")
-    stores = [Path(store), *(opened(Path(folder)).cards for folder in folders)]
-    digests = {str(cell.labels.get("sha256")) for cell in cells}
-    frame = rows_of(frame_of(cells, style, trainings_of(stores, digests)), only or {})
+    frame = rows_of(frame_of(cells, style, trainings_of(cells, store, folders)), only or {})
     result = of_frame(ordered(frame, sort) if sort else frame)
     return result.select(columns) if columns else result
 
@@ -95,9 +93,11 @@ def cells_of(results: Results) -> tuple[list[CellResult], list[Path | str]]:
     return [part for part in given if isinstance(part, CellResult)] or load_results(*folders), folders
 
 
-def trainings_of(stores: Iterable[Path], digests: set[str]) -> "Trainings":
-    """How the models came about that were measured, as far as the stores have their cards."""
-    cards = [card for store in stores for card in cards_measured(store, digests).values()]
+def trainings_of(cells: Iterable[CellResult], store: Path | str, folders: Iterable[Path | str] = ()) -> "Trainings":
+    """How the models came about that were measured, as far as the store or the folders have their cards."""
+    digests = {str(cell.labels.get("sha256")) for cell in cells}
+    stores = [Path(store), *(opened(Path(folder)).cards for folder in folders)]
+    cards = [card for place in stores for card in cards_measured(place, digests).values()]
     if not cards:
         return {}
     from rush_bench.report.cards import training_of  # needs torch, which a table alone does not

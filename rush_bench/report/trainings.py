@@ -52,17 +52,18 @@ def with_means(found: Iterable["Row"]) -> list["Row"]:
 
 
 def _terms(row: "Row") -> str:
-    """What trainings of a system must agree in besides: defence, images, threat, suite, K, seed, settings of the attacks."""
+    """What trainings of a system must agree in besides, see `terms`."""
     assert row.training is not None
-    identity = row.parts[-1].identity
-    same = {key: identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
-    attacks = sorted(digest([cell.labels["attack"], _settings(cell)]) for cell in row.parts)
-    defense = {key: value for key, value in identity["defense"].items() if key != "weights"}
-    return digest([row.training.system, same, defense, attacks, row.labels["suite"], row.labels["n"]])
+    return digest([row.training.system, sorted(map(terms, row.parts)), row.labels["suite"]])
 
 
-def _settings(cell: CellResult) -> dict[str, Any]:
-    return {key: value for key, value in cell.identity["attack"].items() if key != "of"}  # the keys of cells name the weights
+def terms(cell: CellResult) -> str:
+    """All that a cell measured but the weights: attack and its settings, defence, images, threat, K, seed."""
+    same = {key: cell.identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
+    # the keys of cells name the weights
+    settings = {key: value for key, value in cell.identity["attack"].items() if key != "of"}
+    defense = {key: value for key, value in cell.identity["defense"].items() if key != "weights"}
+    return digest([cell.labels["attack"], cell.labels["n"], settings, defense, same])
 
 
 def _mean(group: Sequence["Row"]) -> "Row | None":

@@ -111,3 +111,5 @@ def test_seeds_are_one_row_with_what_training_cost(rush_bench, mine: Path) -> No
     assert table.loc["0,1", "clean"] == pytest.approx(table.loc[["0", "1"], "clean"].mean())
     assert (table["training_passes"] == 30 * 7).all() and (table["training_images"] == 60).all()
     assert (table["training_seconds"] >= 0).all() and "simclr-mine-s1" not in result.stdout
+    with_itself = rush_bench("compare", "simclr-mine", "simclr-mine-s1", "--seeds")  # found by the cards of the store
+    assert with_itself.exit_code == 2 and "trainings of one system" in with_itself.stderr

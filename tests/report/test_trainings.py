@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rush_bench.records.statistics import any_of_k, clopper_pearson, interval
+import rush_bench as rb
+from rush_bench.errors import BadInput
+from rush_bench.records.statistics import any_of_k, clopper_pearson, interval, paired_difference
 from rush_bench.report.table import of_frame
 from rush_bench.report.tables import table
 from rush_bench.report.trainings import Training
@@ -102,3 +104,67 @@ def test_unfinished_columns_of_one_seed_are_no_mean(lab):
     (mean,) = frame[~frame["in_mean"]].to_dict("records")
     assert np.isnan(mean["pgd"]) and np.isnan(mean["pgd_sd"]) and not np.isnan(mean["worst"])
     assert "pgd: 1 of 2 chunks" in mean["notes"]
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Cards say what `trainings` says, and that `plain` and `plain-s1` are two seeds of another system."""
+    cards = trainings() | {(name, "plain"): Training("plain", seed) for seed, name in enumerate(("plain", "plain-s1"))}
+    monkeypatch.setattr("rush_bench.api.compare.trainings_of", lambda *_: cards)
+    return cards
+
+
+def beside(lab, name: str, right, **more):
+    how = {"votes": 64, "weights": name, "sha256": name, "recipe": "plain", "repeats": 8} | more
+    lab.cell(f"{name}@64", "pgd", right, **how)
+
+
+def test_means_over_seeds_are_compared_by_image(lab, known):
+    for seed in SEEDS:
+        measure(lab, seed)
+    others = [np.arange(20) % 7, np.arange(20) % 9]
+    beside(lab, "plain", others[0])
+    beside(lab, "plain-s1", others[1])
+    shown = rb.compare("rush-c10@64", "plain@64", lab.results(), seeds=True)
+    (row,) = shown.frame.to_dict("records")
+    rates = [np.stack(list(SEEDS.values())) / 16, np.stack(others) / 8]  # (trainings, images)
+    difference = 100 * (rates[0].mean(0) - rates[1].mean(0))
+    assert row["difference"] == pytest.approx(difference.mean())
+    expected = paired_difference(sum(SEEDS.values()), 48, sum(others), 16)
+    assert [row[f"difference{end}"] for end in ("", "_low", "_high")] == pytest.approx([100 * x for x in expected])
+    spreads = [100 * rate.mean(1).std(ddof=1) for rate in rates]
+    assert [row["first_sd"], row["second_sd"], row["difference_sd"]] == pytest.approx([*spreads, np.hypot(*spreads)])
+    assert (row["first"], row["second"]) == pytest.approx([100 * rate.mean() for rate in rates])
+    assert (row["first_trainings"], row["second_trainings"], row["n"]) == (3, 2, 20)
+    text = shown.to_markdown()
+    assert f"{row['second']:.1f} ± {spreads[1]:.1f} |" in text and "| 3, 2 |" in text and "for these trainings" in text
+    alone = rb.compare("rush-c10@64", "plain@64", lab.results())
+    assert "first_sd" not in alone.frame and "±" not in alone.to_markdown()
+    assert alone.frame.loc[0, "first"] == pytest.approx(100 * rates[0][0].mean())
+    backwards = rb.compare("plain-s1@64", "rush-c10-s2@64", lab.results(), seeds=True)  # whichever names them
+    assert backwards.frame.loc[0, "difference"] == pytest.approx(-difference.mean())
+
+
+@pytest.mark.parametrize(
+    "other", [{"settings": {"steps": 3}}, {"suite": "linf4"}, {"seed": 5}, {"votes": 1}, {"repeats": 4}, {"n": 10}], ids=str
+)
+def test_a_seed_measured_otherwise_is_not_compared(lab, known, other):
+    measure(lab, 0)
+    beside(lab, "plain", np.arange(20) % 7)
+    beside(lab, "plain-s1", np.arange(other.get("n", 20)) % 4, **{key: value for key, value in other.items() if key != "n"})
+    with pytest.raises(BadInput, match=r"no other seed of rush-c10@64 or plain@64 was measured alike.*leave seeds out"):
+        rb.compare("rush-c10@64", "plain@64", lab.results(), seeds=True)
+
+
+def test_comparisons_over_seeds_that_mean_nothing_are_refused(lab, known):
+    for seed in (0, 1):
+        measure(lab, seed)
+    beside(lab, "plain", np.arange(20) % 7)
+    with pytest.raises(BadInput, match="trainings of one system"):
+        rb.compare("rush-c10@64", "rush-c10-s1@64", lab.results(), seeds=True)
+    with pytest.raises(BadInput, match="store would have no effect"):
+        rb.compare("rush-c10@64", "plain@64", lab.results(), store="models")
+    known["rush-c10-s1", "rush"] = known["rush-c10", "rush"]
+    with pytest.raises(BadInput, match="rush-c10@64, rush-c10-s1@64: a seed was trained twice"):
+        rb.compare("rush-c10@64", "plain@64", lab.results(), seeds=True)
+    assert rb.compare("plain@64", "plain@64", lab.results()).frame["difference"].tolist() == [0]

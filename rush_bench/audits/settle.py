@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,7 +265,10 @@ def _has_torchattacks() -> bool:
 
 
 def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str, int], ...]:
-    """Other models of the store for the same images: deterministic ones and the best sources of transfer first."""
+    """Other models of the store for the same images: deterministic ones and the best sources of transfer first.
+
+    The first model of each recipe stands before the second of any (other seeds and costs, and the defence's own recipe).
+    """
     own = str(defense.labels().get("model", defense.name)).split("@")[0]
     found = []
     for name, card in listed(store, data.name).items() if store.is_dir() else ():
@@ -276,7 +280,12 @@ def _peers(defense: Defense, data: Images, store: Path) -> tuple[tuple[str, str,
     # one row per model: a randomised one at its most votes
     best = {name.split("@")[0]: (name, recipe, votes) for name, recipe, votes in sorted(found, key=lambda peer: peer[2])}
     rank = {recipe: place for place, recipe in enumerate(SOURCES)}
-    return tuple(sorted(best.values(), key=lambda peer: (peer[2] != 0, rank.get(peer[1], len(rank)), peer[0])))
+    before = Counter([str(defense.labels().get("recipe"))])
+    ranked = []
+    for name, recipe, votes in (best[model] for model in sorted(best)):
+        ranked.append(((votes != 0, before[recipe], rank.get(recipe, len(rank)), name), (name, recipe, votes)))
+        before[recipe] += 1
+    return tuple(peer for _, peer in sorted(ranked))
 
 
 def _certificates(defense: Defense, budget: Budget) -> tuple[tuple[str, Sampling], ...]:

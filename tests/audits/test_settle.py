@@ -242,6 +242,22 @@ def test_few_classes(run, classes, votes) -> None:
     assert bool(found.evidence[0].of("T5")) == bool(votes)  # of two classes with the losses that exist
 
 
+def test_other_models_are_one_of_each_recipe_first(linear, data, monkeypatch, tmp_path) -> None:
+    """Three seeds of one ablation would leave no place for another."""
+    network = {"name": "resnet", "image": list(SHAPE), "classes": 5}
+    recipes = {"noise-c": "noise_sup", "noise-c-s1": "noise_sup", "noise-c-x4": "noise_sup", "mine-s1": "rush"}
+    recipes |= {"probe-c": "random_probe", "plain-c": "simclr", "at-c": "pgd_at", "at-c-s1": "pgd_at"}
+    votes = {name: ["@1", "@64"] if recipe not in ("simclr", "pgd_at") else [""] for name, recipe in recipes.items()}
+    cards = {name + end: {"recipe": recipe, "network": network} for name, recipe in recipes.items() for end in votes[name]}
+    monkeypatch.setattr(room, "listed", lambda store, dataset: cards)
+    monkeypatch.setattr(room, "image_shape", lambda spec: SHAPE)
+    about = {"recipe": "rush", "model": "mine"}
+    mine = Smoothed(linear, noise=Gaussian(0.2), votes=4, shape=SHAPE, name="mine@4", about=about)
+    names = [name for name, _, _ in room._peers(mine, data, tmp_path)]
+    first, second = ["at-c", "plain-c", "at-c-s1"], ["noise-c@64", "probe-c@64", "mine-s1@64", "noise-c-s1@64", "noise-c-x4@64"]
+    assert names == first + second
+
+
 def test_forms(linear) -> None:
     defense, nothing = smooth(linear), lambda name: pytest.fail(name)
     assert form_of_trial(defense, "", nothing) is defense

@@ -32,6 +32,7 @@ UNTRUE = 0.2
 # A gradient nearly vanishes where all it could do on the way to noise is less than this share of what happens there. Networks
 # trained with and without attacks have 2.4 to 300, linear ones at least 1; behind a saturated sigmoid it is 0.001.
 VANISHES = 0.1
+ROUNDING = 40 * torch.finfo(torch.float32).eps  # a change of the scores by less than this share of them may be rounding
 FEW = 0.25  # of the images looked at may be beyond: a kink, or a gradient that cancels, is nobody's fault
 
 
@@ -189,8 +190,7 @@ class _Slope:
         numeric = value[: len(up)] - value[len(up) :]
         typical = g.double().norm() * moved.flatten(1).norm(dim=1) / g.numel() ** 0.5
         most = torch.stack([analytic.abs(), numeric.abs(), typical]).amax(0)
-        noise = 4 * torch.finfo(torch.float32).eps * scores.abs().amax()
-        return torch.where(most > 10 * noise, (analytic - numeric).abs() / most, torch.nan)
+        return torch.where(most > ROUNDING * scores.abs().amax(), (analytic - numeric).abs() / most, torch.nan)
 
     def vanishes(self) -> bool:
         """Whether the gradient at the image is tiny beside what the scores do on the straight way to uniform noise.
@@ -205,7 +205,7 @@ class _Slope:
         label, other = scores[:, self.labels[0]].unbind(1)
         change = float((other - label).max() - (other - label).min())
         possible = float(self.here.double().norm() * way.double().norm())
-        told = change > 40 * torch.finfo(torch.float32).eps * float(torch.maximum(label.abs(), other.abs()).max())
+        told = change > ROUNDING * float(torch.maximum(label.abs(), other.abs()).max())
         return told and possible < VANISHES * change < float("inf")
 
     def frozen(self) -> float:

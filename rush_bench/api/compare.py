@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
 from rush_bench.registry import datasets
 from rush_bench.report import columns as columns_of
-from rush_bench.report.layout import DASH, header
+from rush_bench.report.layout import DASH, drop_columns, header
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
@@ -86,12 +87,17 @@ def compare(
     rows = [row for terms in shared if (row := _row(terms, sides[0][terms], sides[1][terms]))]
     if not rows:
         raise BadInput(f"{first} and {second} share no finished attack on the same images: run the same suite on both")
+    words = [_words(row) if seeds else _words(row)[:-1] for row in rows]
     frame = pd.DataFrame(rows)
-    heads = ["Data set", "Threat", "Suite", "Attack", first, second, "Difference", "n", *(["Trainings"] if seeds else [])]
+    columns = ["dataset", "threat", "suite", "Attack", first, second, "Difference", "n", "Trainings"]
     if not seeds:
+        columns.pop()
         frame = frame.drop(columns=[name for name in frame if name.endswith(("_sd", "_trainings"))])
-    words = [_words(row) for row in frame.to_dict("records")]
-    return text_table(frame, heads, words, f"{first} less {second}", [PAIRED, *([MEANS] if seeds else [])])
+    table = text_table(frame, columns, words, f"A: {first}, B: {second}", [PAIRED, *([MEANS] if seeds else [])])
+    # on a terminal names stand above the table, and the suite tells the threat
+    columns[4:6] = "A", "B"
+    table.narrow = drop_columns(replace(table.whole, columns=columns), ("threat",))
+    return table
 
 
 def _of(cells: Sequence[CellResult], name: str) -> list[CellResult]:
@@ -145,7 +151,7 @@ def _row(terms: Terms, first: Sequence[CellResult], second: Sequence[CellResult]
     if not same and a.labels["dataset"] not in datasets.entries:  # only there a position names an image for ever
         return None
     both = [cell.frame.set_index("index") for cell in (*first, *second)]
-    shared = both[0].index.intersection(both[-1].index, sort=True)
+    shared = both[0].index.intersection(both[-1].index, sort=False)
     if shared.empty:
         return None
     both = [frame.loc[shared] for frame in both]
@@ -156,7 +162,7 @@ def _row(terms: Terms, first: Sequence[CellResult], second: Sequence[CellResult]
     for name, frames in (("first", both[: len(first)]), ("second", both[len(first) :])):
         correct, repeats = (sum(frame[part].to_numpy() for frame in frames) for part in ("correct", "repeats"))
         counts += [correct, repeats]
-        rates = [100 * float((frame["correct"] / frame["repeats"]).mean()) for frame in frames]
+        rates = [100 * float(np.mean(frame["correct"].to_numpy() / frame["repeats"].to_numpy())) for frame in frames]
         spreads.append(float(np.std(rates, ddof=1)) if len(rates) > 1 else math.nan)
         numbers |= {name: float(np.mean(rates)), f"{name}_sd": spreads[-1], f"{name}_trainings": len(frames)}
     parts = ("difference", "difference_low", "difference_high")
@@ -167,14 +173,14 @@ def _row(terms: Terms, first: Sequence[CellResult], second: Sequence[CellResult]
 
 def _words(row: dict[str, Any]) -> list[str]:
     difference = Estimate(*(row[part] / 100 for part in ("difference", "difference_low", "difference_high")))
-    threat = "none" if pd.isna(row["eps"]) else threat_text(row["norm"], row["eps"])
+    threat = "none" if row["eps"] is None else threat_text(row["norm"], row["eps"])
     sides = [f"{row[side]:.1f}" + _spread(row, side) for side in ("first", "second")]
     change, _, ends = percent(difference, signed=True).partition(" ")
+    trainings = f"{row['first_trainings']}, {row['second_trainings']}"
     words = [row["dataset"], threat, row["suite"] or DASH, header(row["attack"])]
-    words += [*sides, f"{change}{_spread(row, 'difference')} {ends}", str(row["n"])]
-    return words + ([f"{row['first_trainings']}, {row['second_trainings']}"] if "first_trainings" in row else [])
+    return [*words, *sides, f"{change}{_spread(row, 'difference')} {ends}", str(row["n"]), trainings]
 
 
 def _spread(row: dict[str, Any], name: str) -> str:
-    sd = row.get(f"{name}_sd", math.nan)
+    sd = row[f"{name}_sd"]
     return "" if math.isnan(sd) else f" ± {sd:.1f}"

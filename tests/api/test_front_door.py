@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import rush_bench as rb
 from rush_bench.api.named import Target
@@ -149,6 +150,23 @@ def test_compare_pairs_the_images_that_both_have(two) -> None:
     assert (frame["difference_low"] <= frame["difference"]).all() and (frame["difference"] <= frame["difference_high"]).all()
     backwards = rb.compare("two", "one").frame.set_index("attack")
     assert np.allclose(backwards["difference"], -frame["difference"])
+
+
+def test_a_comparison_of_long_names_is_a_table_on_80_columns(two) -> None:
+    cells = rb.load_results()
+    for cell in cells:
+        cell.labels["defense"] = f"smoothed-supervised-cifar10-{cell.labels['defense']}@64"
+    first, second = (f"smoothed-supervised-cifar10-{name}@64" for name in ("one", "two"))
+    shown = rb.compare(first, second, cells)
+    console = Console(width=80, color_system=None)
+    with console.capture() as text:
+        console.print(shown)
+    lines = text.get().splitlines()
+    assert lines[0] == f"A: {first}, B: {second}"
+    assert sum(line.split()[:2] == ["Suite", "Attack"] for line in lines) == 1  # not a block for each row
+    for row in shown.frame.to_dict("records"):
+        assert any(f"{row['first']:.1f}" in line and f"{row['second']:.1f}" in line for line in lines)
+    assert shown.to_markdown().startswith(f"| Data set | Threat | Suite | Attack | {first} | {second} | Difference | n |")
 
 
 def test_compare_has_clean_images_once_and_attacks_as_a_table_has_them(two, digits) -> None:

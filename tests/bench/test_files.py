@@ -78,6 +78,8 @@ def test_table1_stretches_every_schedule_to_the_budget(tmp_path):
     acl = {"network.name": "tiny", "pretrain.epochs": "1", "pretrain.warmup_epochs": "0.01", "aff.epochs": "1"}
     assert sets_of(jobs["train acl-c10-tiny"]) == acl | {"aff.milestones": "[0.39,0.59]"}
     assert {f"train {name}-c10-tiny-x{share}" for name in ("rush", "noise_sup") for share in ("0.25", "4")} <= jobs.keys()
+    heads = {"simclr-nslf": "simclr", "rush-slf": "rush"}
+    assert all(jobs[f"train {head}-c10-tiny"].needs == (f"{name}-c10-tiny",) for head, name in heads.items())
     audit = jobs["audit rush-c10-tiny@64 8/255"]
     assert audit.needs == ("rush-c10-tiny",) and audit.waits_for(jobs["train acl-c10-tiny"])
 

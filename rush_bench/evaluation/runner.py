@@ -60,10 +60,9 @@ class Job(work.Job):
             purpose = f"score-{self.cell.labels['attack']}"  # x' was chosen on the draws of "score": judge it on others (A2)
             standing = torch.from_numpy(rate > BROKEN).to(labels.device)
         if self.attack is not None and standing.any():
-            stream = Stream(seed, f"attack/{self.cell.labels['attack']}", part.index)
             positions = standing.nonzero()[:, 0]
-            own = stream.at(part.index[positions.cpu()])
-            asked = defense, images[positions], labels[positions], threat, own
+            stream = Stream(seed, f"attack/{self.cell.labels['attack']}", part.index[positions.cpu()])
+            asked = defense, images[positions], labels[positions], threat, stream
             if self.of:
                 found = self.attack.go_on(*asked, attacked[positions])
             else:

@@ -130,6 +130,19 @@ def test_sound_gradients_are_true(name, threat, images):
     assert defense.passes.backwards == 0
 
 
+def test_the_worst_point_of_the_path_counts(images):
+    """True near the image, reversed where an attack of 4/255 goes."""
+
+    def reversed_afar(x, g):
+        afar = (16 * x - (16 * x).round()).abs().mean((1, 2, 3), keepdim=True) / 16 > 0.006
+        return torch.where(afar, -g, g)
+
+    defense = Deterministic(backward(reversed_afar), shape=SHAPE)
+    assert of(defense, images, Threat("linf", 1 / 255)).untrue == 0
+    found = of(defense, images, Threat("linf", 4 / 255))
+    assert found.untrue == 1 and found.error[:4].min() > 1
+
+
 def test_a_linear_network_is_exact_and_the_scale_of_logits_changes_nothing(images):
     label, stream = torch.zeros(8, dtype=torch.int64), Stream(0, "health")
     defenses = [Deterministic(SOUND[name](), shape=SHAPE) for name in ("linear", "relu", "tiny logits", "huge logits")]

@@ -22,7 +22,9 @@ from rush_bench.report import audits as shown
 from rush_bench.report import settle as report
 from rush_bench.report.model_info import read_model_info
 from rush_bench.report.table import Table, text_table
+from rush_bench.store import cards_measured
 from rush_bench.threats import Norm, Threat
+from rush_bench.training.prepare import trained_as_published
 
 
 @dataclass(repr=False)
@@ -133,6 +135,7 @@ def audit(
 
     shared: dict[str, Any] = {"budget": budget, "norm": norm, "eps": eps, "out": out, "seed": seed, "repeats": repeats}
     shared |= {"chunk": chunk, "shard": shard, "max_minutes": deadline, "quiet": quiet, "precision": precision}
+    store = Path(named.get("store", "models"))
     run = AuditRun(settle(defenses, data, before=hear, **shared, **named))
     if called_off:
         return run
@@ -149,7 +152,8 @@ def audit(
         probed: dict[str, Any] = {"seed": seed, "deadline": deadline, "failed": run.failed, "quiet": quiet}
         probes = audits.probe(group, images, threat, Path(out), **probed)
         run.audits += [
-            audits.judge(evidence, probes.get(evidence.subject), stated or published_claim(evidence)) for evidence in found
+            audits.judge(evidence, probes.get(evidence.subject), stated or published_claim(evidence, store))
+            for evidence in found
         ]
     run.paths = list(run.settled.paths)
     for finished in run.audits:
@@ -184,14 +188,18 @@ def stated_claim(said: float | str | Path, eps: float = 8 / 255, dataset: str | 
     return Claim(percent / 100, "stated with --claim")
 
 
-def published_claim(evidence: Evidence) -> Claim | None:
+def published_claim(evidence: Evidence, store: Path) -> Claim | None:
     """The highest number published for this system, data set, votes and l-inf 8/255; None where there is none.
 
-    Only for a model of the preset `paper`: what a smaller network or a shorter training leaves says nothing about it.
+    Only for a model whose card in the store has the paper's settings: what a smaller network or a shorter training leaves says
+    nothing about it.
     """
-    row = report.published_row(evidence) if evidence.labels.get("preset") == "paper" else None
+    row = report.published_row(evidence)
     stated = [] if row is None else [(n, name) for n, name in ((row.pgd, "PGD"), (row.aa, "AA")) if n is not None]
     if row is None or not stated:
+        return None
+    cards = cards_measured(store, {str(evidence.labels.get("sha256"))}).values()
+    if not any(map(trained_as_published, cards)):
         return None
     percent, name = max(stated)
     return Claim(percent / 100, f"{row.method} under {name}, {row.source}; it is about other weights")

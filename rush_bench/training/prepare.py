@@ -1,6 +1,7 @@
 """`prepare`: what a training would be, from what is asked for: its settings, its images, its card. Nothing is trained."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,16 @@ def resolve_settings(
         settings = override(system.settings, *defaults, dependent, *layers)
     noise_from(settings.noise)
     return settings
+
+
+def trained_as_published(card: Mapping[str, Any]) -> bool:
+    """Whether a model of the store was trained with the preset `paper` of its recipe, and none of its settings was another."""
+    if card.get("preset") != "paper" or "from" in card or card["recipe"] not in registry.recipes.entries:
+        return False
+    network = card["network"]
+    shape = (network["channels"], network["size"], network["size"])
+    settings = to_dict(resolve_settings(registry.recipes.load(card["recipe"]), "paper", shape, [], card["dataset"]))
+    return bool(json.loads(json.dumps(settings)) == card.get("settings"))
 
 
 def load_splits(

@@ -12,6 +12,9 @@ from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.experiments import BUDGETS
 from rush_bench.audits.finding import Finding
 from rush_bench.errors import BadInput
+from rush_bench.registry import recipes
+from rush_bench.settings import to_dict
+from rush_bench.training.prepare import resolve_settings
 
 SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2, 3), "restarts": 2, "losses_steps": 2}
 SMALL |= {"rand": (2,), "rand_steps": 2, "banks": (2,), "part_steps": 2, "queries": (4,), "sweep_steps": 2, "votes": (1, 2)}
@@ -124,6 +127,15 @@ def evidence(**labels) -> Evidence:
     return Evidence("rush@64", {**said, **labels}, ())
 
 
+def card_of(recipe: str, preset: str, *layers) -> dict:
+    """What training writes down of itself."""
+    shape = (3, 32, 32)
+    settings = resolve_settings(recipes.load(recipe), preset, shape, layers, "cifar10")
+    network = {"name": "resnet18", "classes": 10, "channels": 3, "size": 32}
+    found = {"recipe": recipe, "dataset": "cifar10", "preset": preset, "network": network, "settings": to_dict(settings)}
+    return json.loads(json.dumps(found))
+
+
 @pytest.mark.parametrize(
     ("labels", "claim", "says"),
     [
@@ -134,14 +146,38 @@ def evidence(**labels) -> Evidence:
         ({"norm": "l2", "eps": 0.5}, None, None),
         ({"eps": 4 / 255}, None, None),
         ({"recipe": "cohen"}, None, None),
-        ({"preset": "short"}, None, None),  # a number about the paper's network is no claim about a small one
         ({"dataset": "digits", "pretrain_dataset": "digits"}, None, None),
     ],
 )
-def test_published_claims(labels, claim, says) -> None:
-    found = published_claim(evidence(**labels))
+def test_published_claims(labels, claim, says, monkeypatch) -> None:
+    recipe = labels.get("recipe", "rush")
+    monkeypatch.setattr("rush_bench.api.audit.cards_measured", lambda store, digests: {recipe: card_of(recipe, "paper")})
+    found = published_claim(evidence(**labels), Path("models"))
     if claim is None:
         assert found is None
     else:
         assert found.value == pytest.approx(claim)
         assert f"under {says}" in found.source and "Table 1" in found.source and "other weights" in found.source
+
+
+@pytest.mark.parametrize(
+    ("preset", "layer"),
+    [
+        ("short", {}),
+        ("paper", {"network.name": "tiny"}),
+        ("paper", {"pretrain.epochs": 8}),
+        ("paper", {"finetune.lr": 0.05}),
+        ("paper", {"n_train": 1000}),
+    ],
+    ids=str,
+)
+def test_a_number_about_the_papers_training_is_no_claim_about_another(preset, layer, monkeypatch) -> None:
+    cards = [card_of("rush", preset, layer)]
+    monkeypatch.setattr("rush_bench.api.audit.cards_measured", lambda store, digests: dict(enumerate(cards)))
+    assert published_claim(evidence(), Path("models")) is None
+    cards[0] = card_of("rush", "paper") | {"from": {"name": "another"}}
+    assert published_claim(evidence(), Path("models")) is None
+    cards[0] = card_of("rush", "paper") | {"recipe": "a plug-in that is not here"}
+    assert published_claim(evidence(), Path("models")) is None
+    cards.clear()  # weights that no card knows
+    assert published_claim(evidence(), Path("models")) is None

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import pandas as pd
 
 from rush_bench.api.table import Results, cells_of, trainings_of
 from rush_bench.errors import BadInput, unknown_name
+from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
 from rush_bench.registry import datasets
 from rush_bench.report import columns as columns_of
-from rush_bench.report.layout import DASH, drop_columns, header
+from rush_bench.report.caveats import unusual_settings
+from rush_bench.report.layout import BOUND, DASH, UPPER, drop_columns, header
+from rush_bench.report.rows import rows as rows_of
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
@@ -47,14 +50,15 @@ def compare(
         store: folder of the models, whose cards say which those are (None: models; packs have cards of their own).
 
     Returns:
-        A table, a row per attack of the same suite that both have finished, on the images that both have: accuracies of
+        A table, a row per attack of the same suite, with settings that differ from the suite's on neither or on both alike,
+        that both have finished, on the images that both have (the notes name what is left out): accuracies of
         both and their difference in percent, with `difference_low` and `difference_high`, the ends of its 95 % interval. With
         `seeds` also their numbers, `first_trainings` and `second_trainings`, and the standard deviations over them, `first_sd`,
         `second_sd` and `difference_sd`, the root of the sum of their squares (NaN where there is one training).
 
     Raises:
-        BadInput: a name that no finished cell has, no attack and image that both have; `seeds` where neither has several, where
-            a seed was trained twice, or where both are of one system; `store` without `seeds`.
+        BadInput: a name that no finished cell has, no attack with equal settings on an image that both have; `seeds` where
+            neither has several, where a seed was trained twice, or where both are of one system; `store` without `seeds`.
 
     Source: paired differences are protocol 2 (`rush-bench docs protocol`).
 
@@ -72,40 +76,87 @@ def compare(
     for name in (first, second):
         if name not in known:
             raise unknown_name("defence with finished cells", name, known)
-    sides = [{_terms(cell): [cell] for cell in _of(cells, name)} for name in (first, second)]
+    settings = _settings(found)
+    pairs, apart = _pairs(_of(cells, first), _of(cells, second), settings)
+    sides = [{terms: [pair[k]] for terms, pair in pairs.items()} for k in (0, 1)]
     if seeds:
         trainings = trainings_of(cells, store, folders)
-        sides = [_with_seeds(side, cells, trainings) for side in sides]
-        if any({id(cell) for cell in sides[0].get(terms, [])} & set(map(id, cells)) for terms, cells in sides[1].items()):
+        sides = [_with_seeds(side, cells, trainings, settings) for side in sides]
+        if any({id(cell) for cell in sides[0][terms]} & set(map(id, trained)) for terms, trained in sides[1].items()):
             raise BadInput(f"{first} and {second} are trainings of one system: with seeds each would be compared with itself")
         if not any(len(trained) > 1 for side in sides for trained in side.values()):
             raise BadInput(
                 f"no other seed of {first} or {second} was measured alike, as far as the cards of {store} tell: attack one, "
                 "name the store of their models, or leave seeds out"
             )
-    shared = sorted(sides[0].keys() & sides[1].keys(), key=_order)
-    rows = [row for terms in shared if (row := _row(terms, sides[0][terms], sides[1][terms]))]
+    rows = {terms: row for terms in pairs if (row := _row(terms, sides[0][terms], sides[1][terms]))}
     if not rows:
-        raise BadInput(f"{first} and {second} share no finished attack on the same images: run the same suite on both")
-    words = [_words(row) if seeds else _words(row)[:-1] for row in rows]
-    frame = pd.DataFrame(rows)
+        why = f" with equal settings ({'; '.join(apart)})" if apart else ""
+        raise BadInput(f"{first} and {second} share no finished attack on the same images{why}: run the same suite on both")
+    words = [_words(row) if seeds else _words(row)[:-1] for row in rows.values()]
+    frame = pd.DataFrame(rows.values())
     columns = ["dataset", "threat", "suite", "Attack", first, second, "Difference", "n", "Trainings"]
     if not seeds:
         columns.pop()
         frame = frame.drop(columns=[name for name in frame if name.endswith(("_sd", "_trainings"))])
-    table = text_table(frame, columns, words, f"A: {first}, B: {second}", [PAIRED, *([MEANS] if seeds else [])])
+    notes = [PAIRED, *([MEANS] if seeds else []), *(f"Left out, settings differ: {text}." for text in apart)]
+    usual = dict.fromkeys(text for terms in rows for side in sides if (text := settings(side[terms][0])))
+    table = text_table(frame, columns, words, f"A: {first}, B: {second}", [*notes, *(f"Both: {text}." for text in usual)])
+    bounds = {digest(cell.identity) for row in rows_of(found) for name, cell in row.cells.items() if name in row.bounds}
+    marked = {
+        (i, 4 + k): BOUND
+        for i, terms in enumerate(rows)
+        for k, side in enumerate(sides)
+        if any(digest(cell.identity) in bounds for cell in side[terms])
+    }
+    if marked:
+        table.whole = replace(table.whole, marks=marked, notes=[*table.whole.notes, (BOUND, UPPER)])
     # on a terminal names stand above the table, and the suite tells the threat
     columns[4:6] = "A", "B"
     table.narrow = drop_columns(replace(table.whole, columns=columns), ("threat",))
     return table
 
 
-def _of(cells: Sequence[CellResult], name: str) -> list[CellResult]:
-    """The cells of a defence, of the same terms that of the most images and predictions last; BadInput for two networks."""
+def _of(cells: Sequence[CellResult], name: str) -> dict[Terms, list[CellResult]]:
+    """The cells of a defence by their terms, those of the most images and predictions first; BadInput for two networks."""
     found = [cell for cell in cells if cell.labels["defense"] == name]
     if len({cell.identity["weights"] for cell in found}) > 1:
         raise BadInput(f"{name} is the name of several networks there; compare the cells of one: compare(a, b, cells)")
-    return sorted(found, key=lambda cell: (cell.labels["n"], cell.identity["repeats"]))
+    by_terms: dict[Terms, list[CellResult]] = defaultdict(list)
+    for cell in sorted(found, key=lambda cell: (-cell.labels["n"], -cell.identity["repeats"], cell.folder)):
+        by_terms[_terms(cell)].append(cell)
+    return by_terms
+
+
+def _settings(cells: Iterable[CellResult]) -> Callable[[CellResult], str]:
+    """In words, which settings of a cell are not those of its suite: its own, or of a worst case those of its parts."""
+    by_key = {digest(cell.identity): cell for cell in cells}
+
+    def text(cell: CellResult) -> str:
+        of = cell.identity["attack"].get("of")
+        parts = [by_key[key] for key in of if key in by_key] if of else [cell]
+        unusual = {part.labels["attack"]: part.remembered(unusual_settings) for part in parts}
+        return "; ".join(f"{header(name)} with {words}" for name, words in sorted(unusual.items()) if words)
+
+    return text
+
+
+def _pairs(
+    first: Mapping[Terms, list[CellResult]], second: Mapping[Terms, list[CellResult]], settings: Callable[[CellResult], str]
+) -> tuple[dict[Terms, tuple[CellResult, CellResult]], list[str]]:
+    """Of each terms that both have, two cells whose settings differ from the suite's alike, if they can be not at all.
+
+    And in words what has no such pair: its accuracies would differ by the attacks, not by the defences.
+    """
+    pairs, apart = {}, []
+    for terms in sorted(first.keys() & second.keys(), key=_order):
+        choices = [(settings(a) != "", a, b) for a in first[terms] for b in second[terms] if settings(a) == settings(b)]
+        if choices:
+            pairs[terms] = min(choices, key=lambda choice: choice[0])[1:]
+        else:
+            a, b = (settings(side[terms][0]) or "as usual" for side in (first, second))
+            apart.append(f"{header(terms[2])} at {threat_text(*terms[4:])}: {a}, against {b}")
+    return pairs, apart
 
 
 def _terms(cell: CellResult) -> Terms:
@@ -122,7 +173,10 @@ def _order(terms: Terms) -> Terms:
 
 
 def _with_seeds(
-    side: dict[Terms, list[CellResult]], cells: Sequence[CellResult], trainings: Trainings
+    side: dict[Terms, list[CellResult]],
+    cells: Sequence[CellResult],
+    trainings: Trainings,
+    settings: Callable[[CellResult], str],
 ) -> dict[Terms, list[CellResult]]:
     """Each cell with those of trainings that differ from its own in the seed alone; BadInput where a seed was trained twice."""
 
@@ -132,11 +186,12 @@ def _with_seeds(
     groups: dict[tuple[Any, ...], dict[str, CellResult]] = defaultdict(dict)
     for cell in cells:
         if trained := training(cell):
-            groups[trained.system, _terms(cell), measured_alike(cell)][cell.identity["weights"]] = cell
+            groups[trained.system, _terms(cell), measured_alike(cell), settings(cell)][cell.identity["weights"]] = cell
     found = {}
     for terms, (cell,) in side.items():
         trained = training(cell)
-        found[terms] = list(groups[trained.system, terms, measured_alike(cell)].values()) if trained else [cell]
+        alike = groups[trained.system, terms, measured_alike(cell), settings(cell)].values() if trained else [cell]
+        found[terms] = list(alike)
         seeds = [other.seed for cell in found[terms] if (other := training(cell))]
         if len(set(seeds)) < len(seeds):
             names = ", ".join(str(cell.labels["defense"]) for cell in found[terms])

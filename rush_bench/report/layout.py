@@ -50,6 +50,7 @@ PLAIN_FIRST, PLAIN_LAST = ("defense", "dataset", "threat", "suite"), ("K", "n", 
 PAPER_FIRST = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
 PAPER_LAST = ("n", "K", *TEXT, "training_passes")
 QUICK, BOUND = "q", "†"
+UPPER = "an upper bound, not a measure of robustness: run audit."
 REST = "Square on the rest: without gradients, from the worst x' so far, on images that no column before it breaks."
 CHOSEN = "Worst may stand above a column that it is the worst of: x' is chosen on one set of draws and scored on another."
 INTERVALS = (
@@ -286,7 +287,7 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
     if len(frame) and any(np.any(columns["worst"].round(1) > column.round(1)) for column in attacks):
         notes.append(("", CHOSEN))
     if any(isinstance(text, str) and text for text in frame["upper_bounds"]):
-        notes.append((BOUND, "an upper bound, not a measure of robustness: run audit."))
+        notes.append((BOUND, UPPER))
     if any(name.endswith("_sd") for name in frame):
         notes.append(("", SPREAD))
     if "training_passes" in frame and frame["training_passes"].notna().any():

@@ -182,6 +182,53 @@ def test_compare_has_clean_images_once_and_attacks_as_a_table_has_them(two, digi
     assert found == [("clean", None), ("pgd", 4), ("worst", 4), ("pgd", 8), ("worst", 8)]
 
 
+def test_compare_pairs_no_attacks_of_other_settings(network, digits) -> None:
+    def attacked(name, seed, out="results", **settings):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)).eval()
+        defense = rb.Deterministic(net, shape=digits.shape, name=name)
+        rb.attack(defense, "linf4-quick", digits, attacks=["clean", "pgd"], settings=settings, quiet=True, out=out)
+
+    weak = {"pgd.steps": 1, "pgd.step": 0.01}
+    attacked("a", 0, **weak)
+    attacked("b", 1)
+    shown = rb.compare("a", "b")
+    assert shown.frame["attack"].tolist() == ["clean"]
+    says = "PGD at linf 4/255: PGD with step=0.01 (usual 0.25), steps=1 (usual 10), against as usual"
+    assert f"Left out, settings differ: {says}." in shown.to_markdown()
+    attacked("a", 0)  # whichever was made first or has the lower key
+    usual = rb.compare("a", "b")
+    assert usual.frame["attack"].tolist() == ["clean", "pgd", "worst"] and "settings" not in usual.to_markdown()
+    strong = [
+        cell.frame for cell in rb.load_results() if cell.labels["attack"] == "pgd" and cell.identity["attack"]["steps"] > 1
+    ]
+    expected = [frame["correct"].mean() for frame in strong]
+    assert sorted(usual.frame.loc[1, ["first", "second"]] / 100) == pytest.approx(sorted(expected))
+    for name, seed in (("a", 0), ("b", 1)):
+        attacked(name, seed, "both", **weak)
+    both = rb.compare("a", "b", "both")
+    assert len(both) == 3 and "Both: PGD with step=0.01" in both.to_markdown()
+
+
+@pytest.mark.strangers
+def test_compare_marks_upper_bounds(digits) -> None:
+    class Rounds(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))
+
+        def forward(self, x):
+            return self.layers((15 * x).round() / 15 + 0 * x)
+
+    for name, net in (("rounds", Rounds().eval()), ("plain", Rounds().layers.eval())):
+        rb.attack(rb.Deterministic(net, shape=digits.shape, name=name), QUICK, digits, quiet=True)
+    text = rb.compare("rounds", "plain").to_markdown()
+    rows = [[cell.strip() for cell in line.split("|")[4:7]] for line in text.splitlines() if line.startswith("| digits")]
+    marked = {name: ("†" in first, "†" in second) for name, first, second in rows}
+    assert marked == {"Clean": (False, False), "PGD": (True, False), "Worst": (True, False)} and "an upper bound" in text
+
+
 def test_compare_refuses_what_it_cannot_pair(two, network, digits) -> None:
     with pytest.raises(BadInput, match="did you mean 'one'"):
         rb.compare("on", "two")

@@ -194,7 +194,7 @@ def _with_seeds(
         found[terms] = list(alike)
         seeds = [other.seed for cell in found[terms] if (other := training(cell))]
         if len(set(seeds)) < len(seeds):
-            names = ", ".join(str(cell.labels["defense"]) for cell in found[terms])
+            names = ", ".join(sorted(str(cell.labels["defense"]) for cell in found[terms]))
             raise BadInput(f"{names}: a seed was trained twice; give the cells of one of each: compare(a, b, cells)")
     return found
 

@@ -157,7 +157,11 @@ def work(
                         except Exception as error:  # a defence or an attack is anybody's code: the other cells go on
                             fail(job, _reason(error))
                             continue
-                        store.write(job.cell, c, arrays, adversarial)
+                        try:
+                            store.write(job.cell, c, arrays, adversarial)
+                        except ValueError as error:  # what such code left is no chunk of this cell
+                            fail(job, _reason(error))
+                            continue
                         bar.advance(job.figure(arrays), title=job.label)
                         if line := after(job, c, time.perf_counter() - begun):
                             bar.note(line)

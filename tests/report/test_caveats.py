@@ -130,3 +130,19 @@ def test_square_runs_on_what_stands(images, tmp_path) -> None:
     assert cells["square"].identity["attack"]["of"] and "gradient_zero" not in read["square"][0]
     other = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(**{"pgd.steps": 3}), images, out=tmp_path, quiet=True)
     assert {r.labels["attack"]: r for r in other.results}["square"].identity != cells["square"].identity
+
+
+@pytest.mark.parametrize(("shift", "noted"), [(0, False), (1, True)])
+def test_shifted_labels_are_noted_and_an_attack_that_takes_all_is_not(tmp_path, shift, noted) -> None:
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (120, *SHAPE), generator=draw).to(torch.uint8)
+    net = network()
+    labels = (net(images / 255).argmax(1) + shift) % 4
+    given = Images(images, labels, torch.arange(120), tuple("abcd"), "tiny", "test")
+    suite = parse_suite("linf127.5-quick", only=("clean", "pgd"))
+    defense = rb.Deterministic(net, shape=SHAPE, name="net")
+    runner.attack([defense], suite, given, out=tmp_path, quiet=True)
+    (row,) = rb.table(tmp_path).frame.to_dict("records")
+    assert row["clean"] == (0 if noted else 100) and row["worst"] < 20
+    assert row["notes"] == "clean: accuracy is below chance: are the labels in the order of the network's outputs?" * noted
+    assert not row["upper_bounds"]

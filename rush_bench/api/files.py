@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rush_bench.api.table import load_results
+from rush_bench.defenses.target import check_given_name
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.evaluation.behaviour import difference
 from rush_bench.files import read_json, write_atomic, write_json
@@ -76,9 +77,11 @@ def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
 def rename(old: str, new: str, *, store: Path | str = "models", results: Path | str = "results") -> tuple[bool, int]:
     """Call a model, or a defence in the records, otherwise: whether the store had it, and in how many cells it was renamed.
 
-    BadInput where neither has it, or the new name is taken.
+    BadInput where neither has it, the new name is taken, or it is none that `--name` would take (an `@m` that both end in is
+    left out of account).
     """
     refuse_pack(Path(results))
+    check_given_name(new.removesuffix(old[old.index("@") :]) if "@" in old else new)
     in_store = old in model_names(Path(store))
     if cells_of(Path(results), new):
         raise BadInput(f"{results} has records of {new!r} already; choose another name")

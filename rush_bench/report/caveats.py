@@ -25,9 +25,12 @@ NOT_SETTINGS = ("name", "of", "start", "precision")  # keys of an attack's ident
 def gradient_caveat(cell: CellResult) -> str | None:
     """Why the accuracy under a finished gradient attack is only an upper bound; "" if it is more, None if that is not known.
 
-    It is not known of records that were made before gradients were checked.
+    It is not known of records that were made before gradients were checked. The gradients of a transfer are its source's, and
+    no matter of this defence.
     """
     arrays = cell.arrays
+    if cell.identity["attack"]["name"] == "transfer":
+        return ""
     if "gradient_zero" not in arrays:
         return None if (arrays["backwards"] > 0).any() and "of" not in cell.identity["attack"] else ""
     from rush_bench.attacks.health import FEW, UNTRUE  # imports torch, hence only where gradients were checked

@@ -68,6 +68,24 @@ def test_records_of_two_codes_do_not_merge() -> None:
         merge(["nowhere"], "one")
 
 
+@pytest.mark.parametrize("new", ["a@3", "../e", "a,b", "[red]x", "x/y", "", "a:best", "-n", "a\nb", "x" * 81, "a*"])
+def test_a_name_that_could_not_be_given_is_not_given_to_records(new: str) -> None:
+    attacked("results")
+    for old in ("linear", "nobody"):
+        with pytest.raises(BadInput, match=r"name .* must be 1 to 80 letters, digits"):
+            rename(old, new)
+    assert {cell.labels["defense"] for cell in rb.load_results()} == {"linear"}
+
+
+def test_a_name_with_votes_keeps_them() -> None:
+    attacked("results", "linear@4")
+    for old, new in (("linear@4", "mine@4"), ("mine", "my net (2)")):
+        assert rename(old, new) == (False, 3)
+    assert {cell.labels["defense"] for cell in rb.load_results()} == {"my net (2)@4"}
+    with pytest.raises(BadInput, match="must be 1 to 80"):
+        rename("my net (2)@4", "mine@64")
+
+
 class Coded(torch.nn.Sequential):
     """Code without weights around the same weights."""
 

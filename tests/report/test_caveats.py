@@ -107,6 +107,25 @@ def test_gradients_that_nobody_looked_at_are_unknown_not_fine(images, monkeypatc
     assert "pgd: gradients were not looked at" in frame["notes"][0] and frame["upper_bounds"][0] == ""
 
 
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("votes", [0, 4])
+def test_a_transfer_climbs_no_gradient_of_this_defence(images, tmp_path, votes, older) -> None:
+    """That of its source was not looked at, then or now, and tells nothing of this one."""
+    noisy = {"noise": "uniform:0.01", "votes": votes}
+    defense = rb.Smoothed(network(), shape=SHAPE, **noisy) if votes else rb.Deterministic(network(), shape=SHAPE)
+    given = parse_suite("linf12-quick", ("clean", "transfer"), {"transfer.steps": 2})
+    run = rb.attack([defense], given, images, out=tmp_path, quiet=True)
+    (cell,) = (each for each in run.results if each.labels["attack"] == "transfer")
+    if older:
+        for path in cell.folder.glob("chunk-*.npz"):
+            with np.load(path) as file:
+                np.savez(path, **{name: file[name] for name in file.files if not name.startswith("gradient_")})
+    frame = rb.table(tmp_path).frame
+    assert "gradients" not in frame["notes"][0] and frame["upper_bounds"][0] == ""
+    (found,) = (each for each in rb.load_results(tmp_path) if each.labels["attack"] == "transfer")
+    assert found.frame["backwards"].gt(0).all() and found.frame.filter(like="gradient_").isna().to_numpy().all()
+
+
 def test_a_setting_that_weakens_a_column_shows(images, tmp_path) -> None:
     weak = suite(**{"pgd.steps": 1})
     frame = rb.attack(rb.Deterministic(network(), shape=SHAPE), weak, images, out=tmp_path, quiet=True).table().frame

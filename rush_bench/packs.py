@@ -116,7 +116,7 @@ def pack_hint(results: Path) -> str:
 
 @cache
 def _unpacked(path: Path, _: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="rush-bench-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"rush-bench-{path.stem[:60]}-"))  # messages name it
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         with zipfile.ZipFile(path) as file:

@@ -1,5 +1,6 @@
 """`export`, `merge`, `rename`, `rm`: what was measured and trained, as files."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from rush_bench.api.table import load_results
+from rush_bench.defenses.target import check_given_name
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.evaluation.behaviour import difference
 from rush_bench.files import read_json, write_atomic, write_json
 from rush_bench.packs import opened, refuse_pack
 from rush_bench.records import Cell, CellResult, CellStore
 from rush_bench.records.chunks import adversarial_path
-from rush_bench.records.curate import cells_of, merge_cells, remove_cells, rename_cells
+from rush_bench.records.curate import cells_of, check_same, merge_cells, remove_cells, rename_cells
 from rush_bench.store import ENCODERS, model_names, remove_model, rename_model
 
 
@@ -44,17 +46,25 @@ def export(
 def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
     """Copy what other results folders, or packs, have measured into one; returns the number of chunks that were copied.
 
-    Existing chunks stay unchanged. BadInput for a damaged chunk, and for a defence that did something else in
-    one folder than in the other under the same key (see `rush_bench.evaluation.behaviour`): nothing is copied then.
+    Existing chunks stay unchanged. BadInput for a damaged chunk, for a defence that did something else in one folder than in
+    another under the same key (see `rush_bench.evaluation.behaviour`), and for records of one key that cannot be the same
+    measurement (see `rush_bench.records.same`): nothing is copied then. A line on stderr names folders whose records differ by
+    what rounding does.
     """
     folders = [opened(Path(source)).folder for source in sources]
-    for source in folders:
-        if not any(source.glob("**/runs/*/cell.json")):
-            raise BadInput(f"{source} holds no records")
-        for path in sorted(source.glob("behaviour/*.json")):
-            other = Path(into) / "behaviour" / path.name
-            if other.exists() and (differs := difference(read_json(other), read_json(path))):
-                raise BadInput(f"{read_json(path)['defense']} is other code in {source} than in {into}: {differs} differ")
+    behaviours: dict[str, list[Path]] = {}
+    for folder in (Path(into), *folders):
+        if folder != Path(into) and not any(folder.glob("**/runs/*/cell.json")):
+            raise BadInput(f"{folder} holds no records")
+        for path in sorted(folder.glob("behaviour/*.json")):
+            now = read_json(path)
+            for other in behaviours.setdefault(path.name, []):
+                if differs := difference(read_json(other), now):
+                    where = f"{folder} than in {other.parent.parent}"
+                    raise BadInput(f"{now['defense']} is other code in {where}: {differs} differ; merge one of the two alone")
+            behaviours[path.name].append(path)
+    for line in check_same(folders, Path(into)):
+        print(line, file=sys.stderr)
     copied = 0
     for source in folders:
         for path in sorted(source.glob("behaviour/*.json")):
@@ -67,9 +77,11 @@ def merge(sources: Sequence[Path | str], into: Path | str = "results") -> int:
 def rename(old: str, new: str, *, store: Path | str = "models", results: Path | str = "results") -> tuple[bool, int]:
     """Call a model, or a defence in the records, otherwise: whether the store had it, and in how many cells it was renamed.
 
-    BadInput where neither has it, or the new name is taken.
+    BadInput where neither has it, the new name is taken, or it is none that `--name` would take (an `@m` that both end in is
+    left out of account).
     """
     refuse_pack(Path(results))
+    check_given_name(new.removesuffix(old[old.index("@") :]) if "@" in old else new)
     in_store = old in model_names(Path(store))
     if cells_of(Path(results), new):
         raise BadInput(f"{results} has records of {new!r} already; choose another name")

@@ -16,10 +16,11 @@ from rush_bench.audits.finding import Finding, judged, not_run, noted, within_ch
 from rush_bench.audits.flags import square_beats_white_box
 from rush_bench.audits.roles import Role
 from rush_bench.certificates.check import comparisons
-from rush_bench.records.statistics import Estimate
+from rush_bench.records.statistics import Estimate, below_chance
 from rush_bench.threats import Threat
 
 POINT = 0.01
+UNLIKELY = 1e-4
 # What a required check needs to have been able to fail: images, queries of Square, random points, draws of the last gradient.
 IMAGES, QUERIES, POINTS, DRAWS = 50, 1_000, 10, 16
 CARLINI = "Carlini et al. 2019, section 3"
@@ -28,6 +29,7 @@ CARLINI = "Carlini et al. 2019, section 3"
 def checks(evidence: Evidence) -> list[Finding]:
     """Every check that records can answer; those whose experiments are missing are `not run`."""
     return [
+        labels_in_order(evidence),
         iterative_beats_single_step(evidence),
         reaches_chance(evidence),
         larger_eps_never_helps(evidence),
@@ -81,6 +83,24 @@ def _too_few(entry: Entry, what: str = "", got: int = IMAGES, needed: int = 0) -
     lacks = [f"{len(entry.correct)} images, {IMAGES} are needed"] if len(entry.correct) < IMAGES else []
     lacks += [f"{got} {what}, {needed} are needed"] if got < needed else []
     return ", ".join(lacks)
+
+
+def labels_in_order(evidence: Evidence) -> Finding:
+    """Clean accuracy below chance is no property of a defence: labels and outputs are not in the same order."""
+    what = "chance of so low a clean accuracy, had labels nothing to do with predictions"
+    source = "ours: far below chance is as hard as far above it; an accuracy under attack may be, and is not looked at"
+    clean = evidence.clean
+    if clean is None:
+        return not_run("labels-in-order", what, source, "needs T10, which begins with the clean images")
+    frame = clean.result.frame
+    counts = frame.filter(regex="^count_").to_numpy()
+    if not counts.size:
+        return not_run("labels-in-order", what, source, "its record does not say which classes were predicted")
+    figure = below_chance(frame["label"].to_numpy(), counts)
+    note = f"clean accuracy {clean.estimate.value:.1%}"
+    if figure < UNLIKELY:
+        note += ": are the labels in the order of the network's outputs?"
+    return judged("labels-in-order", what, figure, ">=", UNLIKELY, source, note=note)
 
 
 def iterative_beats_single_step(evidence: Evidence) -> Finding:

@@ -46,6 +46,7 @@ STRENGTH = (
     "same-through-both-doors",
     *OUTPUTS,
 )
+PREMISES = ("labels-in-order",)  # without these no accuracy says anything of the defence
 BUGS = ("certificate-above-attack",)  # whatever else these find, a failure is a bug
 REQUIRED = (
     "zero-gradients",
@@ -109,6 +110,12 @@ def verdict(
     bugs = [finding.check for finding in findings if finding.status == "bug"]
     if bugs:
         return by_rule("cannot say", 1, "a check found what cannot be: one of our own programs is wrong", bugs)
+    wrong = [name for name in PREMISES if name in by_name and by_name[name].status == "flag"]
+    if wrong:
+        reason = (
+            "clean accuracy is below chance: the labels are not in the order of the network's outputs, so nothing was measured"
+        )
+        return by_rule("cannot say", 0, reason, wrong)
     if claim.value <= 1 / classes + ABOVE_CHANCE + ROUNDING:
         return by_rule("cannot say", 0, f"the claim is no more than chance ({1 / classes:.1%}): there is nothing to settle")
     gap = claim.value - worst.high - ROUNDING

@@ -56,6 +56,11 @@ class Sampling(Settings):
         super().__post_init__()
         if self.mode == "target" and len(self.radii) != 1:
             raise BadInput(f"mode target decides one radius, not {len(self.radii)}; give one --radius, or use --mode staged")
+        if self.alpha >= 0.5:
+            raise BadInput(
+                f"alpha = {self.alpha:g}: a bound that may be wrong for one image in {1 / self.alpha:.2g} certifies nothing; "
+                "alpha is the chance of a wrong certificate, below 0.5; 0.001 is usual"
+            )
         share = _looks(self)[1][-1]
         if best_bound(self.draws, share) <= 0.5:
             enough = next(n for n in range(self.draws, 2**31) if best_bound(n, share) > 0.5)

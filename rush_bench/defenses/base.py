@@ -60,8 +60,8 @@ class Defense:
 
     A custom defence sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
-    What `predict` and `gradient` of any subclass return is checked: a value that is not finite is an error that names the
-    image, and so are less than 1 draws of a gradient.
+    What `predict` and `gradient` of any subclass return is checked: labels that are no classes, parts of another shape and
+    less than 1 draws of a gradient are errors, and so is a value that is not finite, with the image's name.
 
     Examples:
         >>> import torch, rush_bench as rb
@@ -201,10 +201,34 @@ def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Predic
     @functools.wraps(predict)
     def checked(self: Defense, images: Tensor, stream: Stream, *repeats: int, **named: Any) -> Prediction:
         found = predict(self, images, stream, *repeats, **named)
-        check_finite(found.probabilities.transpose(0, -2), stream.images, "the prediction")  # images first
+        leading = (*repeats, *(named[name] for name in ("repeats",) if name in named))
+        _check_parts(found, (*leading, len(images)), self.classes, f"{type(self).__name__}.{predict.__name__}")
+        labels, probabilities = found.labels, found.probabilities
+        within = (labels >= 0).all() & (labels < self.classes).all()
+        if not within & probabilities.isfinite().all().to(within.device):  # one number for the host to wait for
+            check_finite(probabilities.transpose(0, -2), stream.images, "the prediction")  # images first
+            raise RushBenchError(
+                f"{type(self).__name__}.{predict.__name__} of {self.name} gave labels from {int(labels.min())} to "
+                f"{int(labels.max())}; they must be classes from 0 to {self.classes - 1}, such as probabilities.argmax(1)"
+            )
         return found
 
     return checked
+
+
+def _check_parts(found: Any, rows: tuple[int, ...], classes: int, who: str) -> None:
+    """Refuse what is no prediction of so many rows: shapes and types, whatever the values."""
+    wanted = f"a Prediction of labels {rows} int64 and, {(*rows, classes)} each, votes and probabilities"
+    if not isinstance(found, Prediction):
+        raise RushBenchError(f"{who} returned {type(found).__name__}; it must return {wanted}")
+    for name, shape in (("labels", rows), ("votes", (*rows, classes)), ("probabilities", (*rows, classes))):
+        part = getattr(found, name)
+        if not isinstance(part, Tensor):
+            raise RushBenchError(f"{who} returned {name} that are {type(part).__name__}, no tensor; it must return {wanted}")
+        kinds = {"labels": not part.is_floating_point() and part.dtype != torch.bool, "votes": True}
+        if tuple(part.shape) != shape or not kinds.get(name, part.is_floating_point()):
+            given = f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}"
+            raise RushBenchError(f"{who} returned {name} {given}; it must return {wanted}")
 
 
 def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradient]:

@@ -37,8 +37,8 @@ def from_target(
     `package.module.function`, `about` has the keys of ABOUT. `options` are those of the defence; `defaults` are options
     that a Defense which was returned need not follow. Of what is asked for, all is applied or a BadInput.
     """
-    if name is not None and not NAME.fullmatch(name):
-        raise BadInput(f"name {name!r} must be 1 to 80 letters, digits, spaces and .()+=-, so that it can be chosen and shown")
+    if name is not None:
+        check_given_name(name)
     about = dict(about or {})
     for key in about:
         if key not in ABOUT:
@@ -54,6 +54,12 @@ def from_target(
     if noise is None:
         return [Deterministic(built, name=called, **options)]
     return [Smoothed(built, noise=noise, votes=m, name=f"{called}@{m}", **options) for m in sorted({1, votes or 64})]
+
+
+def check_given_name(name: str) -> None:
+    """Refuse a name that could not be chosen on a command line, in a list or a pattern, or shown."""
+    if not NAME.fullmatch(name):
+        raise BadInput(f"name {name!r} must be 1 to 80 letters, digits, spaces and .()+=-, so that it can be chosen and shown")
 
 
 def made_by(target: str) -> Any:

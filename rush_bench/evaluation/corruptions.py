@@ -16,7 +16,7 @@ from rush_bench.datasets import Images
 from rush_bench.datasets.corruptions import SEVERITIES, CorruptedImages
 from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
-from rush_bench.evaluation.behaviour import IMAGES
+from rush_bench.evaluation.behaviour import sample_of
 from rush_bench.evaluation.runner import default_repeats
 from rush_bench.evaluation.score import Meter, made_on, score
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, work
@@ -97,7 +97,7 @@ def plan(
     defenses, _ = check_asked(defenses, load(data.corruptions[0], SEVERITIES[0]), shard, seed)
     jobs = []
     for corruption in data.corruptions:
-        sample = load(corruption, SEVERITIES[0]).take(slice(0, IMAGES))  # for the guard: one look per corruption
+        sample = sample_of(load(corruption, SEVERITIES[0]))  # for the guard: one look per corruption
         for severity in SEVERITIES:
             images = load(corruption, severity)
             for defense in defenses:

@@ -27,6 +27,7 @@ from rush_bench.registry import attacks as registry
 from rush_bench.settings import override
 from rush_bench.threats import Threat
 
+HEALTH = ("zero", "error", "frozen")  # what a record keeps of `health`, as `gradient_zero` ...
 BROKEN = 0.05  # the estimated chance of being right of an image that no further attack is made on
 
 
@@ -75,6 +76,8 @@ class Job(work.Job):
             if key not in self.known:
                 self.known[key] = _gradients(defense, images, labels, threat, Stream(seed, "health", part.index))
             extra |= self.known[key]
+        elif cost["backwards"].any():  # of other networks: nothing to look at, which is not the same as not having looked
+            extra |= {f"gradient_{name}": np.full(len(part), np.nan) for name in HEALTH}
         arrays = {
             "index": part.index.numpy(),
             "label": part.labels.numpy(),
@@ -196,8 +199,7 @@ def _gradients(defense: Defense, images: Tensor, labels: Tensor, threat: Threat,
         found = health(defense, images, labels, threat, stream)
     except BadInput:
         return {}
-    parts = {"gradient_zero": found.zero, "gradient_error": found.error, "gradient_frozen": found.frozen}
-    return {name: values.cpu().numpy() for name, values in parts.items()}
+    return {f"gradient_{name}": getattr(found, name).cpu().numpy() for name in HEALTH}
 
 
 def _worst_points(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from rush_bench.datasets import Images, as_data
 from rush_bench.deadline import NEVER, Deadline
 from rush_bench.defenses import Defense, as_defenses
 from rush_bench.errors import BadInput, Failure, RushBenchError
-from rush_bench.evaluation.behaviour import IMAGES, Changed, check_behaviour
+from rush_bench.evaluation.behaviour import Changed, check_behaviour, sample_of
 from rush_bench.files import digest
 from rush_bench.noise import check_seed
 from rush_bench.progress import Bar
@@ -37,7 +37,7 @@ class Store(Protocol):
 class Job:
     """One cell to work off; a kind of measurement gives `label` and `chunk`.
 
-    `cell` is what its store takes; `data` the images, of which the first few are the guard's sample; `of` jobs of the same run
+    `cell` is what its store takes; `data` the images, of which a few are the guard's sample; `of` jobs of the same run
     whose chunk c must be there before this one's is made, and whose failure is this one's too.
     """
 
@@ -54,7 +54,7 @@ class Job:
     @property
     def sample(self) -> Images:
         """On these the defence must do what it did when the records at hand were made."""
-        return self.data.take(list(range(min(IMAGES, len(self.data)))))
+        return sample_of(self.data)
 
     def chunk(self, store: Any, c: int) -> tuple[Any, Any]:
         """What `Store.write` takes: the arrays of chunk c, and x' or None."""
@@ -157,7 +157,11 @@ def work(
                         except Exception as error:  # a defence or an attack is anybody's code: the other cells go on
                             fail(job, _reason(error))
                             continue
-                        store.write(job.cell, c, arrays, adversarial)
+                        try:
+                            store.write(job.cell, c, arrays, adversarial)
+                        except ValueError as error:  # what such code left is no chunk of this cell
+                            fail(job, _reason(error))
+                            continue
                         bar.advance(job.figure(arrays), title=job.label)
                         if line := after(job, c, time.perf_counter() - begun):
                             bar.note(line)

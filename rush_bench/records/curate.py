@@ -1,7 +1,7 @@
 """Whole cells as files: copied into another results folder, renamed, removed."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic, write_json
 from rush_bench.records.cells import Cell, description, read_description
 from rush_bench.records.chunks import adversarial_path, chunk_path, done_chunks, is_done, read_chunk
+from rush_bench.records.same import Seen
 from rush_bench.records.sharing import CellStore
 
 ROOMS = ("", "corruptions", "certificates", "settle", "settle/certificates")  # of a results folder, each with its runs/
@@ -21,6 +22,21 @@ def cells_in(results: Path) -> Iterator[tuple[Path, str, dict[str, Any], list[di
     for room in ROOMS:
         for path in sorted((results / room / "runs").glob("*/cell.json")):
             yield path.parent, room, *read_description(path)
+
+
+def check_same(sources: Sequence[Path], into: Path) -> list[str]:
+    """A line for each two results folders whose records of a cell differ by what rounding does.
+
+    BadInput where they cannot be one measurement (see `rush_bench.records.same`), or where a source holds what is no cell.
+    """
+    seen = Seen()
+    for source in sources:
+        for folder, room, identity, labels in cells_in(source):
+            cell = Cell(identity, labels[0])
+            if (there := CellStore(into / room).folder(cell)).is_dir():
+                seen.meet(cell.key, cell, there, into / room)
+            seen.meet(cell.key, cell, folder, source / room)
+    return seen.lines(f"what is in {into} stays, and else the first is taken")
 
 
 def merge_cells(source: Path, into: Path) -> int:

@@ -18,6 +18,7 @@ from rush_bench.files import digest
 from rush_bench.records.cells import Cell, read_description
 from rush_bench.records.chunks import ABOUT, SCALARS, Arrays, chunk_path, done_chunks, read_chunk, rows_digest
 from rush_bench.records.index import Index
+from rush_bench.records.same import Seen
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,14 @@ def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> l
     """Every cell under `<results>/runs` of each folder, sorted, one entry per set of labels; chunks are read at `.frame`.
 
     A folder that holds no cell of ours (half-written, foreign, another format) is left out; `warn` gets a line that
-    says so (default: to stderr). A cell that is in several folders is taken once, where it has the most chunks.
+    says so (default: to stderr). A cell that is in several folders is taken once, where it has the most chunks, of equals in
+    the first; BadInput where they hold what cannot be one measurement (see `rush_bench.records.same`), and a line where they
+    differ by what rounding does.
     """
     warn = warn or (lambda text: print(text, file=sys.stderr))
     found: dict[tuple[str, str], CellResult] = {}
     shared: dict[str, Any] = {"rows": {}, "digests": {}}
+    seen = Seen()
     for runs in [Path(each) / "runs" for each in results]:
         index = Index(runs)
         for name in sorted(each.name for each in os.scandir(runs) if each.is_dir()) if runs.is_dir() else ():
@@ -135,11 +139,15 @@ def load_results(*results: Path, warn: Callable[[str], None] | None = None) -> l
             except (BadInput, ValueError, TypeError, KeyError, OSError) as error:
                 warn(f"left out {folder}: {error}")
                 continue
+            if len(results) > 1:
+                seen.meet(name, cells[0], folder, runs.parent)
             for cell, labelled in zip(cells, entry["labelled"], strict=True):
                 more = {**shared, "labelled": labelled, "index": index}
                 mine = CellResult(cell.identity, cell.labels, folder, cell.chunks, entry["done"], **more)
                 if mine.chunks_done > found.setdefault((name, labelled), mine).chunks_done:
                     found[name, labelled] = mine
+    for line in seen.lines("each is taken from where it has more chunks, or else from the first"):
+        warn(line)
     return list(found.values())
 
 

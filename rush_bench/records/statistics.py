@@ -81,6 +81,25 @@ def paired_difference(
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half))
 
 
+def below_chance(labels: ArrayLike, counts: ArrayLike) -> float:
+    """How likely so few right images are if predictions (n, classes) had nothing to do with labels (n,): exact, one-sided.
+
+    An image is right whose label no other class has more predictions than. The chance of that is 1/classes, or less where
+    labels and predictions favour other classes: one who always says what is nowhere among the labels is never right.
+    Classifiers are not far below chance; what is, has labels in another order.
+    """
+    labels, counts = np.asarray(labels), np.asarray(counts)
+    most = counts == counts.max(1, keepdims=True)
+    right = int(most[np.arange(len(labels)), labels].sum())
+    said = (most / most.sum(1, keepdims=True)).mean(0)
+    chance = min(1 / counts.shape[1], float(said @ np.bincount(labels, minlength=counts.shape[1]) / len(labels)))
+    if right >= len(labels) * chance:
+        return 1.0
+    from scipy.special import bdtr  # takes longer to load than a table that is remembered takes to write
+
+    return float(bdtr(right, len(labels), chance))
+
+
 def any_of_k(correct: ArrayLike, repeats: ArrayLike, k: int) -> NDArray[np.float64]:
     """Per image, the chance that at least one of k predictions is wrong (protocol 1), (n,), unbiased.
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from rush_bench.audits.run import FOLDER, Audit
-from rush_bench.audits.verdict import BUGS, STRENGTH
+from rush_bench.audits.verdict import BUGS, PREMISES, STRENGTH
 from rush_bench.files import write_text
 from rush_bench.report.settle import markdown, stem
 
@@ -13,7 +13,8 @@ def lay_out(audit: Audit, sources: bool = True) -> tuple[list[str], list[list[st
     """Header and rows of the findings, as text; without `sources` what a terminal has room for."""
     rows = []
     for f in audit.findings:
-        decides = "bug" if f.status == "bug" or f.check in BUGS else "strength" if f.check in STRENGTH else "sign"
+        kinds = {"bug": BUGS, "premise": PREMISES, "strength": STRENGTH}
+        decides = "bug" if f.status == "bug" else next((kind for kind, names in kinds.items() if f.check in names), "sign")
         needed = "" if f.threshold is None else f"{f.relation} {f.threshold:.4g}"
         figure = "" if f.figure is None else f"{f.figure:.4g}"
         if f.low is not None and f.high is not None:

@@ -13,19 +13,24 @@ from rush_bench.attacks.suites import FULL, QUICK
 from rush_bench.declared import declared
 from rush_bench.errors import RushBenchError
 from rush_bench.records import CellResult
+from rush_bench.records.statistics import below_chance
 from rush_bench.registry import attacks
 from rush_bench.settings import override
 
 MANY = 0.05  # of images without a gradient, or of frozen pixels: above this share a number is an upper bound
+UNLIKELY = 1e-4  # of a clean accuracy so far below chance, in any of thousands of rows
 NOT_SETTINGS = ("name", "of", "start", "precision")  # keys of an attack's identity that are no settings
 
 
 def gradient_caveat(cell: CellResult) -> str | None:
     """Why the accuracy under a finished gradient attack is only an upper bound; "" if it is more, None if that is not known.
 
-    It is not known of records that were made before gradients were checked.
+    It is not known of records that were made before gradients were checked. The gradients of a transfer are its source's, and
+    no matter of this defence.
     """
     arrays = cell.arrays
+    if cell.identity["attack"]["name"] == "transfer":
+        return ""
     if "gradient_zero" not in arrays:
         return None if (arrays["backwards"] > 0).any() and "of" not in cell.identity["attack"] else ""
     from rush_bench.attacks.health import FEW, UNTRUE  # imports torch, hence only where gradients were checked
@@ -37,6 +42,13 @@ def gradient_caveat(cell: CellResult) -> str | None:
         "{:.0%} of pixels frozen at 0 or 1": (_share(frozen), MANY),
     }
     return ", ".join(text.format(share) for text, (share, most) in shares.items() if share > most)
+
+
+def label_caveat(cell: CellResult) -> str:
+    """That a finished clean accuracy is below chance, which no defence makes it; "" where it is not."""
+    if cell.labels["attack"] != "clean" or below_chance(cell.arrays["label"], cell.arrays["counts"]) >= UNLIKELY:
+        return ""
+    return "accuracy is below chance: are the labels in the order of the network's outputs?"
 
 
 def _known(values: NDArray[Any]) -> NDArray[np.float64]:

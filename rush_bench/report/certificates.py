@@ -20,6 +20,7 @@ from rush_bench.records.statistics import clopper_pearson
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+USUAL_ALPHA = 0.001  # Cohen et al. 2019, and everyone since
 DEFAULT_RADII = tuple(0.25 * k for k in range(10))
 
 
@@ -165,10 +166,11 @@ def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
 
 
 def name_of(result: CellResult) -> str:
-    """What tables and legends call a certificate's cell."""
-    labels = result.labels
+    """What tables and legends call a certificate's cell; with its alpha where that is not the usual one."""
+    labels, alpha = result.labels, result.identity["attack"].get("alpha", USUAL_ALPHA)
     name = f"{labels['defense']} {labels['law']}:{labels['scale']:g} {labels['norm']} on {labels['dataset']}, {labels['suite']}"
-    return f"{name} [{result.folder.name[:6]}]"
+    chance = "" if alpha == USUAL_ALPHA else f", alpha={alpha:g}"
+    return f"{name}{chance} [{result.folder.name[:6]}]"
 
 
 def shared_radii(results: Sequence[CellResult]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from rush_bench.attacks.suites import is_quick
 from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
-from rush_bench.report.caveats import gradient_caveat, unusual_settings
+from rush_bench.report.caveats import gradient_caveat, label_caveat, unusual_settings
 from rush_bench.report.trainings import Training, Trainings, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
@@ -25,10 +25,10 @@ class Row:
 
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
     `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
-    such an attack. `notes` name what is unfinished, differs in settings or is wrong with gradients. `cells` has the record
-    behind each estimate, `parts` all records of the row, unfinished ones too. `training`: how the model came about, where its
-    card is at hand. A mean over trainings has their `training_seeds` and in `spread` the standard deviation over them of each
-    column; `in_mean`: there is such a row of this one and others.
+    such an attack. `notes` name what is unfinished, differs in settings, or is wrong with gradients or labels. `cells` has the
+    record behind each estimate, `parts` all records of the row, unfinished ones too. `training`: how the model came about,
+    where its card is at hand. A mean over trainings has their `training_seeds` and in `spread` the standard deviation over
+    them of each column; `in_mean`: there is such a row of this one and others.
     """
 
     labels: dict[str, Any]
@@ -169,6 +169,8 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
         summarised = cell.remembered(summary)
         estimates |= {part: Estimate(*numbers) for part, numbers in summarised["estimates"].items()}
         behind |= dict.fromkeys(summarised["estimates"], cell)
+        if summarised["labels"]:
+            notes.append(f"{name}: {summarised['labels']}")
         if (caveat := summarised["caveat"]) != "":
             caveats.setdefault(UNKNOWN if caveat is None else caveat, []).append(name)
     notes += [f"{', '.join(names)}: {caveat}" for caveat, names in caveats.items()]
@@ -192,14 +194,15 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
 
 
 def summary(cell: CellResult) -> dict[str, Any]:
-    """What a row takes from the arrays of a finished cell: `estimates` by column, and `caveat` (see `gradient_caveat`)."""
+    """What a row takes from the arrays of a finished cell: `estimates` by column, `caveat` (see `gradient_caveat`), `labels`
+    (see `label_caveat`)."""
     name = cell.labels["attack"]
     estimates = {name: estimate(cell)}
     if "bank_correct" in cell.arrays:
         estimates[f"{name}_bank"] = estimate(cell, "bank_correct", "bank_repeats")
     if name == "worst" and not cell.labels["deterministic"] and cell.identity["repeats"] >= ANY_OF:
         estimates[f"worst_any{ANY_OF}"] = _any(cell)
-    return {"estimates": estimates, "caveat": gradient_caveat(cell)}
+    return {"estimates": estimates, "caveat": gradient_caveat(cell), "labels": label_caveat(cell)}
 
 
 def _any(cell: CellResult) -> Estimate:

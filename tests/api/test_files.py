@@ -1,6 +1,7 @@
 """export, merge, rename, rm: files that come and go, and records that stay true."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,54 @@ def test_records_of_two_codes_do_not_merge() -> None:
     path.write_text(json.dumps(changed))
     with pytest.raises(BadInput, match="is other code in two than in one"):
         merge(["two"], "one")
+    with pytest.raises(BadInput, match="is other code in two than in one"):
+        merge(["one", "two"], "three")
+    assert not Path("three").exists()
     with pytest.raises(BadInput, match="holds no records"):
         merge(["nowhere"], "one")
+
+
+@pytest.mark.parametrize("new", ["a@3", "../e", "a,b", "[red]x", "x/y", "", "a:best", "-n", "a\nb", "x" * 81, "a*"])
+def test_a_name_that_could_not_be_given_is_not_given_to_records(new: str) -> None:
+    attacked("results")
+    for old in ("linear", "nobody"):
+        with pytest.raises(BadInput, match=r"name .* must be 1 to 80 letters, digits"):
+            rename(old, new)
+    assert {cell.labels["defense"] for cell in rb.load_results()} == {"linear"}
+
+
+def test_a_name_with_votes_keeps_them() -> None:
+    attacked("results", "linear@4")
+    for old, new in (("linear@4", "mine@4"), ("mine", "my net (2)")):
+        assert rename(old, new) == (False, 3)
+    assert {cell.labels["defense"] for cell in rb.load_results()} == {"my net (2)@4"}
+    with pytest.raises(BadInput, match="must be 1 to 80"):
+        rename("my net (2)@4", "mine@64")
+
+
+class Coded(torch.nn.Sequential):
+    """Code without weights around the same weights."""
+
+    flipped = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).flip(1) if type(self).flipped else super().forward(x)
+
+
+def test_records_that_cannot_be_one_measurement_are_in_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    attacked("one", network=Coded(*linear()).eval())
+    monkeypatch.setattr(Coded, "flipped", True)
+    attacked("two", network=Coded(*linear()).eval())
+    assert {path.name for path in Path("one/runs").iterdir()} == {path.name for path in Path("two/runs").iterdir()}
+    shutil.rmtree("two/behaviour")
+    for folders in (["one", "two"], ["two", "one"]):
+        for door in (rb.table, lambda both: rb.load_results(*both), lambda both: merge(both, "three")):
+            with pytest.raises(BadInput, match=r"different results of linear under \w+ \(.*\) under one key: "):
+                door(folders)
+    assert not Path("three").exists()
+    shutil.rmtree("two/runs")
+    shutil.copytree("one/runs", "two/runs")
+    assert rb.table(["one", "two"]).frame.equals(rb.table("one").frame)
 
 
 def test_a_damaged_chunk_is_not_copied() -> None:

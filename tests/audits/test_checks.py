@@ -108,7 +108,34 @@ def test_passes_and_does_not(table, made_by_hand, name, votes) -> None:
 def test_nothing_is_judged_without_its_experiment(made_by_hand) -> None:
     findings = checks(made_by_hand.evidence())
     assert {f.status for f in findings} == {"not run"} and all(f.note and f.source for f in findings)
-    assert {f.check for f in findings} == {*NAMES, "certificate-above-attack", "bank-and-fresh", "repeated-queries"}
+    assert {f.check for f in findings} == {
+        *NAMES,
+        "certificate-above-attack",
+        "bank-and-fresh",
+        "repeated-queries",
+        "labels-in-order",
+    }
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "status"),
+    [(0, 88, "flag"), (0, 87, "pass"), (10, 100, "pass"), (1, 100, "pass"), (0, 100, "flag"), (100, 100, "pass")],
+)
+def test_clean_accuracy_below_chance_is_a_matter_of_labels(made_by_hand, right, n, status) -> None:
+    """Ten classes as many times each, predicted as their own or as the next: 0.9^88 = 0.00009 and 0.9^87 = 0.0001."""
+    label, correct = np.arange(n) % 10, (np.arange(n) < right).astype(int)
+    said = np.eye(10, dtype=int)[np.where(correct, label, (label + 1) % 10)]
+    columns = {"label": label, **{f"count_{k}": said[:, k] for k in range(10)}}
+    evidence = made_by_hand.evidence(
+        made_by_hand.entry("T10", "0", correct, attack="clean", votes=0, columns=columns), deterministic=True
+    )
+    finding = found(evidence, "labels-in-order")
+    assert finding.status == status and ("in the order of the network's outputs" in finding.note) == (status == "flag")
+
+
+def test_records_that_do_not_say_what_was_predicted_are_not_judged_by_it(made_by_hand) -> None:
+    evidence = made_by_hand.evidence(made_by_hand.entry("T10", "0", np.zeros(100, int), attack="clean", votes=0))
+    assert found(evidence, "labels-in-order").status == "not run"
 
 
 def test_renaming_what_is_printed_changes_no_check(table, made_by_hand) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rush_bench.audits.finding import Finding, judged, not_run
-from rush_bench.audits.verdict import BUGS, REQUIRED, REQUIRED_RANDOMISED, STRENGTH, Claim, images_needed, verdict
+from rush_bench.audits.verdict import BUGS, PREMISES, REQUIRED, REQUIRED_RANDOMISED, STRENGTH, Claim, images_needed, verdict
 from rush_bench.records.statistics import Estimate, interval
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,18 @@ def said(claim: float, high: float, findings: list[Finding], classes: int = 10, 
         # 1: a bug comes before everything
         (0.80, 0.10, {"certificate_above_attack": "bug"}, "cannot say", 1, "certificate-above-attack"),
         (0.80, 0.80, {"larger_eps_never_helps": "bug"}, "cannot say", 1, "larger-eps-never-helps"),
+        # labels in another order: nothing was measured, though the attacks took all
+        (0.80, 0.00, {"labels_in_order": "flag"}, "cannot say", 0, "labels-in-order"),
+        (0.80, 0.80, {"labels_in_order": "flag", "depends_on_image": "flag"}, "cannot say", 0, "labels-in-order"),
+        (0.80, 0.10, {"labels_in_order": "not run"}, "refuted", 2, "worst case"),
+        (
+            0.80,
+            0.10,
+            {"labels_in_order": "flag", "certificate_above_attack": "bug"},
+            "cannot say",
+            1,
+            "certificate-above-attack",
+        ),
         (0.12, 0.12, {"certificate_above_attack": "bug"}, "cannot say", 1, "certificate-above-attack"),
         (
             0.80,
@@ -132,7 +144,7 @@ def produced() -> set[str]:
 
 def test_names_that_decide_are_names_that_are_made() -> None:
     """A misspelt name in the tables of the verdict would never be flagged, or always be missing."""
-    decide = {*STRENGTH, *BUGS, *REQUIRED, *REQUIRED_RANDOMISED, "depends-on-image"}
+    decide = {*STRENGTH, *BUGS, *PREMISES, *REQUIRED, *REQUIRED_RANDOMISED, "depends-on-image"}
     assert decide <= produced(), decide - produced()
     assert len(STRENGTH) == len(set(STRENGTH)) and set(REQUIRED_RANDOMISED) <= set(STRENGTH)
 
@@ -140,11 +152,14 @@ def test_names_that_decide_are_names_that_are_made() -> None:
 def test_the_document_has_every_check_and_no_other() -> None:
     text = (ROOT / "docs" / "verdict.md").read_text()
     checks = text[text.index("## Checks") :]
-    strength, signs = checks[: checks.index("**Signs of masking**")], checks[checks.index("**Signs of masking**") :]
-    rows = {part: re.findall(r"^\| (`.*?) \|", text, re.M) for part, text in (("strength", strength), ("signs", signs))}
+    strength, rest = checks[: checks.index("**Signs of masking**")], checks[checks.index("**Signs of masking**") :]
+    signs, premises = rest[: rest.index("**Premise**")], rest[rest.index("**Premise**") :]
+    parts = {"strength": strength, "signs": signs, "premises": premises}
+    rows = {part: re.findall(r"^\| (`.*?) \|", text, re.M) for part, text in parts.items()}
     named = {part: set(re.findall(r"`([a-z-]+)`", " ".join(lines))) for part, lines in rows.items()}
     assert named["strength"] == {*STRENGTH, "binarization-random"}
-    assert named["strength"] | named["signs"] | set(BUGS) == produced()
+    assert named["premises"] == set(PREMISES)
+    assert named["strength"] | named["signs"] | set(BUGS) | set(PREMISES) == produced()
     required = text[text.index("Required for *stands*") : text.index("A required check that passes")]
     assert set(re.findall(r"`([a-z-]+)`", required)) == set(REQUIRED_RANDOMISED)
 

@@ -134,6 +134,8 @@ def test_a_target_at_the_very_largest_radius_is_reached_when_all_draws_agree() -
         ({"mode": "stagd"}, "did you mean 'staged'"),
         ({"alpha": 0.0}, "alpha=0.0 must be a finite number, above 0 and below 1"),
         ({"alpha": 1.0}, "above 0 and below 1"),
+        ({"alpha": 0.5}, r"may be wrong for one image in 2 certifies nothing; .*below 0\.5; 0\.001 is usual"),
+        ({"alpha": 0.9, "mode": "staged"}, "alpha = 0.9: .* certifies nothing"),
         ({"give_up_level": 2.0}, "give_up_level"),
         ({"draws": 0}, "draws"),
         ({"selection": 0}, "selection"),

@@ -97,6 +97,18 @@ def test_a_network_of_ones_own(certify, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("mode", ["fixed", "staged"])
+def test_a_certificate_of_another_alpha_says_so(certify, mode: str) -> None:
+    given = ("gauss", "--dataset", "mine.npz", *QUICK, "--mode", mode)
+    usual, loose = (certify(*given, "--alpha", alpha, "--json") for alpha in ("0.001", "0.25"))
+    for result, said in ((usual, False), (loose, True)):
+        (found,) = json.loads(result.stdout)["certificates"]
+        key = Path(found["folder"]).name[:6]
+        both = certify(*given, "--alpha", "0.25" if said else "0.001").stdout
+        (row,) = (line for line in both.splitlines() if f"[{key}]" in line)
+        assert (f"on mine, {mode}, alpha=0.25 [{key}]" in row) == said and (f"on mine, {mode} [{key}]" in row) != said
+
+
 def test_an_attack_below_a_certificate_is_exit_code_1(certify, monkeypatch: pytest.MonkeyPatch) -> None:
     clash = check.Comparison("gauss@64", "pgd", "l2", 0.1, 64, 20, 0.9, 0.9, 0.1, 0.05)
     monkeypatch.setattr(check, "contradictions", lambda certificates, attacks: [clash])
@@ -118,6 +130,7 @@ def test_an_attack_below_a_certificate_is_exit_code_1(certify, monkeypatch: pyte
         (["gauss", "--mode", "target"], "give one --radius"),
         (["gauss", "--mode", "target", "--radius", "5", "--dataset", "mine.npz"], "certify radii up to"),
         (["gauss", "--alpha", "2"], "alpha=2.0 must be a finite number, above 0 and below 1"),
+        (["gauss", "--alpha", "0.5"], "alpha = 0.5: a bound that may be wrong for one image in 2 certifies nothing"),
         (["gauss", "--norm", "linf", "--dataset", "mine.npz"], "gaussian noise certifies l2"),
         (["gauss", "--table", "x"], "--table goes with --read"),
         (["gauss", "--read", "x"], "leave out the models"),

@@ -1,5 +1,6 @@
 import itertools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,8 +11,8 @@ from scipy import stats
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.suites import Suite, parse_suite
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
-from rush_bench.errors import BadInput
-from rush_bench.evaluation import attack
+from rush_bench.errors import BadInput, RushBenchError
+from rush_bench.evaluation import attack, runner
 from rush_bench.evaluation import work as work_module
 from rush_bench.evaluation.runner import default_repeats
 from rush_bench.evaluation.work import parse_shard
@@ -335,3 +336,70 @@ def test_a_chunk_says_what_it_was_made_on(linear, grey, tmp_path):
     with np.load(run.results[0].folder / "chunk-0000.npz") as file:
         assert str(file["made_on"]) == f"cpu, torch {torch.__version__}, search in float32"
     assert "made_on" not in run.results[0].frame
+
+
+class Odd(Coin):
+    """A coin whose prediction is changed by whoever has a mistake to make."""
+
+    def __init__(self, labels, change):
+        super().__init__(labels, 1, fixed=Stream(0, "odd", torch.zeros(1, dtype=torch.int64)))
+        self.change = change
+
+    def predict(self, images, stream):
+        found = super().predict(images, stream)
+        return self.change(found)
+
+
+ODD = {
+    "a label of -1": (lambda p: replace(p, labels=p.labels - 1), r"labels from -1 to .*classes from 0 to 4"),
+    "labels from 1": (lambda p: replace(p, labels=p.labels + 1), r"labels from \d to 5; .*classes from 0 to 4"),
+    "labels (B, 1)": (lambda p: replace(p, labels=p.labels[:, None]), r"labels int64 \(8, 1\); .*labels \(8,\) int64"),
+    "labels of float": (lambda p: replace(p, labels=p.labels.float()), r"labels float32 \(8,\); .*labels \(8,\) int64"),
+    "one row": (lambda p: Prediction(p.labels[:1], p.votes[:1], p.probabilities[:1]), r"labels int64 \(1,\); .*\(8,\)"),
+    "votes (B,)": (lambda p: replace(p, votes=p.labels), r"votes int64 \(8,\); .*\(8, 5\)"),
+    "four classes": (lambda p: replace(p, probabilities=p.probabilities[:, 1:]), r"probabilities float32 \(8, 4\); .*\(8, 5\)"),
+    "whole probabilities": (lambda p: replace(p, probabilities=p.votes), r"probabilities int64 \(8, 5\)"),
+    "logits alone": (lambda p: p.probabilities, r"returned Tensor; it must return a Prediction of labels \(8,\)"),
+    "a list": (lambda p: replace(p, labels=p.labels.tolist()), r"labels that are list"),
+    "no number": (lambda p: replace(p, probabilities=p.probabilities / 0), r"image 0 is not finite"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_prediction_that_is_none_fails_its_own_defence(linear, coin_images, what) -> None:
+    change, reason = ODD[what]
+    suite, data = parse_suite("linf8-quick", only=("clean", "pgd"), overrides={"pgd.steps": 1}), coin_images.take(slice(0, 20))
+    odd = Odd(coin_images.labels, change)
+    odd.name = "odd"
+    run = attack([odd, Deterministic(linear, shape=SHAPE, name="plain")], suite, data, quiet=True)
+    done = {r.labels["attack"] for r in run.results if r.complete and r.labels["defense"] == "plain"}
+    assert done == {"clean", "pgd", "worst"} and len(run.failed) == 3
+    (clean,) = (text for label, text in run.failed.items() if "clean" in label)
+    assert re.search(reason, clean), clean
+
+
+def test_several_predictions_at_once_are_checked_too(coin_images) -> None:
+    class Many(Coin):
+        def predictions(self, images, stream, repeats, *, exact=True):
+            found = super().predictions(images, stream, repeats)
+            return replace(found, labels=found.labels[0])
+
+    coin = Many(coin_images.labels, 1)
+    with pytest.raises(RushBenchError, match=r"Many.predictions returned labels int64 \(7,\); .*labels \(3, 7\)"):
+        coin.predictions(coin_images.take(slice(0, 7)).floats(), Stream(0, "x", torch.arange(7)), 3)
+
+
+def test_arrays_that_are_no_chunk_fail_their_cell_alone(linear, coin_images, monkeypatch) -> None:
+    real = runner.score
+
+    def score(defense, *rest):
+        found = real(defense, *rest)
+        return found | {"counts": found["counts"] + (defense.name == "bad")}
+
+    monkeypatch.setattr(runner, "score", score)
+    suite = parse_suite("linf8-quick", only=("clean",))
+    bad = Deterministic(linear, shape=SHAPE, name="bad")
+    good = Smoothed(linear, noise=Uniform(0.1), votes=3, shape=SHAPE, name="good")
+    run = attack([bad, good], suite, coin_images.take(slice(0, 20)), quiet=True)
+    assert [r.labels["defense"] for r in run.results if r.complete] == ["good"]
+    assert all(label.startswith("bad") and "counts do not add up" in reason for label, reason in run.failed.items())

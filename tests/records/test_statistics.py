@@ -10,6 +10,7 @@ from scipy import stats
 from rush_bench.errors import BadInput
 from rush_bench.records.statistics import (
     any_of_k,
+    below_chance,
     clopper_pearson,
     interval,
     paired_difference,
@@ -157,3 +158,39 @@ def test_any_of_k_is_unbiased():
 def test_bad_input_is_named(call, message):
     with pytest.raises(BadInput, match=message):
         call()
+
+
+def _said(labels, classes: int) -> np.ndarray:
+    return np.eye(classes, dtype=int)[labels]
+
+
+@pytest.mark.parametrize(("n", "right", "classes"), [(100, 0, 10), (100, 3, 10), (40, 5, 2), (500, 0, 100), (30, 2, 3)])
+def test_below_chance_is_the_binomial_tail(n, right, classes) -> None:
+    labels = np.arange(n) % classes
+    predicted = np.where(np.arange(n) < right, labels, (labels + 1) % classes)
+    share = sum(np.mean(labels == k) * np.mean(predicted == k) for k in range(classes))
+    assert below_chance(labels, _said(predicted, classes)) == pytest.approx(
+        stats.binom.cdf(right, n, min(share, 1 / classes)), rel=1e-9
+    )
+
+
+def test_what_has_nothing_to_do_with_the_labels_is_not_below_chance() -> None:
+    """A class that is nowhere among the labels, always; a guess an image; ten votes that guess, of which none has most."""
+    draw, labels = np.random.default_rng(0), np.arange(1000) % 9
+    assert below_chance(labels, _said(np.full(1000, 9), 10)) == 1
+    assert below_chance(labels, _said(labels, 10)) == 1
+    assert below_chance(labels, np.ones((1000, 10), int)) == 1
+    least = [below_chance(labels, _said(draw.integers(10, size=1000), 10)) for _ in range(200)]
+    assert min(least) > 1e-4 and np.mean(np.array(least) < 0.05) < 0.1
+    least = [below_chance(labels, draw.multinomial(10, np.full(10, 0.1), size=1000)) for _ in range(200)]
+    assert min(least) > 1e-4
+
+
+def test_few_images_are_never_below_chance() -> None:
+    """Ten classes take 88 images, as 0.9^87 is above 0.0001; a hundred take 917."""
+    for classes, enough in ((10, 88), (100, 917), (2, 14)):
+        for n in (enough - 1, enough):
+            labels = np.arange(n) % classes
+            found = below_chance(labels, _said((labels + 1) % classes, classes))
+            assert found == pytest.approx((1 - 1 / classes) ** n, rel=0.3)
+            assert found > 1e-4 or n == enough

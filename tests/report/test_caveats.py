@@ -107,6 +107,25 @@ def test_gradients_that_nobody_looked_at_are_unknown_not_fine(images, monkeypatc
     assert "pgd: gradients were not looked at" in frame["notes"][0] and frame["upper_bounds"][0] == ""
 
 
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("votes", [0, 4])
+def test_a_transfer_climbs_no_gradient_of_this_defence(images, tmp_path, votes, older) -> None:
+    """That of its source was not looked at, then or now, and tells nothing of this one."""
+    noisy = {"noise": "uniform:0.01", "votes": votes}
+    defense = rb.Smoothed(network(), shape=SHAPE, **noisy) if votes else rb.Deterministic(network(), shape=SHAPE)
+    given = parse_suite("linf12-quick", ("clean", "transfer"), {"transfer.steps": 2})
+    run = rb.attack([defense], given, images, out=tmp_path, quiet=True)
+    (cell,) = (each for each in run.results if each.labels["attack"] == "transfer")
+    if older:
+        for path in cell.folder.glob("chunk-*.npz"):
+            with np.load(path) as file:
+                np.savez(path, **{name: file[name] for name in file.files if not name.startswith("gradient_")})
+    frame = rb.table(tmp_path).frame
+    assert "gradients" not in frame["notes"][0] and frame["upper_bounds"][0] == ""
+    (found,) = (each for each in rb.load_results(tmp_path) if each.labels["attack"] == "transfer")
+    assert found.frame["backwards"].gt(0).all() and found.frame.filter(like="gradient_").isna().to_numpy().all()
+
+
 def test_a_setting_that_weakens_a_column_shows(images, tmp_path) -> None:
     weak = suite(**{"pgd.steps": 1})
     frame = rb.attack(rb.Deterministic(network(), shape=SHAPE), weak, images, out=tmp_path, quiet=True).table().frame
@@ -130,3 +149,19 @@ def test_square_runs_on_what_stands(images, tmp_path) -> None:
     assert cells["square"].identity["attack"]["of"] and "gradient_zero" not in read["square"][0]
     other = rb.attack([rb.Deterministic(network(), shape=SHAPE)], suite(**{"pgd.steps": 3}), images, out=tmp_path, quiet=True)
     assert {r.labels["attack"]: r for r in other.results}["square"].identity != cells["square"].identity
+
+
+@pytest.mark.parametrize(("shift", "noted"), [(0, False), (1, True)])
+def test_shifted_labels_are_noted_and_an_attack_that_takes_all_is_not(tmp_path, shift, noted) -> None:
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (120, *SHAPE), generator=draw).to(torch.uint8)
+    net = network()
+    labels = (net(images / 255).argmax(1) + shift) % 4
+    given = Images(images, labels, torch.arange(120), tuple("abcd"), "tiny", "test")
+    suite = parse_suite("linf127.5-quick", only=("clean", "pgd"))
+    defense = rb.Deterministic(net, shape=SHAPE, name="net")
+    runner.attack([defense], suite, given, out=tmp_path, quiet=True)
+    (row,) = rb.table(tmp_path).frame.to_dict("records")
+    assert row["clean"] == (0 if noted else 100) and row["worst"] < 20
+    assert row["notes"] == "clean: accuracy is below chance: are the labels in the order of the network's outputs?" * noted
+    assert not row["upper_bounds"]

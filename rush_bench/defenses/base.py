@@ -12,6 +12,8 @@ from rush_bench.devices import wide
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
+LONGEST = 200  # letters of a name
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -161,6 +163,12 @@ class Defense:
     def labels(self) -> dict[str, Any]:
         """What a table says about it: defense, model, recipe, votes, protocol, architecture, ..."""
         return {"defense": self.name, "model": self.name, "votes": self.draws}
+
+
+def check_shown(name: Any) -> None:
+    """Refuse a defence's name that no table or list can hold."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST or not name.isprintable() or "," in name:
+        raise BadInput(f"name {name!r} must be text of 1 to {LONGEST} letters on one line, without a comma: lists have those")
 
 
 def check_images(images: Tensor, shape: tuple[int, ...]) -> None:

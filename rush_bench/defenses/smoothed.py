@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
-from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images
+from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images, check_shown
 from rush_bench.defenses.body import FLAT, ROUNDED, SURE, Body, blocks, whole_blocks
 from rush_bench.defenses.losses import against, cross_entropy
 from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
@@ -17,7 +17,6 @@ from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
 from rush_bench.settings import MOST, Count, fits
 
-LONGEST = 200  # letters of a name
 FAINT = 1e-20  # the least slope of CE: a gradient keeps its direction where it would vanish
 
 
@@ -41,10 +40,7 @@ class Network(Defense):
         by_vote: bool = True,
         bank_of: "Network | None" = None,
     ) -> None:
-        if not isinstance(name, str) or not 0 < len(name) <= LONGEST or not name.isprintable() or "," in name:
-            raise BadInput(
-                f"name {name!r} must be text of 1 to {LONGEST} letters on one line, without a comma: lists have those"
-            )
+        check_shown(name)
         self.body, self.sampler, self.name, self.draws, self.about = body, sampler, name, draws, about or {}
         self.averaging, self.by_vote, self.bank_of, self.draws_per_image = averaging, by_vote, bank_of, sampler.draws_per_image
         self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights

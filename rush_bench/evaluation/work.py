@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from rush_bench.datasets import Images, as_data
 from rush_bench.deadline import NEVER, Deadline
 from rush_bench.defenses import Defense, as_defenses
+from rush_bench.defenses.base import check_shown
 from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation.behaviour import Changed, check_behaviour, sample_of
 from rush_bench.files import digest
@@ -216,6 +217,8 @@ def check_asked(
         raise BadInput(f"shard {shard[0]}/{shard[1]}: write k/n with 1 <= k <= n")
     check_seed(seed)
     names = [defense.name for defense in defenses]
+    for name in names:
+        check_shown(name)
     if len(set(names)) < len(names):
         raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
     for defense in defenses:

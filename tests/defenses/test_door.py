@@ -524,7 +524,7 @@ def test_votes_are_a_whole_number(kind, votes):
     [
         ("memory", (0, -1, float("nan"), "2"), "memory .* the bytes that a step may use"),
         ("device", ("gpu", 3.5), "--device auto"),
-        ("name", (3,), "name 3 must be text"),
+        ("name", (3, "a,b", "a\nb", "x" * 201), "name .* must be text of 1 to 200 letters on one line, without a comma"),
         ("noise", (0.3, 1), "has no law; write uniform:0.3"),
     ],
 )

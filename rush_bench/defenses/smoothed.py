@@ -349,4 +349,4 @@ class Smoothed(Network):
             raise BadInput("Smoothed takes a noise law and at least 1 vote; use Deterministic for a network without noise")
         check_votes(votes)
         name = name or f"{type(network).__name__.lower()}@{votes}"
-        super().__init__(Body(network, **options), NoiseSampler(law), name=name, draws=votes, about=about)
+        super().__init__(Body(network, noise=law, **options), NoiseSampler(law), name=name, draws=votes, about=about)

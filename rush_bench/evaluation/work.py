@@ -16,6 +16,7 @@ from rush_bench.datasets import Images, as_data
 from rush_bench.deadline import NEVER, Deadline
 from rush_bench.defenses import Defense, as_defenses
 from rush_bench.errors import BadInput, Failure, RushBenchError
+from rush_bench.evaluation.answers import check_answers
 from rush_bench.evaluation.behaviour import IMAGES, Changed, check_behaviour
 from rush_bench.files import digest
 from rush_bench.noise import check_seed
@@ -201,7 +202,8 @@ def check_asked(
 ) -> tuple[list[Defense], Images]:
     """The defences and the images (see `as_defenses`, `as_data`).
 
-    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name.
+    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name, and a defence
+    of somebody's own that does not answer by its stream and by the image alone (see `check_answers`).
     """
     defenses, data = as_defenses(defenses), as_data(data)
     if not len(data):
@@ -216,6 +218,7 @@ def check_asked(
         raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
     for defense in defenses:
         check_fits(defense, data)
+        check_answers(defense, data)
     return defenses, data
 
 

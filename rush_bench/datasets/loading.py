@@ -9,7 +9,7 @@ import torch
 
 from rush_bench import registry
 from rush_bench.datasets.folder import folder_source
-from rush_bench.datasets.images import Images, channels_first, check_labels
+from rush_bench.datasets.images import Images, channels_first, check_labels, check_levels
 from rush_bench.datasets.npz import npz_source
 from rush_bench.datasets.source import Part, Source
 from rush_bench.datasets.splits import hold_out, ranked
@@ -62,6 +62,7 @@ def load_dataset(
     if part.labels is None and split not in UNSUPERVISED:
         raise BadInput(f"{part.origin}: no labels; the data set's source must give them for train and test")
     pixels = channels_first(part.pixels, part.origin)
+    check_levels(pixels, part.origin)
     labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
     positions = choose_positions(part, labels, split, n, seed, stand_ins)
     return Images(

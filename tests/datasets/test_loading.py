@@ -190,3 +190,13 @@ def test_a_data_set_from_another_package(monkeypatch: pytest.MonkeyPatch, tmp_pa
         load_dataset("wrong")
     with pytest.raises(BadInput, match="flags: no labels"):
         load_dataset("flags", "val", data_dir=tmp_path / "unlabelled")
+
+
+def test_a_file_of_other_levels_is_refused(tmp_path) -> None:
+    """Digits of 0 to 16, saved as they come from scikit-learn."""
+    import numpy as np
+
+    pixels, labels = np.full((12, 8, 8), 16, np.uint8), np.arange(12) % 3
+    np.savez(tmp_path / "own.npz", test_images=pixels, test_labels=labels, classes=np.array(["a", "b", "c"]))
+    with pytest.raises(BadInput, match="brightest pixel of 12 images is 16"):
+        load_dataset(str(tmp_path / "own.npz"))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rush_bench.defenses.draws import depends, remembers, sources
-from rush_bench.defenses.owner import half_precision
+from rush_bench.defenses.owner import exported, half_precision
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 
@@ -68,7 +68,9 @@ def check_outputs(body: Body, batch: Tensor, shape: tuple[int, ...]) -> None:
     except Exception as error:  # anybody's code
         if half_precision(body.network):
             raise BadInput(f"the network's weights have 16 bits and float32 judges; give network.float() ({error})") from error
-        raise BadInput(f"the network does not take images of shape {shape}: {type(error).__name__}: {error}") from error
+        fix = "; export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), for batches of any size"
+        fix = fix if exported(body.network) else ""
+        raise BadInput(f"the network does not take images of shape {shape}: {type(error).__name__}: {error}{fix}") from error
     if not isinstance(out, Tensor):
         picked = "['logits']" if isinstance(out, dict) else "[0]"
         raise BadInput(

@@ -268,7 +268,7 @@ def cell_of(
         "attack": attack,
         "images": data.digest,
         "threat": threat,
-        "seed": seed,
+        "seed": int(seed),  # numpy's too, for the key
         "repeats": repeats,
         "chunk": chunk,
     }

@@ -7,6 +7,7 @@ the same for every batch size, order, shard and device (protocol 3). No generato
 import dataclasses
 import hashlib
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,11 +23,14 @@ Floats = NDArray[np.float64]
 Bits = NDArray[np.uint32]
 
 
-def check_seed(seed: int) -> int:
-    """The seed, or BadInput: records and tables keep it as a 64-bit integer."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise BadInput(f"seed {seed} is not a whole number from 0 to 2**63 - 1")
-    return seed
+LARGEST = 5.0  # scale of a law: pixels lie in [0,1], so that a larger one is of grey levels
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as an int, numpy's too, or BadInput: records and tables keep it as a 64-bit integer."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**63:
+        raise BadInput(f"seed {seed!r} is not a whole number from 0 to 2**63 - 1")
+    return int(seed)
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,16 @@ class Noise:
     norms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise BadInput(f"noise scale {self.scale} must be a finite number >= 0")
+        scale = self.scale
+        if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not (math.isfinite(scale) and scale >= 0):
+            raise BadInput(f"noise scale {scale!r} must be a finite number >= 0, such as {type(self).__name__}(0.25)")
+        if scale > LARGEST:
+            raise BadInput(
+                f"noise scale {scale:g} is beyond {LARGEST:g}, where pixels lie in [0,1]; divide one of grey levels by 255: "
+                f"{scale:g}/255 = {scale / 255:.4g}"
+            )
+        if isinstance(scale, np.generic):
+            object.__setattr__(self, "scale", scale.item())
 
     def transform(self, uniform: Tensor) -> Tensor:
         """Uniform numbers in (0,1), any shape, to noise of the same shape (the inverse of the law's distribution)."""
@@ -177,11 +189,19 @@ def noise_from(spec: str | dict[str, Any] | Noise | None) -> Noise | None:
         from rush_bench.settings import parse_number
 
         spec = {"law": law, "scale": parse_number(scale)}
-    if not isinstance(spec, dict):
+    if not isinstance(spec, dict) or "law" not in spec:
         raise BadInput(f"noise {spec!r} has no law; write uniform:0.3 or gaussian:0.25")
+    if "scale" not in spec:
+        raise BadInput(f"noise {spec!r} has no scale; write {spec['law']}:0.25")
     if spec["law"] not in LAWS:
-        raise unknown_name("noise law", spec["law"], LAWS)
+        raise unknown_name("noise law", str(spec["law"]), LAWS)
     return LAWS[spec["law"]](spec["scale"])
+
+
+def is_noise(spec: str | dict[str, Any] | Noise | None) -> bool:
+    """Whether it is a law that draws anything: neither none nor one of scale 0."""
+    law = noise_from(spec)
+    return law is not None and law.scale > 0
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,14 @@ def _words(hint: Any) -> str:
     return named.get(hint) or f"of the type {getattr(hint, '__name__', hint)}"
 
 
+def radius(given: Any) -> float:
+    """The radius of a threat: a number, or text such as `8/255`; BadInput for anything else."""
+    eps = parse_number(given) if isinstance(given, str) else given
+    if not fits(float, eps):
+        raise BadInput(f"eps {given!r} is no radius; give a number in pixel units, such as 8/255")
+    return float(eps)
+
+
 def parse_number(text: str | float) -> float:
     """A number or a fraction such as `8/255`, as a float."""
     try:

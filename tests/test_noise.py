@@ -1,13 +1,14 @@
 import hashlib
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 import rush_bench.noise
 from rush_bench.errors import BadInput
-from rush_bench.noise import Gaussian, Laplace, Stream, Uniform, noise_from
+from rush_bench.noise import Gaussian, Laplace, Stream, Uniform, check_seed, is_noise, noise_from
 
 SHAPE = (3, 8, 8)
 
@@ -112,8 +113,32 @@ def test_noise_from_text(text, law):
         ("unifrom:1", "did you mean 'uniform'"),
         ("uniform:-1", ">= 0"),
         ("gaussian:x", "number"),
+        ("gaussian:64", "64/255 = 0.251"),
+        ("uniform:76", "divide one of grey levels by 255"),
+        ("laplace:5.5", "beyond 5"),
+        ({"law": "gaussian"}, "no scale; write gaussian:0.25"),
+        ({"scale": 0.25}, "no law"),
+        ({"law": "gaussian", "scale": None}, r"Gaussian\(0.25\)"),
     ],
 )
 def test_wrong_noise(text, says):
     with pytest.raises(BadInput, match=says):
         noise_from(text)
+
+
+@pytest.mark.parametrize("scale", ["0.25", True, None, [0.25], float("nan"), -1])
+@pytest.mark.parametrize("law", [Uniform, Gaussian, Laplace])
+def test_a_scale_is_a_number(law, scale):
+    with pytest.raises(BadInput, match="must be a finite number >= 0"):
+        law(scale)
+
+
+def test_numbers_of_numpy_are_numbers():
+    law = Gaussian(np.float64(0.25))
+    assert law == Gaussian(0.25) and type(law.scale) is float
+    assert [is_noise(each) for each in (None, "none", "uniform:0", Uniform(0.0), law, "laplace:5")] == [False] * 4 + [True] * 2
+    seed = check_seed(np.int64(3))
+    assert seed == 3 and type(seed) is int
+    for wrong in (True, np.bool_(True), 1.0, np.float64(3), "3", -1, 2**63, None):
+        with pytest.raises(BadInput, match="whole number"):
+            check_seed(wrong)

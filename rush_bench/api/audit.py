@@ -22,6 +22,7 @@ from rush_bench.report import audits as shown
 from rush_bench.report import settle as report
 from rush_bench.report.model_info import read_model_info
 from rush_bench.report.table import Table, text_table
+from rush_bench.settings import radius
 from rush_bench.store import cards_measured
 from rush_bench.threats import Norm, Threat
 from rush_bench.training.prepare import trained_as_published
@@ -72,7 +73,7 @@ def audit(
     claim: float | str | Path | None = None,
     budget: str = "standard",
     norm: Norm = "linf",
-    eps: float = 8 / 255,
+    eps: float | str = 8 / 255,
     out: Path | str = "results",
     seed: int = 0,
     repeats: int | None = None,
@@ -125,6 +126,7 @@ def audit(
         Traceback (most recent call last):
         rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, or a model_info file (.json), not 0.78
     """
+    eps = radius(eps)
     stated = None if claim is None else stated_claim(claim, eps, data if isinstance(data, str) else None)
     deadline, called_off = Deadline.after(max_minutes), False
 

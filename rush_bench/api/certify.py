@@ -1,6 +1,7 @@
 """`rush_bench.certify`."""
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -59,7 +60,7 @@ def certify(
     *,
     mode: Mode = "fixed",
     norm: str | None = None,
-    radii: Sequence[float] = (),
+    radii: float | Sequence[float] = (),
     selection: int = 100,
     draws: int = 100_000,
     alpha: float = 0.001,
@@ -81,7 +82,8 @@ def certify(
         data: as for `attack`; of a named data set 500 images are taken unless `n` says how many.
         mode: `fixed` takes all draws; `staged` stops as soon as an image's radii are settled; `target` decides one radius.
         norm: of the radius: l2 for Gaussian noise, l1 or linf for uniform, l1 for Laplace noise. None: the first of the law.
-        radii: where to report, to settle (staged) or decide (target); in pixel units. None given: thirds of the largest.
+        radii: one or several, in pixel units, where to report, to settle (staged) or decide (target). None given: thirds of
+            the largest.
         selection: draws that select the class.
         draws: draws that bound its probability.
         alpha: chance that an image's certificate is wrong.
@@ -110,11 +112,15 @@ def certify(
         >>> run.table().frame["n"].tolist()
         [5]
     """
-    settings = Sampling(mode, selection, draws, alpha, tuple(radii), give_up_level)
+    at: Any = (radii,) if isinstance(radii, numbers.Real) else radii
+    if isinstance(at, str) or not isinstance(at, Iterable):
+        raise BadInput(f"radii {radii!r} must be a number in pixel units, or several, such as (0.25, 0.5)")
+    asked: tuple[float, ...] = tuple(at)
+    settings = Sampling(mode, selection, draws, alpha, asked, give_up_level)
     deadline, out = Deadline.after(max_minutes), Path(out)
     refuse_for_given(defenses, **named)
     found = subjects(defenses, data, out, most=MOST, **named)
-    run = CertifyRun([], folder=out, radii=tuple(radii))
+    run = CertifyRun([], folder=out, radii=asked)
     for group, images in found.groups:
         shared: dict[str, Any] = {"shard": shard, "max_minutes": deadline, "quiet": quiet}
         run.extend(runner.certify(group, images, settings, norm=norm, out=out, seed=seed, **shared))

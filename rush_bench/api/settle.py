@@ -15,6 +15,7 @@ from rush_bench.defenses import Defense
 from rush_bench.report import settle as report
 from rush_bench.report.settle_figures import write_figures
 from rush_bench.report.table import Table, text_table
+from rush_bench.settings import radius
 from rush_bench.threats import Norm
 
 
@@ -50,7 +51,7 @@ def settle(
     *,
     budget: str = "standard",
     norm: Norm = "linf",
-    eps: float = 8 / 255,
+    eps: float | str = 8 / 255,
     only: Iterable[str] | None = None,
     out: Path | str = "results",
     seed: int = 0,
@@ -70,7 +71,7 @@ def settle(
         data: as for `attack`; how many images of a named data set are taken, the budget says.
         budget: `quick` (a CPU), `standard`, or `full` (the protocol).
         norm: of the threat, linf or l2.
-        eps: its radius, in pixel units.
+        eps: its radius, in pixel units; text such as `8/255`, too.
         only: these experiments alone, such as `["T1", "T10"]` (`rush-bench list experiments`).
         out: results folder; records, tables and figures go to `settle/` in it.
         seed: of everything that is random.
@@ -100,6 +101,7 @@ def settle(
         >>> run.complete
         False
     """
+    eps = radius(eps)
     chosen, deadline, begun = runner.budget_named(budget), Deadline.after(max_minutes), False
     found = subjects(defenses, data, out, most=chosen.images, searched=True, precision=precision, **named)
 

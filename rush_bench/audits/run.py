@@ -164,7 +164,7 @@ def replayed(evidence: Evidence) -> Claim:
 
 
 def _probes(defense: Defense, part: Images, threat: Threat, folder: Path, seed: int) -> list[_Job]:
-    key = digest([VERSION, defense.identity(), defense.precision, part.digest, threat.norm, threat.eps, seed])[:16]
+    key = digest([VERSION, defense.identity(), defense.precision, part.digest, threat.norm, threat.eps, int(seed)])[:16]
 
     def probe_job(name: str, make: Callable[[Defense, Tensor, Tensor, Stream], list[Finding]]) -> _Job:
         def run() -> list[Finding]:

@@ -31,6 +31,7 @@ from rush_bench.evaluation.work import check_asked, work
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import Stream, Uniform
 from rush_bench.records import CellResult, CellStore, load_results
+from rush_bench.settings import radius
 from rush_bench.threats import Norm, Threat
 
 FOLDER = "settle"
@@ -85,6 +86,7 @@ def settle(
     defenses, data = check_asked(defenses, data, shard, seed)
     if norm not in ("linf", "l2"):
         raise unknown_name("norm", norm, ("linf", "l2"))
+    eps = radius(eps)
     if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
         raise BadInput(f"eps {eps:g} is no radius in {norm}: pixels lie in [0,1]; give --eps 8/255 or --norm l2 --eps 0.5")
     name = budget if isinstance(budget, str) else "own"

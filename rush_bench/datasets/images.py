@@ -14,6 +14,8 @@ from torch import Tensor
 from rush_bench.errors import BadInput
 
 CHANNELS = (1, 3)
+ROUNDING = 1e-5  # what floats may lie outside [0,1]: undoing a normalisation in float32 leaves a hundredth of that
+DARK, HANDFUL = 128, 5  # more images than these, none with a pixel so bright, are hardly of 255 levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +85,9 @@ def as_images(
     """Images of the user's own, from numpy arrays or torch tensors.
 
     pixels: uint8, or floating point in [0,1]; (N, C, H, W), (N, H, W, C) or (N, H, W), with 1 or 3 channels. Floating
-    point is rounded to 8 bits (a change of at most 1/510). labels: integers (N,), 0 to classes - 1; `classes` defaults
-    to the numbers up to the largest label. `name` and `split` are what tables call them. Raises BadInput that names the
-    first image at fault.
+    point is rounded to 8 bits (a change of at most 1/510), and what lies outside [0,1] by rounding alone is clipped. labels:
+    integers (N,), 0 to classes - 1; `classes` defaults to the numbers up to the largest label. `name` and `split` are what
+    tables call them. Raises BadInput that names the first image at fault, and for uint8 images that are not of 0 to 255.
 
     Examples:
         >>> import numpy as np, rush_bench as rb
@@ -93,9 +95,10 @@ def as_images(
         Images(pets, test, 3 of 1x8x8, 2 classes)
     """
     array, targets = _to_numpy(pixels, name), _to_numpy(labels, name)
-    if array.dtype != np.uint8:
-        array = _eight_bits(array, name)
-    array = channels_first(array, name)
+    given = array.dtype
+    array = channels_first(array if given == np.uint8 else _eight_bits(array, name), name)
+    if given == np.uint8:
+        check_levels(array, name)
     if classes is None and targets.dtype.kind in "iu" and targets.size:
         classes = [str(k) for k in range(int(targets.max()) + 1)]
     targets = check_labels(targets, len(array), tuple(classes or ()), name)
@@ -127,6 +130,16 @@ def channels_first(array: np.ndarray, origin: str) -> np.ndarray:
     if array.max() == 1:
         raise BadInput(f"{origin}: images are uint8 of 0 and 1 alone, nearly black at 255 levels; multiply them by 255")
     return array if first else array.transpose(0, 3, 1, 2)
+
+
+def check_levels(array: np.ndarray, origin: str) -> None:
+    """Refuse uint8 images that are hardly of 255 levels, but for a handful."""
+    if len(array) > HANDFUL and 0 < (most := int(array.max())) < DARK:
+        raise BadInput(
+            f"{origin}: the brightest pixel of {len(array)} images is {most}, and uint8 has white at 255; scale them, such as "
+            f"(images * (255 / {most})).round().astype('uint8'), or give rb.as_images floats in [0,1]: images / {most}, or "
+            "images / 255 where they are so dark"
+        )
 
 
 def check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], origin: str) -> np.ndarray:
@@ -161,11 +174,11 @@ def _eight_bits(array: np.ndarray, origin: str) -> np.ndarray:
         raise BadInput(f"{origin}: images are {array.dtype}; give uint8 (0 to 255) or floating point in [0,1]")
     flat = array.reshape(array.shape[0] if array.ndim and array.size else 1, -1)
     with np.errstate(invalid="ignore"):
-        wrong = np.flatnonzero(~((flat >= 0) & (flat <= 1)).all(axis=-1))
+        wrong = np.flatnonzero(~((flat >= -ROUNDING) & (flat <= 1 + ROUNDING)).all(axis=-1))
     if len(wrong):
         low, high = flat[wrong[0]].min(), flat[wrong[0]].max()
         raise BadInput(
-            f"{origin}: image {wrong[0]} has values from {low:g} to {high:g}, outside [0,1]; "
+            f"{origin}: image {wrong[0]} has values from {low:.8g} to {high:.8g}, outside [0,1]; "
             "give pixels before any normalisation, divided by 255 if they are 0 to 255"
         )
-    return np.rint(array * 255).astype(np.uint8)
+    return np.rint(array.clip(0, 1) * 255).astype(np.uint8)

@@ -1,15 +1,17 @@
 """`load_dataset`: from a name to the images of one split, checked, resized and cut to a fixed subset."""
 
+import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rush_bench import registry
 from rush_bench.datasets.folder import folder_source
-from rush_bench.datasets.images import Images, channels_first, check_labels
+from rush_bench.datasets.images import Images, channels_first, check_labels, check_levels
 from rush_bench.datasets.npz import npz_source
 from rush_bench.datasets.source import Part, Source
 from rush_bench.datasets.splits import hold_out, ranked
@@ -50,9 +52,11 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    side = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    if side is not None and (len(side) != 2 or min(side) < 1):
-        raise BadInput(f"size {size} must be a side, or height and width, of at least 1 pixel")
+    side = _side(size)
+    if n is not None and not _whole(n):
+        raise BadInput(f"n {n!r} must be a whole number of images, such as 100, or None for all")
+    if not _whole(seed):
+        raise BadInput(f"seed {seed!r} must be a whole number, such as 0")
     source = find_source(name)
     folder = Path(data_dir or os.environ.get("RUSH_BENCH_DATA") or "data").expanduser()
     part = source.read("unlabelled", folder) if split in UNSUPERVISED else None
@@ -62,8 +66,9 @@ def load_dataset(
     if part.labels is None and split not in UNSUPERVISED:
         raise BadInput(f"{part.origin}: no labels; the data set's source must give them for train and test")
     pixels = channels_first(part.pixels, part.origin)
+    check_levels(pixels, part.origin)
     labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
-    positions = choose_positions(part, labels, split, n, seed, stand_ins)
+    positions = choose_positions(part, labels, split, None if n is None else int(n), int(seed), stand_ins)
     return Images(
         pixels=_convert(pixels, positions, side or (None if source.size is None else (source.size, source.size))),
         labels=torch.full((len(positions),), -1) if labels is None else torch.from_numpy(labels[positions]),
@@ -72,6 +77,21 @@ def load_dataset(
         name=source.name,
         split=split,
     )
+
+
+def _whole(number: Any) -> bool:
+    """Whether it is a whole number, numpy's too, and no bool."""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+
+
+def _side(size: Any) -> tuple[int, ...] | None:
+    """Height and width of what was asked for."""
+    if size is None:
+        return None
+    side = (size, size) if _whole(size) else tuple(size) if isinstance(size, list | tuple) else ()
+    if len(side) != 2 or not all(_whole(part) and part >= 1 for part in side):
+        raise BadInput(f"size {size!r} must be a side, or (height, width), whole numbers of at least 1 pixel, such as 32")
+    return tuple(int(part) for part in side)
 
 
 def find_source(name: str) -> Source:

@@ -275,6 +275,9 @@ def as_module(defense: Defense, stream: Stream | None = None) -> nn.Module:
         >>> module(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 10])
     """
+    if not isinstance(defense, Defense):
+        fix = "; make a defence of it first: rb.Deterministic(network, shape=...)" if isinstance(defense, nn.Module) else ""
+        raise BadInput(f"as_module takes a defence, not {type(defense).__name__}{fix}")
     return _Checked(defense.as_module(stream or Stream(0, "module")))
 
 

@@ -24,6 +24,7 @@ from rush_bench.defenses.owner import (
 )
 from rush_bench.devices import choose_device, full_precision, keep_freed_memory, wide
 from rush_bench.errors import BadInput, unknown_name
+from rush_bench.noise import Noise
 from rush_bench.settings import Count, Positive, fits
 
 Outputs = Literal["logits", "probabilities"]
@@ -52,8 +53,9 @@ class Body:
     BatchNorm-folded where the network offers `folded()` and channels_last, each where it answers as `network` does, and
     bfloat16 if asked. Every call gets rows of its own, so a network may write on them. `before` is what a defence does to
     images in front of the network; a network that draws at random must be `random`, and searches as it judges: another layout
-    draws in another order. `gain` multiplies the logits of a network that returns them, without another prediction for it (see
-    `variant`). `read` is how log-probabilities are read off rows; a probe may read something else.
+    draws in another order. `noise` is what will be added to its images, for the probes. `gain` multiplies the logits of a
+    network that returns them, without another prediction for it (see `variant`). `read` is how log-probabilities are read off
+    rows; a probe may read something else.
     """
 
     classes: int
@@ -71,6 +73,7 @@ class Body:
         memory: int = DEFAULT_MEMORY,
         before: Callable[[Tensor], Tensor] | None = None,
         random: bool = False,
+        noise: Noise | None = None,
     ) -> None:
         for option, given, kind in (("outputs", outputs, Outputs), ("precision", precision, Precision)):
             if given not in get_args(kind):
@@ -94,6 +97,7 @@ class Body:
         self.wide = wide(device)  # of log-probabilities
         self.outputs, self.precision = outputs, precision
         self.before, self.random, self.passes = before or (lambda images: images), random, Passes()
+        self.noise = noise
         self.weights, self.dtype = weights_digest(self.network), input_type(self.network)
         self.search, self.layout = self.network, torch.contiguous_format
         self.guard: Callable[[], AbstractContextManager[None]] = nullcontext

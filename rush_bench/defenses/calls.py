@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from rush_bench.defenses import draws
 from rush_bench.defenses.body import Body
 from rush_bench.defenses.owner import own_generators
-from rush_bench.defenses.probe import asking, differ, drifts, images_like
+from rush_bench.defenses.probe import apart, asking, differ, drifts, edges_like, images_like
 from rush_bench.errors import BadInput
 
 CALLS, COPIES, SHUFFLES = 16, 64, 199
@@ -13,8 +14,7 @@ CALLS, COPIES, SHUFFLES = 16, 64, 199
 
 def seeded(body: Body, batch: Tensor, seed: int) -> Tensor:
     """What the network returns for rows (R, C, H, W), in float32, its draws decided by `seed`."""
-    with own_generators(body.device, seed):
-        return asking(body)(batch)
+    return draws.seeded(body, batch, seed, asking(body))
 
 
 @torch.no_grad()
@@ -25,44 +25,65 @@ def check_draws(body: Body, shape: tuple[int, ...]) -> bool:
     whose answer depends on its company, its calls, or on whether gradients are recorded. In a batch of another size the
     draws of an image are others; in one of the same size they are the same, and other neighbours must leave its answer be.
     """
-    images = images_like(shape, body.device)
-    first = seeded(body, images, 0)
-    if differ(first, seeded(body, images, 0)):
+    ask, inner = asking(body), images_like(shape, body.device)
+    images = torch.cat([inner, edges_like(shape, body.device)])
+    found, first = draws.sources(body, images, ask), seeded(body, images, 0)
+    moves = any(apart(first, seeded(body, images, 0)) for _ in range(2))
+    if moves and not found.elsewhere and draws.remembers(body, images, asking):
+        raise BadInput(
+            "the network changes from call to call: the same images and seed gave other logits at each; take what it remembers "
+            "of earlier calls out"
+        )
+    if moves or (found.elsewhere and draws.depends_elsewhere(body, images, ask, apart)):
         raise BadInput(
             "the network draws from elsewhere than torch's global generator (numpy, random, a generator of its own), so "
             "its numbers could not be made again; draw with torch.rand and the like, or pass a transform that draws from "
             "its stream"
         )
-    if all(torch.equal(first, seeded(body, images, seed)) for seed in range(1, 33)):
+    if not draws.depends(body, images, ask, found, other_at_all):
         raise BadInput(
             "the network draws nothing: other seeds gave the same logits; use Deterministic(network), or put the layers "
             "that are to draw in train mode, as in network.dropout.train()"
         )
     with torch.enable_grad():
         recorded = seeded(body, images.clone().requires_grad_(), 0).detach()
-    if differ(first, recorded):
+    if apart(first, recorded):
         raise BadInput(
             "the network answers otherwise while gradients are recorded, so that an attack would see another network than the "
             "one that is judged; take torch.is_grad_enabled() and requires_grad out of its forward"
         )
-    for batches, row in (([[0, 1, 2], [0, 3, 4]], 0), ([[1, 2, 0], [3, 4, 0]], 2)):
-        answers, after = [], []
-        for batch in batches:
-            with own_generators(body.device, 0):
-                answers.append(asking(body)(images[batch])[row])
-                after.append(torch.rand(8, device=body.device))
-        if torch.equal(*after) and differ(*answers):  # other numbers left: draws that depend on the images, no verdict
-            raise BadInput(
-                "the network's logits for an image depend on the other images of its batch: the same draws gave others beside "
-                "others; make them a function of the image and its draws"
-            )
+    if _in_company(body, images, ask) and not apart(first, seeded(body, images, 0)):  # what remembers its calls differs, too
+        raise BadInput(
+            "the network's logits for an image depend on the other images of its batch: the same draws gave others beside "
+            "others; make them a function of the image and its draws"
+        )
     shared = share_a_draw(body, shape)
-    if differ(first, seeded(body, images, 0)) or drifts(body, lambda exact: seeded(exact, images, 0)):
+    if apart(first, seeded(body, images, 0)) or drifts(body, lambda exact: seeded(exact, inner, 0)):
         raise BadInput(
             "the network changes from call to call: the same images and seed gave other logits later; take what it remembers "
             "of earlier calls out"
         )
     return shared
+
+
+def _in_company(body: Body, images: Tensor, ask: draws.Ask) -> bool:
+    """Whether the same draws give an image other logits beside other images."""
+    for batches, row in (([[0, 1, 2], [0, 3, 4], [0, 5, 6]], 0), ([[1, 2, 0], [3, 4, 0]], 2)):
+        answers, after = [], []
+        for batch in batches:
+            with own_generators(body.device, 0):
+                answers.append(ask(images[batch])[row])
+                after.append(torch.rand(8, device=body.device))
+        others = list(zip(after[1:], answers[1:], strict=True))
+        # other numbers left: draws that depend on the images, no verdict
+        if any(torch.equal(after[0], left) and differ(answers[0], answer) for left, answer in others):
+            return True
+    return False
+
+
+def other_at_all(first: Tensor, second: Tensor) -> bool:
+    """Whether two outputs are not equal to the bit, but for what is not a number."""
+    return not torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 @torch.no_grad()

@@ -78,8 +78,14 @@ def device_of(network: Any) -> torch.device:
 
 
 def in_train_mode(network: nn.Module) -> list[nn.Module]:
-    """Its parts that are in train mode; a frozen TorchScript network has no mode."""
-    return [part for part in network.modules() if getattr(part, "training", False)]
+    """Its parts that are in train mode; a frozen TorchScript network has no mode, nor has a graph of torch.export."""
+    without = {id(part) for graph in network.modules() if exported(graph) for part in graph.modules()}
+    return [part for part in network.modules() if getattr(part, "training", False) and id(part) not in without]
+
+
+def exported(network: nn.Module) -> bool:
+    """Whether it is `torch.export.export(...).module()`: what it does is fixed, though its parts say `training`."""
+    return any(base.__module__ == "torch.export._unlift" for base in type(network).__mro__)
 
 
 def half_precision(network: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 Every refusal is a BadInput that names the way out. The images asked with differ in brightness and grain, so that a mean
 over the batch shows; they stay inside (0,1), since a network that is not finite at an edge is refused where it is used.
+Beside them it is asked what real images have, pixels of exactly 0 and 1 and noise beyond them, whether finite or not.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rush_bench.defenses.owner import half_precision
+from rush_bench.defenses.draws import depends, remembers, sources
+from rush_bench.defenses.owner import exported, half_precision
 from rush_bench.errors import BadInput
+from rush_bench.noise import Stream
 
 if TYPE_CHECKING:
     from rush_bench.defenses.body import Body
 
-ROWS = 5
+ROWS, EDGES = 5, 3
 LARGEST = 128  # rows of the largest batch that is tried, where 64 MB hold them
 Ask = Callable[[Tensor], Tensor]
 
@@ -32,6 +35,23 @@ def images_like(shape: tuple[int, ...], device: torch.device | str, count: int =
     noise = torch.rand(count, *shape, generator=generator)
     grain, power = (torch.linspace(*ends, count)[:, None, None, None] for ends in ((0.1, 1.0), (0.4, 2.5)))
     return (0.05 + 0.9 * ((1 - grain) * smooth + grain * noise) ** power).to(device)
+
+
+def edges_like(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    """Images (3, C, H, W) with pixels of exactly 0 and 1: one of strong contrast, one mostly white, one mostly black."""
+    first = images_like(shape, "cpu")[2]
+    ranks = first.flatten().argsort().argsort().view_as(first) / max(first.numel() - 1, 1)
+    return torch.stack([((ranks - middle) * 2.5 + 0.5).clamp(0, 1) for middle in (0.5, 0.1, 0.9)]).to(device)
+
+
+def more_rows(body: Body, batch: Tensor, count: int) -> Tensor:
+    """Rows (count, C', H', W') at the edges of what a defence hands its network: `edges_like`, with noise where it has some."""
+    edges = edges_like(body.shape, body.device)
+    rows = body.before(edges)
+    if body.noise is not None:
+        drawn = Stream(0, "probe").noise(body.noise, count, 1, body.shape, body.device)[:, 0]
+        rows = torch.cat([rows[:1], edges[(torch.arange(count - 1) % 2 + 1).to(edges.device)] + drawn[1:]])
+    return rows[torch.arange(count).to(rows.device) % len(rows)].to(batch)
 
 
 def rows_for(shape: tuple[int, ...], device: torch.device, before: Callable[[Tensor], Tensor]) -> Tensor:
@@ -48,7 +68,9 @@ def check_outputs(body: Body, batch: Tensor, shape: tuple[int, ...]) -> None:
     except Exception as error:  # anybody's code
         if half_precision(body.network):
             raise BadInput(f"the network's weights have 16 bits and float32 judges; give network.float() ({error})") from error
-        raise BadInput(f"the network does not take images of shape {shape}: {type(error).__name__}: {error}") from error
+        fix = "; export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), for batches of any size"
+        fix = fix if exported(body.network) else ""
+        raise BadInput(f"the network does not take images of shape {shape}: {type(error).__name__}: {error}{fix}") from error
     if not isinstance(out, Tensor):
         picked = "['logits']" if isinstance(out, dict) else "[0]"
         raise BadInput(
@@ -101,36 +123,62 @@ def squashed(out: Tensor) -> tuple[int, str] | None:
 @torch.no_grad()
 def check_function(body: Body, batch: Tensor) -> None:
     """Refuse a network that is no function of the image: it draws, or looks at its batch, its calls or at who asks."""
-    ask = asking(body)
-    first = ask(batch)
-    if any(differ(first, ask(batch)) for _ in range(2)):
+    ask, inner = asking(body), batch
+    batch = torch.cat([inner, more_rows(body, inner, EDGES)])
+    try:
+        drawn = sources(body, batch, ask)
+    except BadInput:
+        check_edges(body, batch)
+        raise
+    first = drawn.outputs
+    moves = apart(first, ask(batch))
+    if moves and not drawn and remembers(body, batch, asking):
+        raise BadInput(
+            "the network changes from call to call: the same images gave other logits at each, without a draw; take "
+            "what it remembers of earlier calls out"
+        )
+    if moves or (drawn and depends(body, batch, ask, drawn, apart)):
         raise BadInput(
             "the network draws at random: the same images gave other logits at each call; declare it, as in "
             "Randomised(network, votes=1), which the function of --model may return too, or take its randomness out"
         )
-    if differ(first, _with_gradient(body, batch)):
+    if apart(first, _with_gradient(body, batch)):
         raise BadInput(
             "the network answers otherwise while gradients are recorded, so that an attack would see another network than the "
             "one that is judged; take torch.is_grad_enabled() and requires_grad out of its forward"
         )
     large = max(ROWS, min(LARGEST, body.rows_of(2**26)))
-    depends = in_company(ask, batch, large)
+    crowd = None if body.noise is None else more_rows(body, inner, large // 2)
+    company = in_company(ask, batch, large, crowd)
     # what moves a little at each call has gone far after an attack's thousands
-    if differ(first, ask(batch)) or drifts(body, lambda exact: asking(exact)(batch)):
+    if apart(first, ask(batch)) or drifts(body, lambda exact: asking(exact)(inner)):
         raise BadInput(
             "the network changes from call to call: the same images gave other logits later; take what it remembers of "
             "earlier calls out"
         )
-    if depends:
+    if company:
         try:  # rounding differs from batch to batch; in float64 a hundred million times less
-            depends = in_company(asking(in_float64(body)), batch, large)
+            company = in_company(asking(in_float64(body)), batch, large, crowd)
         except Exception:  # it does not run in float64
-            depends = True
-        if depends:
+            company = True
+        if company:
             raise BadInput(
                 "the network's logits for an image depend on the other images of its batch, on their number or on its place "
                 "among them; make them a function of the image alone: a mean over the batch, for one, becomes a constant"
             )
+
+
+def check_edges(body: Body, batch: Tensor) -> None:
+    """Refuse a network that fails on pixels of exactly 0 and 1, or outside [0,1] where noise puts them."""
+    try:
+        body.outputs_of(body.network, batch[ROWS:])
+    except Exception as error:  # anybody's code
+        fix = "noisy copies are not clipped, so take any check of their range out of its forward, or clamp them in it"
+        raise BadInput(
+            f"the network fails on images with pixels of exactly 0 and 1: {type(error).__name__}: {error}"
+            if body.noise is None
+            else f"the network fails on pixels outside [0,1]: {type(error).__name__}: {error}; {fix}"
+        ) from error
 
 
 def in_float64(body: Body) -> Body:
@@ -147,19 +195,35 @@ def drifts(body: Body, ask: Callable[[Body], Tensor]) -> bool:
     try:
         exact = in_float64(body)
         first, images = ask(exact), images_like(body.shape, body.device, 2)
-        for brightness in (0.0, 0.3, 1.0):
-            _with_gradient(exact, exact.before(brightness * images))
+        for other in (0 * images, 0.3 * images, edges_like(body.shape, body.device)[:2]):
+            _with_gradient(exact, exact.before(other))
         return not torch.equal(first, ask(exact))  # both rounded to float32
     except Exception:  # it does not run in float64
         return False
 
 
-def in_company(ask: Ask, batch: Tensor, large: int) -> bool:
-    """Whether images (5, ...) get other logits alone than in company: other images, orders, numbers and positions."""
-    alone = torch.cat([ask(row) for row in batch.split(1)])
-    many = (torch.arange(large) * 3 + 1) % len(batch)
-    parts = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 3], [2, 0, 0], [3, 3, 3, 4, 0, 2, 1], many.tolist()]
-    return any(differ(alone[part], ask(batch[part])) for part in parts)
+def in_company(ask: Ask, batch: Tensor, large: int, crowd: Tensor | None) -> bool:
+    """Whether images (8, ...) get other logits alone than in company: other images, orders, numbers and positions.
+
+    In the largest batch every second row is of a `crowd`, where there is one, so that what few noisy rows set off shows.
+    """
+    alone, count = torch.cat([ask(row) for row in batch.split(1)]), len(batch)
+    many = (torch.arange(large) * 3 + 1) % count
+    parts = [[0, 1, 2, 3, 4], [1, 3], [2, 0, 0], [3, 3, 3, 4, 0, 2, 1], list(range(count))[::-1]]
+    if any(apart(alone[part], ask(batch[part]), torch.tensor(part) < ROWS) for part in parts):
+        return True
+    rows = batch[many]
+    if crowd is not None:
+        rows[1::2] = crowd[: len(rows[1::2])]
+    every = slice(None, None, 1 if crowd is None else 2)
+    return apart(alone[many][every], ask(rows)[every], (many < ROWS)[every])
+
+
+def apart(first: Tensor, second: Tensor, inner: Tensor | None = None) -> bool:
+    """Whether two outputs for the same rows differ: those strictly inside (0,1), the first five or `inner`, at their own scale
+    and the others at theirs."""
+    inner = torch.arange(len(first)) < ROWS if inner is None else inner
+    return any(differ(first[which], second[which]) for which in (inner, ~inner) if which.any())
 
 
 def asking(body: Body) -> Ask:

@@ -14,7 +14,7 @@ from rush_bench.defenses.body import Body
 from rush_bench.defenses.calls import check_draws
 from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.owner import device_of, undisturbed, weights_digest
-from rush_bench.defenses.probe import differ, images_like
+from rush_bench.defenses.probe import differ, edges_like, images_like
 from rush_bench.defenses.samplers import NetworkSampler, Sampler, StreamTransform, TransformSampler
 from rush_bench.defenses.smoothed import Network, check_votes
 from rush_bench.errors import BadInput, unknown_name
@@ -143,7 +143,7 @@ def takes_stream(transform: Callable[..., Tensor]) -> bool:
 
 def check_transform(transform: StreamTransform, shape: tuple[int, ...], device: torch.device) -> None:
     """Refuse a transform that does not return copies, draws elsewhere than from its stream, or looks at its batch."""
-    images = images_like(shape, device, 3)
+    images = torch.cat([images_like(shape, device, 3)[1:], edges_like(shape, device)[:1]])
     with torch.no_grad(), undisturbed(device):
         first, second = (_transformed(transform, images, PROBE, 3) for _ in range(2))
         if not isinstance(first, Tensor) or first.ndim != 5 or first.shape[:2] != (3, 3):

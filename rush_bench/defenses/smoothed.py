@@ -88,7 +88,8 @@ class Network(Defense):
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
-        if repeats > 1 and (self.deterministic or not self.draws_per_image):
+        own = type(self).predict is not Network.predict  # a subclass's, which is what is to be scored
+        if own or (repeats > 1 and (self.deterministic or not self.draws_per_image)):
             return super().predictions(images, stream, repeats)
         return self._predictions(images, stream, repeats, exact or self.precision != "float32")
 
@@ -348,4 +349,4 @@ class Smoothed(Network):
             raise BadInput("Smoothed takes a noise law and at least 1 vote; use Deterministic for a network without noise")
         check_votes(votes)
         name = name or f"{type(network).__name__.lower()}@{votes}"
-        super().__init__(Body(network, **options), NoiseSampler(law), name=name, draws=votes, about=about)
+        super().__init__(Body(network, noise=law, **options), NoiseSampler(law), name=name, draws=votes, about=about)

@@ -17,6 +17,7 @@ from rush_bench.deadline import NEVER, Deadline
 from rush_bench.defenses import Defense, as_defenses
 from rush_bench.defenses.base import check_shown
 from rush_bench.errors import BadInput, Failure, RushBenchError
+from rush_bench.evaluation.answers import check_answers
 from rush_bench.evaluation.behaviour import Changed, check_behaviour, sample_of
 from rush_bench.files import digest
 from rush_bench.noise import check_seed
@@ -206,7 +207,8 @@ def check_asked(
 ) -> tuple[list[Defense], Images]:
     """The defences and the images (see `as_defenses`, `as_data`).
 
-    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name.
+    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name, and a defence
+    of somebody's own that does not answer by its stream and by the image alone (see `check_answers`).
     """
     defenses, data = as_defenses(defenses), as_data(data)
     if not len(data):
@@ -223,6 +225,7 @@ def check_asked(
         raise BadInput(f"two defences share a name ({', '.join(names)}); pass name=... to tell them apart in the table")
     for defense in defenses:
         check_fits(defense, data)
+        check_answers(defense, data)
     return defenses, data
 
 
@@ -272,7 +275,7 @@ def cell_of(
         "attack": attack,
         "images": data.digest,
         "threat": threat,
-        "seed": seed,
+        "seed": int(seed),  # numpy's too, for the key
         "repeats": repeats,
         "chunk": chunk,
     }

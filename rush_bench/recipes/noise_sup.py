@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rush_bench.errors import BadInput
+from rush_bench.noise import is_noise
 from rush_bench.recipes import digits
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
@@ -40,7 +41,7 @@ class NoiseSupStage(SupervisedStage):
 
 def plans(settings: Any) -> list[Plan]:
     """One stage."""
-    if settings.noise == "none":
+    if not is_noise(settings.noise):
         raise BadInput("this recipe trains with noise; give it a law, as in --set noise=uniform:0.3 or noise=gaussian:0.25")
     make = lambda context: NoiseSupStage(context, settings.train)  # noqa: E731
     return [Plan("train", "train", settings.train, make, labelled=True, passes=TRAIN_STEP)]

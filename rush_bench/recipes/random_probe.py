@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rush_bench.errors import BadInput
+from rush_bench.noise import is_noise
 from rush_bench.recipes import digits
 from rush_bench.recipes.rush import RushSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
@@ -41,7 +42,7 @@ def plans(settings: RandomProbeSettings, frozen: bool = False) -> list[Plan]:
         raise BadInput(
             f"finetune.bn_adapt={settings.finetune.bn_adapt}: use random_probe{'' if frozen else '_frozen'} for this"
         )
-    if settings.noise == "none":
+    if not is_noise(settings.noise):
         raise BadInput("random_probe is a smoothed defence; give it a noise law, as in --set noise=uniform:0.3")
     if settings.finetune.protocol != "NSLF":
         raise BadInput(f"random_probe is RUSH's second stage, NSLF; leave finetune.protocol={settings.finetune.protocol} out")

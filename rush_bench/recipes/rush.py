@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rush_bench.errors import BadInput
-from rush_bench.noise import noise_from
+from rush_bench.noise import is_noise, noise_from
 from rush_bench.recipes import digits
 from rush_bench.recipes.simclr import PRESETS
 from rush_bench.training import protocols
@@ -63,7 +63,7 @@ class RushStage(ContrastiveStage):
 def plans(settings: RushSettings) -> list[Plan]:
     """Pre-training (Alg. 1 lines 2 to 8), then fine-tuning: by default lines 9 to 14, eq. 12."""
     finetune = settings.finetune
-    if settings.noise == "none":
+    if not is_noise(settings.noise):
         raise BadInput("rush needs a noise law, as in --set noise=uniform:0.3; without noise it is the recipe simclr")
     if finetune.protocol in ("SLF", "ALF") and (finetune.noisy or finetune.bn_adapt != "none"):
         raise BadInput(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.errors import BadInput
+from rush_bench.noise import is_noise
 from rush_bench.recipes import digits
 from rush_bench.recipes.cohen import CIFAR_MEAN
 from rush_bench.settings import Count, Level, Positive, Settings, Whole
@@ -158,7 +159,7 @@ class SmoothAdvStage(SupervisedStage):
 
 def plans(settings: SmoothAdvSettings) -> list[Plan]:
     """One stage."""
-    if settings.noise == "none":
+    if not is_noise(settings.noise):
         raise BadInput("smoothadv is a smoothed defence; give it a noise law, as in --set noise=gaussian:0.12")
     if settings.attack.draws > settings.train.batch_size:
         raise BadInput("attack.draws must be 1 to train.batch_size, which is split into so many parts")

@@ -15,7 +15,7 @@ from rush_bench.datasets.color import gray
 from rush_bench.datasets.loading import find_source
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.networks import resolve
-from rush_bench.noise import check_seed, noise_from
+from rush_bench.noise import check_seed, is_noise, noise_from
 from rush_bench.protocols import in_words
 from rush_bench.settings import override, parse_assignments, read_toml, to_dict
 from rush_bench.store import check_name, read_card
@@ -78,7 +78,7 @@ def prepare(
     fetch: called in place of `load_dataset`. from_: `train`'s, or weights as found, of which the card alone is read here.
     BadInput as `train`'s, but for a folder that holds another run.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     if name is not None:
         check_name(name)
     system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
@@ -113,7 +113,8 @@ def resolve_settings(
     settings = override(system.settings, *defaults, *layers)
     if dependent := system.dependent_defaults(settings):
         settings = override(system.settings, *defaults, dependent, *layers)
-    noise_from(settings.noise)
+    if settings.noise != "none" and not is_noise(settings.noise):
+        raise BadInput(f"noise={settings.noise} is no noise; write noise=none, or give its law a scale above 0")
     return settings
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rush_bench.errors import BadInput
+from rush_bench.noise import is_noise
 from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.finetune import Finetune, FinetuneSettings
 from rush_bench.training.inner import InnerSettings
@@ -89,7 +90,7 @@ def linear_passes(settings: Any) -> float:
 
 def check_noise(settings: Any, pretrained_with_noise: bool = False) -> None:
     """NSLF needs a law and uses it; ALF and AFF learn from attacked images without noise, whatever pre-training had."""
-    finetune, randomised = settings.finetune, settings.noise != "none"
+    finetune, randomised = settings.finetune, is_noise(settings.noise)
     if finetune.protocol == "NSLF" and not (randomised and finetune.noisy):
         raise BadInput("finetune.protocol=NSLF learns under noise: --set noise=uniform:0.3, and leave finetune.noisy=true")
     if finetune.protocol in ("ALF", "AFF") and randomised and not pretrained_with_noise:
@@ -101,7 +102,7 @@ def card(settings: Any, extra_data: str | None = None) -> dict[str, Any]:
 
     SLF under noise, or with BatchNorm that moves, is NSLF (S1.5).
     """
-    finetune, randomised = settings.finetune, settings.noise != "none"
+    finetune, randomised = settings.finetune, is_noise(settings.noise)
     noisy = (randomised and finetune.noisy) or finetune.bn_adapt != "none"
     protocol = "NSLF" if finetune.protocol == "SLF" and noisy else finetune.protocol
     smoothed = randomised and finetune.protocol in ("SLF", "NSLF")

@@ -14,6 +14,7 @@ from rush_bench.deadline import Deadline
 from rush_bench.devices import keep_freed_memory
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
+from rush_bench.noise import check_seed
 from rush_bench.progress import Bar
 from rush_bench.store import save_model
 from rush_bench.training.checkpoint import CheckpointFile, identity
@@ -76,6 +77,7 @@ def train(
     """
     deadline = Deadline.after(max_minutes)
     keep_freed_memory()
+    seed = check_seed(seed)
     given: dict[str, Any] = {"from_": from_, "protocol": protocol, "noise": noise, "pretrain_on": pretrain_on}
     given |= {"preset": preset, "config": config, "sets": sets, "name": name, "store": store, "seed": seed}
     with process_group(device) as (processes, torch_device):

@@ -11,7 +11,7 @@ from torch import Tensor
 from rush_bench.datasets.views import SimCLRViews, pad_crop
 from rush_bench.features import outputs
 from rush_bench.networks import Classifier
-from rush_bench.noise import noise_from
+from rush_bench.noise import is_noise, noise_from
 from rush_bench.settings import Count, Share, Whole
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import Optimisation
@@ -108,4 +108,4 @@ def presets(stage: str = "train", epochs: int = 20, smoke: Mapping[str, Any] | N
 
 def card(noise: str = "none", extra_data: str | None = None) -> dict[str, Any]:
     """With a noise law it is shown as a randomised defence at 1 and at 64 votes, else as a deterministic one."""
-    return {"protocol": "supervised", "extra_data": extra_data, "votes": [0] if noise == "none" else [1, 64]}
+    return {"protocol": "supervised", "extra_data": extra_data, "votes": [1, 64] if is_noise(noise) else [0]}

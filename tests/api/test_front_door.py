@@ -254,3 +254,28 @@ def test_the_command_is_the_function(two, monkeypatch) -> None:
     assert Path("drawn/robust_accuracy.pdf").read_bytes().startswith(b"%PDF")
     wrong = CliRunner().invoke(main, ["figure", "waterfal"])
     assert wrong.exit_code == 2 and "did you mean 'waterfall'" in wrong.stderr
+
+
+def test_numbers_as_people_give_them(network, digits, tmp_path) -> None:
+    """One radius, an eps as the command takes it, a seed of numpy; and what is none of these is refused in a sentence."""
+    smoothed = rb.Smoothed(network, noise="gaussian:0.25", votes=2, shape=digits.shape, name="mine")
+    run = rb.certify(smoothed, digits, draws=100, radii=0.25, seed=np.int64(1), out=tmp_path, quiet=True)
+    assert run.radii == (0.25,) and run.complete
+    for wrong in ("0.25", None, object()):
+        with pytest.raises(BadInput, match=r"radii .* must be a number in pixel units"):
+            rb.certify(smoothed, digits, radii=wrong, out=tmp_path, quiet=True)
+    seen = []
+
+    def stop(planned):
+        seen.append(planned)
+        return False
+
+    rb.audit(smoothed, digits, claim=50, eps="8/255", budget="quick", out=tmp_path, quiet=True, before=stop)
+    assert seen
+    for wrong in ("eight", None, True):
+        with pytest.raises(BadInput, match=r"eight|is no radius"):
+            rb.audit(smoothed, digits, claim=50, eps=wrong, budget="quick", out=tmp_path, quiet=True, before=stop)
+    with pytest.raises(BadInput, match=r"as_module takes a defence, not .*rb\.Deterministic"):
+        rb.as_module(network)
+    with pytest.raises(BadInput, match="noise=uniform:0 is no noise"):
+        rb.train("pgd_at", dataset="digits", preset="smoke", noise="uniform:0", store=tmp_path)

@@ -100,8 +100,29 @@ def broken(**changes: object) -> tuple[object, object]:
         (np.zeros((0, 3, 5, 5), np.uint8), [], "no images"),
         (np.zeros((12, 10), np.uint8), [0] * 12, r"shape \(12, 10\)"),
         (np.ones((12, 3, 5, 7), np.uint8), [0] * 12, "multiply them by 255"),
+        (np.full((12, 3, 5, 7), 16, np.uint8), [0] * 12, r"brightest pixel of 12 images is 16.*255 / 16.*floats in \[0,1\]"),
+        (np.full((6, 3, 5, 7), 100, np.uint8), [0] * 6, r"brightest pixel of 6 images is 100"),
+        (*broken(pixel=1.00002), r"to 1\.00002, outside"),
+        (*broken(pixel=-0.00002), r"from -2e-05"),
     ],
 )
 def test_bad_arrays_name_what_is_wrong(pixels: object, labels: object, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         as_images(pixels, labels, classes=["a", "b", "c", "d"])
+
+
+def test_dark_images_are_taken_where_they_say_so() -> None:
+    """A handful, or as floats; and one bright pixel is enough."""
+    dark = np.full((12, 3, 5, 7), 40, np.uint8)
+    assert as_images(dark[:5], [0] * 5).pixels.max() == 40
+    assert as_images(dark / 255, [0] * 12).pixels.max() == 40
+    dark[3, 1, 2, 3] = 128
+    assert as_images(dark, [0] * 12).pixels.max() == 128
+
+
+def test_what_rounding_leaves_outside_is_clipped() -> None:
+    pixels, labels = pixels_and_labels()
+    pixels[0, 0, 0, :2] = 0, 255
+    floats = (pixels / 255).astype(np.float32)
+    floats[0, 0, 0, :2] = -1e-7, 1.0000001
+    assert floats.max() > 1 and as_images(floats, labels).digest == as_images(pixels, labels).digest

@@ -190,3 +190,29 @@ def test_a_data_set_from_another_package(monkeypatch: pytest.MonkeyPatch, tmp_pa
         load_dataset("wrong")
     with pytest.raises(BadInput, match="flags: no labels"):
         load_dataset("flags", "val", data_dir=tmp_path / "unlabelled")
+
+
+def test_a_file_of_other_levels_is_refused(tmp_path) -> None:
+    """Digits of 0 to 16, saved as they come from scikit-learn."""
+    pixels, labels = np.full((12, 8, 8), 16, np.uint8), np.arange(12) % 3
+    np.savez(tmp_path / "own.npz", test_images=pixels, test_labels=labels, classes=np.array(["a", "b", "c"]))
+    with pytest.raises(BadInput, match="brightest pixel of 12 images is 16"):
+        load_dataset(str(tmp_path / "own.npz"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        *(({"n": n}, "n .* whole number of images") for n in (2.5, "10", True)),
+        *(({"size": size}, "whole numbers of at least 1 pixel") for size in (16.0, "16", (16, 8.0), (16,), True, (16, 0))),
+        *(({"n": 5, "seed": seed}, "seed .* whole number") for seed in (1.5, "1", None)),
+    ],
+)
+def test_numbers_that_are_none_are_refused(options, says) -> None:
+    with pytest.raises(BadInput, match=says):
+        load_dataset("digits", **options)
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    asked = load_dataset("digits", n=np.int64(5), seed=np.int64(1), size=np.int64(8))
+    assert asked.digest == load_dataset("digits", n=5, seed=1, size=8).digest

@@ -165,6 +165,12 @@ def spectral():
     return net
 
 
+def exported(batch=None):
+    """A graph of torch.export, whose eval() is not supported."""
+    sizes = None if batch is None else (batch,)
+    return torch.export.export(Conv().eval(), (torch.rand(4, *SHAPE),), dynamic_shapes=sizes).module()
+
+
 WORK = {
     "view": View,
     "view of the image": ImageView,
@@ -186,6 +192,7 @@ WORK = {
     "DataParallel": lambda: nn.DataParallel(Conv()),
     "script": lambda: torch.jit.script(Conv().eval()),
     "traced": lambda: torch.jit.trace(Conv().eval(), torch.rand(2, *SHAPE)),
+    "exported": lambda: exported({0: torch.export.Dim.AUTO}),
     "frozen": lambda: torch.jit.freeze(torch.jit.script(Conv().eval())),
     "channels_last": lambda: Conv().to(memory_format=torch.channels_last),
 }
@@ -210,7 +217,7 @@ def generators():
 @pytest.mark.parametrize("kind", WORK)
 def test_a_function_of_the_image_works_and_its_owners_object_is_as_it_was(kind, wrap):
     network = WORK[kind]()
-    network = network if kind == "frozen" else network.eval()
+    network = network if kind in ("frozen", "exported") else network.eval()
     before, states = state_of(network), generators()
     if wrap == "smoothed":
         defense = Smoothed(network, noise=Uniform(0.02), votes=3, shape=SHAPE)
@@ -449,6 +456,13 @@ def test_what_is_refused_says_the_way_out(network, says):
 def test_an_option_that_means_nothing_is_refused(options, says):
     with pytest.raises(BadInput, match=says):
         Deterministic(nn.Sequential(Conv(), nn.Softmax(1)).eval(), **{"shape": SHAPE, **options})
+
+
+def test_a_graph_of_one_batch_size_is_told_how_to_be_exported():
+    with pytest.raises(BadInput, match=r"export it with dynamic_shapes=\({0"):
+        Deterministic(exported(), shape=SHAPE)
+    with pytest.raises(BadInput, match="in train mode"):
+        Deterministic(nn.Sequential(exported({0: torch.export.Dim.AUTO}), nn.Dropout()), shape=SHAPE)
 
 
 def test_a_network_may_remember_what_changes_no_answer():

@@ -151,7 +151,7 @@ def test_batches_do_not_change_a_certificate(plane, images, tmp_path: Path) -> N
 def test_votes_share_one_certificate_and_abstentions_are_counted(plane, images, tmp_path: Path) -> None:
     coin = TwoClasses(plane.weight * 0).eval()  # both classes score 0, and argmax takes the first: never in doubt
     fair = nn.Sequential(plane, nn.Flatten()).eval()
-    one, two = (Smoothed(fair, noise="gaussian:50", name=f"f@{m}", votes=m, shape=SHAPE) for m in (1, 64))
+    one, two = (Smoothed(fair, noise="gaussian:5", name=f"f@{m}", votes=m, shape=SHAPE) for m in (1, 64))
     run = certify([one, two], images, QUICK, out=tmp_path, quiet=True)
     assert len(run.results) == 1 and run.results[0].labels["defense"] == "f"
     found = frame_of(run.results[0])

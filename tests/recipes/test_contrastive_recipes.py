@@ -511,6 +511,8 @@ def test_every_protocol_for_every_pretrained_encoder(name, protocol):
         ("acl", {"finetune.protocol": "NSLF", "finetune.noisy": False} | NOISE, r"leave finetune\.noisy=true"),
         ("acl", {"finetune.protocol": "AFF"} | NOISE, "AFF learns from attacked images without noise; set noise=none"),
         ("simclr", {"finetune.protocol": "ALF"} | NOISE, "ALF learns from attacked images without noise"),
+        *((name, {"noise": "uniform:0"}, r"noise=uniform:0\.3") for name in ("rush", "random_probe")),
+        ("acl", {"finetune.protocol": "NSLF", "noise": "uniform:0"}, "NSLF learns under noise"),
         ("rush", {"finetune.protocol": "SLF"}, r"SLF of rush: set finetune\.noisy=false and finetune\.bn_adapt=none"),
         ("random_probe", {"finetune.protocol": "SLF"}, "second stage, NSLF"),
         ("ssp", {"finetune.protocol": "NSLF"}, r"NSLF learns under noise: --set noise=uniform:0\.3"),

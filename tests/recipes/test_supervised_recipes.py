@@ -154,6 +154,8 @@ def test_smoothed_systems_need_a_law(module):
     recipe = module.make(module.__name__.rpartition(".")[2])
     with pytest.raises(BadInput, match="noise=gaussian"):
         recipe.plans(override(recipe.settings, {"noise": "none"}))
+    with pytest.raises(BadInput, match="noise=gaussian"):
+        recipe.plans(override(recipe.settings, {"noise": "uniform:0"}))
 
 
 def test_free_replays_a_mini_batch_and_carries_its_perturbation():

@@ -159,7 +159,7 @@ def coloured(path: Path, channels: int, side: int = 20) -> str:
     """A data set of four classes whose images are one colour each."""
     shape = (80, side, side) if channels == 1 else (80, side, side, 3)
     pixels = np.empty(shape, np.uint8)
-    pixels[:] = 60 if channels == 1 else (200, 100, 50)
+    pixels[:] = 160 if channels == 1 else (200, 100, 50)
     labels = np.arange(80) % 4
     both = {f"{part}_images": pixels for part in ("train", "test")} | {f"{part}_labels": labels for part in ("train", "test")}
     np.savez(path, classes=["a", "b", "c", "d"], **both)
@@ -182,7 +182,7 @@ def test_transfers_between_any_two_data_sets(tmp_path, channels):
         build(network).load_state_dict(read_weights(tmp_path, folder.name))
     system = registry.recipes.load("simclr")
     splits = load_splits(system, system.settings, "digits", mine, None, False)
-    expected = 60 if channels == 1 else round(0.2989 * 200 + 0.587 * 100 + 0.114 * 50)
+    expected = 160 if channels == 1 else round(0.2989 * 200 + 0.587 * 100 + 0.114 * 50)
     assert splits["pretrain"].shape == (1, 16, 16) and set(splits["pretrain"].pixels.unique().tolist()) == {expected}
     grey = load_splits(system, system.settings, mine, "digits", None, False)["pretrain"]
     assert grey.shape == (channels, 20, 20) and bool((grey.pixels == grey.pixels[:, :1]).all())

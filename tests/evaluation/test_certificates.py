@@ -14,7 +14,7 @@ from rush_bench.certificates import Sampling
 from rush_bench.certificates.bounds import lower_bound
 from rush_bench.certificates.tsv import frame_of
 from rush_bench.datasets import Images, as_images
-from rush_bench.defenses import Defense, Deterministic, Passes, Smoothed
+from rush_bench.defenses import Defense, Deterministic, Network, Passes, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import certificates as run_module
 from rush_bench.evaluation import certify
@@ -107,13 +107,13 @@ def test_staged_counts_are_a_prefix_of_fixed_ones(plane, images, tmp_path: Path)
 
 def test_selection_and_estimation_use_other_draws_and_images_their_own(plane, images, tmp_path: Path, monkeypatch) -> None:
     seen: list[torch.Tensor] = []
-    original = Smoothed.predict
+    original = Network.predict
 
     def predict(self, x, stream):
         seen.append(stream.noise(self.noise, len(x), self.draws, SHAPE, "cpu").flatten(2).flatten(0, 1))
         return original(self, x, stream)
 
-    monkeypatch.setattr(Smoothed, "predict", predict)
+    monkeypatch.setattr(Network, "predict", predict)
     certify([smoothed(plane)], images.take(slice(0, 5)), Sampling("staged", 20, 600), out=tmp_path, quiet=True)
     rows = torch.cat(seen)
     assert len(rows) > 5 * 220

@@ -1,24 +1,38 @@
-"""Caveats of a table's columns, from records alone: missing or untrue gradients, settings other than the suite's."""
+"""Caveats of a table's columns, from records alone: missing or untrue gradients, attacks that another attack outdoes by far,
+settings other than the suite's.
+"""
 
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rush_bench.attacks.suites import FULL, QUICK
+from rush_bench.attacks.suites import FULL, QUICK, REST
 from rush_bench.declared import declared
 from rush_bench.errors import RushBenchError
 from rush_bench.records import CellResult
-from rush_bench.records.statistics import below_chance
+from rush_bench.records.statistics import below_chance, paired_difference
 from rush_bench.registry import attacks
 from rush_bench.settings import override
 
 MANY = 0.05  # of images without a gradient, or of frozen pixels: above this share a number is an upper bound
 UNLIKELY = 1e-4  # of a clean accuracy so far below chance, in any of thousands of rows
+CLIMBING = ("pgd", "eot", "apgd", "eot-apgd", "eot-apgd-t", "aa", "aa-rand")  # with gradients, as strong as they can be
+# Weak by design on a randomised defence: few draws a gradient, or a bank's draws where fresh ones judge.
+WEAK = ("pgd", "aa", "aa-rand")
+# What one attack may leave above another before gradients are to blame, beyond chance. In the rows of honest networks that the
+# repository holds, Square took at most 6 points from a gradient column (4 where APGD ran; median 1), and two gradient columns
+# differ by at most 2. Behind sigmoid, tanh or erf it takes 10 to 29.
+OUTDONE = 0.06
+# The same where the other attack is stronger by design: a margin loss, AutoAttack, Square of a full suite (5,000
+# queries), other settings. Adversarially trained networks lose up to 9 points from PGD to AutoAttack.
+OUTDONE_BY_MORE = 0.12
+STRONGER = ("eot-apgd", "eot-apgd-t", "aa", "aa-rand")
 NOT_SETTINGS = ("name", "of", "start", "precision")  # keys of an attack's identity that are no settings
 
 
@@ -49,6 +63,52 @@ def label_caveat(cell: CellResult) -> str:
     if cell.labels["attack"] != "clean" or below_chance(cell.arrays["label"], cell.arrays["counts"]) >= UNLIKELY:
         return ""
     return "accuracy is below chance: are the labels in the order of the network's outputs?"
+
+
+def outdone(cells: Mapping[str, CellResult]) -> dict[str, str]:
+    """The gradient attacks of a row (finished cells by attack) whose accuracy another attack's belies, each with the reason.
+
+    Where gradients are true, attacks that climb them leave about the same, and Square, which uses none, takes little more. An
+    attack with weaker settings than its suite's, or that is weak by design, is not compared; if Square outdoes any, no gradient
+    attack of the row is to be trusted.
+    """
+    climbing = {name: cell for name, cell in cells.items() if name in CLIMBING}
+    usual = {name: not cell.remembered(unusual_settings) for name, cell in cells.items() if name in (*climbing, REST)}
+    compared = [name for name, cell in climbing.items() if usual[name] and (_exact(cell) or name not in WEAK)]
+    gains: dict[str, tuple[float, str]] = {}
+    for name in compared:
+        for other in usual.keys() - {name}:
+            stronger = other in STRONGER or not usual[other] or (other == REST and not cells[other].labels.get("quick"))
+            most = OUTDONE_BY_MORE if stronger else OUTDONE
+            if (gain := _gain(cells[name], cells[other], most)) is not None:
+                gains[name] = max(gains.get(name, (0.0, "")), (gain, other))
+    by_square = [(gain, name) for name, (gain, other) in gains.items() if other == REST]
+    if by_square:
+        gain, name = max(by_square)
+        text = f"Square, which uses no gradients, leaves {100 * gain:.0f} points less than {name}: gradients mislead"
+        return dict.fromkeys(climbing, text)
+    return {name: f"{other} leaves {100 * gain:.0f} points less: gradients mislead" for name, (gain, other) in gains.items()}
+
+
+def _exact(cell: CellResult) -> bool:
+    return bool(cell.labels["deterministic"])
+
+
+def _gain(cell: CellResult, other: CellResult, most: float) -> float | None:
+    """How much less the other leaves, where that is more than `most` beyond chance (paired by image)."""
+    counts, others = cell.remembered(_accuracy), other.remembered(_accuracy)
+    if counts - others <= most:  # no image needs to be read
+        return None
+    difference = paired_difference(*cell.remembered(_counts), *other.remembered(_counts))
+    return difference.value if difference.low > most else None
+
+
+def _accuracy(cell: CellResult) -> float:
+    return float(np.mean(cell.arrays["correct"] / cell.arrays["repeats"]))
+
+
+def _counts(cell: CellResult) -> list[list[int]]:
+    return [cell.arrays[part].tolist() for part in ("correct", "repeats")]
 
 
 def _known(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from rush_bench.attacks.suites import is_quick
 from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
-from rush_bench.report.caveats import gradient_caveat, label_caveat, unusual_settings
+from rush_bench.report.caveats import gradient_caveat, label_caveat, outdone, unusual_settings
 from rush_bench.report.trainings import Training, Trainings, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
@@ -24,11 +24,11 @@ class Row:
     """One (defence, images, threat, suite) with an Estimate (fractions) for each finished column.
 
     Columns are the attacks' names, `aa_bank` and `apgd_bank` (scored on the bank that was attacked), and `worst_any10`.
-    `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient, or `worst` rests on
-    such an attack. `notes` name what is unfinished, differs in settings, or is wrong with gradients or labels. `cells` has the
-    record behind each estimate, `parts` all records of the row, unfinished ones too. `training`: how the model came about,
-    where its card is at hand. A mean over trainings has their `training_seeds` and in `spread` the standard deviation over
-    them of each column; `in_mean`: there is such a row of this one and others.
+    `bounds` are those that are upper bounds, no measure of robustness: their attack had no true gradient or was outdone by far
+    by another, or `worst` rests on such an attack. `notes` name what is unfinished, differs in settings, or is wrong with
+    gradients or labels. `cells` has the record behind each estimate, `parts` all records of the row, unfinished ones too.
+    `training`: how the model came about, where its card is at hand. A mean over trainings has their `training_seeds` and in
+    `spread` the standard deviation over them of each column; `in_mean`: there is such a row of this one and others.
     """
 
     labels: dict[str, Any]
@@ -173,6 +173,8 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
             notes.append(f"{name}: {summarised['labels']}")
         if (caveat := summarised["caveat"]) != "":
             caveats.setdefault(UNKNOWN if caveat is None else caveat, []).append(name)
+    for name, caveat in outdone({cell.labels["attack"]: cell for cell in cells if cell.complete}).items():
+        caveats.setdefault(caveat, []).append(name)
     notes += [f"{', '.join(names)}: {caveat}" for caveat, names in caveats.items()]
     untrue = {name for caveat, names in caveats.items() if caveat != UNKNOWN for name in names}
     bounded = untrue | {"worst"} if untrue else untrue

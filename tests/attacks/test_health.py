@@ -64,6 +64,44 @@ def sure(function, shift: float = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 10), Function(lambda z: function(100 * z + shift))).eval()
 
 
+def strokes() -> Tensor:
+    """On black, in whole sixteenths: (8, 1, 16, 16)."""
+    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return (16 * (2 * x - 1).clamp_min(0)).round() / 16
+
+
+def logits(function, width: int = 8) -> nn.Module:
+    """A function of logits that tell the images apart, each a class of its own."""
+    linear, own = nn.Linear(256, width), strokes().flatten(1)[:width]
+    with torch.no_grad():
+        linear.weight.copy_(own)
+        linear.bias.copy_(-own.square().sum(1) / 2)
+    return nn.Sequential(nn.Flatten(), linear, Function(function)).eval()
+
+
+def winner(z: Tensor, rest: float = 0.0) -> Tensor:
+    """The largest logit alone."""
+    return torch.where(z == z.amax(1, keepdim=True), z, rest)
+
+
+def in_16_bits(network: nn.Module, kind: torch.dtype = torch.bfloat16) -> nn.Module:
+    """The network in autocast, float32 outside."""
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", kind):
+            return network(x).float()
+
+    return Function(forward).eval()
+
+
+def pooled_first(before=torch.clone) -> nn.Module:
+    """A max-pool of the image itself, where equal pixels tie."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Function(before), nn.MaxPool2d(2), nn.Conv2d(1, 16, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
+    ).eval()
+
+
 SIGNS = 1 - 2 * (torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.25).float()
 SCALES = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4)).exp()
 
@@ -89,6 +127,13 @@ UNTRUTHS = {
     "a saturated tanh": lambda: sure(lambda z: 20 * (z / 2).tanh() - 5),
     "log of a saturated sigmoid": lambda: sure(nn.functional.logsigmoid, 10),
     "exp": lambda: sure(lambda z: -(-z).exp()),
+    "the winner alone": lambda: logits(winner),
+    "the winner, others at -20": lambda: logits(lambda z: winner(z, -20.0)),
+    "the winner alone of two": lambda: logits(lambda z: winner(z, -200.0), 2),
+    "the winner alone, normalised": lambda: logits(lambda z: winner(z).log_softmax(1)),
+    "what is far above 0": lambda: logits(lambda z: (z - 5).relu()),
+    "16 bits, reversed": lambda: in_16_bits(backward(lambda x, g: -g)),
+    "16 bits, the winner alone": lambda: in_16_bits(logits(winner)),
 }
 SOUND = {
     "relu": layers,
@@ -97,15 +142,20 @@ SOUND = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 10)).eval(),
     "tiny logits": lambda: nn.Sequential(layers(), Function(lambda z: 1e-7 * z)).eval(),
     "huge logits": lambda: nn.Sequential(layers(), Function(lambda z: 1e7 * z)).eval(),
+    "max-pool of the image": pooled_first,
+    "bfloat16 inside": lambda: in_16_bits(layers()),
+    "float16 inside": lambda: in_16_bits(layers(), torch.float16),
+    "classes masked by a constant": lambda: logits(lambda z: torch.cat([z[:, :3], torch.full_like(z[:, 3:], -50.0)], 1)),
+    "the same, normalised": lambda: logits(lambda z: torch.cat([z[:, :3], torch.full_like(z[:, 3:], -50.0)], 1).log_softmax(1)),
+    "classes masked by -1e9": lambda: logits(lambda z: z - 1e9 * (torch.arange(8) % 5 == 2)),
+    "two classes, one of them 0": lambda: logits(lambda z: torch.cat([0 * z, z], 1), 1),
     "a sigmoid that is not saturated": lambda: nn.Sequential(layers(), Function(lambda z: 10 * z.sigmoid())).eval(),
 }
 
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """Strokes on black, in whole sixteenths: (8, 1, 16, 16)."""
-    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
-    return (16 * (2 * x - 1).clamp_min(0)).round() / 16
+    return strokes()
 
 
 def of(defense: Defense, images: Tensor, threat: Threat = THREATS[0], looked: int = 4):
@@ -128,6 +178,23 @@ def test_sound_gradients_are_true(name, threat, images):
     assert found.error[:4].max() < UNTRUE and found.error[4:].isnan().all()
     assert found.untrue == 0 and not found.zero.any() and found.frozen[:4].max() == 0
     assert defense.passes.backwards == 0
+
+
+def test_sure_probabilities_are_no_silent_classes(images):
+    """Nearly one-hot: all but two are below what float32 holds."""
+    network = nn.Sequential(logits(lambda z: 10 * z), nn.Softmax(1)).eval()
+    assert of(Deterministic(network, shape=SHAPE, outputs="probabilities"), images).untrue == 0
+
+
+def test_a_mask_is_frozen_in_front_of_a_max_pool_too(images):
+    masked = pooled_first(lambda x: torch.where((x > 0) & (x < 1), x, x.detach()))
+    assert of(Deterministic(masked, shape=SHAPE), images * (images > 0.6)).frozen[:4].min() > 0.05
+
+
+def test_a_step_in_l2_is_short_for_a_pixel(images):
+    """By eps / 4 over the root of their number: waves of the scores that l-inf's steps skip are followed in l2."""
+    wavy = nn.Sequential(layers(nn.SiLU), Function(lambda z: z + torch.sin(100 * z) / 100)).eval()
+    assert of(Deterministic(wavy, shape=SHAPE), images, Threat("l2", 0.05)).untrue == 0
 
 
 def test_the_worst_point_of_the_path_counts(images):
@@ -162,6 +229,7 @@ KINDS = {
     "bank": lambda: Smoothed(layers(), noise="uniform:0.3", votes=4, shape=SHAPE).bank(8, 0),
     "draws inside the network": lambda: Randomised(dropout(), votes=4, shape=SHAPE),
     "probabilities": lambda: Deterministic(nn.Sequential(layers(), nn.Softmax(1)).eval(), shape=SHAPE, outputs="probabilities"),
+    "bfloat16 inside": lambda: Deterministic(in_16_bits(nn.Sequential(layers(), nn.LogSoftmax(1))), shape=SHAPE),
     "bfloat16": lambda: Deterministic(layers(), shape=SHAPE, precision="bfloat16"),
 }
 

@@ -57,6 +57,16 @@ def test_a_wrong_backward_pass_is_flagged_and_a_rounded_input_too(zoo) -> None:
         assert true_gradient(defense, zoo.images, zoo.labels, THREAT, stream(zoo.images))[0].status == "flag"
 
 
+def test_logits_of_the_winner_alone_are_flagged(zoo) -> None:
+    class Alone(Of):
+        def forward(self, x):
+            z = super().forward(x)
+            return torch.where(z == z.amax(1, keepdim=True), z, -20.0)
+
+    found = true_gradient(Deterministic(Alone(zoo.base), shape=zoo.shape), zoo.images, zoo.labels, THREAT, stream(zoo.images))
+    assert found[0].status == "flag" and "true-gradient" in found[0].check
+
+
 def test_what_float32_cannot_tell_was_not_run(zoo) -> None:
     """A constant of a million is added to all logits: their differences are lost in rounding."""
 

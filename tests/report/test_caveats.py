@@ -1,5 +1,7 @@
 """A row says whether the gradients under it were true, which settings were changed and which columns ran."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from rush_bench.datasets import Images
 from rush_bench.evaluation import runner
 from rush_bench.records import Cell, CellStore
 from rush_bench.report.layout import best
+from rush_bench.report.rows import rows
 from rush_bench.report.table import of_frame
 
 pytestmark = pytest.mark.strangers
 
 SHAPE, COUNT = (1, 4, 4), 12
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 class Rounded(nn.Module):
@@ -165,3 +169,42 @@ def test_shifted_labels_are_noted_and_an_attack_that_takes_all_is_not(tmp_path, 
     assert row["clean"] == (0 if noted else 100) and row["worst"] < 20
     assert row["notes"] == "clean: accuracy is below chance: are the labels in the order of the network's outputs?" * noted
     assert not row["upper_bounds"]
+
+
+# right predictions of 100 images for each attack, and which columns are upper bounds
+RIGHT = {
+    "as an honest network": ({"pgd": 16, "apgd": 15, "square": 9}, 0, ""),
+    "by chance": ({"pgd": 30, "apgd": 30, "square": 20}, 0, ""),
+    "squashed": ({"pgd": 49, "apgd": 60, "square": 32}, 0, "pgd,apgd,worst"),
+    "one attack is led astray": ({"pgd": 99, "apgd": 22}, 0, "pgd,worst"),
+    "by Square": ({"pgd": 99, "apgd": 22, "square": 20}, 0, "pgd,apgd,worst"),
+    "weak by choice": ({"pgd": 99, "apgd": 22, "pgd.steps": 1}, 0, ""),
+    "a replay": ({"pgd-published": 90, "pgd": 40, "apgd": 40, "square": 38}, 0, ""),
+    "AutoAttack finds more": ({"pgd": 40, "aa": 26}, 0, ""),
+    "AutoAttack finds far more": ({"pgd": 60, "aa": 30}, 0, "pgd,worst"),
+    "one draw a gradient": ({"pgd": 60, "eot": 32, "apgd": 33, "square": 30}, 1, ""),
+    "no draws help": ({"pgd": 60, "eot": 58, "apgd": 57, "square": 30}, 1, "pgd,eot,apgd,worst"),
+    "draws on a bank": ({"eot": 30, "aa": 70}, 1, ""),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_attacks_that_another_outdoes_by_far_are_upper_bounds(name, lab) -> None:
+    right, votes, bounds = RIGHT[name]
+    suite = "linf8" if "aa" in right else "linf8-quick"
+    usual = {"pgd": {"steps": right.get("pgd.steps", 10)}} if suite == "linf8-quick" else {}
+    repeats = 20 if votes else 1
+    for attack, count in {**right, "worst": min(right.values())}.items():
+        if "." not in attack:
+            counts = repeats * (np.arange(100) < count)
+            lab.cell("rush", attack, counts, repeats=repeats, votes=votes, suite=suite, settings=usual.get(attack, {}))
+    (row,) = rows(lab.results())
+    assert {*row.bounds} - {"worst_any10"} == {*filter(None, bounds.split(","))}
+    assert any("gradients mislead" in note for note in row.notes) == bool(bounds)
+
+
+def test_what_is_committed_is_not_marked() -> None:
+    """The margins come from these rows."""
+    packs = [RESULTS / f"{name}.zip" for name in ("digits", "cifar10-small", "table1-cpu", "control")]
+    found = rows(rb.load_results(*packs))
+    assert len(found) > 100 and not any(row.bounds for row in found)

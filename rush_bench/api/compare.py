@@ -219,7 +219,7 @@ def _row(terms: Terms, first: Sequence[CellResult], second: Sequence[CellResult]
         counts += [correct, repeats]
         rates = [100 * float(np.mean(frame["correct"].to_numpy() / frame["repeats"].to_numpy())) for frame in frames]
         spreads.append(float(np.std(rates, ddof=1)) if len(rates) > 1 else math.nan)
-        numbers |= {name: float(np.mean(rates)), f"{name}_sd": spreads[-1], f"{name}_trainings": len(frames)}
+        numbers |= {name: 100 * float(np.mean(correct / repeats)), f"{name}_sd": spreads[-1], f"{name}_trainings": len(frames)}
     parts = ("difference", "difference_low", "difference_high")
     numbers |= {part: 100 * value for part, value in zip(parts, paired_difference(*counts), strict=True)}
     about = {key: value for key, value in zip(TERMS, terms, strict=True) if key != "split"}

@@ -25,7 +25,8 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
     """Worst-case accuracy against passes of training, a panel per data set and threat; None if no passes are counted.
 
     A line joins what one system reaches at several costs, on the mean over its seeds. Names stand on the right, each with a
-    thin line to its point. Where there is no room for all, those are named that no training of at most their cost surpasses.
+    thin line to its point (of several seeds to the first). Where there is no room for all, those are named that no training of
+    at most their cost surpasses.
     """
     panels: dict[str, list[tuple[float, Row, Card]]] = defaultdict(list)
     passes = {name: training_of(card).passes for name, card in cards.items()}
@@ -42,7 +43,11 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
     names = list(dict.fromkeys(row.labels["defense"] for points in panels.values() for _, row, _ in points))
     for panel, (title, points) in zip(axes.flat, panels.items(), strict=False):
         named: list[tuple[str, float, float, str]] = []  # with cost, height in percent and colour
-        crowd = len(points) > CROWD
+        seeds: dict[tuple[str, float], int] = {}  # of several seeds the first has its name there
+        for spent, row, card in points:
+            key = _system(row, card), spent
+            seeds[key] = min(seeds.get(key, _seed(card)), _seed(card))
+        crowd = len(seeds) > CROWD
         for spent, row, card in sorted(points, key=lambda point: point[1].estimates["worst"]):
             k, found = names.index(row.labels["defense"]), row.estimates["worst"]
             below, above = found.value - found.low, found.high - found.value
@@ -60,6 +65,8 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
             words = f"{amount(spent)} passes of training, {card.get('seconds') or math.nan:,.4g} s on {device}"
             words += f", {row.labels.get('budget') or 'budget not noted'}"
             bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
+            if _seed(card) != seeds[_system(row, card), spent]:
+                continue
             if crowd and any(at <= spent and other.estimates["worst"] > found for at, other, _ in points):
                 continue
             named.append((row.labels["defense"], spent, 100 * found.value, COLOURS[k % len(COLOURS)]))
@@ -100,11 +107,19 @@ def _join(panel: Axes, points: Sequence[tuple[float, Row, Card]]) -> None:
     """A line through the means of a system at several costs: same recipe, defence, network, images and repeats."""
     systems: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for spent, row, card in points:
-        identity = row.parts[-1].identity
-        defense = {key: value for key, value in identity["defense"].items() if key != "weights"}
-        same = [card.get("recipe"), card.get("network"), defense, identity["images"], row.repeats, row.seed]
-        systems[digest(same)][spent].append(100 * row.estimates["worst"].value)
+        systems[_system(row, card)][spent].append(100 * row.estimates["worst"].value)
     for found in systems.values():
         if len(found) > 1:
             costs = sorted(found)
             panel.plot(costs, [fmean(found[spent]) for spent in costs], color="#999999", linewidth=0.9, zorder=0)
+
+
+def _system(row: Row, card: Card) -> str:
+    """A digest of what trainings of one system have in common, at whatever cost: recipe, defence, network, images, repeats."""
+    identity = row.parts[-1].identity
+    defense = {key: value for key, value in identity["defense"].items() if key != "weights"}
+    return digest([card.get("recipe"), card.get("network"), defense, identity["images"], row.repeats, row.seed])
+
+
+def _seed(card: Card) -> int:
+    return int(card.get("seed") or 0)

@@ -233,12 +233,13 @@ def test_a_line_joins_one_system_at_several_costs(lab, monkeypatch, tmp_path: Pa
         ("rush-many", "rush", 64, 2000.0, 9),  # another defence
         ("acl", "acl", 0, 4000.0, 8),
     ):
-        cards[name] = {"passes": spent, "recipe": recipe, "network": {"name": "resnet18"}}
+        cards[name] = {"passes": spent, "recipe": recipe, "network": {"name": "resnet18"}, "seed": int(name == "rush-seed1")}
         lab.cell(name, "worst", ones(right), votes=votes, repeats=1, model=name, weights=name, sha256=name)
     cost_figure.accuracy_against_cost(rows(lab.results()), cards, tmp_path / "cost.svg")
     (panel,) = kept[0].axes
     joined = [line.get_xydata() for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
     assert len(joined) == 1 and np.allclose(joined[0], [(1000, 30), (4000, 50)])
+    assert {text.get_text() for text in panel.texts} == {*cards} - {"rush-seed1"}  # its first seed is named
 
 
 @pytest.mark.parametrize("count", [3, cost_figure.CROWD + 1])

@@ -23,7 +23,7 @@ from rush_bench.report.rows import rows as rows_of
 from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
-from rush_bench.report.trainings import Training, Trainings
+from rush_bench.report.trainings import Trainings, training_named
 from rush_bench.report.trainings import terms as measured_alike
 
 Terms = tuple[Any, ...]
@@ -102,7 +102,9 @@ def compare(
     notes = [PAIRED, *([MEANS] if seeds else []), *(f"Left out, settings differ: {text}." for text in apart)]
     usual = dict.fromkeys(text for terms in rows for side in sides if (text := settings(side[terms][0])))
     table = text_table(frame, columns, words, f"A: {first}, B: {second}", [*notes, *(f"Both: {text}." for text in usual)])
-    bounds = {digest(cell.identity) for row in rows_of(found) for name, cell in row.cells.items() if name in row.bounds}
+    compared = {cell.identity["weights"] for side in sides for trained in side.values() for cell in trained}
+    of_these = rows_of(cell for cell in found if cell.identity["weights"] in compared)
+    bounds = {digest(cell.identity) for row in of_these for name, cell in row.cells.items() if name in row.bounds}
     marked = {
         (i, 4 + k): BOUND
         for i, terms in enumerate(rows)
@@ -144,9 +146,9 @@ def _settings(cells: Iterable[CellResult]) -> Callable[[CellResult], str]:
 def _pairs(
     first: Mapping[Terms, list[CellResult]], second: Mapping[Terms, list[CellResult]], settings: Callable[[CellResult], str]
 ) -> tuple[dict[Terms, tuple[CellResult, CellResult]], list[str]]:
-    """Of each terms that both have, two cells whose settings differ from the suite's alike, if they can be not at all.
+    """Of each terms that both have, two cells with the same settings, those of the suite where both have such cells.
 
-    And in words what has no such pair: its accuracies would differ by the attacks, not by the defences.
+    And in words the terms that have no such pair: there accuracies would differ by the attacks, not by the defences.
     """
     pairs, apart = {}, []
     for terms in sorted(first.keys() & second.keys(), key=_order):
@@ -180,19 +182,16 @@ def _with_seeds(
 ) -> dict[Terms, list[CellResult]]:
     """Each cell with those of trainings that differ from its own in the seed alone; BadInput where a seed was trained twice."""
 
-    def training(cell: CellResult) -> Training | None:
-        return trainings.get((str(cell.labels.get("sha256")), str(cell.labels.get("recipe"))))
-
     groups: dict[tuple[Any, ...], dict[str, CellResult]] = defaultdict(dict)
     for cell in cells:
-        if trained := training(cell):
+        if trained := training_named(cell.labels, trainings):
             groups[trained.system, _terms(cell), measured_alike(cell), settings(cell)][cell.identity["weights"]] = cell
     found = {}
     for terms, (cell,) in side.items():
-        trained = training(cell)
+        trained = training_named(cell.labels, trainings)
         alike = groups[trained.system, terms, measured_alike(cell), settings(cell)].values() if trained else [cell]
         found[terms] = list(alike)
-        seeds = [other.seed for cell in found[terms] if (other := training(cell))]
+        seeds = [other.seed for cell in found[terms] if (other := training_named(cell.labels, trainings))]
         if len(set(seeds)) < len(seeds):
             names = ", ".join(sorted(str(cell.labels["defense"]) for cell in found[terms]))
             raise BadInput(f"{names}: a seed was trained twice; give the cells of one of each: compare(a, b, cells)")

@@ -15,7 +15,6 @@ from rush_bench.defenses import Defense
 from rush_bench.report import settle as report
 from rush_bench.report.settle_figures import write_figures
 from rush_bench.report.table import Table, text_table
-from rush_bench.settings import radius
 from rush_bench.threats import Norm
 
 
@@ -101,7 +100,6 @@ def settle(
         >>> run.complete
         False
     """
-    eps = radius(eps)
     chosen, deadline, begun = runner.budget_named(budget), Deadline.after(max_minutes), False
     found = subjects(defenses, data, out, most=chosen.images, searched=True, precision=precision, **named)
 

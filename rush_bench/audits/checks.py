@@ -16,11 +16,10 @@ from rush_bench.audits.finding import Finding, judged, not_run, noted, within_ch
 from rush_bench.audits.flags import square_beats_white_box
 from rush_bench.audits.roles import Role
 from rush_bench.certificates.check import comparisons
-from rush_bench.records.statistics import Estimate, below_chance
+from rush_bench.records.statistics import UNLIKELY, Estimate, below_chance
 from rush_bench.threats import Threat
 
 POINT = 0.01
-UNLIKELY = 1e-4
 # What a required check needs to have been able to fail: images, queries of Square, random points, draws of the last gradient.
 IMAGES, QUERIES, POINTS, DRAWS = 50, 1_000, 10, 16
 CARLINI = "Carlini et al. 2019, section 3"

@@ -1,4 +1,4 @@
-"""Whether a defence of somebody's own answers: by its stream, for each image by itself.
+"""Whether a defence of somebody's own answers by its stream alone, and for each image by itself.
 
 Networks are asked when a defence is made of them (`rush_bench.defenses.probe`); a class with a `predict` of its own is asked
 here, with a few of the images that it is to be measured on, before anything is.

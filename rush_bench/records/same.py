@@ -6,7 +6,6 @@ than that was made by other code, or is no record of this cell: nobody can know 
 """
 
 import contextlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +85,10 @@ def _exact(cell: Cell) -> bool:
 
 def sign_test(more: int, fewer: int) -> float:
     """Two-sided p of so many differences of either sign, if both were as likely."""
-    n = more + fewer
-    tail = math.fsum(math.exp(_log_choose(n, k) - n * math.log(2)) for k in range(max(more, fewer), n + 1))
-    return min(1.0, 2 * tail)
+    from scipy.special import bdtrc  # takes long to load, and few folders differ
 
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    at_least = bdtrc(max(more, fewer) - 1, more + fewer, 0.5) if more + fewer else 1.0
+    return min(1.0, 2 * float(at_least))
 
 
 def _refusal(cell: Cell, first: Path, second: Path, why: str) -> BadInput:

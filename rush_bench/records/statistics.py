@@ -81,6 +81,9 @@ def paired_difference(
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half))
 
 
+UNLIKELY = 1e-4  # of a clean accuracy so far below chance, in any of thousands of rows
+
+
 def below_chance(labels: ArrayLike, counts: ArrayLike) -> float:
     """How likely so few right images are if predictions (n, classes) had nothing to do with labels (n,): exact, one-sided.
 

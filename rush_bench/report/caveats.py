@@ -16,12 +16,11 @@ from rush_bench.attacks.suites import FULL, QUICK, REST
 from rush_bench.declared import declared
 from rush_bench.errors import RushBenchError
 from rush_bench.records import CellResult
-from rush_bench.records.statistics import below_chance, paired_difference
+from rush_bench.records.statistics import UNLIKELY, below_chance, paired_difference
 from rush_bench.registry import attacks
 from rush_bench.settings import override
 
 MANY = 0.05  # of images without a gradient, or of frozen pixels: above this share a number is an upper bound
-UNLIKELY = 1e-4  # of a clean accuracy so far below chance, in any of thousands of rows
 CLIMBING = ("pgd", "eot", "apgd", "eot-apgd", "eot-apgd-t", "aa", "aa-rand")  # with gradients, as strong as they can be
 # Weak by design on a randomised defence: few draws a gradient, or a bank's draws where fresh ones judge.
 WEAK = ("pgd", "aa", "aa-rand")
@@ -96,8 +95,7 @@ def _exact(cell: CellResult) -> bool:
 
 def _gain(cell: CellResult, other: CellResult, most: float) -> float | None:
     """How much less the other leaves, where that is more than `most` beyond chance (paired by image)."""
-    counts, others = cell.remembered(_accuracy), other.remembered(_accuracy)
-    if counts - others <= most:  # no image needs to be read
+    if cell.remembered(_accuracy) - other.remembered(_accuracy) <= most:  # no image needs to be read
         return None
     difference = paired_difference(*cell.remembered(_counts), *other.remembered(_counts))
     return difference.value if difference.low > most else None

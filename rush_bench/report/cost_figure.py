@@ -16,6 +16,7 @@ from rush_bench.progress import amount
 from rush_bench.report.cards import Card, training_of
 from rush_bench.report.figures import COLOURS, MARKERS, accuracy_axis, percent, save, tips
 from rush_bench.report.rows import Row
+from rush_bench.report.trainings import defense_but_weights
 
 CROWD = 24  # points whose names have room beside a panel
 HIGH = 4.2  # what a name takes of its height, in percent of accuracy
@@ -116,9 +117,9 @@ def _join(panel: Axes, points: Sequence[tuple[float, Row, Card]]) -> None:
 
 def _system(row: Row, card: Card) -> str:
     """A digest of what trainings of one system have in common, at whatever cost: recipe, defence, network, images, repeats."""
-    identity = row.parts[-1].identity
-    defense = {key: value for key, value in identity["defense"].items() if key != "weights"}
-    return digest([card.get("recipe"), card.get("network"), defense, identity["images"], row.repeats, row.seed])
+    cell = row.parts[-1]
+    what = [card.get("recipe"), card.get("network"), defense_but_weights(cell), cell.identity["images"]]
+    return digest([*what, row.repeats, row.seed])
 
 
 def _seed(card: Card) -> int:

@@ -13,7 +13,7 @@ from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
 from rush_bench.report.caveats import gradient_caveat, label_caveat, outdone, unusual_settings
-from rush_bench.report.trainings import Training, Trainings, with_means
+from rush_bench.report.trainings import Training, Trainings, training_named, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
 ANY_OF = 10  # the attacker's tries in the any-of-k column (protocol 5)
@@ -89,8 +89,7 @@ def rows(results: Iterable[CellResult], trainings: Trainings | None = None) -> l
     found += [_row(_single_clean_cell(cells), {}) for key, cells in clean.items() if key not in joined]
     found = _with_digests(found)
     if trainings:
-        of = [(str(row.labels.get("sha256")), str(row.labels.get("recipe"))) for row in found]
-        found = [dataclasses.replace(row, training=trainings.get(key)) for row, key in zip(found, of, strict=True)]
+        found = [dataclasses.replace(row, training=training_named(row.labels, trainings)) for row in found]
     return sorted(with_means(found), key=_order)
 
 

@@ -35,6 +35,11 @@ class Training:
 Trainings = Mapping[tuple[str, str], Training]
 
 
+def training_named(labels: Mapping[str, Any], trainings: Trainings) -> Training | None:
+    """The training of the model that these labels name, of a cell or a row; None where its card is not at hand."""
+    return trainings.get((str(labels.get("sha256")), str(labels.get("recipe"))))
+
+
 def with_means(found: Iterable["Row"]) -> list["Row"]:
     """The rows, and one for the mean over each set of two or more that differ in the training's seed alone."""
     rows = list(found)
@@ -62,8 +67,12 @@ def terms(cell: CellResult) -> str:
     same = {key: cell.identity[key] for key in ("images", "threat", "seed", "repeats", "chunk")}
     # the keys of cells name the weights
     settings = {key: value for key, value in cell.identity["attack"].items() if key != "of"}
-    defense = {key: value for key, value in cell.identity["defense"].items() if key != "weights"}
-    return digest([cell.labels["attack"], cell.labels["n"], settings, defense, same])
+    return digest([cell.labels["attack"], cell.labels["n"], settings, defense_but_weights(cell), same])
+
+
+def defense_but_weights(cell: CellResult) -> dict[str, Any]:
+    """What a cell's identity says of its defence, which trainings of a system have in common."""
+    return {key: value for key, value in cell.identity["defense"].items() if key != "weights"}
 
 
 def _mean(group: Sequence["Row"]) -> "Row | None":

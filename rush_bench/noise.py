@@ -7,7 +7,6 @@ the same for every batch size, order, shard and device (protocol 3). No generato
 import dataclasses
 import hashlib
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from scipy import special
 from torch import Tensor
 
 from rush_bench.errors import BadInput, unknown_name
+from rush_bench.settings import fits
 
 Floats = NDArray[np.float64]
 Bits = NDArray[np.uint32]
@@ -28,7 +28,7 @@ LARGEST = 5.0  # scale of a law: pixels lie in [0,1], so that a larger one is of
 
 def check_seed(seed: Any) -> int:
     """The seed as an int, numpy's too, or BadInput: records and tables keep it as a 64-bit integer."""
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**63:
+    if not fits(int, seed) or not 0 <= int(seed) < 2**63:
         raise BadInput(f"seed {seed!r} is not a whole number from 0 to 2**63 - 1")
     return int(seed)
 
@@ -49,7 +49,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         scale = self.scale
-        if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not (math.isfinite(scale) and scale >= 0):
+        if not fits(float, scale) or scale < 0:
             raise BadInput(f"noise scale {scale!r} must be a finite number >= 0, such as {type(self).__name__}(0.25)")
         if scale > LARGEST:
             raise BadInput(

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -109,7 +110,8 @@ def fits(hint: Any, value: Any) -> bool:
         return isinstance(value, list | tuple) and all(fits(options[0], item) for item in value)
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        number: Any = value
+        return isinstance(value, kind) and not isinstance(value, bool) and abs(number) <= sys.float_info.max
     return not isinstance(hint, type) or isinstance(value, hint)
 
 

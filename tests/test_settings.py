@@ -48,6 +48,8 @@ class Outer(Settings):
     [
         ("steps", 0, "a whole number, at least 1 and at most 10000000"),
         ("steps", 2.5, "a whole number"),
+        ("steps", 10**400, "a whole number"),
+        ("free", 10**400, "a finite number"),
         ("steps", math.inf, "a whole number"),
         ("steps", math.nan, "a whole number"),
         ("steps", True, "a whole number"),

@@ -85,7 +85,8 @@ class Switched(PGD):
         return super().looks(defense) if self.keep == "best" else 0
 
     def on(self, defense: Defense) -> Attack:
-        return super().on(defense) if self.keep == "best" else dataclasses.replace(self, **WITHOUT_LOOKS)
+        settled = super().on(defense)
+        return settled if self.keep == "best" else dataclasses.replace(settled, **WITHOUT_LOOKS)
 
 
 @dataclass(frozen=True)

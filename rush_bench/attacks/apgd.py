@@ -41,10 +41,10 @@ class EOTAPGD(Attack):
     (see `BestSoFar`). `rows` bounds images x restarts x targets at once. `redraw` is how many steps draws are used before fresh
     ones come: 1 for EOT; 0 never, the fixed noise of T2. `back` returns to the best point so far where the step is halved, as
     in the paper; a deterministic defence always does. Under noise that point is partly the luckiest, and going on from
-    where the search is breaks more at equal cost (benchmarks/next_attacks.py): hence the default.
+    where the search is breaks more at equal cost (benchmarks/next_attacks.py): hence the default. `steeper` as in `PGD`.
     """
 
-    later: ClassVar[dict[str, Any]] = {"back": True}
+    later: ClassVar[dict[str, Any]] = {"back": True, "steeper": False}
 
     steps: Count = 100
     losses: tuple[str, ...] = ()
@@ -56,6 +56,7 @@ class EOTAPGD(Attack):
     redraw: Whole = 1
     rows: Count = 1024
     back: bool = False
+    steeper: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +91,8 @@ class EOTAPGD(Attack):
 
     def on(self, defense: Defense) -> "EOTAPGD":
         losses = self.losses or self._default_losses(defense)
-        return dataclasses.replace(self, losses=losses, back=self.back or defense.deterministic)
+        steeper = any(steepened(loss, defense.steepness) != loss for loss in losses)
+        return dataclasses.replace(self, losses=losses, back=self.back or defense.deterministic, steeper=steeper)
 
     def _default_losses(self, defense: Defense) -> tuple[str, ...]:
         """CE, and where that saturates the margin, which does not. CE of the sharpened vote goes for the draws that can be won:

@@ -41,10 +41,11 @@ class AutoAttack(Attack):
     A bank of one draw would be fitted to that draw alone and say nothing about fresh ones. `parts` and `steps` are those of
     pyautoattack's `standard` version when empty and 0; of fewer than four classes, those that exist (see `parts_for`).
     `closer`: logits so far apart that float32's cross-entropy has no gradient come at a smaller scale, as it does by itself on
-    a deterministic network of such logits (`Defense.saturated`); replays get them as they are.
+    a deterministic network of such logits (`Defense.saturated`); replays get them as they are. `steeper`: logits a few units
+    apart come at a larger scale, as they do by themselves where no other loss than CE runs (`Defense.steepness`).
     """
 
-    later: ClassVar[dict[str, Any]] = {"closer": False}
+    later: ClassVar[dict[str, Any]] = {"closer": False, "steeper": False}
 
     bank: Whole = 0
     least_bank: Count = 16
@@ -52,6 +53,7 @@ class AutoAttack(Attack):
     parts: tuple[Name, ...] = ()
     steps: Whole = 0
     closer: bool = False
+    steeper: bool = False
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if (settled := self.on(defense)) != self:
@@ -103,7 +105,9 @@ class AutoAttack(Attack):
 
     def on(self, defense: Defense) -> Attack:
         closer = self.closer or (defense.deterministic and defense.saturated)
-        return dataclasses.replace(self, parts=settled(defense.classes, self.parts), closer=closer)
+        parts = settled(defense.classes, self.parts)
+        steeper = defense.steepness != 1 and (self.steeper or parts == ("apgd-ce",))  # APGD-T, FAB and Square know no scale
+        return dataclasses.replace(self, parts=parts, closer=closer, steeper=steeper)
 
     def settings(self) -> dict[str, Any]:
         # Records made with checkpoints of 100 steps, whatever `steps` was, are not these.
@@ -120,7 +124,7 @@ class AutoAttack(Attack):
             raise RushBenchError("the installed pyautoattack has no AutoAttack; pip install 'pyautoattack>=0.2'")
         logging.getLogger("auto-attack").setLevel(logging.ERROR)
         attack = pyautoattack.AutoAttack(
-            as_module(fixed.unsaturated() if self.closer else fixed),
+            as_module(fixed.to_climb() if self.closer or self.steeper else fixed),
             eps=threat.eps,
             norm={"linf": "Linf", "l2": "L2"}[threat.norm],
             seed=stream.seed,

@@ -54,10 +54,12 @@ class PGD(Attack):
     On a randomised defence iterates are judged every `select_every` steps and at the end, on `select_draws` draws held apart
     from those of the gradients (A4; see `BestSoFar`), and with `stop` an image that is broken there leaves: its x' and the
     margin in its record are those of that look, not the furthest that the steps would go. On a deterministic defence every
-    iterate counts, at no extra cost, and none leaves. What other choices are worth: `rush_bench.attacks.ablation`.
+    iterate counts, at no extra cost, and none leaves. `steeper`: CE of logits that lie a few units apart is that of larger
+    ones, as it is by itself on such a defence (`Defense.steepness`). What other choices are worth:
+    `rush_bench.attacks.ablation`.
     """
 
-    later: ClassVar[dict[str, Any]] = {"stop": False}
+    later: ClassVar[dict[str, Any]] = {"stop": False, "steeper": False}
 
     steps: Count = 20
     step: Step = 0.25
@@ -68,6 +70,7 @@ class PGD(Attack):
     select_draws: Count = 24
     select_every: Count = 10
     stop: bool = True
+    steeper: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +139,8 @@ class PGD(Attack):
         return self.restarts * (self.steps * forward + judged), self.restarts * self.steps * backward
 
     def on(self, defense: Defense) -> Attack:
-        return dataclasses.replace(self, **WITHOUT_LOOKS) if defense.deterministic else self
+        idle = WITHOUT_LOOKS if defense.deterministic else {}
+        return dataclasses.replace(self, steeper=self.objective(defense) != self.loss, **idle)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rush_bench.attacks.best import positions
-from rush_bench.attacks.health import no_gradient, raw_logits, scores
+from rush_bench.attacks.health import no_gradient
 from rush_bench.audits.finding import Finding, judged, not_run, within_chance
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.body import Body, log_probabilities
+from rush_bench.defenses.raw import raw_logits, scores
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 from rush_bench.records.statistics import clopper_pearson

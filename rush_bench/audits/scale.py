@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from rush_bench.attacks.health import raw_logits, scores
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.body import STEEP, usual_spread
+from rush_bench.defenses.raw import raw_logits, scores
 from rush_bench.noise import Stream
 
 
@@ -20,4 +20,4 @@ def usual_scale(defense: Defense, images: Tensor, stream: Stream) -> Defense:
     if not (one_draw or defense.by_vote or defense.averaging.geometric):
         return defense
     spread = usual_spread(scores(raw_logits(defense), images, stream, 1))
-    return defense.with_body(defense.body.variant(gain=STEEP / spread)) if spread > 0 else defense
+    return defense.with_body(defense.body.variant(by=STEEP / spread)) if spread > 0 else defense

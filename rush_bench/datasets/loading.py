@@ -1,6 +1,5 @@
 """`load_dataset`: from a name to the images of one split, checked, resized and cut to a fixed subset."""
 
-import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rush_bench.datasets.npz import npz_source
 from rush_bench.datasets.source import Part, Source
 from rush_bench.datasets.splits import hold_out, ranked
 from rush_bench.errors import BadInput, unknown_name
+from rush_bench.settings import fits
 
 SPLITS = ("pretrain", "transfer", "train", "val", "test")
 UNSUPERVISED = ("pretrain", "transfer")  # unlabelled images, where there are any
@@ -53,9 +53,9 @@ def load_dataset(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     side = _side(size)
-    if n is not None and not _whole(n):
+    if n is not None and not fits(int, n):
         raise BadInput(f"n {n!r} must be a whole number of images, such as 100, or None for all")
-    if not _whole(seed):
+    if not fits(int, seed):
         raise BadInput(f"seed {seed!r} must be a whole number, such as 0")
     source = find_source(name)
     folder = Path(data_dir or os.environ.get("RUSH_BENCH_DATA") or "data").expanduser()
@@ -79,17 +79,12 @@ def load_dataset(
     )
 
 
-def _whole(number: Any) -> bool:
-    """Whether it is a whole number, numpy's too, and no bool."""
-    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
-
-
 def _side(size: Any) -> tuple[int, ...] | None:
     """Height and width of what was asked for."""
     if size is None:
         return None
-    side = (size, size) if _whole(size) else tuple(size) if isinstance(size, list | tuple) else ()
-    if len(side) != 2 or not all(_whole(part) and part >= 1 for part in side):
+    side = (size, size) if fits(int, size) else tuple(size) if isinstance(size, list | tuple) else ()
+    if len(side) != 2 or not all(fits(int, part) and part >= 1 for part in side):
         raise BadInput(f"size {size!r} must be a side, or (height, width), whole numbers of at least 1 pixel, such as 32")
     return tuple(int(part) for part in side)
 

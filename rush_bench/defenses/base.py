@@ -87,7 +87,7 @@ class Defense:
     precision: str = "float32"  # of the search; float32 alone judges
     # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
     draws_per_image: bool = True
-    steepness: float = 1.0  # by which our attacks multiply logits that are close together
+    steepness: float = 1.0  # by which our attacks multiply logits that are close together; 1 where they are not
     saturated: bool = False  # whether its logits are so far apart that float32's cross-entropy has no gradient
     passes: Passes
 
@@ -151,8 +151,9 @@ class Defense:
             f"{type(self).__name__} has no as_module(stream), which autoattack needs; add one, or leave that attack out"
         )
 
-    def unsaturated(self) -> "Defense":
-        """The same labels from logits that are closer together; itself where it is not `saturated`."""
+    def to_climb(self) -> "Defense":
+        """The same labels from logits at a scale where cross-entropy leads somewhere: closer together where it is `saturated`,
+        further apart where its `steepness` is not 1; elsewhere itself."""
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -31,11 +31,12 @@ Outputs = Literal["logits", "probabilities"]
 Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
-# Largest logit less smallest. Below FLAT every softmax is nearly uniform and CE pushes towards the mean of all other classes:
-# our attacks then take the logits STEEP apart, as trained networks have them. Below ROUNDED float32 loses what changes: there
-# other packages' attacks get them so, too. Below TINY float64 begins to lose which log-probability is the largest: the logits
-# are multiplied by a power of two for everything.
-FLAT, ROUNDED, STEEP, TINY = 2.5, 0.1, 20.0, 1e-7
+# Largest logit less smallest. Below FLAT a softmax gives all classes a share, and CE pushes towards the mean of the others: our
+# attacks then take the logits STEEP apart, as networks trained at length have them (adversarially trained ones have 3 to 6; on
+# those of table1-cpu PGD takes 1 to 5 points more so). Below ROUNDED float32 loses what changes: there other packages'
+# attacks get them so, too. Below TINY float64 begins to lose which log-probability is the largest: the logits are multiplied by
+# a power of two for everything.
+FLAT, ROUNDED, STEEP, TINY = 10.0, 0.1, 20.0, 1e-7
 # Largest logit less the second (a class that is masked by -1e9 says nothing). Above SURE the gradient of float32's CE fades to
 # 0: there AutoAttack gets it as LEADING, so that several times as much does not fade.
 SURE, LEADING = 30.0, 5.0
@@ -129,10 +130,11 @@ class Body:
         """How it was made: what another body for the same images is made with."""
         return {name: getattr(self, name) for name in ("shape", "device", "outputs", "precision", "memory")}
 
-    def variant(self, *, gain: float | None = None, read: Read | None = None, classes: int | None = None) -> "Body":
-        """The same network and counters at another scale of its logits, or read otherwise, as so many classes."""
+    def variant(self, *, by: float = 1.0, read: Read | None = None, classes: int | None = None) -> "Body":
+        """The same network and counters, its logits multiplied by a number, or read otherwise, as so many classes."""
         other = copy.copy(self)
-        other.gain, other.read, other.classes = gain or self.gain, read or self.read, classes or self.classes
+        other.gain, other.spread, other.lead = (by * value for value in (self.gain, self.spread, self.lead))
+        other.read, other.classes = read or self.read, classes or self.classes
         return other
 
     def log_probabilities(self, batch: Tensor, *, exact: bool) -> Tensor:
@@ -158,7 +160,7 @@ class Body:
 
     def unsaturated(self) -> "Body":
         """The same network with logits at a scale where the largest usually leads by LEADING."""
-        return self.variant(gain=self.gain * LEADING / self.lead)
+        return self.variant(by=LEADING / self.lead)
 
     def outputs_of(self, network: nn.Module, batch: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Any:
         """What a network returns for rows (R, C, H, W): logits in float32 (R, K), or else whatever it is.

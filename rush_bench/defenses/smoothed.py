@@ -41,11 +41,14 @@ class Network(Defense):
         bank_of: "Network | None" = None,
     ) -> None:
         check_shown(name)
-        self.body, self.sampler, self.name, self.draws, self.about = body, sampler, name, draws, about or {}
+        self.sampler, self.name, self.draws, self.about = sampler, name, draws, about or {}
         self.averaging, self.by_vote, self.bank_of, self.draws_per_image = averaging, by_vote, bank_of, sampler.draws_per_image
-        self.shape, self.device, self.precision, self.weights = body.shape, body.device, body.precision, body.weights
-        self.classes, self.passes = body.classes, body.passes
-        self.steepness = 1.0 if averaging.geometric else body.steepness(FLAT)
+        self._take(body)
+
+    def _take(self, body: Body) -> None:
+        self.body, self.passes, self.weights = body, body.passes, body.weights
+        self.shape, self.device, self.precision, self.classes = body.shape, body.device, body.precision, body.classes
+        self.steepness, self.scale = (1.0 if self.averaging.geometric else body.steepness(below) for below in (FLAT, ROUNDED))
         self.saturated = self.averaged == 1 and body.lead > SURE
 
     @property
@@ -77,8 +80,8 @@ class Network(Defense):
         """See the function `as_module`."""
         return _Module(self, stream).eval()
 
-    def unsaturated(self) -> "Network":
-        return self.with_body(self.body.unsaturated()) if self.saturated else self
+    def to_climb(self) -> "Network":
+        return self.with_body(self.body.unsaturated()) if self.saturated else self._with(scale=self.steepness)
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         prediction = self._predictions(images, stream, 1)
@@ -185,7 +188,9 @@ class Network(Defense):
 
     def with_body(self, body: Body) -> "Network":
         """The same draws in front of another body."""
-        return self._with(body=body)
+        other = self._with()
+        other._take(body)
+        return other
 
     def with_sampler(self, sampler: Sampler) -> "Network":
         """The same body behind other draws."""
@@ -279,7 +284,7 @@ class _Module(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those.
 
-        Logits that float32 would not tell apart are multiplied (see `Body.steepness`).
+        Logits that float32 would not tell apart are multiplied (see `Body.steepness`), others where it is a defence `to_climb`.
         """
         defense, averaging, images = self.defense, self.defense.averaging, images.contiguous()
         forward, draws = defense.sampler.forward(defense.body, self.stream, len(images)), defense.averaged
@@ -287,16 +292,15 @@ class _Module(nn.Module):
         self.stream = self.stream.skip(draws)
         if len(images) * draws > defense.body.rows:
             mean = _Chunked.apply(images, defense.body, forward, slice(0, len(images)), draws, averaging)
-            return self._steep(averaging.scores(mean))
+            return self._shown(averaging.scores(mean))
         log_p = forward(images, slice(0, len(images)), slice(0, draws), False)
-        scores = self._steep(averaging.scores(averaging.mean(averaging.total(averaging.each(log_p)), draws)))
+        scores = self._shown(averaging.scores(averaging.mean(averaging.total(averaging.each(log_p)), draws)))
         if scores.requires_grad:
             scores.register_hook(lambda _: defense.body.count_backward(len(images) * draws))
         return scores
 
-    def _steep(self, scores: Tensor) -> Tensor:
-        by = 1.0 if self.defense.averaging.geometric else self.defense.body.steepness(ROUNDED)
-        return (by * scores).log_softmax(1).float()
+    def _shown(self, scores: Tensor) -> Tensor:
+        return (self.defense.scale * scores).log_softmax(1).float()
 
 
 class Deterministic(Network):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rush_bench.audits.scale import usual_scale
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.noise import Stream, Uniform
 from rush_bench.registry import attacks
@@ -71,8 +72,9 @@ def test_a_class_that_is_masked_says_nothing_of_the_scale(by: float) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_small_logits_of_several_classes_are_attacked_as_usual_ones(norm: str) -> None:
-    """CE of logits a tenth as far apart pushes towards the mean of the other classes, unless the attack sees to it."""
+@pytest.mark.parametrize("name", ["pgd", "eot-apgd", "apgd"])
+def test_small_logits_of_several_classes_are_attacked_as_usual_ones(norm: str, name: str) -> None:
+    """CE of logits half as far apart, or less, pushes towards the mean of the other classes, unless the attack sees to it."""
     torch.manual_seed(0)
     images = torch.rand(100, 1, 4, 4)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
@@ -81,14 +83,57 @@ def test_small_logits_of_several_classes_are_attacked_as_usual_ones(norm: str) -
         plain[3].bias.sub_(plain(images).mean(0))
     masked = nn.Sequential(Times(plain, 1e-4), nn.ConstantPad1d((0, 1), -1e9))  # an eleventh class that nobody is given
     threat, stream = Threat(norm, 0.08 if norm == "linf" else 0.25), Stream(0, "scale", torch.arange(100))
+    attack = override(attacks.load(name)(), {"losses": "ce", "steps": "20"} if name == "eot-apgd" else {})
     broken = []
-    for network in (*(Times(plain, by) for by in (1, 0.1, 0.02, 1e-5)), masked):
+    for network in (*(Times(plain, by) for by in (1, 0.5, 0.3, 0.1, 0.02, 1e-5)), masked):
         defense = Deterministic(network.eval(), shape=(1, 4, 4))
         labels = defense.predict(images, stream).labels
-        attacked = attacks.load("pgd")().run(defense, images, labels, threat, stream)
+        attacked = attack.run(defense, images, labels, threat, stream)
         broken.append(int((defense.predict(attacked, stream).labels != labels).sum()))
-    assert len(set(broken[1:])) == 1 and 60 < broken[0] < 95
-    assert broken[1] >= broken[0] - 1, broken
+    assert max(broken[1:]) - min(broken[1:]) <= (name == "apgd") and 60 < broken[0] < 95  # float32's rounding, in the package
+    assert min(broken[1:]) >= broken[0] - 1, broken
+
+
+def of_spread(spread: float) -> Deterministic:
+    """Ten classes whose logits are so far apart."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 10)).eval()
+    with torch.no_grad():
+        logits = network(torch.rand(1000, 1, 4, 4))
+    return Deterministic(Times(network, spread / float((logits.amax(1) - logits.amin(1)).median())).eval(), shape=(1, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["pgd", "eot", "eot-apgd", "apgd"])
+@pytest.mark.parametrize("spread", [1, 6, 25])
+def test_a_key_says_whether_logits_were_taken_further_apart(name: str, spread: float) -> None:
+    """Records of attacks on logits as they are keep the key that they had; replays and scale-free losses never take others."""
+    defense = of_spread(spread)
+    settings = attacks.load(name)().on(defense).settings()
+    assert settings.get("steeper", False) == (spread < 10)
+    for other, changed in (("pgd-published", {}), ("aa", {}), ("eot-apgd-t", {}), ("pgd", {"loss": "dlr"})):
+        assert "steeper" not in override(attacks.load(other)(), changed).on(defense).settings()
+
+
+@pytest.mark.parametrize("spread", [1e-9, 1, 6, 25])
+def test_a_defence_to_climb_has_the_same_labels_and_logits_as_far_apart_as_trained_ones(spread: float) -> None:
+    images, stream = torch.rand(200, 1, 4, 4), Stream(0, "climb", torch.arange(200))
+    defense = of_spread(spread)
+    other = defense.to_climb()
+    scores = other.as_module(stream)(images)
+    assert torch.equal(scores.argmax(1), defense.predict(images, stream).labels)
+    found = float((scores.amax(1) - scores.amin(1)).median())
+    assert found == pytest.approx(max(spread, 20), rel=0.15)
+    assert defense.as_module(stream)(images).amax() <= 0 and other.weights == defense.weights
+
+
+@pytest.mark.parametrize("spread", [1e-9, 6, 300])
+def test_an_audit_s_probes_see_one_scale(spread: float) -> None:
+    """Tiny logits are multiplied before: what comes on top of that counts from there."""
+    images, stream = torch.rand(200, 1, 4, 4), Stream(0, "scale", torch.arange(200))
+    scaled = usual_scale(of_spread(spread), images, stream)
+    logits = scaled.body.outcome(images, exact=True)
+    assert float((logits.amax(1) - logits.amin(1)).median()) == pytest.approx(20, rel=1e-3)
+    assert scaled.steepness == 1 and torch.equal(logits.argmax(1), of_spread(spread).predict(images, stream).labels)
 
 
 @pytest.mark.parametrize("votes", [0, 4])

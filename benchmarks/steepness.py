@@ -2,10 +2,10 @@
 
     python benchmarks/steepness.py [--data-dir DIR] [--store models] [--images 200] [--eps 8/255]
 
-Deterministic networks of `models/`, whose weights are in the repository, on CIFAR-10's test images: the accuracy that PGD-10 and
-APGD-CE of 20 steps (ours) leave, with logits as they are and multiplied so that the largest is usually so far above the
-smallest. The classifier is the same in every column of a row. What the margin and DLR towards nine targets leave is beside
-it: those know no scale.
+Deterministic networks of `models/`, whose weights are in the repository, on test images of CIFAR-10: the accuracy that
+PGD-10 and APGD-CE of 20 steps (ours) leave, with logits as they are and multiplied so that the largest is usually so far above
+the smallest. The classifier is the same in every column of a row. What the margin and DLR towards nine targets leave is
+beside it: those know no scale.
 """
 
 import argparse

@@ -32,8 +32,8 @@ Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
 # Largest logit less smallest. Below FLAT a softmax gives all classes a share, and CE pushes towards the mean of the others: our
-# attacks then take the logits STEEP apart, as networks trained at length have them (adversarially trained ones have 3 to 6; on
-# those of table1-cpu PGD takes 1 to 5 points more so). Below ROUNDED float32 loses what changes: there other packages'
+# attacks then take the logits STEEP apart, as networks trained at length have them (adversarially trained ones have 3 to 6, and
+# lose 2 to 6 points more so: benchmarks/steepness.py). Below ROUNDED float32 loses what changes: there other packages'
 # attacks get them so, too. Below TINY float64 begins to lose which log-probability is the largest: the logits are multiplied by
 # a power of two for everything.
 FLAT, ROUNDED, STEEP, TINY = 10.0, 0.1, 20.0, 1e-7

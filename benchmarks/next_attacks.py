@@ -269,7 +269,7 @@ class Variant:
             answers = labels[alive]
             if phase.target is not None:
                 answers = torch.stack([answers, phase.target(state)[alive]], 1)
-            objective = steepened(phase.loss, defense.steepness)
+            objective = steepened(phase.loss)
             search = phase.search(settings, defense, images, threat, noise, objective, best, **phase.options)
             search.run(alive, start[None], answers[None])
         return best.points

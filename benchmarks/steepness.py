@@ -1,11 +1,11 @@
-"""At which scale of the logits does cross-entropy break most? What `rush_bench.defenses.body.FLAT` and STEEP rest on.
+"""At which scale of the logits does cross-entropy break most? What `rush_bench.defenses.aggregate.APART` rests on.
 
     python benchmarks/steepness.py [--data-dir DIR] [--store models] [--images 200] [--eps 8/255]
 
 Deterministic networks of `models/`, whose weights are in the repository, on test images of CIFAR-10: the accuracy that
-PGD-10 and APGD-CE of 20 steps (ours) leave, with logits as they are and multiplied so that the largest is usually so far above
-the smallest. The classifier is the same in every column of a row. What the margin and DLR towards nine targets leave is
-beside it: those know no scale.
+PGD-10 and APGD-CE of 20 steps (ours) leave, with logits as they are and multiplied, each image's by itself and at every step,
+so that the largest is at least so far above the smallest. The classifier is the same in every column of a row. What the
+margin and DLR towards nine targets leave is beside it: those know no scale.
 """
 
 import argparse
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 
+import rush_bench.defenses.aggregate as aggregate
 from rush_bench.attacks.apgd import EOTAPGD, TargetedEOTAPGD
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.pgd import PGD
 from rush_bench.datasets import Images, load_dataset
 from rush_bench.defenses import Network, load_defense
+from rush_bench.defenses.body import usual_spread
 from rush_bench.noise import Stream
 from rush_bench.settings import radius
 from rush_bench.threats import Threat
@@ -51,13 +53,10 @@ def main() -> None:
     for name in options.models:
         defense = load_defense(name, store=options.store)
         assert isinstance(defense, Network)
-        own, cells = defense.body.spread, []
-        for spread in (own, *SPREADS):
-            if spread < own:
-                cells.append("–")
-                continue
-            defense.steepness = spread / own
-            tried = (PGD(steps=10), EOTAPGD(steps=20, losses=("ce",)))
+        own, cells = usual_spread(defense.predict(data.floats(), Stream(0, "spread")).logs), []
+        for spread in (0, *SPREADS):
+            aggregate.APART, steeper = float(spread), spread > 0
+            tried = (PGD(steps=10, steeper=steeper), EOTAPGD(steps=20, losses=("ce",), steeper=steeper))
             cells.append(" / ".join(left(defense, attack, data, threat) for attack in tried))
         row = "  ".join(f"{cell:>11}" for cell in cells)
         print(f"{name:22}  {own:5.1f}  {row}  {left(defense, TargetedEOTAPGD(), data, threat):>8}", flush=True)

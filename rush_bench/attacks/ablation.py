@@ -70,10 +70,11 @@ class Switched(PGD):
         if self.keep == "best":
             found = super().run(defense, images, labels, threat, stream)
         else:
+            climbed = self.climbed(defense, images, stream)
             for restart in range(self.restarts):
                 walk = self.begin(images, threat, stream, restart)
                 for step in range(self.steps):
-                    walk.move(self.gradient(defense, walk, labels, stream, restart, step).gradient)
+                    walk.move(self.gradient(climbed, walk, labels, stream, restart, step).gradient)
             found = walk.attacked
         # without projection in the loop, images + delta may be a rounding outside of the ball
         return found if self.clamp == "project" else threat.project(found, images)

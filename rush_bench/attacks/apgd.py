@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
-from rush_bench.attacks.cost import gradient_rows, judging_rows, prediction_rows
+from rush_bench.attacks.cost import climbing_rows, gradient_rows, judging_rows, prediction_rows
 from rush_bench.defenses import TARGETED, Defense
 from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.defenses.base import Gradient
@@ -56,7 +56,7 @@ class EOTAPGD(Attack):
     redraw: Whole = 1
     rows: Count = 1024
     back: bool = False
-    steeper: bool = False
+    steeper: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,16 +67,16 @@ class EOTAPGD(Attack):
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
         best = BestSoFar(defense, images, labels, stream, self.select_draws)
-        ranked = None
+        ranked, climbed = None, defense.to_climb(images, stream) if self.steeper else defense
         for loss in self.losses:
-            targeted, objective = loss.partition("@")[0] in TARGETED, steepened(loss, defense.steepness)
+            targeted, objective = loss.partition("@")[0] in TARGETED, steepened(loss) if self.steeper else loss
             if targeted and ranked is None:
                 ranked = _ranked_targets(defense, images, labels, stream)[:, : self.targets]
             units = list(
                 itertools.product(range(self.restarts), range(ranked.shape[1] if ranked is not None and targeted else 1))
             )
             # the noise is that of the loss, not of the group: which units share a batch depends on the other images
-            search = _Search(self, defense, images, threat, stream.named(f"gradient/{loss}"), objective, best)
+            search = _Search(self, climbed, images, threat, stream.named(f"gradient/{loss}"), objective, best)
             while units and len(alive := best.standing() if self.stop else best.everyone):
                 # the first run breaks most of what will break; only then do the others pay as rows of one batch
                 width = 1 if not best.value.isfinite().any() else max(1, self.rows // len(alive))
@@ -91,7 +91,7 @@ class EOTAPGD(Attack):
 
     def on(self, defense: Defense) -> "EOTAPGD":
         losses = self.losses or self._default_losses(defense)
-        steeper = any(steepened(loss, defense.steepness) != loss for loss in losses)
+        steeper = self.steeper and defense.steepens and any(steepened(loss) != loss for loss in losses)
         return dataclasses.replace(self, losses=losses, back=self.back or defense.deterministic, steeper=steeper)
 
     def _default_losses(self, defense: Defense) -> tuple[str, ...]:
@@ -101,9 +101,9 @@ class EOTAPGD(Attack):
         return ("ce" if defense.deterministic else "ce@vote:3", "margin")
 
     def passes(self, defense: Defense) -> tuple[float, float]:
-        if not self.losses:
-            return self.on(defense).passes(defense)
-        forward = backward = 0.0
+        if (settled := self.on(defense)) != self:
+            return settled.passes(defense)
+        forward, backward = float(climbing_rows(defense) if self.steeper else 0), 0.0
         judged = judging_rows(defense, self.select_draws)
         targets = min(self.targets, defense.classes - 1)
         for loss in self.losses:

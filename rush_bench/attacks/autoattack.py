@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rush_bench.attacks.apgd import EOTAPGD
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import at_once, judging_rows, prediction_rows
@@ -26,7 +27,7 @@ from rush_bench.threats import Threat
 
 NAMES = {
     "aa": "AutoAttack standard (pyautoattack): APGD-CE, APGD-T, FAB-T, Square; a randomised defence on its bank",
-    "apgd": "APGD-CE alone, 20 steps (pyautoattack): the quick stand-in for AutoAttack, never printed as AA",
+    "apgd": "APGD-CE alone, 20 steps (ours, as pyautoattack's): the quick stand-in for AutoAttack, never printed as AA",
     "aa-rand": "AutoAttack rand (pyautoattack): APGD-CE, APGD-DLR, 20 EOT passes; the best x' on held-apart draws",
 }
 
@@ -41,11 +42,10 @@ class AutoAttack(Attack):
     A bank of one draw would be fitted to that draw alone and say nothing about fresh ones. `parts` and `steps` are those of
     pyautoattack's `standard` version when empty and 0; of fewer than four classes, those that exist (see `parts_for`).
     `closer`: logits so far apart that float32's cross-entropy has no gradient come at a smaller scale, as it does by itself on
-    a deterministic network of such logits (`Defense.saturated`); replays get them as they are. `steeper`: logits a few units
-    apart come at a larger scale, as they do by themselves where no other loss than CE runs (`Defense.steepness`).
+    a deterministic network of such logits (`Defense.saturated`); replays get them as they are.
     """
 
-    later: ClassVar[dict[str, Any]] = {"closer": False, "steeper": False}
+    later: ClassVar[dict[str, Any]] = {"closer": False}
 
     bank: Whole = 0
     least_bank: Count = 16
@@ -53,7 +53,6 @@ class AutoAttack(Attack):
     parts: tuple[Name, ...] = ()
     steps: Whole = 0
     closer: bool = False
-    steeper: bool = False
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if (settled := self.on(defense)) != self:
@@ -105,9 +104,7 @@ class AutoAttack(Attack):
 
     def on(self, defense: Defense) -> Attack:
         closer = self.closer or (defense.deterministic and defense.saturated)
-        parts = settled(defense.classes, self.parts)
-        steeper = defense.steepness != 1 and (self.steeper or parts == ("apgd-ce",))  # APGD-T, FAB and Square know no scale
-        return dataclasses.replace(self, parts=parts, closer=closer, steeper=steeper)
+        return dataclasses.replace(self, parts=settled(defense.classes, self.parts), closer=closer)
 
     def settings(self) -> dict[str, Any]:
         # Records made with checkpoints of 100 steps, whatever `steps` was, are not these.
@@ -124,7 +121,7 @@ class AutoAttack(Attack):
             raise RushBenchError("the installed pyautoattack has no AutoAttack; pip install 'pyautoattack>=0.2'")
         logging.getLogger("auto-attack").setLevel(logging.ERROR)
         attack = pyautoattack.AutoAttack(
-            as_module(fixed.to_climb() if self.closer or self.steeper else fixed),
+            as_module(fixed.unsaturated() if self.closer else fixed),
             eps=threat.eps,
             norm={"linf": "Linf", "l2": "L2"}[threat.norm],
             seed=stream.seed,
@@ -145,10 +142,42 @@ class AutoAttack(Attack):
 
 @dataclass(frozen=True)
 class QuickAPGD(AutoAttack):
-    """One part of AutoAttack with few steps."""
+    """One part of AutoAttack with few steps.
+
+    `steeper`, as in `PGD`: our own APGD-CE, which is the package's image by image, of logits that are far enough apart; without
+    it, or with other parts, the package runs.
+    """
+
+    later: ClassVar[dict[str, Any]] = AutoAttack.later | {"steeper": False}
 
     parts: tuple[Name, ...] = ("apgd-ce",)
     steps: Count = 20
+    steeper: bool = True
+
+    def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
+        if (settled := self.on(defense)) != self:
+            return settled.run(defense, images, labels, threat, stream)
+        if not self.steeper:
+            return super().run(defense, images, labels, threat, stream)
+        return self._ours().run(self._fixed(defense), images, labels, threat, stream)
+
+    def passes(self, defense: Defense) -> tuple[float, float]:
+        if (settled := self.on(defense)) != self:
+            return settled.passes(defense)
+        if not self.steeper:
+            return super().passes(defense)
+        fixed = self._fixed(defense)
+        forward, backward = self._ours().passes(fixed)
+        return forward + (0 if defense.deterministic else 1 + UNSEEN) * prediction_rows(fixed), backward
+
+    def _ours(self) -> EOTAPGD:
+        return EOTAPGD(steps=self.steps, losses=("ce",))
+
+    def on(self, defense: Defense) -> Attack:
+        found = super().on(defense)
+        assert isinstance(found, QuickAPGD)
+        steeper = self.steeper and defense.steepens and found.parts == ("apgd-ce",)
+        return dataclasses.replace(found, steeper=steeper, closer=found.closer and not steeper)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ for `aa` and `square` (one image, 5000 queries), and a plan prices a hundred tri
 """
 
 from rush_bench.defenses import Defense
+from rush_bench.defenses.smoothed import SEEN
 
 
 def prediction_rows(defense: Defense) -> int:
@@ -26,6 +27,11 @@ def gradient_rows(defense: Defense, draws: int, loss: str) -> tuple[int, int]:
     once = rows <= _room(defense) or (name == "ce" and not geometric)
     there, again, back = _chain(defense)
     return rows * ((1 if once else 2) * (1 + there) + again), rows * (1 + back)
+
+
+def climbing_rows(defense: Defense) -> int:
+    """Rows of `Defense.to_climb` for one image."""
+    return prediction_rows(defense) if defense.deterministic else SEEN * (1 + _chain(defense)[0])
 
 
 def at_once(defense: Defense) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
-from rush_bench.attacks.cost import gradient_rows, judging_rows
+from rush_bench.attacks.cost import climbing_rows, gradient_rows, judging_rows
 from rush_bench.defenses import Defense, Gradient
 from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.noise import Stream
@@ -54,9 +54,8 @@ class PGD(Attack):
     On a randomised defence iterates are judged every `select_every` steps and at the end, on `select_draws` draws held apart
     from those of the gradients (A4; see `BestSoFar`), and with `stop` an image that is broken there leaves: its x' and the
     margin in its record are those of that look, not the furthest that the steps would go. On a deterministic defence every
-    iterate counts, at no extra cost, and none leaves. `steeper`: CE of logits that lie a few units apart is that of larger
-    ones, as it is by itself on such a defence (`Defense.steepness`). What other choices are worth:
-    `rush_bench.attacks.ablation`.
+    iterate counts, at no extra cost, and none leaves. `steeper`: CE of an image whose logits lie a few units apart is that of
+    larger ones (`ce@steep`). What other choices are worth: `rush_bench.attacks.ablation`.
     """
 
     later: ClassVar[dict[str, Any]] = {"stop": False, "steeper": False}
@@ -70,7 +69,7 @@ class PGD(Attack):
     select_draws: Count = 24
     select_every: Count = 10
     stop: bool = True
-    steeper: bool = False
+    steeper: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +79,7 @@ class PGD(Attack):
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
         best, looks = BestSoFar(defense, images, labels, stream, self.select_draws), not defense.deterministic
+        climbed = self.climbed(defense, images, stream)
         for restart in range(self.restarts):
             alive = best.standing() if self.stop and restart else best.everyone
             own, truth = stream.at(best.places(alive)), labels[alive]
@@ -94,17 +94,19 @@ class PGD(Attack):
                         own = stream.at(best.places(alive))
                 if not len(alive):
                     break
-                at = self.gradient(defense, walk, truth, own, restart, step)
+                at = self.gradient(climbed, walk, truth, own, restart, step)
                 if not looks:
                     best.take(walk.attacked, alive, at.loss)
                 walk.move(at.gradient)
             if looks and len(alive):
                 best.offer(walk.attacked, alive)
             elif not looks:
-                function, averaging = objective_named(self.objective(defense))
-                logs = defense.predict(walk.attacked, own).logs  # of one draw: what `Defense.gradient` calls the loss
-                best.take(walk.attacked, alive, function(averaging.each(logs[:, None])[:, 0].log_softmax(1), truth))
+                best.take(walk.attacked, alive, climbed.loss(walk.attacked, truth, self.objective(defense), own))
         return best.points
+
+    def climbed(self, defense: Defense, images: Tensor, stream: Stream) -> Defense:
+        """The defence whose gradients are followed from these images."""
+        return defense.to_climb(images, stream) if self.objective(defense) != self.loss else defense
 
     def begin(self, clean: Tensor, threat: Threat, stream: Stream, restart: int) -> Walk:
         """At a random point of the ball, or at the image."""
@@ -127,7 +129,7 @@ class PGD(Attack):
 
     def objective(self, defense: Defense) -> str:
         """The loss, and how draws are averaged in it."""
-        return steepened(self.loss, defense.steepness)
+        return steepened(self.loss) if self.steeper and defense.steepens else self.loss
 
     def looks(self, defense: Defense) -> int:
         """Judgements of an image in a restart."""
@@ -136,7 +138,8 @@ class PGD(Attack):
     def passes(self, defense: Defense) -> tuple[float, float]:
         forward, backward = gradient_rows(defense, self.draws or defense.draws or 1, self.loss)
         judged = self.looks(defense) * judging_rows(defense, self.select_draws)
-        return self.restarts * (self.steps * forward + judged), self.restarts * self.steps * backward
+        began = climbing_rows(defense) if self.objective(defense) != self.loss else 0
+        return self.restarts * (self.steps * forward + judged) + began, self.restarts * self.steps * backward
 
     def on(self, defense: Defense) -> Attack:
         idle = WITHOUT_LOOKS if defense.deterministic else {}

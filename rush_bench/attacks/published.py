@@ -37,12 +37,10 @@ class PublishedPGD(Switched):
 
     steps: Count = 40
     random_start: bool = False
+    steeper: bool = False
     redraw: Whole = 0
     clamp: Literal["project", "graph", "straight-through"] = "graph"
     keep: Literal["best", "last"] = "last"
-
-    def objective(self, defense: Defense) -> str:
-        return self.loss
 
 
 @dataclass(frozen=True)

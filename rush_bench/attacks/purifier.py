@@ -1,5 +1,6 @@
 """PGD on a purified defence through a gradient by name: what papers on purifiers did, and what corrects it."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ class PurifierPGD(Switched):
     """
 
     steps: Count = 40
+    steeper: bool = False
     draws: Whole = 1
     keep: Literal["best", "last"] = "last"
     surrogate: Literal["exact", "adjoint", "bpda", "blind"] = "adjoint"
@@ -76,7 +78,7 @@ class _Guided(Defense):
 
     def __init__(self, defense: Network, chain: Chain, surrogate: str, states: float) -> None:
         self.name, self.classes, self.shape, self.draws = defense.name, defense.classes, defense.shape, defense.draws
-        self.device, self.precision, self.steepness = defense.device, defense.precision, defense.steepness
+        self.device, self.precision, self.steepens = defense.device, defense.precision, defense.steepens
         self.passes, self.defense = defense.passes, defense
         self.chain, self.states, self.blind = chain, states, surrogate == "blind"
         assert isinstance(defense.sampler, TransformSampler)
@@ -85,6 +87,11 @@ class _Guided(Defense):
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         return self.defense.predict(images, stream)
+
+    def to_climb(self, images: Tensor, stream: Stream) -> "_Guided":
+        other = copy.copy(self)
+        other.through = self.through.to_climb(images, stream)
+        return other
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         return self.defense.predictions(images, stream, repeats, exact=exact)

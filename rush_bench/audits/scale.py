@@ -3,13 +3,14 @@
 from torch import Tensor
 
 from rush_bench.defenses import Defense, Network
-from rush_bench.defenses.body import STEEP, usual_spread
+from rush_bench.defenses.aggregate import APART
+from rush_bench.defenses.body import usual_spread
 from rush_bench.defenses.raw import raw_logits, scores
 from rush_bench.noise import Stream
 
 
 def usual_scale(defense: Defense, images: Tensor, stream: Stream) -> Defense:
-    """The defence with logits that are STEEP apart on images (B, C, H, W), as trained networks have them; the same predictions.
+    """The defence with logits that are APART apart on images (B, C, H, W), as trained networks have them; the same predictions.
 
     A defence that averages probabilities is another one at another scale, and one that shows no logits has none to scale: both
     are returned unchanged.
@@ -20,4 +21,4 @@ def usual_scale(defense: Defense, images: Tensor, stream: Stream) -> Defense:
     if not (one_draw or defense.by_vote or defense.averaging.geometric):
         return defense
     spread = usual_spread(scores(raw_logits(defense), images, stream, 1))
-    return defense.with_body(defense.body.variant(by=STEEP / spread)) if spread > 0 else defense
+    return defense.with_body(defense.body.variant(by=APART / spread)) if spread > 0 else defense

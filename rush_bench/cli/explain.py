@@ -17,7 +17,7 @@ GLOSSARY = {
     "rows": "images and draws that one pass may hold",
     "source": "what it is made on: the network without its noise, or a model",
     "states": "steps of the purifier whose states are kept",
-    "steeper": "whether logits a few units apart, where cross-entropy is weak, come at a larger scale",
+    "steeper": "whether cross-entropy takes logits a few units apart, where it is weak, further apart",
     "store": "folder of the source's model",
     "surrogate": "what its gradient goes through",
     "whole": "whether the square is of one sign over all channels",

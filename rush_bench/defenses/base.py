@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rush_bench.defenses.aggregate import objective_named
 from rush_bench.devices import wide
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
@@ -87,7 +88,7 @@ class Defense:
     precision: str = "float32"  # of the search; float32 alone judges
     # what is drawn for an image depends on (seed, purpose, image, draw) alone (A5), not on its batch
     draws_per_image: bool = True
-    steepness: float = 1.0  # by which our attacks multiply logits that are close together; 1 where they are not
+    steepens: bool = False  # whether `gradient` knows `ce@steep`, of a defence `to_climb`
     saturated: bool = False  # whether its logits are so far apart that float32's cross-entropy has no gradient
     passes: Passes
 
@@ -151,9 +152,19 @@ class Defense:
             f"{type(self).__name__} has no as_module(stream), which autoattack needs; add one, or leave that attack out"
         )
 
-    def to_climb(self) -> "Defense":
-        """The same labels from logits at a scale where cross-entropy leads somewhere: closer together where it is `saturated`,
-        further apart where its `steepness` is not 1; elsewhere itself."""
+    def loss(self, images: Tensor, labels: Tensor, loss: str, stream: Stream) -> Tensor:
+        """The loss (B,) of one prediction at images (B, C, H, W), without its gradient."""
+        function, averaging = objective_named(loss)
+        logs = averaging.each(self.predict(images, stream).logs[:, None])[:, 0]
+        return function(logs.log_softmax(1), labels)
+
+    def to_climb(self, images: Tensor, stream: Stream) -> "Defense":
+        """The same, for an attack that begins at these images (B, C, H, W) of the stream: `ce@steep` of them is one function
+        from there on, whatever it asks for. Itself where it does not say that it `steepens`."""
+        return self
+
+    def unsaturated(self) -> "Defense":
+        """The same labels from logits that are closer together; itself where it is not `saturated`."""
         return self
 
     def identity(self) -> dict[str, Any]:

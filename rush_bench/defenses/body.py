@@ -31,12 +31,10 @@ Outputs = Literal["logits", "probabilities"]
 Precision = Literal["float32", "bfloat16"]
 NORMS = (nn.modules.batchnorm._NormBase,)
 DEFAULT_MEMORY = 2 * 2**30
-# Largest logit less smallest. Below FLAT a softmax gives all classes a share, and CE pushes towards the mean of the others: our
-# attacks then take the logits STEEP apart, as networks trained at length have them (adversarially trained ones have 3 to 6, and
-# lose 2 to 6 points more so: benchmarks/steepness.py). Below ROUNDED float32 loses what changes: there other packages'
-# attacks get them so, too. Below TINY float64 begins to lose which log-probability is the largest: the logits are multiplied by
-# a power of two for everything.
-FLAT, ROUNDED, STEEP, TINY = 10.0, 0.1, 20.0, 1e-7
+# Largest logit less smallest. Below TINY float64 begins to lose which log-probability is the largest: the logits are multiplied
+# by a power of two for everything.
+TINY = 1e-7
+LEGIBLE = 0.1  # the same: below it float32 loses what changes
 # Largest logit less the second (a class that is masked by -1e9 says nothing). Above SURE the gradient of float32's CE fades to
 # 0: there AutoAttack gets it as LEADING, so that several times as much does not fade.
 SURE, LEADING = 30.0, 5.0
@@ -55,8 +53,9 @@ class Body:
     bfloat16 if asked. Every call gets rows of its own, so a network may write on them. `before` is what a defence does to
     images in front of the network; a network that draws at random must be `random`, and searches as it judges: another layout
     draws in another order. `noise` is what will be added to its images, for the probes. `gain` multiplies the logits of a
-    network that returns them, without another prediction for it (see `variant`). `read` is how log-probabilities are read off
-    rows; a probe may read something else.
+    network that returns them, without another prediction for it (see `variant`). `varied` are the classes whose logits are
+    not the same for all images, None if all are. `read` is how log-probabilities are read off rows; a probe may read
+    something else.
     """
 
     classes: int
@@ -115,7 +114,7 @@ class Body:
             self.forward_bytes = self._forward_bytes(shape)
             with torch.no_grad():
                 logits = self.outcome(rows, exact=True)
-            self.spread, self.lead = usual_spread(logits), usual_lead(logits)
+            self.varied, self.lead, self.spread = varied(logits), usual_lead(logits), usual_spread(logits)
             if outputs == "logits" and 0 < self.spread < TINY:
                 self.gain = 2.0 ** math.floor(math.log2(TINY / self.spread))
                 self.spread, self.lead = self.gain * self.spread, self.gain * self.lead
@@ -134,7 +133,7 @@ class Body:
         """The same network and counters, its logits multiplied by a number, or read otherwise, as so many classes."""
         other = copy.copy(self)
         other.gain, other.spread, other.lead = (by * value for value in (self.gain, self.spread, self.lead))
-        other.read, other.classes = read or self.read, classes or self.classes
+        other.read, other.classes, other.varied = read or self.read, classes or self.classes, None if read else self.varied
         return other
 
     def log_probabilities(self, batch: Tensor, *, exact: bool) -> Tensor:
@@ -154,9 +153,10 @@ class Body:
             out = self.outputs_of(self.network, batch) if exact else self.outputs_of(self.search, batch, self.layout)
         return out.clamp_min(1e-30).log() if self.outputs == "probabilities" else self.gain * out
 
-    def steepness(self, below: float) -> float:
-        """What an attack multiplies the logits with before a softmax: 1 unless their usual spread is `below` this."""
-        return STEEP / self.spread if 0 < self.spread < below else 1.0
+    @property
+    def legible(self) -> float:
+        """What logits are multiplied with for float32. No more than that: other images may be further apart than probes."""
+        return max(1.0, LEGIBLE / self.spread) if self.spread > 0 else 1.0
 
     def unsaturated(self) -> "Body":
         """The same network with logits at a scale where the largest usually leads by LEADING."""
@@ -228,13 +228,15 @@ class Body:
         return sum(saved.values())
 
 
-def usual_spread(logits: Tensor) -> float:
-    """The median over rows (R, K) of the largest logit less the smallest; trained networks have about STEEP.
+def varied(logits: Tensor) -> Tensor | None:
+    """The classes whose logit is not the same for all rows (R, K), None if that is all or but one; others may be masked."""
+    varies = (logits.amax(0) > logits.amin(0)).nonzero()[:, 0]
+    return varies if 1 < len(varies) < logits.shape[1] else None
 
-    Classes whose logit is the same for all rows are left out: masked by -1e9, say, they tell nothing of the others.
-    """
-    varies = logits.amax(0) > logits.amin(0)
-    seen = logits[:, varies] if varies.sum() > 1 else logits
+
+def usual_spread(logits: Tensor) -> float:
+    """The median over rows (R, K) of the largest logit less the smallest, of the classes that are `varied`."""
+    seen = logits if (among := varied(logits)) is None else logits[:, among]
     return float((seen.amax(1) - seen.amin(1)).median())
 
 

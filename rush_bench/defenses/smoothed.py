@@ -1,6 +1,7 @@
 """Deterministic classifiers and the randomised-smoothing adapter (RUSH eqs. 3-7; Cohen et al. 2019; Salman et al. 2019)."""
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -10,14 +11,15 @@ from torch import Tensor, nn
 
 from rush_bench.defenses.aggregate import MEAN_PROBABILITY, Aggregation, objective_named
 from rush_bench.defenses.base import Defense, Gradient, Prediction, check_images, check_shown
-from rush_bench.defenses.body import FLAT, ROUNDED, SURE, Body, blocks, whole_blocks
-from rush_bench.defenses.losses import against, cross_entropy
-from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform
+from rush_bench.defenses.body import SURE, Body, blocks, whole_blocks
+from rush_bench.defenses.losses import Loss, against, cross_entropy
+from rush_bench.defenses.samplers import BankSampler, Forward, NoiseSampler, Sampler, StreamTransform, positions
 from rush_bench.errors import BadInput
 from rush_bench.noise import Noise, Stream, noise_from
 from rush_bench.settings import MOST, Count, fits
 
 FAINT = 1e-20  # the least slope of CE: a gradient keeps its direction where it would vanish
+SEEN = 2  # draws that tell how far apart an image's logits are
 
 
 class Network(Defense):
@@ -25,8 +27,12 @@ class Network(Defense):
 
     `sampler` says how it draws and `draws` how many votes one prediction counts; `of_votes`, `bank` and `base` are the same
     body with others. `averaging` is that of `probabilities`, and of a loss that does not say another; `by_vote`: the label is
-    the one with the most votes, not the likeliest. `bank_of`: for a bank, the defence whose draws it holds.
+    the one with the most votes, not the likeliest. `bank_of`: for a bank, the defence whose draws it holds. `spreads`: how far
+    apart the logits of images are, by position in the stream, once an attack has begun on them.
     """
+
+    steepens = True
+    spreads: dict[int, float] | None = None
 
     def __init__(
         self,
@@ -42,13 +48,13 @@ class Network(Defense):
     ) -> None:
         check_shown(name)
         self.sampler, self.name, self.draws, self.about = sampler, name, draws, about or {}
-        self.averaging, self.by_vote, self.bank_of, self.draws_per_image = averaging, by_vote, bank_of, sampler.draws_per_image
+        self.averaging = averaging if by_vote else dataclasses.replace(averaging, late=True)
+        self.by_vote, self.bank_of, self.draws_per_image = by_vote, bank_of, sampler.draws_per_image
         self._take(body)
 
     def _take(self, body: Body) -> None:
         self.body, self.passes, self.weights = body, body.passes, body.weights
         self.shape, self.device, self.precision, self.classes = body.shape, body.device, body.precision, body.classes
-        self.steepness, self.scale = (1.0 if self.averaging.geometric else body.steepness(below) for below in (FLAT, ROUNDED))
         self.saturated = self.averaged == 1 and body.lead > SURE
 
     @property
@@ -80,8 +86,23 @@ class Network(Defense):
         """See the function `as_module`."""
         return _Module(self, stream).eval()
 
-    def to_climb(self) -> "Network":
-        return self.with_body(self.body.unsaturated()) if self.saturated else self._with(scale=self.steepness)
+    def to_climb(self, images: Tensor, stream: Stream) -> "Network":
+        draws, varied = self.averaged if self.deterministic else SEEN, self.body.varied
+        forward, found = self.sampler.forward(self.body, stream.named("spread"), len(images)), list[Tensor]()
+        with torch.no_grad():
+            for i, j in blocks(len(images), draws, self.body.block(draws)):
+                log_p = forward(images[i].to(self.device), i, j, False)
+                seen = log_p if varied is None else log_p[..., varied]
+                part = (seen.amax(-1) - seen.amin(-1)).sum(1) / draws
+                if j.start == 0:
+                    found.append(part)
+                else:
+                    found[-1] = found[-1] + part
+        places = positions(stream, len(images)).tolist()
+        return self._with(spreads=dict(zip(places, torch.cat(found).tolist(), strict=True)))
+
+    def unsaturated(self) -> "Network":
+        return self.with_body(self.body.unsaturated()) if self.saturated else self
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         prediction = self._predictions(images, stream, 1)
@@ -126,10 +147,10 @@ class Network(Defense):
         return Prediction(labels, votes, probabilities.float(), scores)
 
     def gradient(self, images: Tensor, labels: Tensor, loss: str, draws: int, stream: Stream) -> Gradient:
-        function, averaging = objective_named(loss, self.averaging)
+        function, averaging = self._objective(loss, images, stream)
         forward = self.sampler.forward(self.body, stream, len(images))
         draws = self.averaged if self.deterministic else draws
-        if function is cross_entropy and not averaging.geometric:
+        if function is cross_entropy and averaging.by_draw:
             return self._gradient_of_ce(images, labels, averaging, draws, forward)
         gradients, losses = torch.empty_like(images), torch.empty(len(images), dtype=self.body.wide, device=images.device)
         means = losses[:, None].repeat(1, self.classes)
@@ -139,10 +160,10 @@ class Network(Defense):
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
                 if fits := draws <= self.body.rows:
-                    mean = averaging.mean(averaging.total(averaging.each(forward(x, i, j, False))), draws)
+                    mean = averaging.mean(averaging.total(averaging.of(i).each(forward(x, i, j, False))), draws)
                 else:
-                    mean = _Chunked.apply(x, self.body, forward, i, draws, averaging)
-                scores = averaging.scores(mean)
+                    mean = _Chunked.apply(x, self.body, forward, i, draws, averaging.of(i))
+                scores = averaging.of(i).scores(mean)
                 value = (against if function is cross_entropy else function)(scores, labels[i])
                 if fits:
                     self.body.count_backward(len(x) * draws)
@@ -152,6 +173,21 @@ class Network(Defense):
                 gradient = gradient * _slope(-torch.expm1(-value), gradient)
             gradients[i], losses[i], means[i] = gradient, value.detach(), mean.detach()
         return Gradient(gradients, losses.float(), averaging.scores(means).float())
+
+    def loss(self, images: Tensor, labels: Tensor, loss: str, stream: Stream) -> Tensor:
+        function, averaging = self._objective(loss, images, stream)
+        logs = averaging.each(self.predict(images, stream).logs[:, None])[:, 0]
+        return function(averaging.scores(logs).log_softmax(1), labels)
+
+    def _objective(self, loss: str, images: Tensor, stream: Stream) -> tuple[Loss, Aggregation]:
+        """The loss and how its draws are averaged, for images where an attack begins or those that it knows."""
+        function, averaging = objective_named(loss, self.averaging)
+        if not averaging.apart:
+            return function, averaging
+        spreads = self.spreads if self.spreads is not None else self.to_climb(images, stream).spreads
+        assert spreads is not None
+        own = [spreads[place] for place in positions(stream, len(images)).tolist()]
+        return function, averaging.sharpened(torch.tensor(own, dtype=self.body.wide, device=self.device))
 
     def _gradient_of_ce(self, images: Tensor, labels: Tensor, averaging: Aggregation, draws: int, forward: Forward) -> Gradient:
         """CE of the mean probability p over draws, in one pass: sum_j p_j (1 - p_j) d odds_j / sum_j p_j, odds against y.
@@ -164,7 +200,7 @@ class Network(Defense):
         for i, j in blocks(len(images), draws, self.body.block(draws)):
             with torch.enable_grad():
                 x = images[i].detach().requires_grad_()
-                each = averaging.each(forward(x, i, j, False))
+                each = averaging.of(i).each(forward(x, i, j, False))
                 known = labels[i, None].expand(each.shape[:2])
                 odds = against(each, known)
                 share = (odds + 2 * each.gather(2, known[..., None])[..., 0]).detach()  # log p_j (1 - p_j)
@@ -236,7 +272,7 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, body: Body, forward: Forward, where: slice, draws: int, averaging: Aggregation) -> Tensor:
         pieces: list[Tensor] = []
         for i, j in blocks(len(x), draws, body.rows):
-            total = averaging.total(averaging.each(forward(x[i], _within(where, i), j, False)))
+            total = averaging.total(averaging.of(i).each(forward(x[i], _within(where, i), j, False)))
             if j.start == 0:
                 pieces.append(total)
             else:
@@ -254,7 +290,7 @@ class _Chunked(torch.autograd.Function):
         for i, j in blocks(len(x), draws, body.rows):
             with torch.enable_grad():
                 part = x[i].detach().requires_grad_()
-                each = averaging.each(forward(part, _within(where, i), j, False))
+                each = averaging.of(i).each(forward(part, _within(where, i), j, False))
                 share = averaging.share(each.detach(), mean[i], draws)
                 objective = (upstream[0][i, None] * share * each).sum()
                 out[i] += body.gradient(objective, part, len(part) * (j.stop - j.start))
@@ -284,7 +320,7 @@ class _Module(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0,1] to (B, K): the log of the mean probability, or the mean logits where the defence has those.
 
-        Logits that float32 would not tell apart are multiplied (see `Body.steepness`), others where it is a defence `to_climb`.
+        Logits that float32 would not tell apart are multiplied (see `Body.legible`).
         """
         defense, averaging, images = self.defense, self.defense.averaging, images.contiguous()
         forward, draws = defense.sampler.forward(defense.body, self.stream, len(images)), defense.averaged
@@ -300,7 +336,7 @@ class _Module(nn.Module):
         return scores
 
     def _shown(self, scores: Tensor) -> Tensor:
-        return (self.defense.scale * scores).log_softmax(1).float()
+        return (self.defense.body.legible * scores).log_softmax(1).float()
 
 
 class Deterministic(Network):

@@ -32,8 +32,8 @@ OUTDONE = 0.06
 # queries), other settings. Adversarially trained networks lose up to 9 points from PGD to AutoAttack.
 OUTDONE_BY_MORE = 0.12
 STRONGER = ("eot-apgd", "eot-apgd-t", "aa", "aa-rand")
-# Keys of an attack's identity that are no settings: what it ran on, and what the scale of the network's logits asks for.
-NOT_SETTINGS = ("name", "of", "start", "precision", "closer", "steeper")
+# Keys of an attack's identity that are no settings: what it ran on, and what follows from the scale of the network's logits.
+NOT_SETTINGS = ("name", "of", "start", "precision", "closer")
 
 
 def gradient_caveat(cell: CellResult) -> str | None:
@@ -143,7 +143,7 @@ def unusual_settings(cell: CellResult) -> str:
 @functools.cache
 def _usual_settings(name: str, quick: bool, deterministic: bool, votes: int) -> dict[str, Any] | None:
     """The settings of an attack in its suite's column on such a defence; None for a plug-in's that a record cannot hold."""
-    defense: Any = SimpleNamespace(deterministic=deterministic, draws=votes, classes=10, saturated=False, steepness=1.0)
+    defense: Any = SimpleNamespace(deterministic=deterministic, draws=votes, classes=10, saturated=False, steepens=True)
     try:
         attack = override(attacks.load(name)(), (QUICK if quick else FULL).get(name, {})).on(defense)
         return _as_recorded({**dataclasses.asdict(attack), **attack.settings()})

@@ -60,14 +60,15 @@ def test_settings_that_came_later_leave_the_keys_of_older_records_as_they_were(l
         "loss": "ce",
         "select_draws": 32,
         "select_every": 5,
-    }
+    }  # and CE of logits as they are
     still = Deterministic(linear, shape=SMALL)
-    assert PGD().on(still).settings() == old
+    assert PGD(steeper=False).on(still).settings() == old
+    assert PGD().on(still).settings() == old | {"steeper": True}
     assert (
         PublishedPGD().on(still).settings() == PublishedPGD().on(Smoothed(linear, noise="uniform:0.1", shape=SMALL)).settings()
     )
     looks = {"select_draws": 64, "select_every": 10, "stop": True}
-    assert EOT().settings() == old | {"steps": 100, "step": 0.025, "draws": 64, **looks}
+    assert EOT(steeper=False).settings() == old | {"steps": 100, "step": 0.025, "draws": 64, **looks}
     old = PGD().settings()
     assert (old["select_draws"], old["select_every"], old["stop"]) == (24, 10, True)
     for later in ({"redraw": 0}, {"redraw": 10}, {"clamp": "graph"}, {"keep": "last"}):

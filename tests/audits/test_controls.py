@@ -125,14 +125,14 @@ def test_flagged(zoo, name, checks):
     ],
 )
 def test_broken_by_the_right_attack(zoo, name, left, breakers):
-    """Plain PGD leaves `left`, attacks that do without that gradient almost what it leaves of the bare network."""
+    """PGD on logits as they are leaves `left`, attacks without that gradient almost what it leaves of the bare network."""
     defense, base = plain(zoo, name), Deterministic(zoo.base, shape=zoo.shape, name="base")
     attacks = {
         "square": Square(queries=400),
         "margin": EOTAPGD(steps=20, losses=("margin",)),
         "transfer": Transfer(source=base, steps=20),
     }
-    assert accuracy(defense, PGD(), zoo.images, zoo.labels) >= left
+    assert accuracy(defense, PGD(steeper=False), zoo.images, zoo.labels) >= left
     for breaker in breakers:
         assert accuracy(defense, attacks[breaker], zoo.images, zoo.labels) <= 0.4, breaker
 

@@ -1,5 +1,7 @@
 """The same classifier at any scale of its logits: the same attack."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from rush_bench.audits.scale import usual_scale
 from rush_bench.defenses import Deterministic, Smoothed
+from rush_bench.defenses.body import usual_spread
 from rush_bench.noise import Stream, Uniform
 from rush_bench.registry import attacks
 from rush_bench.settings import override
@@ -104,26 +107,92 @@ def of_spread(spread: float) -> Deterministic:
 
 
 @pytest.mark.parametrize("name", ["pgd", "eot", "eot-apgd", "apgd"])
-@pytest.mark.parametrize("spread", [1, 6, 25])
-def test_a_key_says_whether_logits_were_taken_further_apart(name: str, spread: float) -> None:
-    """Records of attacks on logits as they are keep the key that they had; replays and scale-free losses never take others."""
-    defense = of_spread(spread)
-    settings = attacks.load(name)().on(defense).settings()
-    assert settings.get("steeper", False) == (spread < 10)
-    for other, changed in (("pgd-published", {}), ("aa", {}), ("eot-apgd-t", {}), ("pgd", {"loss": "dlr"})):
-        assert "steeper" not in override(attacks.load(other)(), changed).on(defense).settings()
+def test_a_key_says_whether_logits_were_taken_further_apart(name: str) -> None:
+    """Records of CE of logits as they are keep the key that they had, and `steeper=no` makes them again."""
+    defense = of_spread(6)
+    assert attacks.load(name)().on(defense).settings()["steeper"] is True
+    plain = override(attacks.load(name)(), {"steeper": "no"}).on(defense)
+    assert "steeper" not in plain.settings()
+    images, stream = torch.rand(100, 1, 4, 4), Stream(0, "key", torch.arange(100))
+    labels = defense.predict(images, stream).labels
+    steep, own = (attack.run(defense, images, labels, Threat("linf", 0.05), stream) for attack in (attacks.load(name)(), plain))
+    assert not torch.equal(steep, own)
 
 
-@pytest.mark.parametrize("spread", [1e-9, 1, 6, 25])
-def test_a_defence_to_climb_has_the_same_labels_and_logits_as_far_apart_as_trained_ones(spread: float) -> None:
-    images, stream = torch.rand(200, 1, 4, 4), Stream(0, "climb", torch.arange(200))
-    defense = of_spread(spread)
-    other = defense.to_climb()
-    scores = other.as_module(stream)(images)
-    assert torch.equal(scores.argmax(1), defense.predict(images, stream).labels)
-    found = float((scores.amax(1) - scores.amin(1)).median())
-    assert found == pytest.approx(max(spread, 20), rel=0.15)
-    assert defense.as_module(stream)(images).amax() <= 0 and other.weights == defense.weights
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("pgd-published", {}), ("aa", {}), ("eot-apgd-t", {}), ("pgd", {"loss": "dlr"}), ("pgd", {"loss": "ce@logits"})],
+)
+def test_replays_and_losses_that_know_no_scale_get_logits_as_they_are(name: str, changed: dict[str, str]) -> None:
+    assert "steeper" not in override(attacks.load(name)(), changed).on(of_spread(6)).settings()
+
+
+class Uneven(nn.Module):
+    """Linear logits times a positive factor of the image: the same classifier, its robust accuracy known in closed form."""
+
+    def __init__(self, steep: float) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.line, self.steep = nn.Sequential(nn.Flatten(), nn.Linear(16, 10)), steep
+        with torch.no_grad():
+            self.line[1].weight.mul_(15)
+            self.line[1].bias.copy_(-self.line(torch.rand(500, 1, 4, 4)).mean(0) + self.line[1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(x) * (self.steep * (0.29 - x.flatten(1).std(1))).exp()[:, None]
+
+    def stands(self, x: Tensor, labels: Tensor, eps: float) -> Tensor:
+        """Which images (B,) no x' in the ball and the box changes; float64."""
+        weight, bias = self.line[1].weight.double(), self.line[1].bias.double()
+        x = x.flatten(1).double()
+        gap, low, high = weight[labels][:, None] - weight, (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+        margins = (gap * torch.where(gap > 0, low[:, None], high[:, None])).sum(2) + bias[labels][:, None] - bias
+        return margins.scatter(1, labels[:, None], torch.inf).amin(1) > 0
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "eot-apgd"])
+@pytest.mark.parametrize("steep", [-20, 0, 20])
+def test_logits_are_seen_at_one_scale_image_by_image(name: str, steep: float) -> None:
+    """What probes or the other images have says nothing of an image whose logits are flat, or sure beyond float32."""
+    network, images = Uneven(steep).eval(), torch.rand(80, 1, 4, 4)
+    defense, stream = Deterministic(network, shape=(1, 4, 4)), Stream(0, "uneven", torch.arange(80))
+    labels = defense.predict(images, stream).labels
+    stands = network.stands(images, labels, 0.04)
+    assert 20 < int(stands.sum()) < 60
+    attack = override(attacks.load(name)(), {"losses": "ce"} if name == "eot-apgd" else {})
+    attacked = attack.run(defense, images, labels, Threat("linf", 0.04), stream)
+    left = defense.predict(attacked, stream).labels == labels
+    assert not (stands & ~left).any()
+    assert int(left.sum()) - int(stands.sum()) <= 4, (int(left.sum()), int(stands.sum()))
+
+
+@pytest.mark.parametrize("votes", [0, 4])
+@pytest.mark.parametrize("spread", [1e-6, 6, 60])
+def test_the_objective_of_an_attack_is_ce_of_logits_20_apart_where_it_began(spread: float, votes: int) -> None:
+    """By hand: the mean over draws of the softmax of each image's logits times its own constant; elsewhere too."""
+    images, stream, line = torch.rand(5, 1, 4, 4), Stream(0, "climb", torch.arange(5)), of_spread(spread)
+    law = Uniform(0.1)
+    defense = Smoothed(line.body.network, noise=law, votes=votes, shape=(1, 4, 4)) if votes else line
+    labels = defense.predict(images, stream).labels
+    begun = defense.to_climb(images, stream)
+    assert begun.spreads is not None
+    factor = torch.tensor([max(1.0, 20 / begun.spreads[k]) for k in range(5)], dtype=torch.float64)
+    x = (images + 0.2 * torch.rand_like(images)).clamp(0, 1)
+    noise = stream.noise(law, 5, votes, (1, 4, 4), torch.device("cpu")) if votes else torch.zeros(5, 1, 1, 4, 4)
+    point = x.double().requires_grad_()
+    logits = (
+        copy.deepcopy(line.body.network).double()((point[:, None] + noise.double()).flatten(0, 1)).unflatten(0, noise.shape[:2])
+    )
+    mean = (factor[:, None, None] * logits).softmax(2).mean(1)
+    loss = -mean.gather(1, labels[:, None])[:, 0].log()
+    (truth,) = torch.autograd.grad(loss.sum(), point)
+    found = begun.gradient(x, labels, "ce@steep", votes or 1, stream)
+    assert torch.allclose(found.loss.double(), loss.detach(), rtol=1e-3, atol=1e-4)
+    sizes = [g.flatten(1) / g.flatten(1).norm(dim=1, keepdim=True) for g in (found.gradient.double(), truth)]
+    assert torch.allclose(*sizes, atol=1e-3)
+    own = usual_spread(line.body.outcome(images, exact=True))
+    if not votes:
+        assert sorted(begun.spreads.values())[2] == pytest.approx(own, rel=1e-4)
 
 
 @pytest.mark.parametrize("spread", [1e-9, 6, 300])
@@ -133,7 +202,7 @@ def test_an_audit_s_probes_see_one_scale(spread: float) -> None:
     scaled = usual_scale(of_spread(spread), images, stream)
     logits = scaled.body.outcome(images, exact=True)
     assert float((logits.amax(1) - logits.amin(1)).median()) == pytest.approx(20, rel=1e-3)
-    assert scaled.steepness == 1 and torch.equal(logits.argmax(1), of_spread(spread).predict(images, stream).labels)
+    assert torch.equal(logits.argmax(1), of_spread(spread).predict(images, stream).labels)
 
 
 @pytest.mark.parametrize("votes", [0, 4])

@@ -56,6 +56,8 @@ class Sampling(Settings):
         super().__post_init__()
         if self.mode == "target" and len(self.radii) != 1:
             raise BadInput(f"mode target decides one radius, not {len(self.radii)}; give one --radius, or use --mode staged")
+        if self.mode == "fixed" and self.give_up_level != type(self).give_up_level:
+            raise BadInput("mode fixed makes all draws and gives no radius up; leave give_up_level out, or use --mode staged")
         if self.alpha >= 0.5:
             raise BadInput(
                 f"alpha = {self.alpha:g}: a bound that may be wrong for one image in {1 / self.alpha:.2g} certifies nothing; "

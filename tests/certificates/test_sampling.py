@@ -137,6 +137,7 @@ def test_a_target_at_the_very_largest_radius_is_reached_when_all_draws_agree() -
         ({"alpha": 0.5}, r"may be wrong for one image in 2 certifies nothing; .*below 0\.5; 0\.001 is usual"),
         ({"alpha": 0.9, "mode": "staged"}, "alpha = 0.9: .* certifies nothing"),
         ({"give_up_level": 2.0}, "give_up_level"),
+        ({"give_up_level": 0.4}, "leave give_up_level out"),
         ({"draws": 0}, "draws"),
         ({"selection": 0}, "selection"),
         ({"radii": (-0.1,)}, "radii=.-0.1,. must be a list, each a finite number, at least 0"),

@@ -247,7 +247,7 @@ class Variant:
 
     def run(self, defense: Defense, data: Images, threat: Threat, stream: Stream, steps: int, draws: int) -> Tensor:
         images, labels = data.floats(), data.labels
-        best = BestSoFar(defense, images, labels, stream, JUDGED)
+        best, climbed = BestSoFar(defense, images, labels, stream, JUDGED), defense.to_climb(images, stream)
         state = State(defense, images, labels, threat, stream, best, steps)
         rows = 2 * steps * draws - self.extra(steps) / 2  # there and back
         for number, phase in enumerate(self.phases):
@@ -270,7 +270,7 @@ class Variant:
             if phase.target is not None:
                 answers = torch.stack([answers, phase.target(state)[alive]], 1)
             objective = steepened(phase.loss)
-            search = phase.search(settings, defense, images, threat, noise, objective, best, **phase.options)
+            search = phase.search(settings, climbed, images, threat, noise, objective, best, **phase.options)
             search.run(alive, start[None], answers[None])
         return best.points
 

@@ -24,7 +24,7 @@ from rush_bench.settings import parse_number
 
 VOTE_SHARPNESS = 10.0  # protocol 5, T4
 FAINTEST = 1e-30  # of a difference of logits, so that nothing is divided by 0
-APART = 20.0  # largest logit less smallest: networks trained at length have so much, adversarially trained ones 3 to 6
+APART = 20.0  # largest logit less smallest: networks trained at length have so much, adversarially trained ones 2 to 6
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ class Network(Defense):
     `sampler` says how it draws and `draws` how many votes one prediction counts; `of_votes`, `bank` and `base` are the same
     body with others. `averaging` is that of `probabilities`, and of a loss that does not say another; `by_vote`: the label is
     the one with the most votes, not the likeliest. `bank_of`: for a bank, the defence whose draws it holds. `spreads`: how far
-    apart the logits of images are, by position in the stream, once an attack has begun on them.
+    apart the logits of images are, once an attack has begun on them.
     """
 
     steepens = True
-    spreads: dict[int, float] | None = None
+    spreads: "Spreads | None" = None
 
     def __init__(
         self,
@@ -98,8 +98,7 @@ class Network(Defense):
                     found.append(part)
                 else:
                     found[-1] = found[-1] + part
-        places = positions(stream, len(images)).tolist()
-        return self._with(spreads=dict(zip(places, torch.cat(found).tolist(), strict=True)))
+        return self._with(spreads=Spreads(positions(stream, len(images)), torch.cat(found)))
 
     def unsaturated(self) -> "Network":
         return self.with_body(self.body.unsaturated()) if self.saturated else self
@@ -186,8 +185,7 @@ class Network(Defense):
             return function, averaging
         spreads = self.spreads if self.spreads is not None else self.to_climb(images, stream).spreads
         assert spreads is not None
-        own = [spreads[place] for place in positions(stream, len(images)).tolist()]
-        return function, averaging.sharpened(torch.tensor(own, dtype=self.body.wide, device=self.device))
+        return function, averaging.sharpened(spreads.of(positions(stream, len(images))))
 
     def _gradient_of_ce(self, images: Tensor, labels: Tensor, averaging: Aggregation, draws: int, forward: Forward) -> Gradient:
         """CE of the mean probability p over draws, in one pass: sum_j p_j (1 - p_j) d odds_j / sum_j p_j, odds against y.
@@ -259,6 +257,21 @@ class Network(Defense):
         other = copy.copy(self)  # of the same class: what a subclass does otherwise stays
         vars(other).update(changed)
         return other
+
+
+class Spreads:
+    """How far apart the logits of images are: `values` (B,) on the device, of images at `places` (B,) of their data set."""
+
+    def __init__(self, places: Tensor, values: Tensor) -> None:
+        self.values, self.rows = values, {place: row for row, place in enumerate(places.tolist())}
+        self.last = places, values
+
+    def of(self, places: Tensor) -> Tensor:
+        """(b,), of images at these places; a step that asks for those of the step before waits for nothing."""
+        if not torch.equal(places, self.last[0]):
+            rows = torch.tensor([self.rows[place] for place in places.tolist()])
+            self.last = places, self.values[rows.to(self.values.device)]
+        return self.last[1]
 
 
 class _Chunked(torch.autograd.Function):

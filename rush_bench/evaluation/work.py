@@ -207,12 +207,13 @@ def check_asked(
 ) -> tuple[list[Defense], Images]:
     """The defences and the images (see `as_defenses`, `as_data`).
 
-    BadInput for no images, ones that a defence does not take, no such shard or seed, two defences of one name, and a defence
-    of somebody's own that does not answer by its stream and by the image alone (see `check_answers`).
+    BadInput for no images, one that is there twice, ones that a defence does not take, no such shard or seed, two defences of
+    one name, and a defence of somebody's own that does not answer by its stream and by the image alone (see `check_answers`).
     """
     defenses, data = as_defenses(defenses), as_data(data)
     if not len(data):
         raise BadInput(f'there are no images to {verb}; pass data=rb.load_dataset("cifar10", split="test", n=1000)')
+    check_positions(data)
     if not fits(tuple[int, ...], shard) or len(shard) != 2:
         raise BadInput(f"shard {shard!r} must be two whole numbers (k, n), such as (1, 2)")
     if not 1 <= shard[0] <= shard[1]:
@@ -227,6 +228,12 @@ def check_asked(
         check_fits(defense, data)
         check_answers(defense, data)
     return defenses, data
+
+
+def check_positions(data: Images) -> None:
+    """Refuse an image that is there twice: an interval takes each as one more that was drawn."""
+    if len(different := data.index.unique()) < len(data):
+        raise BadInput(f"{len(data)} images stand at {len(different)} positions of {data.name}; take each position once")
 
 
 def check_fits(defense: Defense, data: Images) -> None:

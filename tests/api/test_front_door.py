@@ -279,3 +279,18 @@ def test_numbers_as_people_give_them(network, digits, tmp_path) -> None:
         rb.as_module(network)
     with pytest.raises(BadInput, match="noise=uniform:0 is no noise"):
         rb.train("pgd_at", dataset="digits", preset="smoke", noise="uniform:0", store=tmp_path)
+
+
+def test_an_image_that_is_there_twice_is_refused_before_anything_runs(tmp_path) -> None:
+    """An interval would take it for one more that was drawn."""
+    mine = rb.Deterministic(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval(), shape=(1, 8, 8), name="mine"
+    )
+    twice = rb.load_dataset("digits", "test", n=5, size=8).take([0, 1, 1, 2])
+    for call in (
+        lambda: rb.attack(mine, QUICK, twice, out=tmp_path / "out"),
+        lambda: rb.audit(mine, twice, out=tmp_path / "out"),
+    ):
+        with pytest.raises(BadInput, match="4 images stand at 3 positions of digits; take each position once"):
+            call()
+    assert not (tmp_path / "out").exists()

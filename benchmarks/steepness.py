@@ -3,8 +3,8 @@
     python benchmarks/steepness.py [--data-dir DIR] [--store models] [--images 200] [--eps 8/255]
 
 Deterministic networks of `models/`, whose weights are in the repository, on test images of CIFAR-10: the accuracy that
-PGD-10 and APGD-CE of 20 steps (ours) leave, with logits as they are and multiplied, each image's by itself and at every step,
-so that the largest is at least so far above the smallest. The classifier is the same in every column of a row. What the
+PGD-10 and APGD-CE of 20 steps (ours) leave, with logits as they are and multiplied, each image's by itself, so that the largest
+is at least so far above the smallest where the attack begins. The classifier is the same in every column of a row. What the
 margin and DLR towards nine targets leave is beside it: those know no scale.
 """
 

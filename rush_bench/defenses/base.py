@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rush_bench.defenses.aggregate import objective_named
+from rush_bench.defenses.aggregate import Aggregation, objective_named
+from rush_bench.defenses.losses import Loss
 from rush_bench.devices import wide
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
@@ -154,9 +155,13 @@ class Defense:
 
     def loss(self, images: Tensor, labels: Tensor, loss: str, stream: Stream) -> Tensor:
         """The loss (B,) of one prediction at images (B, C, H, W), without its gradient."""
-        function, averaging = objective_named(loss)
+        function, averaging = self._objective(loss, images, stream)
         logs = averaging.each(self.predict(images, stream).logs[:, None])[:, 0]
-        return function(logs.log_softmax(1), labels)
+        return function(averaging.scores(logs).log_softmax(1), labels)
+
+    def _objective(self, loss: str, images: Tensor, stream: Stream) -> tuple[Loss, Aggregation]:
+        """The loss and how its draws are averaged, for these images."""
+        return objective_named(loss)
 
     def to_climb(self, images: Tensor, stream: Stream) -> "Defense":
         """The same, for an attack that begins at these images (B, C, H, W) of the stream: `ce@steep` of them is one function

@@ -173,13 +173,7 @@ class Network(Defense):
             gradients[i], losses[i], means[i] = gradient, value.detach(), mean.detach()
         return Gradient(gradients, losses.float(), averaging.scores(means).float())
 
-    def loss(self, images: Tensor, labels: Tensor, loss: str, stream: Stream) -> Tensor:
-        function, averaging = self._objective(loss, images, stream)
-        logs = averaging.each(self.predict(images, stream).logs[:, None])[:, 0]
-        return function(averaging.scores(logs).log_softmax(1), labels)
-
     def _objective(self, loss: str, images: Tensor, stream: Stream) -> tuple[Loss, Aggregation]:
-        """The loss and how its draws are averaged, for images where an attack begins or those that it knows."""
         function, averaging = objective_named(loss, self.averaging)
         if not averaging.apart:
             return function, averaging

@@ -18,7 +18,7 @@ from rush_bench.errors import BadInput
 from rush_bench.evaluation import certificates as runner
 from rush_bench.evaluation.work import Run
 from rush_bench.report import certificates as report
-from rush_bench.report.table import Table, text_table
+from rush_bench.report.table import Table
 
 MOST = 500  # images of a named data set where no number is asked for
 Mode = Literal["fixed", "staged", "target"]
@@ -31,7 +31,7 @@ class CertifyRun(Run):
     radii: tuple[float, ...] = ()
 
     def table(self) -> Table:
-        """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius.
+        """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius, with its interval.
 
         BadInput where none is finished.
         """
@@ -40,8 +40,7 @@ class CertifyRun(Run):
             why = "; ".join(f"{name}: {error}" for name, error in self.failed.items())
             raise BadInput(f"no certificate in {self.folder} is finished{'; failed: ' + why if why else ''}")
         sets = {report.name_of(result): frame_of(result) for result in complete}
-        frame = report.table(sets, self.radii or report.shared_radii(complete))
-        return text_table(frame, [str(name) for name in frame], frame.to_numpy().tolist(), "certified accuracy (%)")
+        return report.table(sets, self.radii or report.shared_radii(complete))
 
     def summaries(self) -> list[dict[str, Any]]:
         """A dict per certificate, JSON-able: what it is of, how far it is, and its numbers where it is whole."""

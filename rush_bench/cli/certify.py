@@ -100,7 +100,7 @@ def show_read(places: list[Path], reference: Path | None, radii: tuple[float, ..
         lines = None if compared is None else compared.to_dict(orient="records")
         common.print_json({"certificates": {k: certificates.summary(v, at) for k, v in sets.items()}, "table": lines})
     else:
-        common.print_frame("certified accuracy (%)", certificates.table(sets, at))
+        common.print_rich(certificates.table(sets, at))
         if compared is not None:
             common.print_frame("best certified accuracy, beside the reference table", compared)
     if compared is not None:

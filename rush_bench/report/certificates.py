@@ -4,7 +4,7 @@ All functions take frames with the columns `predict`, `radius`, `correct` (see `
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,18 @@ from numpy.typing import ArrayLike, NDArray
 from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic
 from rush_bench.records import CellResult
-from rush_bench.records.statistics import clopper_pearson
+from rush_bench.records.statistics import Estimate, clopper_pearson
+from rush_bench.report.layout import DASH
+from rush_bench.report.settle import percent
+from rush_bench.report.table import Table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 USUAL_ALPHA = 0.001  # Cohen et al. 2019, and everyone since
 DEFAULT_RADII = tuple(0.25 * k for k in range(10))
+TITLE = "certified accuracy (%)"
+BOUND = "≥ "
 
 
 def certified_accuracy(frame: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:
@@ -75,21 +80,38 @@ def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) ->
     return found
 
 
-def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
-    """A row per set of certificates: n, abstained, ACR, mean draws where known, certified accuracy in % at each radius.
+def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
+    """A row per set of certificates: n, abstained, ACR, mean draws where known, certified accuracy at each radius with its
+    95 % interval over images.
 
-    A mode that stops early has no ACR, and its accuracies are marked as lower bounds.
+    A mode that stops early has no ACR, and its accuracies are marked as lower bounds. The table's frame has the accuracies in
+    percent as numbers, `r=0.5`, `r=0.5_low`, `r=0.5_high`, and `lower_bounds`.
     """
-    rows = []
+    numbers, texts = [], []
     for name, frame in sets.items():
         found = summary(frame, radii)
-        acr = "" if found["acr"] is None else round(found["acr"], 4)
-        row = {"certificates": name, "n": found["n"], "abstained": found["abstained"], "ACR": acr}
+        row = {"certificates": name, "n": found["n"], "abstained": found["abstained"], "ACR": found["acr"]}
         if "draws" in found:
             row["draws"] = round(found["draws"])
-        least = "≥ " if found["lower_bounds"] else ""
-        rows.append(row | {f"r={at['radius']:.4g}": f"{least}{100 * at['accuracy']:.2f}" for at in found["certified"]})
-    return pd.DataFrame(rows).fillna("")
+        shown = row | {"ACR": None if found["acr"] is None else f"{found['acr']:.4f}"}
+        row["lower_bounds"] = found["lower_bounds"]
+        for at in found["certified"]:
+            column, estimate = f"r={at['radius']:.4g}", Estimate(at["accuracy"], at["low"], at["high"])
+            shown[column] = (BOUND if found["lower_bounds"] else "") + percent(estimate)
+            row |= {column + end: 100 * part for end, part in zip(("", "_low", "_high"), estimate, strict=True)}
+        numbers.append(row)
+        texts.append(shown)
+    words = pd.DataFrame(texts, dtype=object).fillna(DASH)
+    return text_table(pd.DataFrame(numbers), [str(name) for name in words], words.to_numpy().tolist(), TITLE, notes(sets.values()))
+
+
+def notes(frames: Iterable[pd.DataFrame]) -> list[str]:
+    """What numbers of certificates are, in sentences."""
+    said = "r: images of the right class whose radius is at least that. 95 % intervals are over images; "
+    said += "each certificate is wrong with a chance of at most its alpha."
+    if not all(settles_every_radius(frame) for frame in frames):
+        return [said, f"{BOUND.strip()}: a lower bound, as the mode stopped early."]
+    return [said]
 
 
 def best_of(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:

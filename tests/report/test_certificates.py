@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from rush_bench.certificates.tsv import COLUMNS, read_folder, read_tsv, six_columns
 from rush_bench.errors import BadInput
@@ -39,8 +40,10 @@ def test_numbers_of_one_file(folder: Path) -> None:
 @pytest.mark.parametrize("mode", ["fixed", "staged", "target"])
 def test_only_a_mode_that_settles_every_radius_has_an_acr(folder: Path, mode: str) -> None:
     frame = read_tsv(folder / "sigma_0.25.tsv").assign(mode=mode)
-    row = report.table({"set": frame}, [0.25]).iloc[0]
-    assert (row["ACR"] == "") == row["r=0.25"].startswith("≥") == (mode != "fixed")
+    found = report.table({"set": frame}, [0.25])
+    row = dict(zip(found.whole.columns, found.whole.cells[0], strict=True))
+    assert (row["ACR"] == "–") == row["r=0.25"].startswith("≥") == (mode != "fixed")
+    assert any("lower bound" in note for _, note in found.whole.notes) == (mode != "fixed")
     assert (report.summary(frame, [0.25])["acr"] is None) == (mode != "fixed")
 
 
@@ -113,7 +116,10 @@ def test_table_and_curve(folder: Path) -> None:
     sets = read_folder([folder])
     assert list(sets) == ["sigma_0.25.tsv", "sigma_0.50.tsv"]
     table = report.table(sets, [0, 0.25])
-    assert table["abstained"].tolist() == [1, 2] and table["r=0.25"].tolist() == ["40.00", "60.00"]
+    exact = binomtest(2, 5).proportion_ci(0.95)
+    assert table.frame["abstained"].tolist() == [1, 2] and table.frame["r=0.25"].tolist() == [40, 60]
+    assert table.frame.loc[0, ["r=0.25_low", "r=0.25_high"]].tolist() == pytest.approx([100 * exact.low, 100 * exact.high])
+    assert [line[-1] for line in table.whole.cells] == ["40.0 [5.3, 85.3]", "60.0 [14.7, 94.7]"]
     path = report.figure({**sets, "none": sets["sigma_0.25.tsv"].assign(correct=0)}, folder / "curve.png", "l2")
     assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -193,23 +193,21 @@ def findings(name: str, audit: Audit) -> Grid:
 def certified(name: str, complete: Mapping[str, CellResult], sets: Mapping[str, pd.DataFrame], records: Records) -> Grid:
     """Certified accuracies at the radii that the cells share."""
     radii = certificates.shared_radii(list(complete.values()))
-    frame = certificates.table(sets, radii)
+    layout = certificates.table(sets, radii).whole
     lines = []
-    for (title, result), texts in zip(complete.items(), frame.itertuples(index=False), strict=True):
-        found = certificates.summary(sets[title], radii)
-        cells = [Cell(str(t), float(t) if isinstance(t, int | float) else None) for t in texts[: len(texts) - len(radii)]]
-        cells[0] = Cell(title, record=records.anchor(result))
-        for text, at in zip(texts[len(cells) :], found["certified"], strict=True):
+    for (title, result), texts in zip(complete.items(), layout.cells, strict=True):
+        found = certificates.summary(sets[title], radii)["certified"]
+        facts, accuracies = texts[1 : -len(found)], texts[-len(found) :]
+        cells = [Cell(title, record=records.anchor(result)), *(Cell(t, None if t == DASH else float(t)) for t in facts)]
+        for text, at in zip(accuracies, found, strict=True):
             estimate = Estimate(at["accuracy"], at["low"], at["high"])
-            cells.append(_accuracy(str(text), f"at radius {at['radius']:.6g}", estimate, result, records))
+            cells.append(_accuracy(text, f"at radius {at['radius']:.6g}", estimate, result, records))
         lines.append(cells)
     columns = [
-        Column(str(column), "number" if k else "words", any(line[k].text for line in lines))
-        for k, column in enumerate(frame.columns)
+        Column(column, "number" if k else "words", any(line[k].text != DASH for line in lines))
+        for k, column in enumerate(layout.columns)
     ]
-    note = "Share of images with the right class and a radius of at least r, in percent; 95 % intervals over images on hover. "
-    note += "≥: a lower bound, as the mode stopped early. Each certificate is wrong with a chance of at most its alpha."
-    return Grid(name, columns, [("", lines)], [note])
+    return Grid(name, columns, [("", lines)], [note for _, note in layout.notes])
 
 
 def corrupted(name: str, frame: pd.DataFrame) -> Grid:

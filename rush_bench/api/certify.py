@@ -31,7 +31,7 @@ class CertifyRun(Run):
     radii: tuple[float, ...] = ()
 
     def table(self) -> Table:
-        """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius, with its interval.
+        """A row per certificate: n, abstentions, average certified radius, certified accuracy (%) at each radius and interval.
 
         BadInput where none is finished.
         """

@@ -102,7 +102,8 @@ def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
         numbers.append(row)
         texts.append(shown)
     words = pd.DataFrame(texts, dtype=object).fillna(DASH)
-    return text_table(pd.DataFrame(numbers), [str(name) for name in words], words.to_numpy().tolist(), TITLE, notes(sets.values()))
+    header, cells = [str(name) for name in words], words.to_numpy().tolist()
+    return text_table(pd.DataFrame(numbers), header, cells, TITLE, notes(sets.values()))
 
 
 def notes(frames: Iterable[pd.DataFrame]) -> list[str]:

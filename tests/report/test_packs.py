@@ -162,8 +162,7 @@ def test_what_is_committed_makes_the_certified_accuracies_beside_it():
             return f"{100 * right / len(frame):.1f} [{100 * ends.low:.1f}, {100 * ends.high:.1f}]"
 
         assert any(
-            all(said[name] == f"≥ {share(frame, radius)}" for name, radius in radii.items())
-            and said["n"] == str(len(frame))
+            all(said[name] == f"≥ {share(frame, radius)}" for name, radius in radii.items()) and said["n"] == str(len(frame))
             for frame in made
         )
 

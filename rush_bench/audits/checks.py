@@ -22,6 +22,7 @@ from rush_bench.threats import Threat
 POINT = 0.01
 # What a required check needs to have been able to fail: images, queries of Square, random points, draws of the last gradient.
 IMAGES, QUERIES, POINTS, DRAWS = 50, 1_000, 10, 16
+COPIES = 0.01  # of the images; an interval is half a percent too narrow then
 CARLINI = "Carlini et al. 2019, section 3"
 
 
@@ -29,6 +30,7 @@ def checks(evidence: Evidence) -> list[Finding]:
     """Every check that records can answer; those whose experiments are missing are `not run`."""
     return [
         labels_in_order(evidence),
+        images_distinct(evidence),
         iterative_beats_single_step(evidence),
         reaches_chance(evidence),
         larger_eps_never_helps(evidence),
@@ -100,6 +102,16 @@ def labels_in_order(evidence: Evidence) -> Finding:
     if figure < UNLIKELY:
         note += ": are the labels in the order of the network's outputs?"
     return judged("labels-in-order", what, figure, ">=", UNLIKELY, source, note=note)
+
+
+def images_distinct(evidence: Evidence) -> Finding:
+    """Copies of an image are one image, however often they are counted: the intervals of the audit would be too narrow."""
+    what = "share of the images whose pixels are those of another one"
+    source = "ours: intervals are over images that were drawn independently"
+    if not evidence.entries:
+        return not_run("images-distinct", what, source, "needs any experiment")
+    copies, n = evidence.labels.get("copies", 0), evidence.labels["n"]
+    return judged("images-distinct", what, copies / n, "<=", COPIES, source, note=f"{copies} of {n}")
 
 
 def iterative_beats_single_step(evidence: Evidence) -> Finding:

@@ -46,7 +46,7 @@ STRENGTH = (
     "same-through-both-doors",
     *OUTPUTS,
 )
-PREMISES = ("labels-in-order",)  # without these no accuracy says anything of the defence
+PREMISES = ("labels-in-order", "images-distinct")  # without these no accuracy says anything of the defence
 BUGS = ("certificate-above-attack",)  # whatever else these find, a failure is a bug
 REQUIRED = (
     "zero-gradients",

@@ -287,4 +287,6 @@ def cell_of(
         "chunk": chunk,
     }
     about = {"dataset": data.name, "split": data.split, **defense.labels(), "n": len(data)}
+    if data.copies:
+        about["copies"] = data.copies
     return Cell(identity, {**about, "deterministic": defense.deterministic, "classes": defense.classes, **labels})

@@ -179,6 +179,8 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
     bounded = untrue | {"worst"} if untrue else untrue
     bounds = [name for name, cell in behind.items() if cell.labels["attack"] in bounded]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
+    if copies := first.labels.get("copies"):
+        notes.append(f"{copies} of {first.labels['n']} images are copies of others: intervals are too narrow")
     identity = first.identity
     return Row(
         first.labels,

@@ -114,6 +114,7 @@ def test_nothing_is_judged_without_its_experiment(made_by_hand) -> None:
         "bank-and-fresh",
         "repeated-queries",
         "labels-in-order",
+        "images-distinct",
     }
 
 
@@ -131,6 +132,13 @@ def test_clean_accuracy_below_chance_is_a_matter_of_labels(made_by_hand, right, 
     )
     finding = found(evidence, "labels-in-order")
     assert finding.status == status and ("in the order of the network's outputs" in finding.note) == (status == "flag")
+
+
+@pytest.mark.parametrize(("copies", "status"), [(None, "pass"), (1, "pass"), (2, "flag"), (99, "flag")])
+def test_images_that_are_there_several_times_are_no_sample(made_by_hand, copies, status) -> None:
+    evidence = made_by_hand.evidence(made_by_hand.entry("T10", "0", np.ones(100, int), attack="clean", votes=0))
+    evidence.labels.update(n=100, **({} if copies is None else {"copies": copies}))
+    assert found(evidence, "images-distinct").status == status
 
 
 def test_records_that_do_not_say_what_was_predicted_are_not_judged_by_it(made_by_hand) -> None:

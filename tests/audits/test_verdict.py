@@ -54,6 +54,7 @@ def said(claim: float, high: float, findings: list[Finding], classes: int = 10, 
         (0.80, 0.80, {"larger_eps_never_helps": "bug"}, "cannot say", 1, "larger-eps-never-helps"),
         # labels in another order: nothing was measured, though the attacks took all
         (0.80, 0.00, {"labels_in_order": "flag"}, "cannot say", 0, "labels-in-order"),
+        (0.80, 0.80, {"images_distinct": "flag"}, "cannot say", 0, "images-distinct"),
         (0.80, 0.80, {"labels_in_order": "flag", "depends_on_image": "flag"}, "cannot say", 0, "labels-in-order"),
         (0.80, 0.10, {"labels_in_order": "not run"}, "refuted", 2, "worst case"),
         (

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,16 @@ def test_every_layout_and_type_gives_the_same_images(kind: str) -> None:
     assert np.array_equal(images.pixels.numpy(), pixels)
     assert images.labels.tolist() == labels.tolist() and images.labels.dtype == torch.int64
     assert images.index.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(("rows", "copies"), [(range(12), 0), ([0, 1, 2, 1], 1), ([3, 3, 3, 5, 5], 3), ([], 0), ([7], 0)])
+def test_copies_are_counted_whatever_their_labels(rows, copies: int) -> None:
+    pixels, _ = pixels_and_labels()
+    images = as_images(pixels, list(range(12)))
+    images = dataclasses.replace(
+        images, pixels=images.pixels[list(rows)], labels=images.labels[: len(rows)], index=images.index[: len(rows)]
+    )
+    assert images.copies == copies
 
 
 def test_gray_images_need_no_channel_axis() -> None:

@@ -203,6 +203,18 @@ def test_attacks_that_another_outdoes_by_far_are_upper_bounds(name, lab) -> None
     assert any("gradients mislead" in note for note in row.notes) == bool(bounds)
 
 
+@pytest.mark.parametrize("copied", [0, 4])
+def test_images_that_are_there_several_times_are_noted(images, copied, tmp_path) -> None:
+    """The same pixels at other positions: each counts in the interval, and the table says so."""
+    pixels = images.pixels.clone()
+    pixels[:copied] = pixels[copied : 2 * copied]
+    run = rb.attack(
+        rb.Deterministic(network(), shape=images.shape), "linf8", (pixels, images.labels), out=tmp_path, attacks="clean"
+    )
+    note = f"4 of {len(images)} images are copies of others: intervals are too narrow"
+    assert (note in run.table().to_markdown()) == (run.table().frame.loc[0, "notes"] == note) == bool(copied)
+
+
 def test_what_is_committed_is_not_marked() -> None:
     """The margins come from these rows."""
     packs = [RESULTS / f"{name}.zip" for name in ("digits", "cifar10-small", "table1-cpu", "control")]

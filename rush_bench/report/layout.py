@@ -40,15 +40,16 @@ HEADERS = {
     "architecture": "Architecture",
     "budget": "Training",
     "training_passes": "Training cost (passes)",
+    "seed": "Seed",
     "setting": "Protocol, network, extra data",
 }
 TEXT = ("protocol", "extra_data", "architecture", "budget")
 LIFTED = ("dataset", "threat", "suite", "K", "n", "setting", *TEXT)  # above the table where they are the same in every row
 # Left out on a terminal: the suite's name tells the threat, and one column, `setting`, has the facts.
 NARROW = ("threat", "published_setting", *(column.in_paper for column in COLUMNS if column.wide), *TEXT)
-PLAIN_FIRST, PLAIN_LAST = ("defense", "dataset", "threat", "suite"), ("K", "n", *TEXT[:3], "training_passes")
+PLAIN_FIRST, PLAIN_LAST = ("defense", "dataset", "threat", "suite"), ("K", "n", "seed", *TEXT[:3], "training_passes")
 PAPER_FIRST = ("method", "published_standard", "published_pgd", "published_aa", "published_setting", "measured_as")
-PAPER_LAST = ("n", "K", *TEXT, "training_passes")
+PAPER_LAST = ("n", "K", "seed", *TEXT, "training_passes")
 QUICK, BOUND = "q", "†"
 UPPER = "an upper bound, not a measure of robustness: run audit."
 REST = "Square on the rest: without gradients, from the worst x' so far, on images that no column before it breaks."
@@ -228,7 +229,9 @@ def _tops(name: str, column: NDArray[np.float64], places: Sequence[int]) -> set[
 
 
 def _empty(frame: pd.DataFrame, name: str) -> bool:
-    """Whether nothing was measured of what a column shows; other columns are there in any table."""
+    """Whether a column has nothing to show: nothing was measured, or all was with one seed; others are there in any table."""
+    if name == "seed":
+        return frame[name].nunique() < 2
     return (f"{name}_low" in frame or name == "training_passes") and bool(frame[name].isna().all()) and not frame.empty
 
 
@@ -246,7 +249,7 @@ def _texts(frame: pd.DataFrame, name: str) -> list[str]:
         return [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
     if name == "training_passes":
         return [value if value == DASH else amount(value) for value in values]
-    return [str(int(value)) if name in ("n", "K") and value != DASH else str(value) for value in values]
+    return [str(int(value)) if name in ("n", "K", "seed") and value != DASH else str(value) for value in values]
 
 
 def _setting(frame: pd.DataFrame, prefix: str = "") -> list[str]:

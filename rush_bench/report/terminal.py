@@ -28,7 +28,7 @@ LEAST: tuple[str, ...] = (
 )
 LEAST += ("apgd_bank", "measured_aa_bank", "measured_aa_fresh", "square", "measured_square", "apgd", "measured_apgd", "K", "n")
 LEAST += ("measured_as", "threat", "worst_any10", "published_standard", "eot", "measured_eot", "aa", "measured_aa", "dataset")
-LEAST += ("pgd", "measured_pgd", "published_pgd", "suite", "clean", "measured_standard", "published_aa")
+LEAST += ("pgd", "measured_pgd", "published_pgd", "suite", "seed", "clean", "measured_standard", "published_aa")
 LEAST += ("Weighs as", "Seconds", "Passes if")  # of findings and trials
 WITHIN = LEAST.index("K")  # where others are left out
 MOST = ("method", "worst", "measured_worst")

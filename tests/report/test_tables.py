@@ -5,6 +5,7 @@ import pytest
 
 from rush_bench.errors import BadInput
 from rush_bench.records.statistics import any_of_k, clopper_pearson, interval
+from rush_bench.report.layout import lay_out
 from rush_bench.report.tables import table
 
 TWENTY = np.arange(20)
@@ -60,6 +61,18 @@ def test_unfinished_cells_are_never_a_number(lab):
         assert frame[names].isna().all(axis=None)
         notes = " ".join(frame["notes"].dropna())
         assert "clean: 1 of 2 chunks" in notes and "aa: 0 of 2 chunks" in notes
+
+
+@pytest.mark.parametrize("style", ["plain", "paper"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_seeds_are_shown_where_rows_differ_in_them(lab, style, seed) -> None:
+    lab.cell("acl-cifar10", "pgd", ones(9))
+    lab.cell("acl-cifar10" if seed else "trades-cifar10", "pgd", ones(8), seed=seed)
+    layout = lay_out(table(lab.results(), style))
+    assert ("seed" in layout.columns) == bool(seed)
+    if seed:
+        at = layout.columns.index("seed")
+        assert {line[at] for line in layout.cells} - {"–"} == {"0", "1"}
 
 
 @pytest.mark.parametrize(

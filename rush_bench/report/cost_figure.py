@@ -18,8 +18,8 @@ from rush_bench.report.figures import COLOURS, MARKERS, accuracy_axis, percent, 
 from rush_bench.report.rows import Row
 from rush_bench.report.trainings import defense_but_weights
 
-CROWD = 24  # points whose names have room beside a panel
-HIGH = 4.2  # what a name takes of its height, in percent of accuracy
+CROWD = 36  # points whose names have room beside a panel
+TALL, HIGH = 3.4, 0.143  # inches of a panel at least, and for each name
 
 
 def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: Path) -> Path | None:
@@ -39,16 +39,14 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
         return None
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns + 0.4, 3.4 * lines + 0.4), layout="constrained")
+    seeds = {title: _first_seeds(points) for title, points in panels.items()}
+    tall = max(TALL, HIGH * max((len(found) for found in seeds.values() if len(found) <= CROWD), default=0))
+    figure = Figure(figsize=(4.6 * columns + 0.4, tall * lines + 0.4), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     names = list(dict.fromkeys(row.labels["defense"] for points in panels.values() for _, row, _ in points))
     for panel, (title, points) in zip(axes.flat, panels.items(), strict=False):
         named: list[tuple[str, float, float, str]] = []  # with cost, height in percent and colour
-        seeds: dict[tuple[str, float], int] = {}  # of several seeds the first has its name there
-        for spent, row, card in points:
-            key = _system(row, card), spent
-            seeds[key] = min(seeds.get(key, _seed(card)), _seed(card))
-        crowd = len(seeds) > CROWD
+        crowd = len(seeds[title]) > CROWD
         for spent, row, card in sorted(points, key=lambda point: point[1].estimates["worst"]):
             k, found = names.index(row.labels["defense"]), row.estimates["worst"]
             below, above = found.value - found.low, found.high - found.value
@@ -66,7 +64,7 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
             words = f"{amount(spent)} passes of training, {card.get('seconds') or math.nan:,.4g} s on {device}"
             words += f", {row.labels.get('budget') or 'budget not noted'}"
             bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
-            if _seed(card) != seeds[_system(row, card), spent]:
+            if _seed(card) != seeds[title][_system(row, card), spent]:
                 continue
             if crowd and any(at <= spent and other.estimates["worst"] > found for at, other, _ in points):
                 continue
@@ -79,7 +77,9 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
         costs = [spent for spent, _, _ in points]
         panel.set_xlim(min(costs) / 2, 2 * max(costs))  # costs that differ by a few percent are to look equal
         accuracy_axis(panel)
-        _name(panel, named)
+        top = min(100, 10 * math.ceil(10 * max(row.estimates["worst"].high for _, row, _ in points) + 0.5))
+        panel.set_ylim(-2, top + 2)
+        _name(panel, named, top, HIGH / tall)
         panel.set_title(title, fontsize=9)
         few = "; named: what nothing as cheap surpasses" if crowd else ""
         words = f"training, in passes of one image{few}\n(forward 1, with its gradient 2, with that of the weights 3)"
@@ -91,13 +91,24 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
     return save(figure, path)
 
 
-def _name(panel: Axes, named: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write names on the right of a panel at the heights of their points, or as near as they do not overlap."""
+def _first_seeds(points: Sequence[tuple[float, Row, Card]]) -> dict[tuple[str, float], int]:
+    """By system and cost the first of its seeds, which has its name in the panel."""
+    first: dict[tuple[str, float], int] = {}
+    for spent, row, card in points:
+        key = _system(row, card), spent
+        first[key] = min(first.get(key, _seed(card)), _seed(card))
+    return first
+
+
+def _name(panel: Axes, named: Sequence[tuple[str, float, float, str]], top: float, share: float) -> None:
+    """Write names on the right of a panel that ends at `top`, at the heights of their points, or as near as they do not
+    overlap; each takes a `share` of the panel's height."""
     from sklearn.isotonic import isotonic_regression  # here, as it takes half a second
 
-    steps = HIGH * np.arange(len(named))  # heights less these may not fall; of such the nearest to the points
+    high = share * top
+    steps = high * np.arange(len(named))  # heights less these may not fall; of such the nearest to the points
     free = isotonic_regression([value for _, _, value, _ in named] - steps)
-    heights = steps + np.clip(free, 0, max(0, 100 - HIGH * (len(named) - 1)))
+    heights = steps + np.clip(free, 0, max(0, top - high * (len(named) - 1)))
     edge = panel.get_xlim()[1]
     for (name, spent, value, colour), height in zip(named, heights, strict=True):
         panel.plot([spent, edge], [value, height], color=colour, linewidth=0.6, linestyle=":", zorder=0)
@@ -105,7 +116,7 @@ def _name(panel: Axes, named: Sequence[tuple[str, float, float, str]]) -> None:
 
 
 def _join(panel: Axes, points: Sequence[tuple[float, Row, Card]]) -> None:
-    """A line through the means of a system at several costs: same recipe, defence, network, images and repeats."""
+    """A line through the means of a system at several costs: same recipe, protocol, defence, network, images and repeats."""
     systems: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for spent, row, card in points:
         systems[_system(row, card)][spent].append(100 * row.estimates["worst"].value)
@@ -116,9 +127,9 @@ def _join(panel: Axes, points: Sequence[tuple[float, Row, Card]]) -> None:
 
 
 def _system(row: Row, card: Card) -> str:
-    """A digest of what trainings of one system have in common, at whatever cost: recipe, defence, network, images, repeats."""
+    """A digest of what trainings of one system have in common at whatever cost: recipe, protocol, network, defence, images."""
     cell = row.parts[-1]
-    what = [card.get("recipe"), card.get("network"), defense_but_weights(cell), cell.identity["images"]]
+    what = [card.get("recipe"), card.get("protocol"), card.get("network"), defense_but_weights(cell), cell.identity["images"]]
     return digest([*what, row.repeats, row.seed])
 
 

@@ -232,8 +232,10 @@ def test_a_line_joins_one_system_at_several_costs(lab, monkeypatch, tmp_path: Pa
         ("rush-quarter", "rush", 1, 1000.0, 6),
         ("rush-many", "rush", 64, 2000.0, 9),  # another defence
         ("acl", "acl", 0, 4000.0, 8),
+        ("acl-slf", "acl", 0, 3000.0, 7),  # another head
     ):
         cards[name] = {"passes": spent, "recipe": recipe, "network": {"name": "resnet18"}, "seed": int(name == "rush-seed1")}
+        cards[name]["protocol"] = "SLF" if name == "acl-slf" else "AFF"
         lab.cell(name, "worst", ones(right), votes=votes, repeats=1, model=name, weights=name, sha256=name)
     cost_figure.accuracy_against_cost(rows(lab.results()), cards, tmp_path / "cost.svg")
     (panel,) = kept[0].axes

@@ -242,7 +242,9 @@ def _t6(s: Subject, b: Budget) -> list[Trial]:
 
 
 def _t7(s: Subject, b: Budget) -> list[Trial]:
-    few = {"draws": 8} if b.small and s.draws else {}
+    few: dict[str, Any] = {"draws": 8} if b.small and s.draws else {}
+    if few and s.draws > few["draws"]:
+        few["whole"] = False  # the same effort whatever m
     trials = [Trial("T7", f"{queries} queries", "square", {"queries": queries, **few}) for queries in b.queries]
     if s.draws and s.has_bank and not b.small:
         bank = max(s.draws, 16)
@@ -334,7 +336,8 @@ def _t15(s: Subject, b: Budget) -> list[Trial]:
             effort = {key: b.published.get(key, default) for key, default in (("steps", 10), ("queries", 5_000))}
             theirs.append(Trial("T15", "torchattacks' own AutoAttack", "torchattacks-aa", effort))
             theirs.append(Trial("T15", "torchattacks' own AutoAttack, emulated", "aa-published", {**effort, "fab": "targeted"}))
-    more = max(b.draws, s.draws) if s.has_chain else max(b.sweep[-1], 2 * s.draws)  # a purifier's draw is many rows
+    most = max(b.sweep[-1], s.draws if b.small else 2 * s.draws)
+    more = max(b.draws, s.draws) if s.has_chain else most  # a purifier's draw is many rows
     bars = _purified(b, more) if s.has_chain else _smoothed(s, b, more)
     bars.append(
         Trial(
@@ -360,12 +363,13 @@ def _smoothed(s: Subject, b: Budget, more: int) -> list[Trial]:
             Trial("T15", "never the clean image back", "aa-published", {**b.published, "hand_back": "best"}),
         ]
     fresh = {"steps": 40, "step": 0.25, "clamp": "project", "keep": "best", "redraw": 1}
+    averaged = [Trial("T15", f"{more} draws a gradient", "pgd-published", {**fresh, "draws": more})] if more > s.draws else []
     return [
         *bars,
         Trial("T15", "PGD as published", "pgd-published"),
         Trial("T15", "best x' kept, no frozen pixels", "pgd-published", {"clamp": "project", "keep": "best"}),
         Trial("T15", "fresh noise at every step", "pgd-published", fresh),
-        Trial("T15", f"{more} draws a gradient", "pgd-published", {**fresh, "draws": more}),
+        *averaged,
         Trial("T15", f"{b.long} steps", "pgd-published", {**fresh, "draws": more, **_steps(b.long)}),
     ]
 

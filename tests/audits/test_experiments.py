@@ -119,6 +119,25 @@ def test_full_is_the_protocol_to_the_letter() -> None:
     assert 1_000 in values(t15, "steps")
 
 
+@pytest.mark.parametrize(
+    ("budget", "draws", "square", "averaged"),
+    [
+        ("quick", 1, {"draws": 8}, [64]),
+        ("quick", 64, {"draws": 8, "whole": False}, []),
+        ("standard", 1, {}, [256]),
+        ("standard", 64, {}, [256]),
+        ("standard", 256, {}, [512]),
+    ],
+)
+def test_quick_costs_about_the_same_whatever_the_votes(budget, draws, square, averaged) -> None:
+    """A query of Square takes as many draws, and no gradient of T15 more than T1's most or the vote's own."""
+    trials = plan(subject(draws), BUDGETS[budget], ["T7", "T15"])
+    (asked,) = (t.settings for t in trials if t.experiment == "T7" and not t.on)
+    assert asked == {"queries": BUDGETS[budget].queries[0], **square}
+    replays = [t.settings for t in trials if t.attack == "pgd-published" and t.settings.get("draws")]
+    assert [r["draws"] for r in replays] == [*averaged, averaged[0] if averaged else draws]
+
+
 def test_rand_has_as_many_draws_in_all_as_it_has_at_one_vote() -> None:
     assert values(of("full", "T5", draws=8), "eot_iter") == [2, 8]
     assert values(of("full", "T5", draws=64), "eot_iter") == [1]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.losses import cross_entropy, margin_to
-from rush_bench.defenses.raw import raw_logits, scores
+from rush_bench.defenses.raw import in_float32, raw_logits, scores
 from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat
@@ -47,7 +47,7 @@ class Slope:
     def __init__(self, defense: Defense, image: Tensor, label: Tensor, stream: Stream) -> None:
         self.defense, self.image, self.stream = defense, image, stream
         self.draws = max(1, min(defense.draws, DRAWS) if isinstance(defense, Network) else defense.draws)
-        self.raw = raw_logits(defense)
+        self.raw, self.precise = raw_logits(defense), in_float32(defense)
         with _Widths() as widths:
             first = self.scores(image)
         self.resolution = max(widths.coarsest, torch.finfo(torch.float32).eps)
@@ -91,12 +91,21 @@ class Slope:
         return self.coarse if self.in_16_bits else min(size, self.coarse)
 
     def error(self, x: Tensor, step: float, stream: Stream) -> float:
-        """The relative error at x: the mean over random directions, or half of that of an attack's step; NaN if unknown.
+        """The relative error at x of the gradient in float32, or COUNTS_OF_16 times that of what an attack gets in 16 bits,
+        whichever is more: a search in bfloat16 is no fault of the defence. NaN if unknown."""
+        exact = self.precise.gradient(x, self.labels, self.name, self.draws, self.stream).gradient
+        found = self._error(exact, x, step, stream) * (COUNTS_OF_16 if self.in_16_bits else 1)
+        if self.precise is self.defense:
+            return found
+        return max(found, COUNTS_OF_16 * self._error(self.gradient(x), x, step, stream), key=known)
+
+    def _error(self, g: Tensor, x: Tensor, step: float, stream: Stream) -> float:
+        """The relative error of a gradient at x: the mean over random directions, or half of that of an attack's step; NaN if
+        unknown.
 
         Directions: signs on all pixels, on an eighth of them, on a grid of 4 x 4 patches, and of the gradient itself. Of the
         step half counts, as that much is curvature: a network that follows its gradient reaches 0.3, a shattered input 1.
         """
-        g = self.gradient(x)
         uniform = stream.uniform(1, 4, tuple(x.shape[1:]), x.device)[0]
         signs = torch.where(uniform < 0.5, -1.0, 1.0)
         patches = F.interpolate(signs[2:3, :, :4, :4], x.shape[2:])
@@ -109,7 +118,7 @@ class Slope:
         fine = relative[:-1].nan_to_num(torch.inf).amin(0)[:-1]  # the better of both sizes
         fine = fine[fine.isfinite()]
         figures = [float(fine.mean()) if len(fine) else torch.nan, float(relative[-1, -1]) / 2]
-        return max(figures, key=known) * (COUNTS_OF_16 if self.in_16_bits else 1)
+        return max(figures, key=known)
 
     def _relative(self, g: Tensor, up: Tensor, down: Tensor) -> Tensor:
         """|g (up - down) - difference of the values| relative to the larger, or to what a random move is worth; (P,)."""

@@ -129,9 +129,13 @@ class Body:
         """How it was made: what another body for the same images is made with."""
         return {name: getattr(self, name) for name in ("shape", "device", "outputs", "precision", "memory")}
 
-    def variant(self, *, by: float = 1.0, read: Read | None = None, classes: int | None = None) -> "Body":
-        """The same network and counters, its logits multiplied by a number, or read otherwise, as so many classes."""
+    def variant(
+        self, *, by: float = 1.0, read: Read | None = None, classes: int | None = None, precision: Precision | None = None
+    ) -> "Body":
+        """The same network and counters, its logits multiplied by a number, or read otherwise, as so many classes; searched in
+        another precision."""
         other = copy.copy(self)
+        other.precision = precision or self.precision
         other.gain, other.spread, other.lead = (by * value for value in (self.gain, self.spread, self.lead))
         other.read, other.classes, other.varied = read or self.read, classes or self.classes, None if read else self.varied
         return other

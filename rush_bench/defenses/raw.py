@@ -16,6 +16,13 @@ def raw_logits(defense: Defense) -> Defense:
     return defense.with_body(defense.body.variant(read=lambda body, batch, exact: body.outcome(batch, exact=exact)))
 
 
+def in_float32(defense: Defense) -> Defense:
+    """The same defence, its search in float32; itself where it is not made of a network of ours."""
+    if not isinstance(defense, Network) or defense.precision == "float32":
+        return defense
+    return defense.with_body(defense.body.variant(precision="float32"))
+
+
 def scores(raw: Defense, points: Tensor, stream: Stream, draws: int) -> Tensor:
     """What judges, (P, K) in float64: mean logits of a network of ours (`raw_logits`), else the log of the mean probability."""
     if not isinstance(raw, Network):

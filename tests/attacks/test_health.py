@@ -170,6 +170,35 @@ def test_untrue_gradients_show(name, threat, images):
     assert found.untrue > FEW or bool(found.zero.all())
 
 
+@pytest.mark.parametrize("name", UNTRUTHS)
+def test_untrue_gradients_show_in_a_search_of_16_bits(name, images):
+    found = of(Deterministic(UNTRUTHS[name](), shape=SHAPE, precision="bfloat16"), images, looked=2)
+    assert found.untrue > FEW or bool(found.zero.all())
+
+
+class Lifted(nn.Module):
+    """ReLU of a sum and a number that is taken away again: 16 bits round away what they have in common."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(
+            nn.functional.linear(x, torch.eye(64).to(x.dtype), torch.full((64,), self.by).to(x.dtype)) - self.by
+        )
+
+
+@pytest.mark.parametrize(
+    ("by", "precision", "marked"),
+    [(1.0, "float32", False), (1.0, "bfloat16", False), (64.0, "float32", False), (64.0, "bfloat16", True)],
+)
+def test_rounding_of_a_search_in_16_bits_counts_where_it_ruins_the_gradient(by, precision, marked, images):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(256, 64), nn.Tanh(), Lifted(by), nn.Linear(64, 10)).eval()
+    assert (of(Deterministic(network, shape=SHAPE, precision=precision), images).untrue > FEW) == marked
+
+
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_gradients_are_true(name, threat, images):

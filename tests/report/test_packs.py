@@ -153,7 +153,8 @@ def test_what_is_committed_makes_the_certified_accuracies_beside_it():
     lines = [line for line in shown.splitlines() if line.startswith("|") and not line.startswith("|---")]
     (_, *names), *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     with zipfile.ZipFile(RESULTS / "table1-cpu.zip") as file:
-        made = [pd.read_csv(file.open(name), sep="\t") for name in file.namelist() if name.endswith("/certificate.tsv")]
+        names_of = (name for name in file.namelist() if name.endswith("/certificate.tsv") and not name.startswith("settle/"))
+        made = [pd.read_csv(file.open(name), sep="\t") for name in names_of]  # not those of audits
     assert rows and len(rows) == len(made)
     for _, *cells in rows:
         said = dict(zip(names, cells, strict=True))

@@ -63,9 +63,9 @@ class Slope:
             self.name, self.labels, self.value = "ce", label, cross_entropy
             self.here = self.gradient(image)
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """(1, C, H, W), what an attack gets: of the network that searches."""
-        return self.defense.gradient(x, self.labels, self.name, self.draws, self.stream).gradient
+    def gradient(self, x: Tensor, defense: Defense | None = None) -> Tensor:
+        """(1, C, H, W), what an attack gets: of the network that searches, or of another form of the defence."""
+        return (defense or self.defense).gradient(x, self.labels, self.name, self.draws, self.stream).gradient
 
     def scores(self, points: Tensor, stream: Stream | None = None) -> Tensor:
         """(P, K), see the function `scores`; `stream` of another image."""
@@ -93,8 +93,7 @@ class Slope:
     def error(self, x: Tensor, step: float, stream: Stream) -> float:
         """The relative error at x of the gradient in float32, or COUNTS_OF_16 times that of what an attack gets in 16 bits,
         whichever is more: a search in bfloat16 is no fault of the defence. NaN if unknown."""
-        exact = self.precise.gradient(x, self.labels, self.name, self.draws, self.stream).gradient
-        found = self._error(exact, x, step, stream) * (COUNTS_OF_16 if self.in_16_bits else 1)
+        found = self._error(self.gradient(x, self.precise), x, step, stream) * (COUNTS_OF_16 if self.in_16_bits else 1)
         if self.precise is self.defense:
             return found
         return max(found, COUNTS_OF_16 * self._error(self.gradient(x), x, step, stream), key=known)

@@ -76,9 +76,8 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
         panel.xaxis.set_minor_locator(NullLocator())
         costs = [spent for spent, _, _ in points]
         panel.set_xlim(min(costs) / 2, 2 * max(costs))  # costs that differ by a few percent are to look equal
-        accuracy_axis(panel)
         top = min(100, 10 * math.ceil(10 * max(row.estimates["worst"].high for _, row, _ in points) + 0.5))
-        panel.set_ylim(-2, top + 2)
+        accuracy_axis(panel, top)
         _name(panel, named, top, HIGH / tall)
         panel.set_title(title, fontsize=9)
         few = "; named: what nothing as cheap surpasses" if crowd else ""

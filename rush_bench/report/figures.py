@@ -196,9 +196,9 @@ def chance_line(panel: Axes, chance: float) -> None:
     )
 
 
-def accuracy_axis(panel: Axes) -> None:
-    """The look of a panel whose vertical axis is an accuracy in percent."""
-    panel.set_ylim(-2, 102)
+def accuracy_axis(panel: Axes, top: float = 100) -> None:
+    """The look of a panel whose vertical axis is an accuracy in percent, up to `top`."""
+    panel.set_ylim(-2, top + 2)
     panel.grid(axis="y", color="#E6E6E6", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8)

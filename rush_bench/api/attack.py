@@ -1,11 +1,12 @@
 """`rush_bench.attack`."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from rush_bench.api.named import ByName, Target, refuse_for_given, say_where, subjects
-from rush_bench.attacks.suites import Suite, parse_suite
+from rush_bench.attacks.suites import Suite, of_draws, parse_suite
 from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
@@ -92,4 +93,14 @@ def attack(
     for group, images in found.groups:
         run.extend(runner.attack(group, parsed, images, shard=shard, max_minutes=deadline, **shared))
     say_where(out, quiet)
+    if not quiet:
+        _say_idle(parsed, [defense for group, _ in found.groups for defense in group])
     return run
+
+
+def _say_idle(suite: Suite, defenses: Sequence[Defense]) -> None:
+    """On stderr, the settings of draws that were asked for where no defence draws."""
+    idle = [] if any(not defense.deterministic for defense in defenses) else [key for key in suite.asked if of_draws(key)]
+    if idle:
+        names = ", ".join(defense.name for defense in defenses)
+        print(f"note: {', '.join(idle)} had no effect, for {names} draws no noise", file=sys.stderr)

@@ -57,6 +57,7 @@ class Switched(PGD):
     (A9), and judges none.
     """
 
+    drawn: ClassVar[tuple[str, ...]] = (*PGD.drawn, "redraw")
     later: ClassVar[dict[str, Any]] = PGD.later | {"redraw": 1, "clamp": "project", "keep": "best"}
 
     redraw: Whole = 1

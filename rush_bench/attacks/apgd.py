@@ -44,6 +44,7 @@ class EOTAPGD(Attack):
     where the search is breaks more at equal cost (benchmarks/next_attacks.py): hence the default. `steeper` as in `PGD`.
     """
 
+    drawn: ClassVar[tuple[str, ...]] = ("draws", "select_draws", "redraw", "back")
     later: ClassVar[dict[str, Any]] = {"back": True, "steeper": False}
 
     steps: Count = 100

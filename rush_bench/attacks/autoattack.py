@@ -45,6 +45,7 @@ class AutoAttack(Attack):
     a deterministic network of such logits (`Defense.saturated`); replays get them as they are.
     """
 
+    drawn: ClassVar[tuple[str, ...]] = ("bank", "least_bank", "bank_seed")
     later: ClassVar[dict[str, Any]] = {"closer": False}
 
     bank: Whole = 0
@@ -189,6 +190,7 @@ class RandAutoAttack(CountedByPackage):
     and one after each component, stands beside it in `official_correct`.
     """
 
+    drawn: ClassVar[tuple[str, ...]] = ("eot_iter", "select_draws")
     later: ClassVar[dict[str, Any]] = {"parts": RAND}
 
     eot_iter: Count = 20

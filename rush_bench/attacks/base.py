@@ -21,6 +21,7 @@ class Attack(Settings):
     image, never the clean one because a noisy pass happened to be right (protocol 4), and draws only from `stream`.
     """
 
+    drawn: ClassVar[tuple[str, ...]] = ()  # settings of draws: without effect on a deterministic defence
     climbs: ClassVar[bool] = True  # the defence's own gradients, which are looked at beside it (see `health`)
     # settings that came later, and what was done before: left out of a record's key there, so that older records still count
     later: ClassVar[dict[str, Any]] = {}

@@ -21,6 +21,7 @@ class RandomNoise(Attack):
     """`points` per image, uniform in the l-inf ball, of uniform direction and radius in l2; judged on `select_draws` draws."""
 
     climbs: ClassVar[bool] = False
+    drawn: ClassVar[tuple[str, ...]] = ("select_draws",)
 
     points: Count = 100
     select_draws: Count = 16

@@ -58,6 +58,7 @@ class PGD(Attack):
     larger ones (`ce@steep`). What other choices are worth: `rush_bench.attacks.ablation`.
     """
 
+    drawn: ClassVar[tuple[str, ...]] = ("draws", "select_draws", "select_every", "stop")
     later: ClassVar[dict[str, Any]] = {"stop": False, "steeper": False}
 
     steps: Count = 20

@@ -57,6 +57,7 @@ class PublishedAutoAttack(CountedByPackage):
     every pass.
     """
 
+    drawn: ClassVar[tuple[str, ...]] = ("select_draws",)
     later: ClassVar[dict[str, Any]] = {"parts": ()}  # for fewer than four classes
 
     steps: Count = 100

@@ -40,6 +40,7 @@ class Square(Attack):
     """
 
     climbs: ClassVar[bool] = False
+    drawn: ClassVar[tuple[str, ...]] = ("draws", "redraw", "select_draws", "whole")
     later: ClassVar[dict[str, Any]] = {"whole": True}
 
     queries: Count = 5000

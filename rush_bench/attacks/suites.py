@@ -35,13 +35,17 @@ LARGEST = {"linf": 255.0, "l2": 5.0}  # a larger l2 radius was meant in 255ths o
 
 @dataclass(frozen=True)
 class Suite:
-    """A parsed suite: columns map an attack's registered name to the settings that differ from its defaults."""
+    """A parsed suite: columns map an attack's registered name to the settings that differ from its defaults.
+
+    `asked`: the settings, by dotted name, that somebody gave.
+    """
 
     name: str
     norm: str
     eps: float
     quick: bool
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -83,7 +87,13 @@ def parse_suite(name: str, only: Sequence[str] | str = (), overrides: Mapping[st
         changed.add(column)
     for column in changed:  # refused here, before anything is loaded; this alone imports torch
         override(attacks.load(column)(), columns[column], name=column)
-    return Suite(name, norm, eps, quick, columns)
+    return Suite(name, norm, eps, quick, columns, tuple(overrides or ()))
+
+
+def of_draws(key: str) -> bool:
+    """Whether a setting, as in `pgd.draws`, is one of draws: without effect on a deterministic defence."""
+    column, _, setting = key.partition(".")
+    return column == "eot" or (column in attacks.entries and setting in attacks.load(column)().drawn)
 
 
 def is_quick(suite: str) -> bool:

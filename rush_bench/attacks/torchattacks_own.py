@@ -5,7 +5,7 @@ package before an attack runs.
 import importlib
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ LAWS: dict[type[Noise], str] = {Uniform: "uniform", Gaussian: "guassian"}  # its
 @dataclass(frozen=True)
 class TorchattacksPGDRS(Attack):
     """PGD on a smoothed network (l-inf): m draws as the defence (`draws` 0) anew at each step, steps of eps/4, last iterate."""
+
+    drawn: ClassVar[tuple[str, ...]] = ("draws",)
 
     steps: Count = 40
     step: Step = 0.25

@@ -5,12 +5,13 @@ import warnings
 import pytest
 import torch
 
-from rush_bench.attacks.suites import is_quick, parse_suite
+from rush_bench.attacks.suites import is_quick, of_draws, parse_suite
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.networks import build
 from rush_bench.noise import Stream, Uniform
 from rush_bench.registry import attacks
+from rush_bench.settings import override
 from rush_bench.threats import Threat
 
 SHAPE = (1, 4, 4)
@@ -51,6 +52,21 @@ def _skip_where_it_cannot(name, threat):
 @pytest.fixture
 def parts(linear, grey):
     return linear, grey.floats(), grey.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name in SETTINGS for key in attacks.load(name)().drawn], ids=lambda value: str(value)
+)
+def test_settings_of_draws_change_nothing_without_noise(parts, name, key):
+    network, images, labels = parts
+    _skip_where_it_cannot(name, THREATS[0])
+    usual = override(attacks.load(name)(), SETTINGS[name])
+    value = getattr(usual, key)
+    other = override(usual, {key: not value if isinstance(value, bool) else value + 3})
+    defense = Deterministic(network, shape=SHAPE)
+    found = [attack.run(defense, images, labels, THREATS[0], STREAM) for attack in (usual, other)]
+    assert torch.equal(*found)
+    assert of_draws(f"{name}.{key}")
 
 
 def test_the_table_has_every_attack():

@@ -44,6 +44,14 @@ def test_all_models_and_the_table_of_what_was_measured(attack, rush_bench) -> No
     assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["table.csv", "table.md", "table.tex"]
 
 
+@pytest.mark.parametrize(("models", "said"), [("plain", True), ("rush@1", False), ("plain,rush@1", False)])
+def test_settings_of_draws_that_had_no_effect_are_named(attack, models: str, said: bool) -> None:
+    result = attack("--set", "pgd.stop=no", models=models)
+    idle = "pgd.select_draws, eot.steps, eot.draws, eot.select_draws, apgd.bank, pgd.stop"
+    note = f"note: {idle} had no effect, for plain-mine draws no noise\n"
+    assert result.exit_code == 0 and (note in result.stderr) == said, result.output
+
+
 def test_any_registered_attacks_run_by_name_and_square_goes_last(rush_bench, store: Path, mine: Path) -> None:
     few = [word for text in ("square.queries=5", "eot-apgd.steps=2", "eot-apgd.restarts=1") for word in ("--set", text)]
     line = ["attack", "--models", "plain", "--dataset", mine, "--n", "10", "--json"]

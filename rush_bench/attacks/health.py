@@ -5,23 +5,21 @@ draws) per image.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rush_bench.attacks.slope import Slope, known, scale_free
+from rush_bench.attacks.slope import LEAST, Slope, known, scale_free
 from rush_bench.defenses import Defense, Network
 from rush_bench.defenses.samplers import positions
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat
 
-LOOKED = 4  # images
+LOOKED = 8  # images
 # Relative error of an image's gradient that is too much. Piecewise linear networks reach 0.06, with max-pooling 0.12, a
 # search in bfloat16 0.15 on most images; wrong signs on a tenth of the pixels give 0.5 and more, a detached third 0.3.
 UNTRUE = 0.2
-LEAST = math.log(1e-30) + 1e-3  # of a log-probability: what is smaller counts as 1e-30
 VARIED = 16  # images of which is asked whether the scores of classes stand still, and whether they are ever other ones
 FEW = 0.25  # of the images looked at may be beyond: a kink, or a gradient that cancels, is nobody's fault
 
@@ -76,6 +74,11 @@ def health(
     return Health(zero, error, frozen)
 
 
+def drawn(stream: Stream, count: int) -> Tensor:
+    """All positions of a batch in an order that is drawn image by image: of its first images one may know little."""
+    return stream.at(positions(stream, count)).named("looked").uniform(count, 1, (1,)).flatten().argsort()
+
+
 def no_gradient(defense: Defense, images: Tensor, labels: Tensor, stream: Stream, draws: int = 0) -> Tensor:
     """Which images (B,) have no gradient of CE and none of the margin of mean logits, which does not saturate."""
     draws = draws or max(defense.draws, 1)
@@ -97,6 +100,7 @@ def _mute(slope: Slope, images: Tensor, stream: Stream) -> Tensor:
     all classes but the winner were set to 0, or a ReLU cuts them. None is where a quarter of the runners-up or fewer stand
     still, as an attack needs no others, or where the winner does too, as nothing is known of scores so coarse. A class that is
     masked to the same score everywhere is left out. Classes that move together (behind a log-softmax) stand still as well.
+    So do images of which the winner alone is at a bound, see `_bounded`.
     """
     place = stream.images
     assert place is not None
@@ -125,4 +129,19 @@ def _mute(slope: Slope, images: Tensor, stream: Stream) -> Tensor:
         runner_up = (still & counted).gather(1, second[:, None])[:, 0]
         if float(runner_up.double().mean()) > FEW:
             found |= mute
+        if not together:
+            found |= _bounded(here, still, first, second)
     return found.cpu()
+
+
+def _bounded(here: Tensor, still: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Of which images (B,) the winner stands still at a bound, as behind clamp(max=8), while the runner-up moves.
+
+    How sure the network is there no gradient tells. Scores (B, K) whose winner is always 0 are taken relative to it, and those
+    that a softmax normalised have a bound that the others share: neither hides anything.
+    """
+    winner, bound = here.gather(1, first[:, None])[:, 0], here.max()
+    if here.logsumexp(1).abs().max() < 1e-3 or (here.amax(1) == 0).all():
+        return torch.zeros_like(winner, dtype=torch.bool)
+    alone = still.gather(1, first[:, None])[:, 0] & ~still.gather(1, second[:, None])[:, 0]
+    return alone & (winner == bound)

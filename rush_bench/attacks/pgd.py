@@ -9,7 +9,7 @@ from torch import Tensor
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import climbing_rows, gradient_rows, judging_rows
-from rush_bench.defenses import Defense, Gradient
+from rush_bench.defenses import Defense, Gradient, is_network
 from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.noise import Stream
 from rush_bench.settings import Count, Range, Whole
@@ -53,9 +53,10 @@ class PGD(Attack):
 
     On a randomised defence iterates are judged every `select_every` steps and at the end, on `select_draws` draws held apart
     from those of the gradients (A4; see `BestSoFar`), and with `stop` an image that is broken there leaves: its x' and the
-    margin in its record are those of that look, not the furthest that the steps would go. On a deterministic defence every
-    iterate counts, at no extra cost, and none leaves. `steeper`: CE of an image whose logits lie a few units apart is that of
-    larger ones (`ce@steep`). What other choices are worth: `rush_bench.attacks.ablation`.
+    margin in its record are those of that look, not the furthest that the steps would go. On a deterministic network every
+    iterate counts, at no extra cost, and none leaves; on a deterministic defence of somebody's own, those of every fifth step.
+    `steeper`: CE of an image whose logits lie a few units apart is that of larger ones (`ce@steep`). What other choices are
+    worth: `rush_bench.attacks.ablation`.
     """
 
     drawn: ClassVar[tuple[str, ...]] = ("draws", "select_draws", "select_every", "stop")
@@ -79,7 +80,8 @@ class PGD(Attack):
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
-        best, looks = BestSoFar(defense, images, labels, stream, self.select_draws), not defense.deterministic
+        best = BestSoFar(defense, images, labels, stream, self.select_draws)
+        looks = self._judged_apart(defense)
         climbed = self.climbed(defense, images, stream)
         for restart in range(self.restarts):
             alive = best.standing() if self.stop and restart else best.everyone
@@ -134,7 +136,11 @@ class PGD(Attack):
 
     def looks(self, defense: Defense) -> int:
         """Judgements of an image in a restart."""
-        return 1 if defense.deterministic else 1 + (self.steps - 1) // self.select_every
+        return 1 + (self.steps - 1) // self.select_every if self._judged_apart(defense) else 1
+
+    def _judged_apart(self, defense: Defense) -> bool:
+        """Whether predictions judge iterates: the loss on the way does where a network of ours draws nothing."""
+        return not (defense.deterministic and is_network(defense))
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         forward, backward = gradient_rows(defense, self.draws or defense.draws or 1, self.loss)

@@ -6,6 +6,7 @@ its rounding does not hide.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 
-from rush_bench.defenses import Defense, Network
+from rush_bench.defenses import Defense, is_network
+from rush_bench.defenses.base import UNKNOWN_LOSS
 from rush_bench.defenses.losses import cross_entropy, margin_to
 from rush_bench.defenses.raw import in_float32, raw_logits, scores
-from rush_bench.errors import BadInput
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat
 
+LEAST = math.log(1e-30) + 1e-3  # of a log-probability: what is smaller counts as 1e-30
 DRAWS, STEPS = 8, 4  # draws held fixed at most, steps of the walk (eps/4 each)
 # Changes of a pixel. Fine ones lie below a grey level (1/255) and above float32's rounding; the smaller one meets fewer kinks
 # of a ReLU network, the larger one less rounding, so the better of both counts. The coarse one is a step of an attack, where
@@ -46,7 +48,7 @@ class Slope:
 
     def __init__(self, defense: Defense, image: Tensor, label: Tensor, stream: Stream) -> None:
         self.defense, self.image, self.stream = defense, image, stream
-        self.draws = max(1, min(defense.draws, DRAWS) if isinstance(defense, Network) else defense.draws)
+        self.draws = max(1, min(defense.draws, DRAWS) if is_network(defense) else defense.draws)
         self.raw, self.precise = raw_logits(defense), in_float32(defense)
         with _Widths() as widths:
             first = self.scores(image)
@@ -59,7 +61,7 @@ class Slope:
         self.value: Callable[[Tensor, Tensor], Tensor] = margin_to
         try:
             self.here = self.gradient(image)
-        except BadInput:
+        except UNKNOWN_LOSS:
             self.name, self.labels, self.value = "ce", label, cross_entropy
             self.here = self.gradient(image)
 
@@ -129,7 +131,10 @@ class Slope:
         typical = g.double().norm() * moved.flatten(1).norm(dim=1) / g.numel() ** 0.5
         most = torch.stack([analytic.abs(), numeric.abs(), typical]).amax(0)
         compared = scores[:, self.labels[0]] if self.value is margin_to else scores  # not a class that is masked by -1e9
-        return torch.where(most > self.rounding * compared.abs().amax(), (analytic - numeric).abs() / most, torch.nan)
+        told = most > self.rounding * compared.abs().amax()
+        if not is_network(self.raw):  # a probability that float32 rounds to next to 0 has no logarithm to compare with
+            told &= (compared > LEAST).all(1).view(2, -1).all(0)
+        return torch.where(told, (analytic - numeric).abs() / most, torch.nan)
 
     def vanishes(self) -> bool:
         """Whether the gradient at the image is tiny beside what the scores do on the straight way to uniform noise.
@@ -186,7 +191,7 @@ class _Widths(TorchFunctionMode):
 
 def scale_free(defense: Defense, loss: str) -> str:
     """A loss on mean logits, where the defence has those: it does not saturate."""
-    return f"{loss}@logits" if isinstance(defense, Network) else loss
+    return f"{loss}@logits" if is_network(defense) else loss
 
 
 def known(error: float) -> float:

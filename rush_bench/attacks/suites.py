@@ -68,6 +68,8 @@ def parse_suite(name: str, only: Sequence[str] | str = (), overrides: Mapping[st
         raise BadInput(f"no suite named {name!r}; write linf8 (8/255), l2-0.5, or either with -quick")
     norm, quick = found[1].rstrip("-"), bool(found[3])
     eps = _radius(name, norm, found[2], found[3] or "")
+    shown = f"{255 * eps if norm == 'linf' else eps:.12g}"
+    name = f"{found[1]}{shown}{found[3] or ''}"  # one name for one threat: linf8.0 is linf8
     named = parts(only) if isinstance(only, str) else list(only)
     if only and not named:
         raise BadInput(f"no attack is named in {only!r}")

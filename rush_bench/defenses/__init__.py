@@ -6,7 +6,7 @@ from rush_bench.defenses.load import listed, load_defense, load_defenses, resolv
 from rush_bench.defenses.losses import LOSSES, TARGETED
 from rush_bench.defenses.purify import Purifier
 from rush_bench.defenses.randomised import Randomised, RandomViews
-from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed
+from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed, is_network
 from rush_bench.defenses.target import as_defenses, from_target
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "as_defenses",
     "as_module",
     "from_target",
+    "is_network",
     "listed",
     "load_defense",
     "load_defenses",

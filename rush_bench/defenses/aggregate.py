@@ -23,6 +23,7 @@ from rush_bench.errors import BadInput, unknown_name
 from rush_bench.settings import parse_number
 
 VOTE_SHARPNESS = 10.0  # protocol 5, T4
+SHARPEST = 1e6  # beyond it float32's exponentials leave nothing of a difference
 FAINTEST = 1e-30  # of a difference of logits, so that nothing is divided by 0
 APART = 20.0  # largest logit less smallest: networks trained at length have so much, adversarially trained ones 2 to 6
 
@@ -114,8 +115,10 @@ def objective_named(name: str, default: Aggregation = MEAN_PROBABILITY, targets:
         return known[loss], Aggregation(geometric=True)
     if kind in ("vote", "steep"):
         sharpness = parse_number(number) if number else VOTE_SHARPNESS if kind == "vote" else 1.0
-        if not (math.isfinite(sharpness) and sharpness > 0):
-            raise BadInput(f"loss {name!r}: the sharpness of the soft vote must be above 0; write {loss}@{kind}:10")
+        if not 0 < sharpness <= SHARPEST:
+            raise BadInput(
+                f"loss {name!r}: the sharpness of the soft vote must be above 0, at most {SHARPEST:g}; write {loss}@{kind}:10"
+            )
         if kind == "vote" or number:
             return known[loss], Aggregation(sharpness=sharpness, apart=APART * (kind == "steep"))
         return known[loss], dataclasses.replace(default, apart=APART)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,18 @@ from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
 LONGEST = 200  # letters of a name
+UNKNOWN_LOSS = (
+    BadInput,
+    NotImplementedError,
+    LookupError,
+    ValueError,
+)  # what a `gradient` raises for a loss that it does not know
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K).
+    """One prediction a row: labels (B,) int64, votes (B, K) int64, mean probabilities (B, K). Votes of an image that are all 0
+    are taken as the label's.
 
     `scores` (B, K), where a defence gives them: the log of the mean probabilities in float64, which tells two points apart
     where probabilities are rounded to the same number, be the logits tiny or huge. Several predictions of each image have one
@@ -62,10 +69,11 @@ class Passes:
 class Defense:
     """A classifier under attack. Images are float32 in [0,1], (B, C, H, W).
 
-    A custom defence sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised.
+    A custom defence sets the attributes and gives `predict` and `gradient`; `bank` too when it is randomised. `gradient`
+    raises BadInput, NotImplementedError or KeyError for a loss that it does not know.
     `draws` is the number of votes m of one prediction, 0 for a deterministic classifier.
-    What `predict` and `gradient` of any subclass return is checked: labels that are no classes, parts of another shape and
-    less than 1 draws of a gradient are errors, and so is a value that is not finite, with the image's name.
+    What `predict` and `gradient` of any subclass return is checked: labels that are no classes, negative votes, parts of
+    another shape and less than 1 draws of a gradient are errors, and so is a value that is not finite, with the image's name.
 
     Examples:
         >>> import torch, rush_bench as rb
@@ -91,7 +99,6 @@ class Defense:
     draws_per_image: bool = True
     steepens: bool = False  # whether `gradient` knows `ce@steep`, of a defence `to_climb`
     saturated: bool = False  # whether its logits are so far apart that float32's cross-entropy has no gradient
-    passes: Passes
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -104,6 +111,11 @@ class Defense:
         law = getattr(self, "noise", None)
         size = "x".join(map(str, self.shape))
         return f"{type(self).__name__}({self.name}, {f'{law}, ' if law else ''}{kind}, {size} to {self.classes} classes)"
+
+    @functools.cached_property
+    def passes(self) -> Passes:
+        """What it has cost so far; a defence that counts nothing stays at 0."""
+        return Passes()
 
     @property
     def deterministic(self) -> bool:
@@ -228,15 +240,22 @@ def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Predic
         found = predict(self, images, stream, *repeats, **named)
         leading = (*repeats, *(named[name] for name in ("repeats",) if name in named))
         _check_parts(found, (*leading, len(images)), self.classes, f"{type(self).__name__}.{predict.__name__}")
-        labels, probabilities = found.labels, found.probabilities
+        labels, probabilities, votes = found.labels, found.probabilities, found.votes
         within = (labels >= 0).all() & (labels < self.classes).all()
-        if not within & probabilities.isfinite().all().to(within.device):  # one number for the host to wait for
+        counts = (votes >= 0).all()
+        if not within & (counts & probabilities.isfinite().all()).to(within.device):  # one number for the host to wait for
             check_finite(probabilities.transpose(0, -2), stream.images, "the prediction")  # images first
+            if not counts:
+                raise RushBenchError(
+                    f"{type(self).__name__}.{predict.__name__} of {self.name} gave votes that are negative or no numbers; "
+                    "they are how many draws each class got, as in one_hot(labels, classes), or all 0"
+                )
             raise RushBenchError(
                 f"{type(self).__name__}.{predict.__name__} of {self.name} gave labels from {int(labels.min())} to "
                 f"{int(labels.max())}; they must be classes from 0 to {self.classes - 1}, such as probabilities.argmax(1)"
             )
-        return found
+        label = torch.zeros_like(votes).scatter(-1, labels[..., None], max(self.draws, 1))
+        return replace(found, votes=torch.where(votes.sum(-1, keepdim=True) == 0, label, votes))
 
     return checked
 
@@ -262,6 +281,7 @@ def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradie
         if draws < (0 if self.deterministic else 1):
             raise BadInput(f"a gradient of {self.name} takes at least 1 draw, not {draws}")
         found = gradient(self, images, labels, loss, draws, stream)
+        _check_gradient_parts(found, images, f"{type(self).__name__}.gradient")
         fine = found.loss.isfinite() & found.gradient.flatten(1).isfinite().all(1)
         if not fine.all():  # one number for the host to wait for; which of the two it is, is asked then
             check_finite(found.loss, stream.images, "the loss")
@@ -269,6 +289,20 @@ def _checked_gradient(gradient: Callable[..., Gradient]) -> Callable[..., Gradie
         return found
 
     return checked
+
+
+def _check_gradient_parts(found: Any, images: Tensor, who: str) -> None:
+    """Refuse what is no gradient at these images: shapes and types, whatever the values."""
+    shapes = {"gradient": tuple(images.shape), "loss": (len(images),)}
+    wanted = f"a Gradient of gradient {shapes['gradient']} and loss {shapes['loss']}, both float32"
+    if not isinstance(found, Gradient):
+        raise RushBenchError(f"{who} returned {type(found).__name__}; it must return {wanted}")
+    for name, shape in shapes.items():
+        part = getattr(found, name)
+        if not isinstance(part, Tensor) or tuple(part.shape) != shape or part.dtype != torch.float32:
+            known = isinstance(part, Tensor)
+            given = f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" if known else type(part).__name__
+            raise RushBenchError(f"{who} returned {name} {given}; it must return {wanted}")
 
 
 _CHECKS: dict[str, Callable[..., Any]] = {

@@ -111,6 +111,7 @@ class Body:
             self.row_bytes = self._row_bytes(shape)
             if not random:
                 probe.check_function(self, rows)
+                probe.check_first_call(self, private_copy(network, device), rows)
             self.forward_bytes = self._forward_bytes(shape)
             with torch.no_grad():
                 logits = self.outcome(rows, exact=True)

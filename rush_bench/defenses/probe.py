@@ -108,6 +108,18 @@ def check_outputs(body: Body, batch: Tensor, shape: tuple[int, ...]) -> None:
         asking(body)(batch[:1])
 
 
+@torch.no_grad()
+def check_first_call(body: Body, other: nn.Module, batch: Tensor) -> None:
+    """Refuse a network whose first call decides what it computes: constants would be those of our probes. `other` is a copy of
+    it that was never called; where it cannot be copied it is the network itself, and nothing is found."""
+    body.outputs_of(other, 0.5 * batch[:2])
+    if differ(body.outputs_of(body.network, batch), body.outputs_of(other, batch)):
+        raise BadInput(
+            "the network's first call decides what it computes (the mean of its first batch, say, or a mask that is drawn "
+            "then), so that it would be measured with constants of our probes; call it once on a batch of your own images first"
+        )
+
+
 def squashed(out: Tensor) -> tuple[int, str] | None:
     """The lower bound (the upper is 1) and the name of a function that outputs (B, K) went through: half of them are at its
     bounds, and some class is at one bound for an image and at the other for another."""

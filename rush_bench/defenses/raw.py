@@ -5,13 +5,14 @@ from torch import Tensor
 
 from rush_bench.defenses.base import Defense
 from rush_bench.defenses.body import blocks
-from rush_bench.defenses.smoothed import Network
+from rush_bench.defenses.smoothed import Network, is_network
 from rush_bench.noise import Stream
 
 
 def raw_logits(defense: Defense) -> Defense:
-    """The same defence with logits in place of log-probabilities; itself where it is not made of a network of ours."""
-    if not isinstance(defense, Network):
+    """The same defence with logits in place of log-probabilities; itself where it is not made of a network of ours, or predicts
+    otherwise than the network does."""
+    if not is_network(defense):
         return defense
     return defense.with_body(defense.body.variant(read=lambda body, batch, exact: body.outcome(batch, exact=exact)))
 
@@ -25,7 +26,7 @@ def in_float32(defense: Defense) -> Defense:
 
 def scores(raw: Defense, points: Tensor, stream: Stream, draws: int) -> Tensor:
     """What judges, (P, K) in float64: mean logits of a network of ours (`raw_logits`), else the log of the mean probability."""
-    if not isinstance(raw, Network):
+    if not is_network(raw):
         return raw.predict(points, stream).logs.double()
     forward = raw.sampler.forward(raw.body, stream, len(points))
     draws = raw.averaged if raw.deterministic else draws

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -92,8 +92,8 @@ class Network(Defense):
         with torch.no_grad():
             for i, j in blocks(len(images), draws, self.body.block(draws)):
                 log_p = forward(images[i].to(self.device), i, j, False)
-                seen = log_p if varied is None else log_p[..., varied]
-                part = (seen.amax(-1) - seen.amin(-1)).sum(1) / draws
+                least = (log_p if varied is None else log_p[..., varied]).amin(-1)
+                part = (log_p.amax(-1) - least).sum(1) / draws  # a class that wins is not masked, whatever it was on probes
                 if j.start == 0:
                     found.append(part)
                 else:
@@ -111,7 +111,7 @@ class Network(Defense):
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         # a network that draws by itself may have one draw for all rows of a call, and one without draws needs but one call
-        own = type(self).predict is not Network.predict  # a subclass's, which is what is to be scored
+        own = not is_network(self)  # what a subclass predicts is to be scored
         if own or (repeats > 1 and (self.deterministic or not self.draws_per_image)):
             return super().predictions(images, stream, repeats)
         return self._predictions(images, stream, repeats, exact or self.precision != "float32")
@@ -251,6 +251,12 @@ class Network(Defense):
         other = copy.copy(self)  # of the same class: what a subclass does otherwise stays
         vars(other).update(changed)
         return other
+
+
+def is_network(defense: Defense) -> TypeGuard[Network]:
+    """Whether a defence predicts what the network behind it says: one of ours, and no subclass with a `predict` of its own."""
+    kind = type(defense)
+    return isinstance(defense, Network) and (kind.predict, kind.predictions) == (Network.predict, Network.predictions)
 
 
 class Spreads:

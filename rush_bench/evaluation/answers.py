@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.datasets import Images
-from rush_bench.defenses import Defense, Network, Passes, Prediction
+from rush_bench.defenses import Defense, Prediction, is_network
 from rush_bench.defenses.owner import undisturbed
 from rush_bench.defenses.probe import differ
 from rush_bench.errors import BadInput
@@ -20,10 +20,9 @@ APART = 0.01  # mean distance in total variation that a batch of another size or
 
 def check_answers(defense: Defense, data: Images) -> None:
     """Refuse a defence whose predictions are no function of the image and the stream; one that fails, fails in its cells."""
-    kind = type(defense)
-    if isinstance(defense, Network) and (kind.predict, kind.predictions) == (Network.predict, Network.predictions):
+    if is_network(defense):
         return
-    passes = getattr(defense, "passes", None) or Passes()
+    passes = defense.passes
     before = passes.forwards, passes.backwards
     try:
         with torch.no_grad(), undisturbed(torch.device(defense.device)):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rush_bench.datasets import Images
 from rush_bench.defenses import Defense
+from rush_bench.defenses.base import UNKNOWN_LOSS
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.files import digest, read_json, write_json
 from rush_bench.noise import Stream
@@ -117,7 +118,7 @@ def _behaviour(defense: Defense, sample: Images, gradients: bool) -> dict[str, A
         found["gradient"] = ce.flatten(1).norm(dim=1).tolist()
         if defense.draws_per_image:  # on other draws the direction is another
             found["margin"] = _products(margin)
-    except (RushBenchError, RuntimeError):
+    except (RushBenchError, RuntimeError, *UNKNOWN_LOSS):
         found["gradient"] = None
     defense.passes.forwards, defense.passes.backwards = passes
     return found

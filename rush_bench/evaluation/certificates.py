@@ -21,7 +21,7 @@ from rush_bench.certificates.sampling import Counts, Plan, Sampling, estimate, m
 from rush_bench.certificates.tsv import write_tsv
 from rush_bench.datasets import Images
 from rush_bench.deadline import Deadline
-from rush_bench.defenses import Defense, Network
+from rush_bench.defenses import Defense, Network, is_network
 from rush_bench.errors import BadInput
 from rush_bench.evaluation.score import made_on
 from rush_bench.evaluation.work import Job, Run, cell_of, check_asked, work
@@ -134,8 +134,11 @@ def plan(
 def _job(defense: Defense, data: Images, settings: Sampling, norm: str | None, seed: int, chunk: int) -> _Job:
     law = law_of(defense)
     if law is None:
+        kind = "deterministic" if defense.deterministic else "randomised, but by no known noise law"
+        if isinstance(defense, Network) and not is_network(defense):
+            kind = f"a {type(defense).__name__} with a predict of its own, of which no theorem speaks"
         raise BadInput(
-            f"{defense.name} is {'deterministic' if defense.deterministic else 'randomised, but by no known noise law'}: "
+            f"{defense.name} is {kind}: "
             "a certificate needs Smoothed(network, noise=...), such as rush@64 of the store or --model with --noise"
         )
     theorem = certificate(law, norm, int(np.prod(defense.shape)))
@@ -166,5 +169,6 @@ def _job(defense: Defense, data: Images, settings: Sampling, norm: str | None, s
 
 
 def law_of(defense: Defense) -> Noise | None:
-    """The noise that a certificate of a defence is about; None for a bank, and for one that draws otherwise or nothing."""
-    return defense.noise if isinstance(defense, Network) and not defense.deterministic else None
+    """The noise that a certificate of a defence is about; None for a bank, for one that draws otherwise or nothing,
+    and for one that does more than its network, as prepare the image first."""
+    return defense.noise if isinstance(defense, Network) and is_network(defense) and not defense.deterministic else None

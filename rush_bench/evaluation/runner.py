@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.base import Attack
-from rush_bench.attacks.health import health
+from rush_bench.attacks.health import drawn, health
 from rush_bench.attacks.suites import REST, Suite, parse_suite
 from rush_bench.certificates.check import clashes
 from rush_bench.datasets import Images
 from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
+from rush_bench.defenses.base import UNKNOWN_LOSS
+from rush_bench.defenses.samplers import positions
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import work
 from rush_bench.evaluation.score import Meter, check, made_on, score
@@ -195,11 +197,13 @@ def plan(defense: Defense, suite: Suite, data: Images, seed: int, repeats: int |
 
 def _gradients(defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> dict[str, np.ndarray]:
     """The health of the gradients that an attack climbs, per image; none where the defence does not let it be looked at."""
+    order = drawn(stream, len(images))
+    back, there = order.argsort(), order.to(images.device)
     try:
-        found = health(defense, images, labels, threat, stream)
-    except BadInput:
+        found = health(defense, images[there], labels[there], threat, stream.at(positions(stream, len(images))[order]))
+    except UNKNOWN_LOSS:
         return {}
-    return {f"gradient_{name}": getattr(found, name).cpu().numpy() for name in HEALTH}
+    return {f"gradient_{name}": getattr(found, name).cpu()[back].numpy() for name in HEALTH}
 
 
 def _worst_points(store: CellStore, job: Job, c: int, images: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:

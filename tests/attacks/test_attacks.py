@@ -213,6 +213,11 @@ def test_projection_onto_the_l2_ball_is_the_nearest_point():
     assert torch.equal(threat.project(images + 0.01, images), images + 0.01)
 
 
+@pytest.mark.parametrize("names", [("linf8-quick", "linf08-quick", "linf8.0-quick"), ("l2-0.5", "l2-.5", "l2-0.50")])
+def test_a_threat_has_one_name(names):
+    assert {parse_suite(name).shown for name in names} == {names[0]}
+
+
 @pytest.mark.parametrize(
     ("name", "norm", "eps", "quick"),
     [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rush_bench.attacks.health import FEW, UNTRUE, health, no_gradient
+from rush_bench.attacks.health import FEW, UNTRUE, drawn, health, no_gradient
 from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed
 from rush_bench.defenses.base import Gradient, Prediction
 from rush_bench.defenses.losses import cross_entropy
@@ -300,6 +300,80 @@ def test_ce_alone_may_vanish_on_a_sure_network(images):
     own = Own(1.0)
     own.network = nn.Sequential(layers(), Function(lambda z: 1e3 * z)).eval().requires_grad_(False)
     assert of(own, images).untrue == 0
+
+
+@pytest.mark.parametrize("error", [BadInput, NotImplementedError, KeyError], ids=lambda error: error.__name__)
+def test_a_loss_may_be_unknown_in_many_words(images, error, monkeypatch):
+    gradient = Own.gradient
+
+    def only_ce(self, x, labels, loss, draws, stream):
+        if loss != "ce":
+            raise error(loss)
+        return gradient(self, x, labels, loss, draws, stream)
+
+    monkeypatch.setattr(Own, "gradient", only_ce)
+    assert of(Own(1.0), images).untrue == 0
+    assert of(Own(-1.0), images).untrue == 1
+
+
+def test_probabilities_that_float32_rounds_to_0_tell_nothing(images):
+    """The gradient is exact, of log-probabilities that the prediction does not have."""
+    own = Own(1.0)
+    own.network = nn.Sequential(layers(), Function(lambda z: 1e3 * z)).eval().requires_grad_(False)
+    found = of(own, images)
+    assert found.untrue == 0 and bool(found.error[:4].isnan().any())
+
+
+class Blurred(Deterministic):
+    """Prepares the image in `predict` alone: the gradient is that of the network without it."""
+
+    def predict(self, images, stream):
+        return super().predict(nn.functional.avg_pool2d(images, 3, 1, 1), stream)
+
+
+class BlurredDraws(Smoothed):
+    def predict(self, images, stream):
+        return super().predict(nn.functional.avg_pool2d(images, 3, 1, 1), stream)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda n: Blurred(n, shape=SHAPE), lambda n: BlurredDraws(n, noise="uniform:0.1", votes=4, shape=SHAPE)]
+)
+def test_a_gradient_of_another_function_than_the_prediction_shows(images, make):
+    assert of(make(layers()), images).untrue > FEW
+
+
+def bounded(images: Tensor, f) -> nn.Module:
+    """Trained by nobody: logits times 50, with `f` and a bound that the median winner reaches."""
+    network = nn.Sequential(layers(), Function(lambda z: 50 * z)).eval()
+    with torch.no_grad():
+        bound = float(network(images).amax(1).median())
+    return nn.Sequential(network, Function(lambda z: f(z, bound))).eval()
+
+
+BOUNDED = {
+    "clamp(max=)": (lambda z, bound: z.clamp(max=bound), True),
+    "clamp both ways": (lambda z, bound: z.clamp(-bound, bound), True),
+    "relative to the winner": (lambda z, bound: z - z.amax(1, keepdim=True), False),
+    "log-softmax": (lambda z, bound: z.log_softmax(1), False),
+    "sure log-softmax": (lambda z, bound: (20 * z).log_softmax(1), False),
+    "a bound that no winner reaches": (lambda z, bound: z.clamp(max=10 * bound), False),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_winner_at_its_bound_shows(images, name):
+    f, marked = BOUNDED[name]
+    found = of(Deterministic(bounded(images, f), shape=SHAPE), images, looked=8)
+    assert (found.untrue > FEW) == marked
+
+
+def test_images_that_are_looked_at_are_drawn_by_image():
+    stream = Stream(0, "health")
+    order = drawn(stream.at(torch.arange(40)), 40)
+    assert sorted(order.tolist()) == list(range(40)) and order[:8].tolist() != list(range(8))
+    place = torch.arange(40).roll(7)
+    assert torch.equal(place[drawn(stream.at(place), 40)], order)
 
 
 def test_a_defence_of_ones_own_needs_no_targeted_loss(images):

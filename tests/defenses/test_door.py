@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rush_bench.defenses import Deterministic, Randomised, Smoothed, as_module
+from rush_bench.defenses import Defense, Deterministic, Gradient, Prediction, Randomised, Smoothed, as_module
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream, Uniform
 
@@ -403,6 +403,28 @@ class TwoInputs(Conv):
         return super().forward(x)
 
 
+class FirstBatch(Conv):
+    """Centred by the mean of the first batch that it sees."""
+
+    mean = None
+
+    def forward(self, x):
+        if self.mean is None:
+            self.mean = x.mean().detach()
+        return super().forward(x - self.mean)
+
+
+class FirstMask(Conv):
+    """A mask that is drawn at the first call, and kept."""
+
+    mask = None
+
+    def forward(self, x):
+        if self.mask is None:
+            self.mask = (torch.rand(x.shape[1:]) < 0.7).float()
+        return super().forward(x * self.mask)
+
+
 class NoGrad(Conv):
     @torch.no_grad()
     def forward(self, x):
@@ -431,6 +453,8 @@ class NoGrad(Conv):
         (OneLogit, r"torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"),
         (OneNumber, r"torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"),
         (AloneFails, r"batch of 1.*squeeze\(1\)"),
+        (FirstBatch, "first call decides what it computes.*call it once"),
+        (FirstMask, "first call decides what it computes.*call it once"),
         (TwoInputs, "does not take images of shape .*TypeError"),
         (NoGrad, "no gradient reaches the images"),
         (lambda: Conv().half(), r"16 bits.*network.float\(\)"),
@@ -524,6 +548,61 @@ def test_a_defence_of_ones_own_is_checked_too():
         defense.gradient(images, torch.zeros(4, dtype=torch.int64), "ce", 2, STREAM.at(torch.arange(7, 11)))
     with pytest.raises(RushBenchError, match="prediction of image 10 is"):
         defense.predict(images, STREAM.at(torch.arange(7, 11)))
+
+
+@pytest.mark.parametrize("kind", [FirstBatch, FirstMask])
+def test_what_a_first_call_decides_is_the_owners_to_decide(kind):
+    network, images = kind().eval(), torch.rand(6, *SHAPE)
+    expected = network(images)
+    assert torch.equal(Deterministic(network, shape=SHAPE).predict(images, STREAM).labels, expected.argmax(1))
+
+
+def own(parts=None, votes=lambda labels: labels[:, None] == torch.arange(5)):
+    """A defence of somebody's own, whose gradient has these parts and whose prediction these votes."""
+    parts = parts or (lambda images: (torch.zeros_like(images), torch.zeros(len(images))))
+
+    class Own(Defense):
+        name, classes, shape = "own", 5, SHAPE
+
+        def predict(self, images, stream):
+            p = images.flatten(1)[:, :5].softmax(1)
+            return Prediction(p.argmax(1), votes(p.argmax(1)), p)
+
+        def gradient(self, images, labels, loss, draws, stream):
+            return Gradient(*parts(images))
+
+    return Own()
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (lambda x: (x[:1], torch.zeros(4)), r"returned gradient float32 \(1, .*must return a Gradient"),
+        (lambda x: (x.flatten(1), torch.zeros(4)), "returned gradient float32"),
+        (lambda x: (x.double(), torch.zeros(4)), "returned gradient float64"),
+        (lambda x: (x, torch.tensor(0.5)), r"returned loss float32 \(\);"),
+        (lambda x: (x, 0.5), "returned loss float;"),
+    ],
+)
+def test_parts_of_a_gradient_of_another_shape_or_type_are_named(parts, says):
+    images = torch.rand(4, *SHAPE)
+    with pytest.raises(RushBenchError, match=says):
+        own(parts).gradient(images, torch.zeros(4, dtype=torch.int64), "ce", 1, STREAM)
+
+
+@pytest.mark.parametrize("votes", [lambda y: -torch.ones(len(y), 5), lambda y: torch.full((len(y), 5), torch.nan)])
+def test_votes_that_are_no_counts_are_refused(votes):
+    with pytest.raises(RushBenchError, match="votes that are negative or no numbers"):
+        own(votes=votes).predict(torch.rand(4, *SHAPE), STREAM)
+
+
+@pytest.mark.parametrize("draws", [0, 3])
+def test_votes_that_nobody_counted_are_the_labels(draws):
+    defense = own(votes=lambda y: torch.zeros(len(y), 5, dtype=torch.int64))
+    defense.draws = draws
+    found = defense.predict(torch.rand(4, *SHAPE), STREAM)
+    assert torch.equal(found.votes, max(draws, 1) * nn.functional.one_hot(found.labels, 5))
+    assert (defense.passes.forwards, defense.passes.backwards) == (0, 0)
 
 
 @pytest.mark.parametrize("votes", [0, -1, 1.5, True, "4", None, 10**9])

@@ -174,9 +174,15 @@ class NoLaw(Defense):
         self.name, self.classes, self.shape, self.draws, self.passes = "odd", 2, SHAPE, 4, Passes()
 
 
+class Stretched(Smoothed):
+    def predict(self, images, stream):
+        return super().predict((4 * images - 1.5).clamp(0, 1), stream)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "says"),
     [
+        (lambda p: Stretched(p, noise=Gaussian(0.25), votes=4, shape=SHAPE), {}, "a Stretched with a predict of its own"),
         (lambda p: Deterministic(p, shape=SHAPE), {}, "is deterministic: a certificate needs Smoothed"),
         (lambda p: smoothed(p).bank(16, 0), {}, "bank16 is deterministic"),
         (lambda p: NoLaw(), {}, "no known noise law"),

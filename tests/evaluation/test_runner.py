@@ -10,6 +10,7 @@ from scipy import stats
 
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.suites import Suite, parse_suite
+from rush_bench.datasets import as_images
 from rush_bench.defenses import Defense, Deterministic, Gradient, Passes, Prediction, Smoothed
 from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.evaluation import attack, runner
@@ -71,8 +72,6 @@ class Coin(Defense):
 
 @pytest.fixture
 def coin_images():
-    from rush_bench.datasets import as_images
-
     labels = torch.arange(150) % 5
     pixels = ((labels.float() + 0.5) / 5 * 255).to(torch.uint8)[:, None, None, None].expand(150, *SHAPE)
     return as_images(pixels.contiguous(), labels, classes=list("abcde"), name="coins")
@@ -403,3 +402,34 @@ def test_arrays_that_are_no_chunk_fail_their_cell_alone(linear, coin_images, mon
     run = attack([bad, good], suite, coin_images.take(slice(0, 20)), quiet=True)
     assert [r.labels["defense"] for r in run.results if r.complete] == ["good"]
     assert all(label.startswith("bad") and "counts do not add up" in reason for label, reason in run.failed.items())
+
+
+class Marked(Defense):
+    """A linear network of somebody's own whose loss says nothing: what is best there only a prediction tells."""
+
+    def __init__(self):
+        self.name, self.classes, self.shape = "marked", 2, SHAPE
+
+    def scores(self, images):
+        z = images.flatten(1).mean(1) - 0.5
+        return torch.stack([0 * z, 50 * z], 1)
+
+    def predict(self, images, stream):
+        p = self.scores(images).softmax(1)
+        return Prediction(p.argmax(1), torch.zeros(len(images), 2, dtype=torch.int64), p)
+
+    def gradient(self, images, labels, loss, draws, stream):
+        label = labels if labels.ndim == 1 else labels[:, 0]
+        return Gradient((1.0 - 2.0 * label)[:, None, None, None].expand_as(images).contiguous(), torch.zeros(len(images)))
+
+
+def test_predictions_judge_what_a_defence_of_ones_own_is_led_to(tmp_path):
+    levels = torch.arange(114, 142)  # of 127.5, which is the border; 8/255 reach 8 levels
+    images = as_images(
+        levels[:, None, None, None].expand(-1, *SHAPE).to(torch.uint8), (levels > 127).long(), classes=["a", "b"]
+    )
+    suite = parse_suite("linf8-quick", ["clean", "pgd"])
+    run = attack(Marked(), suite, images, out=tmp_path, quiet=True)
+    rates = {r.labels["attack"]: (r.frame.correct / r.frame.repeats).to_numpy() for r in run.results}
+    assert not run.failed and rates["clean"].all()
+    assert rates["pgd"].tolist() == [float(abs(level - 127.5) > 8) for level in levels.tolist()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.best import positions
-from rush_bench.attacks.health import FEW, UNTRUE, Health, health
+from rush_bench.attacks.health import FEW, UNTRUE, Health, drawn, health
 from rush_bench.audits.finding import Finding, judged, not_run
 from rush_bench.defenses import Defense
 from rush_bench.errors import RushBenchError
@@ -57,10 +57,10 @@ def true_gradient(defense: Defense, images: Tensor, labels: Tensor, threat: Thre
     what = f"share of images whose gradient is off by more than {UNTRUE:.0%} from differences of the predictions"
     frozen_what = "mean share of pixels at 0 or 1 that matter and have a gradient of exactly 0"
     source = f"ours: a few may be off by chance (ReLU's kinks, {FEW:.0%} of {LOOKED}); Athalye et al. 2018, section 3"
+    some = drawn(stream, len(images))[:LOOKED]
+    own, there = stream.at(positions(stream, len(images))[some]), some.to(images.device)
     try:
-        found: Health = health(
-            defense, images[:LOOKED], labels[:LOOKED], threat, _stream_of_first(stream, images, LOOKED), looked=LOOKED
-        )
+        found: Health = health(defense, images[there], labels[there], threat, own, looked=LOOKED)
     except NO_GRADIENT as error:
         return [judged("true-gradient", what, 1.0, "<=", FEW, source, note=f"it gives none: {error}")]
     known = found.error[~found.error.isnan()]
@@ -113,10 +113,6 @@ def same_in_later_calls(defense: Defense, images: Tensor, labels: Tensor, stream
     apart = _apart(_scores(before.probabilities), _scores(after.probabilities)) > SAME
     share = float(((before.labels != after.labels) | apart).double().mean())
     return judged("same-in-later-calls", what, share, "<=", 0.0, OURS)
-
-
-def _stream_of_first(stream: Stream, images: Tensor, count: int) -> Stream:
-    return stream.at(positions(stream, len(images))[:count])
 
 
 def _scores(probabilities: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from rush_bench.attacks.base import Attack
 from rush_bench.attacks.best import BestSoFar
 from rush_bench.attacks.cost import climbing_rows, gradient_rows, judging_rows, prediction_rows
-from rush_bench.defenses import TARGETED, Defense
+from rush_bench.defenses import TARGETED, Defense, is_network
 from rush_bench.defenses.aggregate import objective_named, steepened
 from rush_bench.defenses.base import Gradient
 from rush_bench.defenses.losses import margin
@@ -187,8 +187,9 @@ class _Search:
             if step == steps or (self.settings.stop and (step in checkpoints or step in early)):
                 deterministic = self.defense.deterministic
                 self._offer(s.peak if deterministic else s.best, alive, None if step == steps else s.promising(deterministic))
-                if step == steps and not deterministic:
-                    self._offer(s.x, alive, None)  # the best on the search's draws is partly the luckiest
+                if step == steps and not (deterministic and is_network(self.defense)):
+                    # the best on the search's draws is partly the luckiest, and on somebody's own loss it is as good as that loss
+                    self._offer(s.x, alive, None)
                 if self.settings.stop:
                     columns = (~self.best.broken[alive]).nonzero()[:, 0]
                     if not len(columns):

@@ -146,7 +146,7 @@ class QuickAPGD(AutoAttack):
     """One part of AutoAttack with few steps.
 
     `steeper`, as in `PGD`: our own APGD-CE, which is the package's image by image, of logits that are far enough apart; without
-    it, or with other parts, the package runs.
+    it, or with other parts, the package runs, but for a defence that has no `as_module` to give it.
     """
 
     later: ClassVar[dict[str, Any]] = AutoAttack.later | {"steeper": False}
@@ -158,18 +158,21 @@ class QuickAPGD(AutoAttack):
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:
         if (settled := self.on(defense)) != self:
             return settled.run(defense, images, labels, threat, stream)
-        if not self.steeper:
+        if not self._is_ours(defense):
             return super().run(defense, images, labels, threat, stream)
         return self._ours().run(self._fixed(defense), images, labels, threat, stream)
 
     def passes(self, defense: Defense) -> tuple[float, float]:
         if (settled := self.on(defense)) != self:
             return settled.passes(defense)
-        if not self.steeper:
+        if not self._is_ours(defense):
             return super().passes(defense)
         fixed = self._fixed(defense)
         forward, backward = self._ours().passes(fixed)
         return forward + (0 if defense.deterministic else 1 + UNSEEN) * prediction_rows(fixed), backward
+
+    def _is_ours(self, defense: Defense) -> bool:
+        return self.steeper or (self.parts == ("apgd-ce",) and type(defense).as_module is Defense.as_module)
 
     def _ours(self) -> EOTAPGD:
         return EOTAPGD(steps=self.steps, losses=("ce",))

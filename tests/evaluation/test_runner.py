@@ -428,8 +428,8 @@ def test_predictions_judge_what_a_defence_of_ones_own_is_led_to(tmp_path):
     images = as_images(
         levels[:, None, None, None].expand(-1, *SHAPE).to(torch.uint8), (levels > 127).long(), classes=["a", "b"]
     )
-    suite = parse_suite("linf8-quick", ["clean", "pgd"])
-    run = attack(Marked(), suite, images, out=tmp_path, quiet=True)
+    run = attack(Marked(), "linf8-quick", images, out=tmp_path, quiet=True)
     rates = {r.labels["attack"]: (r.frame.correct / r.frame.repeats).to_numpy() for r in run.results}
     assert not run.failed and rates["clean"].all()
-    assert rates["pgd"].tolist() == [float(abs(level - 127.5) > 8) for level in levels.tolist()]
+    for name in ("pgd", "worst"):
+        assert rates[name].tolist() == [float(abs(level - 127.5) > 8) for level in levels.tolist()]

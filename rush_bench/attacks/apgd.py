@@ -188,7 +188,7 @@ class _Search:
                 deterministic = self.defense.deterministic
                 self._offer(s.peak if deterministic else s.best, alive, None if step == steps else s.promising(deterministic))
                 if step == steps and not (deterministic and is_network(self.defense)):
-                    # the best on the search's draws is partly the luckiest, and on somebody's own loss it is as good as that loss
+                    # the best on the search's draws is partly the luckiest; by somebody's own loss it is as good as that is
                     self._offer(s.x, alive, None)
                 if self.settings.stop:
                     columns = (~self.best.broken[alive]).nonzero()[:, 0]

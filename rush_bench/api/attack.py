@@ -103,4 +103,4 @@ def _say_idle(suite: Suite, defenses: Sequence[Defense]) -> None:
     idle = [] if any(not defense.deterministic for defense in defenses) else [key for key in suite.asked if of_draws(key)]
     if idle:
         names = ", ".join(defense.name for defense in defenses)
-        print(f"note: {', '.join(idle)} had no effect, for {names} draws no noise", file=sys.stderr)
+        print(f"note: {', '.join(idle)} had no effect: no noise is drawn by {names}", file=sys.stderr)

@@ -15,12 +15,7 @@ from rush_bench.errors import BadInput, RushBenchError
 from rush_bench.noise import Stream
 
 LONGEST = 200  # letters of a name
-UNKNOWN_LOSS = (
-    BadInput,
-    NotImplementedError,
-    LookupError,
-    ValueError,
-)  # what a `gradient` raises for a loss that it does not know
+UNKNOWN_LOSS = (BadInput, NotImplementedError, LookupError, ValueError)  # what `gradient` raises for a loss unknown to it
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_all_models_and_the_table_of_what_was_measured(attack, rush_bench) -> No
 def test_settings_of_draws_that_had_no_effect_are_named(attack, models: str, said: bool) -> None:
     result = attack("--set", "pgd.stop=no", models=models)
     idle = "pgd.select_draws, eot.steps, eot.draws, eot.select_draws, apgd.bank, pgd.stop"
-    note = f"note: {idle} had no effect, for plain-mine draws no noise\n"
+    note = f"note: {idle} had no effect: no noise is drawn by plain-mine\n"
     assert result.exit_code == 0 and (note in result.stderr) == said, result.output
 
 

@@ -29,6 +29,9 @@ from rush_bench.report.trainings import terms as measured_alike
 Terms = tuple[Any, ...]
 # what two cells agree in to be compared; the same attack may have other settings on a defence without noise
 TERMS = ("dataset", "split", "attack", "suite", "norm", "eps")
+OTHER_PIXELS = (
+    "The two have other pixels at the same positions of {}: another size of the images, or another data set of that name."
+)
 PAIRED = "A less B in points, paired by image, with a 95 % interval of Student's t over the images that both have."
 MEANS = (
     "Means over trainings that differ in their seed alone, ± the standard deviation over them; of a difference, over pairs of "
@@ -93,6 +96,7 @@ def compare(
     if not rows:
         why = f" with equal settings ({'; '.join(apart)})" if apart else ""
         raise BadInput(f"{first} and {second} share no finished attack on the same images{why}: run the same suite on both")
+    _tell_apart(rows)
     words = [_words(row) if seeds else _words(row)[:-1] for row in rows.values()]
     frame = pd.DataFrame(rows.values())
     columns = ["dataset", "threat", "suite", "Attack", first, second, "Difference", "n", "Trainings"]
@@ -100,6 +104,8 @@ def compare(
         columns.pop()
         frame = frame.drop(columns=[name for name in frame if name.endswith(("_sd", "_trainings"))])
     notes = [PAIRED, *([MEANS] if seeds else []), *(f"Left out, settings differ: {text}." for text in apart)]
+    other = dict.fromkeys(str(terms[0]) for terms in rows if _other_pixels(sides[0][terms][0], sides[1][terms][0]))
+    notes += [OTHER_PIXELS.format(name) for name in other]
     usual = dict.fromkeys(text for terms in rows for side in sides if (text := settings(side[terms][0])))
     table = text_table(frame, columns, words, f"A: {first}, B: {second}", [*notes, *(f"Both: {text}." for text in usual)])
     compared = {cell.identity["weights"] for side in sides for trained in side.values() for cell in trained}
@@ -157,21 +163,25 @@ def _pairs(
             pairs[terms] = min(choices, key=lambda choice: choice[0])[1:]
         else:
             a, b = (settings(side[terms][0]) or "as usual" for side in (first, second))
-            apart.append(f"{header(terms[2])} at {threat_text(*terms[4:])}: {a}, against {b}")
+            apart.append(f"{header(terms[2])} at {threat_text(*terms[4:6])}: {a}, against {b}")
     return pairs, apart
 
 
 def _terms(cell: CellResult) -> Terms:
-    """What it shares with the cell of the other defence; clean images are the same under every threat and suite."""
+    """What it shares with the cell of the other defence; clean images are the same under every threat and suite.
+
+    Last, of a data set that is not registered, the images themselves: only in others a position names an image for ever.
+    """
     attacked = cell.labels["attack"] != "clean"
-    return tuple(cell.labels.get(key) if attacked or key in TERMS[:3] else None for key in TERMS)
+    shared = [cell.labels.get(key) if attacked or key in TERMS[:3] else None for key in TERMS]
+    return *shared, "" if cell.labels["dataset"] in datasets.entries else str(cell.identity["images"])
 
 
 def _order(terms: Terms) -> Terms:
     """By data set, threat and suite, attacks as the columns of a table."""
-    dataset, split, attack, suite, norm, eps = terms
+    dataset, split, attack, suite, norm, eps, images = terms
     place = [column.name for column in columns_of.plain([attack])].index(attack)
-    return str(dataset), str(split), str(norm or ""), eps or 0.0, str(suite or ""), place, attack
+    return str(dataset), str(split), images, str(norm or ""), eps or 0.0, str(suite or ""), place, attack
 
 
 def _with_seeds(
@@ -198,12 +208,24 @@ def _with_seeds(
     return found
 
 
+def _tell_apart(rows: Mapping[Terms, dict[str, Any]]) -> None:
+    """Where several sets of images go by one name, its rows say which: by the first letters of the images' digest."""
+    sets: dict[str, set[str]] = defaultdict(set)
+    for dataset, *_, images in rows:
+        sets[dataset].add(images)
+    for (dataset, *_, images), row in rows.items():
+        if len(sets[dataset]) > 1:
+            row["dataset"] = f"{dataset} [{images[:6]}]"
+
+
+def _other_pixels(a: CellResult, b: CellResult) -> bool:
+    """Whether two cells have the same positions of a registered data set, and other images there."""
+    return a.identity["images"] != b.identity["images"] and set(a.arrays["index"]) == set(b.arrays["index"])
+
+
 def _row(terms: Terms, first: Sequence[CellResult], second: Sequence[CellResult]) -> dict[str, Any] | None:
     """Each side: a cell, or one a training."""
     a, b = first[0], second[0]
-    same = a.identity["images"] == b.identity["images"]
-    if not same and a.labels["dataset"] not in datasets.entries:  # only there a position names an image for ever
-        return None
     both = [cell.frame.set_index("index") for cell in (*first, *second)]
     shared = both[0].index.intersection(both[-1].index, sort=False)
     if shared.empty:
@@ -221,7 +243,7 @@ def _row(terms: Terms, first: Sequence[CellResult], second: Sequence[CellResult]
         numbers |= {name: 100 * float(np.mean(correct / repeats)), f"{name}_sd": spreads[-1], f"{name}_trainings": len(frames)}
     parts = ("difference", "difference_low", "difference_high")
     numbers |= {part: 100 * value for part, value in zip(parts, paired_difference(*counts), strict=True)}
-    about = {key: value for key, value in zip(TERMS, terms, strict=True) if key != "split"}
+    about = {key: value for key, value in zip(TERMS, terms, strict=False) if key != "split"}
     return about | numbers | {"difference_sd": math.hypot(*spreads)}
 
 

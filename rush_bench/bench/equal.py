@@ -52,6 +52,9 @@ def stretched(system: Recipe, settings: Any, budget: Budget, share: float) -> St
         epochs[last.name] = budget.head if linear else max(1, round(total / 2 / each[last.name]))
         left -= epochs[last.name] * each[last.name]
     paper = sum(each[plan.name] * plan.settings.epochs for plan in before)
+    if 2 * left < sum(each[plan.name] for plan in before):
+        stages = " and ".join(plan.name for plan in before)
+        raise BadInput(f"cost = {share:g} pays less than half an epoch of {stages} of {system.name} beside its head; give more")
     for plan in before:
         epochs[plan.name] = max(1, round(plan.settings.epochs * left / paper))
     sets: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """From a benchmark file to jobs: command lines, what each makes and what it needs of the others."""
 
+import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -177,7 +178,8 @@ def _training(
     entry: Entry, options: dict[str, Any], place: Place, budget: Budget | None, load: Callable[..., Images]
 ) -> tuple[Job, Model]:
     recipe, seed, share = str(options["recipe"]), options.get("seed", 0), options.pop("cost", None)
-    if not isinstance(share, int | float | None) or isinstance(share, bool) or (share is not None and share <= 0):
+    number = isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < math.inf
+    if share is not None and not number:
         raise BadInput(f"{entry.place}: cost = {share!r} is to be a share of the budget, such as 1 or 0.25")
     if "dataset" not in options:
         raise BadInput(f"{entry.place}: dataset is missing: what is the classifier trained for?")
@@ -249,9 +251,14 @@ def _stretched(
     if budget is None:
         raise _Unavailable(BadInput("the images of [equal_cost] are not here"))
     try:
-        return stretched(system, settings, budget, share).sets
+        sets = stretched(system, settings, budget, share).sets
     except BadInput as error:
         raise BadInput(f"{entry.place}: {error}") from error
+    if both := [key for key in sets if key in entry.sets]:
+        raise BadInput(
+            f"{entry.place}: cost decides {', '.join(both)}, so that set would have no effect; leave one of them out"
+        )
+    return sets
 
 
 def _measurements(entry: Entry, place: Place, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> Iterable[Job]:

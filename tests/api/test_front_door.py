@@ -13,6 +13,7 @@ import rush_bench as rb
 from rush_bench.api.named import Target
 from rush_bench.audits.experiments import BUDGETS
 from rush_bench.cli import main
+from rush_bench.datasets import as_images
 from rush_bench.errors import BadInput
 from tests.api.conftest import QUICK
 
@@ -208,6 +209,43 @@ def test_compare_pairs_no_attacks_of_other_settings(network, digits) -> None:
         attacked(name, seed, "both", **weak)
     both = rb.compare("a", "b", "both")
     assert len(both) == 3 and "Both: PGD with step=0.01" in both.to_markdown()
+
+
+def sets_of_images() -> list:
+    """The same labels at the same positions, other pixels: both called `mine`."""
+    pixels = torch.randint(0, 256, (20, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return [as_images(x, torch.arange(20) % 10, name="mine") for x in (pixels, 255 - pixels)]
+
+
+def test_compare_keeps_sets_of_images_of_one_name_apart(network) -> None:
+    defenses = [rb.Deterministic(network, shape=(1, 16, 16), name=name) for name in ("a", "b")]
+    sets, rates = sets_of_images(), {}
+    for images in sets:
+        rb.attack(defenses, "linf8-quick", images, attacks="clean,pgd", quiet=True)
+        right = network(images.floats()).argmax(1) == images.labels
+        rates[f"mine [{images.digest[:6]}]"] = 100 * float(right.float().mean())
+    frame = rb.compare("a", "b").frame
+    assert frame["attack"].tolist() == 2 * ["clean", "pgd", "worst"] and (frame["n"] == 20).all()
+    clean = frame[frame["attack"] == "clean"].set_index("dataset")["first"]
+    assert clean.to_dict() == pytest.approx(rates) and len(set(frame["dataset"])) == 2
+
+    only = [cell for cell in rb.load_results("results") if cell.identity["images"] == sets[0].digest]
+    assert set(rb.compare("a", "b", only).frame["dataset"]) == {"mine"}
+
+
+def test_compare_refuses_other_images_of_one_name(network) -> None:
+    for name, images in zip("ab", sets_of_images(), strict=True):
+        rb.attack(rb.Deterministic(network, shape=(1, 16, 16), name=name), QUICK, images, quiet=True)
+    with pytest.raises(BadInput, match="a and b share no finished attack on the same images"):
+        rb.compare("a", "b")
+
+
+def test_compare_says_where_pixels_of_a_registered_set_differ(network, digits) -> None:
+    darker = dataclasses.replace(digits, pixels=digits.pixels // 2)
+    for name, images in (("a", digits), ("b", darker)):
+        rb.attack(rb.Deterministic(network, shape=digits.shape, name=name), QUICK, images, quiet=True)
+    assert "other pixels at the same positions of digits" in rb.compare("a", "b").to_markdown()
+    assert "other pixels" not in rb.compare("a", "a").to_markdown()
 
 
 @pytest.mark.strangers

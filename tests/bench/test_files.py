@@ -122,6 +122,28 @@ def test_decays_keep_their_place(budget, share):
     assert [m / sets["train.epochs"] for m in sets["train.milestones"]] == pytest.approx([0.5, 0.75], abs=0.01)
 
 
+@pytest.mark.parametrize(("recipe", "share"), [("rush", 0.1), ("noise_sup", 0.02), ("acl", 1e-4)])
+def test_a_share_that_pays_no_half_epoch_is_refused(budget, recipe, share):
+    with pytest.raises(BadInput, match=f"cost = {share:g} pays less than half an epoch of .* of {recipe}"):
+        stretched(*paper(recipe), budget, share)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("cost = nan", "cost = nan is to be a share"),
+        ("cost = inf", "cost = inf is to be a share"),
+        ("cost = 1\nset.pretrain.epochs = 7", "cost decides pretrain.epochs, so that set would have no effect"),
+    ],
+)
+def test_a_cost_is_a_number_and_decides_the_epochs(tmp_path, line, says):
+    path = tmp_path / "own.toml"
+    equal = '[equal_cost]\nrecipe = "rush"\npreset = "paper"\ndataset = "cifar10"\n'
+    path.write_text(equal + f'[[train]]\nrecipe = "rush"\ndataset = "cifar10"\npreset = "paper"\n{line}\n')
+    with pytest.raises(BadInput, match=says):
+        jobs_of(str(path), tmp_path)
+
+
 def test_a_recipe_whose_passes_nobody_counted_is_refused(budget):
     with pytest.raises(BadInput, match=r"the passes of ssp_selfie are not counted"):
         stretched(*paper("ssp_selfie"), budget, 1)

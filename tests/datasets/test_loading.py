@@ -133,6 +133,15 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, changes: dict[str, o
         load_dataset(str(tmp_path / "pets.npz"), split)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_single_class_is_refused_but_for_pretraining(tmp_path: Path, split: str) -> None:
+    one = {"train_labels": np.zeros(40, int), "test_labels": np.zeros(20, int), "classes": np.array(["ant"])}
+    write_npz(tmp_path / "pets.npz", **one)
+    with pytest.raises(BadInput, match=r"pets\.npz has the single class 'ant'.*at least 2"):
+        load_dataset(str(tmp_path / "pets.npz"), split)
+    assert len(load_dataset(str(tmp_path / "pets.npz"), "transfer")) == 40
+
+
 @pytest.mark.parametrize("keep", [0, 40, 0.3, 0.9, 0.999])
 def test_a_cut_file_is_named(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "pets.npz"

@@ -123,7 +123,7 @@ def as_images(
 def channels_first(array: np.ndarray, origin: str) -> np.ndarray:
     """A view (N, C, H, W) of uint8 images, 0 to 255, in NCHW, NHWC or NHW order; else a BadInput naming `origin`."""
     if array.dtype != np.uint8:
-        raise BadInput(f"{origin}: images are {array.dtype}, not uint8; save them as (images * 255).round().astype('uint8')")
+        raise BadInput(f"{origin}: images are {array.dtype}, not uint8; {_to_save_as(array)}")
     if array.ndim == 3:
         array = array[:, None]
     first, last = (array.ndim == 4 and array.shape[axis] in CHANNELS for axis in (1, 3))
@@ -177,9 +177,25 @@ def _to_numpy(values: Any, origin: str) -> np.ndarray:
         ) from error
 
 
+def _to_save_as(array: np.ndarray) -> str:
+    """How to save images of another type as uint8, by type and range: the wrong factor wraps around, unseen afterwards."""
+    numbers = array.dtype.kind in "biuf" and array.size
+    low, high = (array.min(), array.max()) if numbers else (-1, -1)
+    rounded = ".round()" if array.dtype.kind == "f" else ""
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return f"save them as (images * 255){rounded}.astype('uint8')"
+    if low >= -ROUNDING and DARK <= high <= 255:
+        return f"save them as images{rounded}.astype('uint8')"
+    if array.dtype == np.uint16 and high >= DARK * 257:  # less may be of 10 or 12 bits
+        return "save them as (images // 257).astype('uint8')"
+    return f"bring them to 0 (black) to 255 (white) first, then save them as images{rounded}.astype('uint8')"
+
+
 def _eight_bits(array: np.ndarray, origin: str) -> np.ndarray:
     if array.dtype.kind != "f":
-        raise BadInput(f"{origin}: images are {array.dtype}; give uint8 (0 to 255) or floating point in [0,1]")
+        raise BadInput(
+            f"{origin}: images are {array.dtype}; give uint8 (0 to 255) or floating point in [0,1], or {_to_save_as(array)}"
+        )
     flat = array.reshape(array.shape[0] if array.ndim and array.size else 1, -1)
     with np.errstate(invalid="ignore"):
         wrong = np.flatnonzero(~((flat >= -ROUNDING) & (flat <= 1 + ROUNDING)).all(axis=-1))

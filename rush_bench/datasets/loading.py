@@ -43,7 +43,8 @@ def load_dataset(
     size: side in pixels, or (height, width), bilinear with antialiasing; default the data set's own (digits 16, STL-10 32).
     stand_ins: keep images whose pixels are not the official ones in `test` (`val` never has them, `train` always).
 
-    Raises BadInput for an unknown name or split, a missing or damaged file, wrong labels, or n beyond what there is.
+    Raises BadInput for an unknown name or split, a missing or damaged file, wrong labels, a single class, or n beyond
+    what there is.
 
     Examples:
         >>> import rush_bench as rb
@@ -68,6 +69,10 @@ def load_dataset(
     pixels = channels_first(part.pixels, part.origin)
     check_levels(pixels, part.origin)
     labels = None if part.labels is None else check_labels(part.labels, len(pixels), part.classes, part.origin)
+    if len(part.classes) == 1 and split not in UNSUPERVISED:
+        raise BadInput(
+            f"{part.origin} has the single class {part.classes[0]!r}, which any classifier gets right; give it at least 2"
+        )
     positions = choose_positions(part, labels, split, None if n is None else int(n), int(seed), stand_ins)
     return Images(
         pixels=_convert(pixels, positions, side or (None if source.size is None else (source.size, source.size))),

@@ -30,6 +30,9 @@ def read_npz(path: Path, part: str) -> Part | None:
     if not path.is_file():
         raise BadInput(f"no file {path}; give the path of an .npz file with the keys train_images, train_labels, ...")
     try:
+        with path.open("rb") as handle:
+            if handle.read(6) == b"\x93NUMPY":
+                raise BadInput(f"{path} cannot be read as .npz: it is one array (.npy); write all the keys with numpy.savez")
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             keys = ["unlabeled_images"] if part == "unlabelled" else [f"{part}_images", f"{part}_labels"]
             if part == "unlabelled" and keys[0] not in file:
@@ -37,10 +40,11 @@ def read_npz(path: Path, part: str) -> Part | None:
             missing = [key for key in [*keys, "classes"] if key not in file]
             if missing:
                 raise BadInput(f"{path} has no {' and no '.join(missing)} (it has {', '.join(file)}); save it with these keys")
-            _check_sizes(handle, [*keys, "classes"])
-            stand_ins = file[f"stand_in_{part}"] if f"stand_in_{part}" in file else np.empty(0, np.int64)
+            marks = f"stand_in_{part}"
+            _check_headers(handle, path, [*keys, "classes", *([marks] if marks in file else [])])
+            stand_ins = file[marks] if marks in file else np.empty(0, np.int64)
             images, *labels = (file[key] for key in keys)
-            classes = tuple(str(name) for name in file["classes"].ravel())
+            names = file["classes"]
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -56,15 +60,38 @@ def read_npz(path: Path, part: str) -> Part | None:
             f"{path} cannot be read as .npz ({error}): it was cut, damaged or is another kind of file; "
             "write it again with numpy.savez"
         ) from error
+    if names.ndim == 0:
+        raise BadInput(f"{path}: classes is the single value {names}; save the names of the classes, such as ['cat', 'dog']")
+    classes = tuple(str(name) for name in names.ravel())
+    return Part(images, labels[0] if labels else None, classes, str(path), _positions(stand_ins, images.shape[:1], part, path))
+
+
+def _positions(stand_ins: np.ndarray, count: tuple[int, ...], part: str, path: Path) -> np.ndarray:
+    """Positions of images, int64 (M,)."""
+    if not stand_ins.size:
+        return np.empty(0, np.int64)
     if stand_ins.dtype.kind not in "iu":
-        if stand_ins.size:
-            raise BadInput(f"{path}: stand_in_{part} holds {stand_ins.dtype}, not positions; save it as integers")
-        stand_ins = stand_ins.astype(np.int64)
-    return Part(images, labels[0] if labels else None, classes, str(path), stand_ins.ravel())
+        raise BadInput(f"{path}: stand_in_{part} holds {stand_ins.dtype}, not positions; save it as integers")
+    if count and len(outside := stand_ins[(stand_ins < 0) | (stand_ins >= count[0])]):
+        raise BadInput(
+            f"{path}: stand_in_{part} holds the position {outside[0]}, and there are {count[0]} images (0 to {count[0] - 1}); "
+            "correct it"
+        )
+    return stand_ins.ravel().astype(np.int64)
 
 
-def _check_sizes(handle: IO[bytes], keys: list[str]) -> None:
-    """ValueError for an array that declares another size than it has: reading it would ask for that much memory first."""
+def _plain(key: str) -> str:
+    """How to save an array that is of dtype object."""
+    if key.endswith("_images"):
+        return "save it as np.stack([np.asarray(image) for image in images]), all of one shape and type"
+    return f"save it as {key}.astype({'str' if key == 'classes' else repr('int64')})"
+
+
+def _check_headers(handle: IO[bytes], path: Path, keys: list[str]) -> None:
+    """BadInput for an array of Python objects, which is never unpickled: it could run anything.
+
+    ValueError for one that declares another size than it has: reading it would ask for that much memory first.
+    """
     with zipfile.ZipFile(handle) as file:
         for key in keys:
             info = file.getinfo(f"{key}.npy")
@@ -72,6 +99,8 @@ def _check_sizes(handle: IO[bytes], keys: list[str]) -> None:
                 version = np.lib.format.read_magic(array)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(array)
+                if dtype.hasobject:
+                    raise BadInput(f"{path}: {key} cannot be read: it is of dtype object, as pandas gives it; {_plain(key)}")
                 declared, held = math.prod(shape) * dtype.itemsize, info.file_size - array.tell()
             if declared != held:
                 raise ValueError(f"{key} declares the shape {shape}, {declared} bytes, and holds {held}")

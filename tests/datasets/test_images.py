@@ -1,10 +1,12 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from rush_bench.datasets import as_images
+from rush_bench.datasets.images import channels_first
 from rush_bench.errors import BadInput
 
 
@@ -138,3 +140,46 @@ def test_what_rounding_leaves_outside_is_clipped() -> None:
     floats = (pixels / 255).astype(np.float32)
     floats[0, 0, 0, :2] = -1e-7, 1.0000001
     assert floats.max() > 1 and as_images(floats, labels).digest == as_images(pixels, labels).digest
+
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (12, 1, 5, 7)).astype(np.uint8)
+LEVELS[0, 0, 0, :2] = 0, 255
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (LEVELS / 255, "save them as (images * 255).round().astype('uint8')"),
+        (LEVELS / 255 - 1e-7, "save them as (images * 255).round().astype('uint8')"),
+        (LEVELS.astype(np.float64), "save them as images.round().astype('uint8')"),
+        (LEVELS.astype(np.float32) - 1e-6, "save them as images.round().astype('uint8')"),
+        (LEVELS.astype(np.int64), "save them as images.astype('uint8')"),
+        (LEVELS.astype(np.uint16), "save them as images.astype('uint8')"),
+        (LEVELS.astype(np.uint16) * 257, "save them as (images // 257).astype('uint8')"),
+        (LEVELS > 127, "save them as (images * 255).astype('uint8')"),
+        ((LEVELS > 127).astype(np.int32), "save them as (images * 255).astype('uint8')"),
+        (LEVELS.astype(np.uint16) * 16, None),
+        (LEVELS.astype(np.int16) - 128, None),
+        (LEVELS / 127.5 - 1, None),
+        (LEVELS / 17, None),
+        (np.where(LEVELS > 3, LEVELS / 255, np.nan), None),
+        (LEVELS.astype(str), None),
+    ],
+)
+def test_the_advice_for_another_type_gives_the_images_themselves(given: np.ndarray, advice: str | None) -> None:
+    """What it says is run; where the type and range leave the scale open, no factor is named."""
+    with pytest.raises(BadInput, match=r"^mine: images are .*, not uint8; ") as error:
+        channels_first(given, "mine")
+    said = str(error.value).partition("; ")[2]
+    if advice is None:
+        assert said.startswith("bring them to 0 (black) to 255 (white) first")
+        return
+    assert said == advice
+    saved = eval(advice.removeprefix("save them as "), {"images": given})
+    binary = given.dtype == bool or given.dtype == np.int32
+    assert np.array_equal(channels_first(saved, "mine"), np.where(LEVELS > 127, 255, 0) if binary else LEVELS)
+    if given.dtype.kind != "f":
+        with pytest.raises(
+            BadInput, match=re.escape(f"{given.dtype}; give uint8 (0 to 255) or floating point in [0,1], or {advice}")
+        ):
+            as_images(given, [0] * 12)

@@ -114,12 +114,32 @@ def test_resizing_is_antialiased_and_keeps_flat_images(tmp_path: Path) -> None:
         ({"train_labels": np.where(np.arange(40) == 2, -3, 0)}, "train", "image 2 has label -3"),
         ({"stand_in_test": np.array([0.5])}, "test", "stand_in_test holds float64"),
         ({"classes": np.array(["a", None, "b", "c"], object)}, "test", "cannot be read"),
+        (
+            {"classes": np.array(list("abcd"), object)},
+            "test",
+            r"classes cannot.*of dtype object.*save it as classes.astype\(str\)$",
+        ),
+        ({"test_labels": (np.arange(20) % 4).astype(object)}, "test", r"of dtype object.*test_labels.astype\('int64'\)$"),
+        ({"test_images": np.zeros((20, 6, 6, 3)).astype(object)}, "test", r"test_images .*of dtype object.*np.stack\("),
+        ({"stand_in_train": np.array([3], object)}, "train", r"of dtype object.*stand_in_train.astype\('int64'\)$"),
+        ({"classes": 4}, "test", "classes is the single value 4; save the names of the classes"),
+        ({"stand_in_test": np.array([3, -1])}, "test", r"stand_in_test holds the position -1, .*20 images \(0 to 19\)"),
+        ({"stand_in_train": np.array([[39, 40]])}, "train", "stand_in_train holds the position 40, .*40 images"),
     ],
 )
 def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, changes: dict[str, object], split: str, message: str) -> None:
     write_npz(tmp_path / "pets.npz", **changes)
     with pytest.raises(BadInput, match=rf"pets\.npz.*{message}"):
         load_dataset(str(tmp_path / "pets.npz"), split)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_single_class_is_refused_but_for_pretraining(tmp_path: Path, split: str) -> None:
+    one = {"train_labels": np.zeros(40, int), "test_labels": np.zeros(20, int), "classes": np.array(["ant"])}
+    write_npz(tmp_path / "pets.npz", **one)
+    with pytest.raises(BadInput, match=r"pets\.npz has the single class 'ant'.*at least 2"):
+        load_dataset(str(tmp_path / "pets.npz"), split)
+    assert len(load_dataset(str(tmp_path / "pets.npz"), "transfer")) == 40
 
 
 @pytest.mark.parametrize("keep", [0, 40, 0.3, 0.9, 0.999])
@@ -145,7 +165,9 @@ def test_a_changed_byte_in_a_file_is_noticed(tmp_path: Path) -> None:
 def test_another_kind_of_file_and_a_missing_one(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
-    with pytest.raises(BadInput, match=r"array\.npz cannot be read"):
+    with pytest.raises(
+        BadInput, match=r"array\.npz cannot be read as \.npz: it is one array \(\.npy\); write all the keys with numpy\.savez"
+    ):
         load_dataset(str(tmp_path / "array.npz"))
     with pytest.raises(BadInput, match=r"no file .*absent\.npz"):
         load_dataset(str(tmp_path / "absent.npz"))

@@ -86,6 +86,23 @@ def test_csv_keeps_every_number(lab, tmp_path):
         assert np.allclose(back[list(numbers)].astype(float), numbers.round(2), equal_nan=True, atol=0.006)
 
 
+@pytest.mark.parametrize("numbers", [{"eps": 2 / 255}, {"ACR": 0.4959, "n": 20}, {"cost": 1234567.25}, {}])
+def test_csv_rounds_percentages_alone(numbers, tmp_path):
+    """A radius of 2/255 in two decimals would be that of 2.55/255."""
+    frame = pd.DataFrame([{"pgd": 100 / 3, "pgd_low": 20.0, "pgd_high": 45.678, **numbers}, {}])
+    to_csv(frame, tmp_path / "table.csv")
+    head, line, empty = (tmp_path / "table.csv").read_text().splitlines()
+    assert head == ",".join(frame) and line.startswith("33.33,20.00,45.68") and not empty.strip(",")
+    back = pd.read_csv(tmp_path / "table.csv").iloc[0]
+    assert {name: back[name] for name in numbers} == pytest.approx(numbers, rel=1e-9)
+
+
+def test_csv_keeps_fractions_whole(tmp_path):
+    frame = pd.DataFrame({"accuracy": [0.87654], "bank": [1 / 3], "bank_low": [0.25], "bank_high": [1.0]})
+    to_csv(frame, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text().splitlines()[1] == "0.87654,0.3333333333,0.25,1"
+
+
 def test_markdown_has_blocks_dashes_intervals_and_notes(lab, tmp_path):
     lab.cell("rush@64", "clean", ones(18), votes=64)
     lab.cell("rush@64", "pgd", ones(7), votes=64)

@@ -113,7 +113,7 @@ def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
         frame = frame.assign(published_setting=_setting(frame, "published_"))
     if narrow:
         frame = frame.assign(setting=_setting(frame))
-    frame = frame.reset_index(drop=True)
+    frame = _told_apart(frame.reset_index(drop=True), "measured_as" if paper else "defense")
     measured = measured_columns(frame)
     columns = [*(PAPER_FIRST if paper else PLAIN_FIRST), *measured, *(PAPER_LAST if paper else PLAIN_LAST)]
     columns = [*(name for name in columns if name not in NARROW), "setting"] if narrow else columns
@@ -263,6 +263,21 @@ def _blocks(frame: pd.DataFrame) -> list[tuple[str, range]]:
     for title, part in frame.groupby("block", sort=False):
         spans.append((str(title), range(part.index[0], part.index[-1] + 1)))
     return spans
+
+
+def _told_apart(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rows that would go by one name, suite and n, with what differs behind the name: the seed or K, else a number."""
+    shared = [column for column in (name, "dataset", "threat", "suite", "n", "block") if column in frame]
+    names = frame[name].tolist()
+    for places in _places(frame[shared].astype(str).itertuples(index=False, name=None)).values():
+        if len(places) == 1 or pd.isna(names[places[0]]):
+            continue
+        tellings = [[f"{what}{frame[column][i]}" for i in places] for what, column in (("seed ", "seed"), ("K=", "K"))]
+        tellings.append([f"run {k}" for k in range(1, len(places) + 1)])
+        marks = next(texts for texts in tellings if len({*texts}) == len(places))
+        for i, mark in zip(places, marks, strict=True):
+            names[i] = f"{names[i]} ({mark})"
+    return frame.assign(**{name: names})
 
 
 def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str, str]]:

@@ -128,6 +128,27 @@ def test_markdown_has_blocks_dashes_intervals_and_notes(lab, tmp_path):
     assert len(widths) == 1
 
 
+@pytest.mark.parametrize(
+    ("differs", "marks"),
+    [
+        ([{"settings": {"steps": 2}}, {"settings": {"steps": 9}}], ["run 1", "run 2"]),
+        ([{"settings": {"steps": 2}, "seed": 3}, {"settings": {"steps": 9}, "seed": 4}], ["seed 3", "seed 4"]),
+        ([{"settings": {"steps": 2}, "repeats": 4}, {"settings": {"steps": 9}, "repeats": 8}], ["K=4", "K=8"]),
+        ([{"settings": {"steps": 9}, "suite": "linf8-quick"}, {"settings": {"steps": 2}}], ["", ""]),
+    ],
+)
+def test_rows_of_one_name_and_their_notes_are_told_apart(lab, differs, marks):
+    for right, more in zip((7, 3), differs, strict=True):
+        pgd = lab.cell("a", "pgd", more.get("repeats", 1) * np.array(ones(right)), **more)
+        lab.cell("a", "worst", more.get("repeats", 1) * np.array(ones(right)), of=(pgd,), **{**more, "settings": {}})
+    frame = table(lab.results())
+    layout = lay_out(frame)
+    texts = {f"a ({mark})" if mark else "a" for mark in marks}
+    assert {row[0] for row in layout.cells} == texts and frame["defense"].tolist() == ["a", "a"]
+    for row, line in zip(layout.cells, frame.to_dict("records"), strict=True):
+        assert ("", f"{row[0]}, {line['suite']}: {line['notes']}") in layout.notes and "pgd with steps=" in line["notes"]
+
+
 def test_quick_numbers_are_marked(lab):
     lab.cell("rush@64", "clean", ones(18), votes=64, suite="linf8-quick")
     lab.cell("rush@64", "pgd", ones(7), votes=64, suite="linf8-quick")

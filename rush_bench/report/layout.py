@@ -265,6 +265,11 @@ def _blocks(frame: pd.DataFrame) -> list[tuple[str, range]]:
     return spans
 
 
+def first_distinct(*tellings: Sequence[str]) -> Sequence[str]:
+    """Of several ways to mark the same things, the first with a mark for each that no other has; the last where none has."""
+    return next((marks for marks in tellings if len({*marks}) == len(marks)), tellings[-1])
+
+
 def _told_apart(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """Rows that would go by one name, suite and n, with what differs behind the name: the seed or K, else a number."""
     shared = [column for column in (name, "dataset", "threat", "suite", "n", "block") if column in frame]
@@ -273,8 +278,7 @@ def _told_apart(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         if len(places) == 1 or pd.isna(names[places[0]]):
             continue
         tellings = [[f"{what}{frame[column][i]}" for i in places] for what, column in (("seed ", "seed"), ("K=", "K"))]
-        tellings.append([f"run {k}" for k in range(1, len(places) + 1)])
-        marks = next(texts for texts in tellings if len({*texts}) == len(places))
+        marks = first_distinct(*tellings, [f"run {k}" for k in range(1, len(places) + 1)])
         for i, mark in zip(places, marks, strict=True):
             names[i] = f"{names[i]} ({mark})"
     return frame.assign(**{name: names})

@@ -13,6 +13,7 @@ from typing import Any
 
 from rush_bench.errors import BadInput
 from rush_bench.files import read_json, write_json
+from rush_bench.report.layout import first_distinct
 from rush_bench.report.rows import Row
 from rush_bench.settings import parse_number
 
@@ -75,16 +76,12 @@ def write_model_info(rows: Iterable[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _marks(same: Sequence[Row]) -> list[str]:
+def _marks(same: Sequence[Row]) -> Sequence[str]:
     """What tells rows of one name apart: nothing for one alone, else the seed or K, else the record of the worst case."""
     records = [row.cells["worst"].folder.name for row in same]
-    tellings = (
-        [""] * len(same),
-        [f"-seed{row.seed}" for row in same],
-        [f"-K{row.repeats}" for row in same],
-        [f"-{record[:6]}" for record in records],
-    )
-    return next((marks for marks in tellings if len({*marks}) == len(same)), [f"-{record}" for record in records])
+    seeds, repeats = [f"-seed{row.seed}" for row in same], [f"-K{row.repeats}" for row in same]
+    short = [f"-{record[:6]}" for record in records]
+    return first_distinct([""] * len(same), seeds, repeats, short, [f"-{record}" for record in records])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rush_bench.devices import choose_device
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import corruptions as runner
 from rush_bench.evaluation.work import Run
+from rush_bench.records import load_results
 from rush_bench.report import corruptions as report
 from rush_bench.report.table import Table, text_table
 
@@ -60,7 +61,8 @@ def corruptions(
         which: the 15 usual corruptions, or all 19.
         reference: the defence, by name, that mCE is relative to; without it mCE is NaN.
         n: images of each corruption and severity, 1000 if None, or "all".
-        out: results folder; records and table go to `corruptions/` in it.
+        out: results folder; records and table go to `corruptions/` in it. The written table has what is finished there of
+            other defences on the same images, too.
         seed: of the subset and of what a defence draws.
         repeats: K, predictions per image and cell. None: by votes.
         chunk: images kept as one file.
@@ -95,7 +97,9 @@ def corruptions(
     run = CorruptionsRun(finished.results, finished.failed, Path(out), finished.done, reference=reference)
     say_where(Path(out) / runner.FOLDER, quiet)
     if any(result.complete for result in run.results):
-        run.paths = report.write(run.table().frame, Path(out) / runner.FOLDER / f"{dataset}-{which}")
+        folder = Path(out) / runner.FOLDER
+        everything = report.with_earlier(run.results, load_results(folder))
+        run.paths = report.write(report.table(everything, reference), folder / f"{dataset}-{which}")
     return run
 
 

@@ -104,7 +104,8 @@ def figure(
         paths = [settle_figures.sweep(many, folder / f"{name}-sweep.{format}") for name, many in settle_figures.grouped(found)]
     else:
         draw = settle_figures.waterfall if kind == "waterfall" else settle_figures.attacks
-        paths = [draw(evidence, folder / f"{settled.stem(evidence)}-{kind}.{format}") for evidence in found]
+        names = [f"{stem}-{kind}.{format}" for stem in settled.stems(found)]
+        paths = [draw(evidence, folder / name) for evidence, name in zip(found, names, strict=True)]
     if not any(paths):
         where = results / SETTLED
         raise BadInput(f"no finished experiments ({KINDS[kind]}) in {where} to draw; run `rush-bench settle` with this --out")

@@ -8,7 +8,8 @@ both in percent (their section 4.1; AlexNet is their reference on ImageNet-C, th
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rush_bench.errors import BadInput
-from rush_bench.files import write_text
+from rush_bench.files import digest, write_text
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, interval
 from rush_bench.report.layout import DASH
@@ -59,6 +60,38 @@ def table(results: Sequence[CellResult], reference: str | None = None) -> pd.Dat
         numbers = _accuracy(complete) if len(complete) == len(found) else {}
         lines.append(about | {"corruption": MEAN} | numbers | relative.get(MEAN, {}))
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
+
+
+def with_earlier(results: Sequence[CellResult], known: Iterable[CellResult]) -> list[CellResult]:
+    """These results, and what else is `known` and finished of the same images under all the same corruptions and severities.
+
+    Whatever has a name that stands there already gets its weights, K and seed behind it.
+    """
+    images = {_place(result): result.identity["images"] for result in results}
+    others: dict[str, dict[tuple[str, int], CellResult]] = defaultdict(dict)
+    for result in known:
+        if result.complete and images.get(_place(result)) == result.identity["images"]:
+            others[_measured(result)][_place(result)] = result
+    for own in {_measured(result) for result in results}:
+        others.pop(own, None)
+    found, names = list(results), {result.labels["defense"] for result in results}
+    whole = (cells for cells in others.values() if len(cells) == len(images))
+    for cells in sorted(whole, key=lambda cells: str(next(iter(cells.values())).labels["defense"])):
+        first = next(iter(cells.values()))
+        name, identity = first.labels["defense"], first.identity
+        if name in names:
+            name += f" ({identity['weights'][:6]}, K={identity['repeats']}, seed {identity['seed']})"
+        names.add(name)
+        found += [replace(cell, labels={**cell.labels, "defense": name}) for cell in cells.values()]
+    return found
+
+
+def _place(result: CellResult) -> tuple[str, int]:
+    return result.labels["corruption"], result.labels["severity"]
+
+
+def _measured(result: CellResult) -> str:
+    return digest([result.identity[key] for key in ("weights", "defense", "seed", "repeats")])
 
 
 def ce(model: Floats, reference: Floats, samples: int = _SAMPLES, seed: int = 0) -> list[Estimate]:

@@ -113,7 +113,7 @@ def lay_out(frame: pd.DataFrame, *, narrow: bool = False) -> Layout:
         frame = frame.assign(published_setting=_setting(frame, "published_"))
     if narrow:
         frame = frame.assign(setting=_setting(frame))
-    frame = frame.reset_index(drop=True)
+    frame = _told_apart(frame.reset_index(drop=True), "measured_as" if paper else "defense")
     measured = measured_columns(frame)
     columns = [*(PAPER_FIRST if paper else PLAIN_FIRST), *measured, *(PAPER_LAST if paper else PLAIN_LAST)]
     columns = [*(name for name in columns if name not in NARROW), "setting"] if narrow else columns
@@ -263,6 +263,25 @@ def _blocks(frame: pd.DataFrame) -> list[tuple[str, range]]:
     for title, part in frame.groupby("block", sort=False):
         spans.append((str(title), range(part.index[0], part.index[-1] + 1)))
     return spans
+
+
+def first_distinct(*tellings: Sequence[str]) -> Sequence[str]:
+    """Of several ways to mark the same things, the first with a mark for each that no other has; the last where none has."""
+    return next((marks for marks in tellings if len({*marks}) == len(marks)), tellings[-1])
+
+
+def _told_apart(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rows that would go by one name, suite and n, with what differs behind the name: the seed or K, else a number."""
+    shared = [column for column in (name, "dataset", "threat", "suite", "n", "block") if column in frame]
+    names = frame[name].tolist()
+    for places in _places(frame[shared].astype(str).itertuples(index=False, name=None)).values():
+        if len(places) == 1 or pd.isna(names[places[0]]):
+            continue
+        tellings = [[f"{what}{frame[column][i]}" for i in places] for what, column in (("seed ", "seed"), ("K=", "K"))]
+        marks = first_distinct(*tellings, [f"run {k}" for k in range(1, len(places) + 1)])
+        for i, mark in zip(places, marks, strict=True):
+            names[i] = f"{names[i]} ({mark})"
+    return frame.assign(**{name: names})
 
 
 def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str, str]]:

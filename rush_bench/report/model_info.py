@@ -5,13 +5,15 @@ does not know (authors, link, venue) is null. `autoattack_acc` is the column Aut
 case over all that was run, how many images, which suite and the intervals are under `rush_bench`.
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rush_bench.errors import BadInput
 from rush_bench.files import read_json, write_json
+from rush_bench.report.layout import first_distinct
 from rush_bench.report.rows import Row
 from rush_bench.settings import parse_number
 
@@ -56,18 +58,30 @@ def model_info(row: Row) -> dict[str, Any]:
 
 
 def write_model_info(rows: Iterable[Row], folder: Path) -> list[Path]:
-    """A file per row that has a threat and a worst case, under `folder`; with several suites their names too."""
+    """A file per row that has a threat and a worst case, under `folder`; names that would be one say what differs."""
     chosen = [row for row in rows if row.threat is not None and "worst" in row.estimates]
     if not chosen:
         raise BadInput("no row has a worst case under a threat yet; run `rush-bench attack` first")
-    paths = []
+    by_name: dict[Path, list[Row]] = defaultdict(list)
     for row in chosen:
         assert row.threat is not None
         place = folder / FOLDER / str(row.labels["dataset"]) / THREATS[row.threat["norm"]]
         name = "-".join(str(part) for part in (row.labels["defense"], row.labels["suite"], row.labels["n"]))
-        paths.append(place / f"{name.replace('/', '_')}.json")
-        write_json(paths[-1], model_info(row))
+        by_name[place / f"{name.replace('/', '_')}.json"].append(row)
+    paths = []
+    for path, same in by_name.items():
+        for row, mark in zip(same, _marks(same), strict=True):
+            paths.append(path.with_name(f"{path.stem}{mark}.json"))
+            write_json(paths[-1], model_info(row))
     return paths
+
+
+def _marks(same: Sequence[Row]) -> Sequence[str]:
+    """What tells rows of one name apart: nothing for one alone, else the seed or K, else the record of the worst case."""
+    records = [row.cells["worst"].folder.name for row in same]
+    seeds, repeats = [f"-seed{row.seed}" for row in same], [f"-K{row.repeats}" for row in same]
+    short = [f"-{record[:6]}" for record in records]
+    return first_distinct([""] * len(same), seeds, repeats, short, [f"-{record}" for record in records])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Tables of `settle`, made from records alone: an experiment after another, a line per trial, each with its interval."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from rush_bench.audits.roles import AS_PUBLISHED, THEIRS
 from rush_bench.files import write_text
 from rush_bench.records.published import PublishedRow, published
 from rush_bench.records.statistics import Estimate
-from rush_bench.report.layout import DASH, INTERVALS
+from rush_bench.report.layout import DASH, INTERVALS, first_distinct
 from rush_bench.report.rows import Row, threat_text
 from rush_bench.report.tables import matches_published
 
@@ -174,6 +175,23 @@ def published_text(row: PublishedRow) -> str:
 def stem(evidence: Evidence) -> str:
     """The file name of a defence's tables and figures."""
     return f"{evidence.subject}-{group(evidence)}".replace("/", "_")
+
+
+def stems(of_each: Sequence[Evidence]) -> list[str]:
+    """The file name of each; those that would share one say behind it what differs: n, the seed, or their images."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, evidence in enumerate(of_each):
+        places[stem(evidence)].append(i)
+    names = [""] * len(of_each)
+    for name, same in places.items():
+        identities = [of_each[i].entries[0].result.identity for i in same]
+        sizes = [f"-n{of_each[i].labels.get('n')}" for i in same]
+        seeds = [f"-seed{identity['seed']}" for identity in identities]
+        both = [size + seed for size, seed in zip(sizes, seeds, strict=True)]
+        images = [f"{mark}-{identity['images'][:6]}" for mark, identity in zip(both, identities, strict=True)]
+        for i, mark in zip(same, first_distinct([""] * len(same), sizes, seeds, both, images), strict=True):
+            names[i] = name + mark
+    return names
 
 
 def group(evidence: Evidence) -> str:

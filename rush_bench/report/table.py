@@ -54,7 +54,7 @@ class Table:
         return len(self.frame)
 
     def to_csv(self, path: Path | str) -> Path:
-        """Write all columns, numbers to two decimals, empty where there is none."""
+        """Write all columns, percentages to two decimals, radii and fractions in full, empty where there is none."""
         writers.to_csv(self.frame, Path(path))
         return Path(path)
 

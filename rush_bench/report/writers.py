@@ -14,12 +14,23 @@ WIDE, CROWDED = 7, 12  # columns; so many stand across both columns of a page, s
 HEAD, WORDS = 9, 16  # letters of a line of a header, and of words in a cell
 # a number above its interval, which a narrow column has room for; a paper may define it otherwise before
 INTERVAL = "\\providecommand{\\ci}[3]{$#1_{\\,#2}^{\\,#3}$}"
+ENDS = ("", "_low", "_high", "_sd")
+COSTS = ("training_passes", "training_images", "training_seconds")
 NUMBER = re.compile(r"(≥ )?([\d.]+)( ± [\d.]+)? \[([\d.]+), ([\d.]+)\]")
 
 
 def to_csv(frame: pd.DataFrame, path: Path) -> None:
-    """All columns, numbers to two decimals, empty where there is none."""
-    write_text(Path(path), frame.to_csv(index=False, float_format="%.2f"))
+    """All columns, empty where there is none: percentages and costs of training to two decimals, others to ten digits."""
+    rounded = {name: frame[name].map("{:.2f}".format, na_action="ignore") for name in _to_two_decimals(frame)}
+    write_text(Path(path), frame.assign(**rounded).to_csv(index=False, float_format="%.10g"))
+
+
+def _to_two_decimals(frame: pd.DataFrame) -> list[str]:
+    """What stands beside its interval, with it, where it is percent; a frame whose intervals are all of fractions has none."""
+    shares = [name for name in frame if f"{name}_low" in frame]
+    percent = bool((frame[shares].astype(float).abs() > 1).any(axis=None))
+    chosen = {f"{name}{end}" for name in shares for end in ENDS if percent} | {*COSTS}
+    return [name for name in frame.select_dtypes("float") if name in chosen]
 
 
 def markdown(layout: Layout) -> str:

@@ -163,7 +163,8 @@ class Loop:
         entry = {"stage": plan.name, "epoch": position.epoch + 1, "loss": position.loss_sum / max(1, position.loss_count)}
         if stage.validates_after(position.epoch, plan.settings.epochs):
             metrics = stage.validate()
-            self.metrics_text = "".join(f"  {key} {100 * value:.1f} %" for key, value in metrics.items())
+            words = "".join(f"  {key} {100 * value:.1f} %" for key, value in metrics.items())
+            self.metrics_text = words and f"{words} after epoch {position.epoch + 1}"
             entry |= metrics
             if stage.selection_metric is not None and metrics[stage.selection_metric] > position.best.get("score", -1.0):
                 position.best = {"score": metrics[stage.selection_metric], "epoch": position.epoch + 1}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -69,6 +70,17 @@ def test_stopped_is_3_and_a_shard_waits_for_the_others(corruptions, monkeypatch:
     assert half.exit_code == 0 and "waits for the others" in half.stderr
     whole = corruptions("plain", *QUICK)
     assert whole.exit_code == 0 and "waits" not in whole.stderr and "–" not in whole.stdout.split("mCE  ")[0]
+
+
+def test_a_later_run_of_fewer_models_keeps_the_columns_of_the_others(corruptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rush_bench.api.corruptions.USUAL", USUAL[:2])
+    header = "| corruption | plain-cifar10 | rush-cifar10@3 |"
+    for names in ("plain", "rush@3", "plain"):
+        assert corruptions(names, *QUICK).exit_code == 0
+    assert Path("results/corruptions/cifar10-set15.md").read_text().splitlines()[0] == header
+    assert {*pd.read_csv("results/corruptions/cifar10-set15.csv")["defense"]} == {"plain-cifar10", "rush-cifar10@3"}
+    assert corruptions("plain", *QUICK[:2], "--n", "6").exit_code == 0  # other images: a table of their own
+    assert "rush" not in Path("results/corruptions/cifar10-set15.md").read_text()
 
 
 @pytest.mark.parametrize(

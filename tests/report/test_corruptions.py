@@ -1,5 +1,6 @@
 """mCE by hand, intervals that cover, and the files of the table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from rush_bench.errors import BadInput
 from rush_bench.records import FORMAT, Cell, CellResult, CellStore
-from rush_bench.report.corruptions import ce, lay_out, table, write
+from rush_bench.report.corruptions import ce, lay_out, table, with_earlier, write
 
 SIZE = 40
 
@@ -96,6 +97,22 @@ def test_the_interval_of_mce_covers() -> None:
 def test_ce_of_other_images_is_refused() -> None:
     with pytest.raises(BadInput, match=r"not \(4, 2\) and \(5, 2\)"):
         ce(np.ones((4, 2)), np.ones((5, 2)))
+
+
+def test_a_later_run_keeps_what_others_left(tmp_path: Path) -> None:
+    five = (20,) * 5
+    earlier = _cells(tmp_path, "before", {"fog": (40,) * 5, "snow": five, "rain": five})
+    other_images = [replace(cell, identity={**cell.identity, "images": "y"}) for cell in earlier]
+    other_images = [replace(cell, labels={**cell.labels, "defense": "elsewhere"}) for cell in other_images]
+    unfinished = _cells(tmp_path, "half", {"fog": five, "snow": five}, leave_out=1)
+    without_snow = _cells(tmp_path, "fog alone", {"fog": five})
+    run = _cells(tmp_path, "now", {"fog": (30,) * 5, "snow": five})
+    more_draws = _cells(tmp_path, "now", {"fog": (10,) * 5, "snow": five}, votes=64)
+    frame = table(with_earlier(run, [*other_images, *earlier, *unfinished, *without_snow, *run, *more_draws]), "now")
+    assert list(dict.fromkeys(frame["defense"])) == ["now", "before", "now (now, K=4, seed 0)"]
+    assert frame[frame["corruption"] == "fog"]["accuracy"].tolist() == [75, 100, 25]
+    assert frame[frame["corruption"] == "fog"]["ce"].tolist() == pytest.approx([100, 0, 300])
+    assert set(frame["corruption"]) == {"fog", "snow", "mean"}
 
 
 def test_files(tmp_path: Path) -> None:

@@ -56,6 +56,29 @@ def test_files_lie_where_robustbench_has_them(lab, tmp_path_factory) -> None:
         write_model_info([], out)
 
 
+@pytest.mark.parametrize(
+    ("differs", "suffixes"),
+    [
+        ([{"seed": 0}, {"seed": 1}], ["-seed0", "-seed1"]),
+        ([{"repeats": 1}, {"repeats": 4}], ["-K1", "-K4"]),
+        ([{"settings": {"steps": 2}}, {"settings": {"steps": 9}}, {"seed": 1}], None),
+    ],
+)
+def test_rows_of_one_name_have_a_file_each(lab, tmp_path, differs, suffixes) -> None:
+    for right, more in enumerate(differs, start=3):
+        more = {"settings": {}} | more
+        pgd = lab.cell("rush@64", "pgd", [1] * 9 + [0], votes=64, **more)
+        lab.cell("rush@64", "worst", [1] * right + [0] * (10 - right), votes=64, of=(pgd,), **more)
+    lab.cell("other@64", "worst", [1] * 10, votes=64)
+    found = rows(lab.results())
+    paths = write_model_info(found, tmp_path / "out")
+    assert len({*paths}) == len(paths) == len(found) == len(differs) + 1
+    assert sorted(map(json.dumps, map(model_info, found))) == sorted(json.dumps(json.loads(p.read_text())) for p in paths)
+    names = sorted(path.name.removeprefix("rush@64-linf8-10").removesuffix(".json") for path in paths)
+    records = sorted(f"-{row.cells['worst'].folder.name[:6]}" for row in found if row.labels["defense"] == "rush@64")
+    assert names == sorted(["other@64-linf8-10", *(suffixes or records)])  # what is alone keeps its name
+
+
 def test_a_claim_is_the_higher_of_the_two(tmp_path) -> None:
     info = {"name": "a", "dataset": "cifar10", "eps": "8/255", "reported": "54.8", "autoattack_acc": "54.43"}
     (tmp_path / "a.json").write_text(json.dumps(info))

@@ -1,9 +1,13 @@
 """Figures of settle: what is drawn are the records' numbers, in order; the same bytes each time."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
+import rush_bench as rb
 from rush_bench.records.statistics import Estimate, interval, paired_difference
 from rush_bench.report import figures, settle
 from rush_bench.report import settle_figures as drawing
@@ -198,3 +202,33 @@ def test_different_numbers_of_images_are_told_apart(evidence, tmp_path, drawn):
 
     drawing.sweep([made("rush@64", 20), made("rush@1", 30)], tmp_path / "sweep.png")
     assert labels_of(drawn[0]) == ["rush@64, n=20", "rush@1, n=30"]
+
+
+@pytest.mark.parametrize(
+    ("differs", "marks"),
+    [
+        ([{}], [""]),
+        ([{"n": 20}, {"n": 12}], ["-n20", "-n12"]),
+        ([{"seed": 0}, {"seed": 3}], ["-seed0", "-seed3"]),
+        ([{"n": 20}, {"n": 12}, {"n": 12, "seed": 3}], ["-n20-seed0", "-n12-seed0", "-n12-seed3"]),
+    ],
+)
+def test_each_has_a_figure_also_where_only_n_or_the_seed_differs(evidence, lab, monkeypatch, differs, marks):
+    made = []
+    for how in differs:
+        n, seed = how.get("n", 20), {"seed": how.get("seed", 0)}
+        trials = [(experiment, name, attack, right[:n], more) for experiment, name, attack, right, more in WATERFALL]
+        made.append(evidence(*trials, **seed))
+    made.append(evidence(*WATERFALL, subject="other@64"))
+    monkeypatch.setattr("rush_bench.api.figure._found", lambda folder: made)
+    paths = rb.figure("waterfall", lab.folder, format="svg")
+    names = [*(f"rush-cifar10@64-cifar10-linf8-quick{mark}" for mark in marks), "other@64-cifar10-linf8-quick"]
+    assert [path.name for path in paths] == [f"{name}-waterfall.svg" for name in names] and all(map(Path.is_file, paths))
+
+
+def test_other_images_alone_tell_files_apart(evidence):
+    first, second = (evidence(CLEAN, budget="quick") for _ in range(2))
+    entry = second.entries[0]
+    other = replace(entry, result=replace(entry.result, identity={**entry.result.identity, "images": "b7d9c2e1"}))
+    first_name, second_name = settle.stems([first, replace(second, entries=(other,))])
+    assert second_name == "rush-cifar10@64-cifar10-linf8-quick-n20-seed0-b7d9c2" and first_name != second_name

@@ -86,6 +86,23 @@ def test_csv_keeps_every_number(lab, tmp_path):
         assert np.allclose(back[list(numbers)].astype(float), numbers.round(2), equal_nan=True, atol=0.006)
 
 
+@pytest.mark.parametrize("numbers", [{"eps": 2 / 255}, {"ACR": 0.4959, "n": 20}, {"cost": 1234567.25}, {}])
+def test_csv_rounds_percentages_alone(numbers, tmp_path):
+    """A radius of 2/255 in two decimals would be that of 2.55/255."""
+    frame = pd.DataFrame([{"pgd": 100 / 3, "pgd_low": 20.0, "pgd_high": 45.678, **numbers}, {}])
+    to_csv(frame, tmp_path / "table.csv")
+    head, line, empty = (tmp_path / "table.csv").read_text().splitlines()
+    assert head == ",".join(frame) and line.startswith("33.33,20.00,45.68") and not empty.strip(",")
+    back = pd.read_csv(tmp_path / "table.csv").iloc[0]
+    assert {name: back[name] for name in numbers} == pytest.approx(numbers, rel=1e-9)
+
+
+def test_csv_keeps_fractions_whole(tmp_path):
+    frame = pd.DataFrame({"accuracy": [0.87654], "bank": [1 / 3], "bank_low": [0.25], "bank_high": [1.0]})
+    to_csv(frame, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text().splitlines()[1] == "0.87654,0.3333333333,0.25,1"
+
+
 def test_markdown_has_blocks_dashes_intervals_and_notes(lab, tmp_path):
     lab.cell("rush@64", "clean", ones(18), votes=64)
     lab.cell("rush@64", "pgd", ones(7), votes=64)
@@ -109,6 +126,27 @@ def test_markdown_has_blocks_dashes_intervals_and_notes(lab, tmp_path):
         assert f"<sup>{mark}</sup> " in text
     widths = {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
+
+
+@pytest.mark.parametrize(
+    ("differs", "marks"),
+    [
+        ([{"settings": {"steps": 2}}, {"settings": {"steps": 9}}], ["run 1", "run 2"]),
+        ([{"settings": {"steps": 2}, "seed": 3}, {"settings": {"steps": 9}, "seed": 4}], ["seed 3", "seed 4"]),
+        ([{"settings": {"steps": 2}, "repeats": 4}, {"settings": {"steps": 9}, "repeats": 8}], ["K=4", "K=8"]),
+        ([{"settings": {"steps": 9}, "suite": "linf8-quick"}, {"settings": {"steps": 2}}], ["", ""]),
+    ],
+)
+def test_rows_of_one_name_and_their_notes_are_told_apart(lab, differs, marks):
+    for right, more in zip((7, 3), differs, strict=True):
+        pgd = lab.cell("a", "pgd", more.get("repeats", 1) * np.array(ones(right)), **more)
+        lab.cell("a", "worst", more.get("repeats", 1) * np.array(ones(right)), of=(pgd,), **{**more, "settings": {}})
+    frame = table(lab.results())
+    layout = lay_out(frame)
+    texts = {f"a ({mark})" if mark else "a" for mark in marks}
+    assert {row[0] for row in layout.cells} == texts and frame["defense"].tolist() == ["a", "a"]
+    for row, line in zip(layout.cells, frame.to_dict("records"), strict=True):
+        assert ("", f"{row[0]}, {line['suite']}: {line['notes']}") in layout.notes and "pgd with steps=" in line["notes"]
 
 
 def test_quick_numbers_are_marked(lab):

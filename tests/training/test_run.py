@@ -291,6 +291,12 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys):
         text = stream.getvalue()
         assert "pretrain" in text and "is finished: validation clean" in text
         assert re.search(r"epoch \d/\d  loss \d\.\d{4}  \w+ \d+\.\d %", text)  # what was measured last, beside the loss
+        shown = re.findall(r"epoch (\d)/\d  loss \d\.\d{4}  (\w+) (\d+\.\d) % after epoch (\d)", text)
+        folder = tmp_path / f"{stream.isatty()}" / "mine"
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert shown and all(int(measured) == int(now) - 1 for now, *_, measured in shown)
+        for _, metric, percent, measured in shown:
+            assert percent in {f"{100 * line[metric]:.1f}" for line in log if line["epoch"] == int(measured) and metric in line}
         assert ("\x1b[" in text) is stream.isatty()
     assert capsys.readouterr() == ("", "")
 

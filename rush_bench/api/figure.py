@@ -2,16 +2,19 @@
 
 import base64
 import html
+from collections.abc import Iterable
 from pathlib import Path
 
 from rush_bench.api.table import load_results
 from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.settle import FOLDER as SETTLED
 from rush_bench.certificates.check import FOLDER as CERTIFICATES
-from rush_bench.datasets import load_dataset
+from rush_bench.datasets import Images, load_dataset
 from rush_bench.errors import BadInput, unknown_name
 from rush_bench.packs import opened
+from rush_bench.places import data_folder
 from rush_bench.records import Cell, CellResult, CellStore
+from rush_bench.registry import datasets
 from rush_bench.report import figures, settle_figures
 from rush_bench.report import settle as settled
 from rush_bench.report.cards import cards_of
@@ -65,7 +68,7 @@ def figure(
         format: png, pdf or svg.
         defense: draw this one alone; of `images`, whose predictions to show (None: a deterministic one).
         store: folder of the models, whose cards say what training cost, for `cost`.
-        data_dir: folder of the data sets, for `images`.
+        data_dir: folder of the data sets, for `images`; of your own, the folder that holds `NAME.npz` or the folder `NAME`.
 
     Returns:
         The paths of what was drawn.
@@ -84,10 +87,12 @@ def figure(
         raise unknown_name("format of figures", format, FORMATS)
     read = opened(Path(results))
     results, beside = read.folder, read.beside
+    if kind in ("eps", "cost", "images"):
+        everything = load_results(results)
+        _check_defense(defense, (cell.labels["defense"] for cell in everything), beside)
+        cells = [cell for cell in everything if defense in (None, cell.labels["defense"])]
     if kind == "images":
-        return Pictures([_images(results, defense, data_dir, Path(out or beside) / f"images.{format}")])
-    if kind in ("eps", "cost"):
-        cells = [cell for cell in load_results(results) if defense in (None, cell.labels["defense"])]
+        return Pictures([_images(cells, data_dir, Path(out or beside) / f"images.{format}")])
     if kind == "eps":
         return Pictures([figures.accuracy_against_eps(cells, Path(out or beside) / f"robust_accuracy.{format}")])
     if kind == "cost":
@@ -98,7 +103,9 @@ def figure(
                 f"no worst case in {beside} is of a model whose card in {store} says what its training cost; name --store"
             )
         return Pictures([path])
-    found = [evidence for evidence in _found(results / SETTLED) if defense in (None, evidence.subject)]
+    audited = _found(results / SETTLED)
+    _check_defense(defense, (evidence.subject for evidence in audited), beside / SETTLED)
+    found = [evidence for evidence in audited if defense in (None, evidence.subject)]
     folder = Path(out or beside / SETTLED)
     if kind == "draws":
         paths = [settle_figures.sweep(many, folder / f"{name}-sweep.{format}") for name, many in settle_figures.grouped(found)]
@@ -116,20 +123,25 @@ def _found(folder: Path) -> list[Evidence]:
     return evidence_of(load_results(folder), load_results(folder / CERTIFICATES))
 
 
-def _images(results: Path, defense: str | None, data_dir: Path | str | None, path: Path) -> Path:
+def _check_defense(defense: str | None, known: Iterable[str], where: Path) -> None:
+    """BadInput for a defence that is not among those measured; where none is, that is what is wrong, and said elsewhere."""
+    names = set(known)
+    if defense is not None and names and defense not in names:
+        raise unknown_name(f"defence in {where}", defense, names)
+
+
+def _images(found: list[CellResult], data_dir: Path | str | None, path: Path) -> Path:
     """Images of the first chunk, clean and attacked at the smallest eps that PGD was run at: first those that it turned."""
-    found = load_results(results)
     kept = [r for r in found if r.complete and (r.folder / "adversarial-0000.npy").exists() and r.labels["attack"] == "pgd"]
-    kept = [r for r in kept if defense in (None, r.labels["defense"])]
     if not kept:
-        raise BadInput(f"no finished PGD of {defense or 'any defence'} whose x' are still there; run `rush-bench attack` first")
+        raise BadInput("no finished PGD whose x' are still there; run `rush-bench attack` first")
     attacked = min(kept, key=lambda r: (not r.labels["deterministic"], r.labels["defense"], r.labels["eps"]))
     clean = _clean_of(attacked, found)
     stored = CellStore(attacked.folder.parent.parent).read_adversarial(Cell(attacked.identity, attacked.labels), 0)
     labels = attacked.labels
-    images = load_dataset(labels["dataset"], "test", labels["n"], data_dir=data_dir, size=stored.shape[2:])
-    if clean is None or images.digest != attacked.identity["images"]:
-        raise BadInput(f"the clean images of {labels['defense']} are not here any more; run `rush-bench attack` again")
+    images = _attacked_images(attacked, stored.shape[2:], data_dir)
+    if clean is None:
+        raise BadInput(f"the clean accuracy of {labels['defense']} is not among its records; run `rush-bench attack` again")
     predicted_clean, predicted_attacked = (r.frame.filter(regex="^count_").to_numpy().argmax(1) for r in (clean, attacked))
     turned = predicted_clean[: len(stored)] != predicted_attacked[: len(stored)]
     positions = [*turned.nonzero()[0], *(~turned).nonzero()[0]][:SHOWN]
@@ -138,6 +150,29 @@ def _images(results: Path, defense: str | None, data_dir: Path | str | None, pat
         (f"{name}: {images.classes[predicted_clean[i]]}", f"{name}: {images.classes[predicted_attacked[i]]}") for i in positions
     ]
     return figures.image_pairs(images.floats(positions), stored[positions], titles, path, labels["eps"])
+
+
+def _attacked_images(attacked: CellResult, size: tuple[int, ...], data_dir: Path | str | None) -> Images:
+    """The very images that were attacked, by their digest; of the user's own, from the file or folder of their name."""
+    labels, folder = attacked.labels, data_folder(data_dir)
+    name, n = str(labels["dataset"]), labels["n"]
+    source = name
+    if name not in datasets.entries:
+        given = next((path for path in (folder / f"{name}.npz", folder / name) if path.exists()), None)
+        if given is None:
+            raise BadInput(
+                f"{name} is a data set of your own, and {folder} has no {name}.npz and no folder {name}; name the folder "
+                "that has, with --data-dir"
+            )
+        source = str(given)
+    for count in (n, None):  # a subset, or all in their own order
+        images = load_dataset(source, labels.get("split", "test"), count, data_dir=data_dir, size=size)
+        if images.digest == attacked.identity["images"]:
+            return images
+    raise BadInput(
+        f"{source} is not the {n} images that {labels['defense']} was attacked on; name the folder that has those with "
+        "--data-dir, or run `rush-bench attack` again"
+    )
 
 
 def _clean_of(attacked: CellResult, found: list[CellResult]) -> CellResult | None:

@@ -14,7 +14,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from rush_bench.files import digest
 from rush_bench.progress import amount
 from rush_bench.report.cards import Card, training_of
-from rush_bench.report.figures import COLOURS, MARKERS, accuracy_axis, percent, save, tips
+from rush_bench.report.figures import COLOURS, MARKERS, accuracy_axis, hollow, line_names, mark, other_settings, percent, save
+from rush_bench.report.layout import BOUND
 from rush_bench.report.rows import Row
 from rush_bench.report.trainings import defense_but_weights
 
@@ -27,7 +28,8 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
 
     A line joins what one system reaches at several costs, on the mean over its seeds. Names stand on the right, each with a
     thin line to its point (of several seeds to the first). Where there is no room for all, those are named that no training of
-    at most their cost surpasses.
+    at most their cost surpasses. A hollow marker, and a dagger behind the name, are of an upper bound (`Row.bounds`), which
+    surpasses nothing.
     """
     panels: dict[str, list[tuple[float, Row, Card]]] = defaultdict(list)
     passes = {name: training_of(card).passes for name, card in cards.items()}
@@ -41,7 +43,9 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
     lines = -(-len(panels) // columns)
     seeds = {title: _first_seeds(points) for title, points in panels.items()}
     tall = max(TALL, HIGH * max((len(found) for found in seeds.values() if len(found) <= CROWD), default=0))
-    figure = Figure(figsize=(4.6 * columns + 0.4, tall * lines + 0.4), layout="constrained")
+    told = {key: name for points in panels.values() for key, name in line_names([row for _, row, _ in points]).items()}
+    wide = max(4.6, 2.6 + 0.055 * max(map(len, told.values())))
+    figure = Figure(figsize=(wide * columns + 0.4, tall * lines + 0.4), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     names = list(dict.fromkeys(row.labels["defense"] for points in panels.values() for _, row, _ in points))
     for panel, (title, points) in zip(axes.flat, panels.items(), strict=False):
@@ -49,7 +53,7 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
         crowd = len(seeds[title]) > CROWD
         for spent, row, card in sorted(points, key=lambda point: point[1].estimates["worst"]):
             k, found = names.index(row.labels["defense"]), row.estimates["worst"]
-            below, above = found.value - found.low, found.high - found.value
+            below, above, bound = found.value - found.low, found.high - found.value, _bound(row)
             bars = panel.errorbar(
                 spent,
                 100 * found.value,
@@ -63,12 +67,13 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
             device = (card.get("environment") or {}).get("device", "a device not noted")
             words = f"{amount(spent)} passes of training, {card.get('seconds') or math.nan:,.4g} s on {device}"
             words += f", {row.labels.get('budget') or 'budget not noted'}"
-            bars.lines[0].set_gid(tips([f"{percent(row.labels['defense'], found)}; {words}"]))
+            mark(panel, bars, [f"{percent(told[id(row)], found, bound)}; {words}"], [bound])
             if _seed(card) != seeds[title][_system(row, card), spent]:
                 continue
-            if crowd and any(at <= spent and other.estimates["worst"] > found for at, other, _ in points):
+            if crowd and any(at <= spent and other.estimates["worst"] > found for at, other, _ in points if not _bound(other)):
                 continue
-            named.append((row.labels["defense"], spent, 100 * found.value, COLOURS[k % len(COLOURS)]))
+            name = told[id(row)] + (f" {BOUND}" if bound else "")
+            named.append((name, spent, 100 * found.value, COLOURS[k % len(COLOURS)]))
         _join(panel, points)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -87,7 +92,13 @@ def accuracy_against_cost(rows: Sequence[Row], cards: Mapping[str, Card], path: 
         panel.set_ylabel("worst-case accuracy (%)", fontsize=9)
     for panel in list(axes.flat)[len(panels) :]:
         panel.set_axis_off()
+    if any(_bound(row) for points in panels.values() for _, row, _ in points):
+        figure.legend(handles=[hollow()], loc="outside lower center", frameon=False, fontsize=8)
     return save(figure, path)
+
+
+def _bound(row: Row) -> bool:
+    return "worst" in row.bounds
 
 
 def _first_seeds(points: Sequence[tuple[float, Row, Card]]) -> dict[tuple[str, float], int]:
@@ -115,7 +126,7 @@ def _name(panel: Axes, named: Sequence[tuple[str, float, float, str]], top: floa
 
 
 def _join(panel: Axes, points: Sequence[tuple[float, Row, Card]]) -> None:
-    """A line through the means of a system at several costs: same recipe, protocol, defence, network, images and repeats."""
+    """Through a system's means at several costs, a line: same recipe, protocol, defence, network, images, repeats, settings."""
     systems: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for spent, row, card in points:
         systems[_system(row, card)][spent].append(100 * row.estimates["worst"].value)
@@ -129,7 +140,7 @@ def _system(row: Row, card: Card) -> str:
     """A digest of what trainings of one system have in common at whatever cost: recipe, protocol, network, defence, images."""
     cell = row.parts[-1]
     what = [card.get("recipe"), card.get("protocol"), card.get("network"), defense_but_weights(cell), cell.identity["images"]]
-    return digest([*what, row.repeats, row.seed])
+    return digest([*what, row.repeats, row.seed, other_settings(row)])
 
 
 def _seed(card: Card) -> int:

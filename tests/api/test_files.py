@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,3 +143,38 @@ def test_rm_asks_and_takes_what_it_said(store: Path) -> None:
     assert [path.name for path in rm(key, store=store)[1]] == [key] and len(rb.load_results()) == 2
     with pytest.raises(BadInput, match="no model, defence or result named 'mine'"):
         rm("mine", store=store)
+
+
+def own(folder: str, positions: slice) -> str:
+    """An npz of the user's own, `own.npz`, of some digits."""
+    digits = rb.load_dataset("digits", "test", 20)
+    Path(folder).mkdir()
+    path = Path(folder) / "own.npz"
+    arrays = {"test_images": digits.pixels.numpy()[positions], "test_labels": digits.labels.numpy()[positions]}
+    np.savez(path, classes=np.array(digits.classes), **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize("n", [4, None])
+def test_images_of_ones_own_are_drawn_from_the_folder_that_holds_them(n: int | None) -> None:
+    images = rb.load_dataset(own("here", slice(0, 10)), "test", n)
+    own("other", slice(5, 15))
+    runner.attack(rb.Deterministic(linear(), shape=images.shape, name="linear"), QUICK, images, out="results", quiet=True)
+    (path,) = rb.figure("images", data_dir="here")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    path.unlink()
+    for folder, error in (
+        (".", r"own is a data set of your own, .* no own\.npz .* --data-dir"),
+        ("other", "is not the .* images"),
+    ):
+        with pytest.raises(BadInput, match=error):
+            rb.figure("images", data_dir=folder)
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["eps", "cost", "images", "draws"])
+def test_a_figure_of_an_unknown_defence_names_the_known(kind: str, monkeypatch: pytest.MonkeyPatch, measured: Path) -> None:
+    evidence = SimpleNamespace(subject="linear")
+    monkeypatch.setattr("rush_bench.api.figure._found", lambda folder: [evidence])
+    with pytest.raises(BadInput, match=r"no defence in .* named 'nope'; known: linear"):
+        rb.figure(kind, measured, defense="nope")

@@ -1,14 +1,17 @@
 """Figures: PNGs of the size stated, the same bytes each time, every line and chance level in its place."""
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
 from rush_bench.errors import BadInput
 from rush_bench.report import figures
-from rush_bench.report.figures import DPI, accuracy_against_eps, image_pairs
+from rush_bench.report.figures import BOUND, DPI, TIPS, UPPER, accuracy_against_eps, accuracy_by_defence, image_pairs
+from rush_bench.report.rows import rows
 
 
 def ones(k, n=20):
@@ -61,6 +64,121 @@ def test_lines_never_join_what_differs(lab, tmp_path, drawn):
     accuracy_against_eps(lab.results(), tmp_path / "a.png")
     (panel,) = drawn[0].axes
     assert {bars.get_label() for bars in panel.containers} == {"acl (n=20)", "acl (n=40)"}
+
+
+def lines_of(panel):
+    return {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in panel.containers}
+
+
+def test_other_settings_are_lines_of_their_own(lab, tmp_path, drawn):
+    """The usual ones at two eps are one line, which other settings at one of these do not touch."""
+    usual = {"steps": 10, "step": 0.25}
+    lab.cell("acl", "clean", ones(20), suite="linf4-quick")
+    lab.cell("acl", "pgd", ones(12), eps=4 / 255, suite="linf4-quick", settings=usual)
+    for right, settings in ((6, usual), (18, {"steps": 2, "step": 0.1})):
+        lab.cell("acl", "pgd", ones(right), suite="linf8-quick", settings=settings)
+    accuracy_against_eps(lab.results(), tmp_path / "a.png")
+    (panel,) = drawn[0].axes
+    other = "acl (pgd with step=0.1 (usual 0.25), steps=2 (usual 10))"
+    assert lines_of(panel) == {"acl": [[0, 100], [4, 60], [8, 30]], other: [[8, 90]]}
+    accuracy_by_defence([row for row in rows(lab.results()) if row.threat_text == "linf 8/255"], tmp_path / "b.png")
+    assert [tick.get_text().replace("\n", " ") for tick in drawn[1].axes[0].get_yticklabels()] == ["acl", other]
+
+
+@pytest.mark.parametrize(
+    "first, second, at_first, at_second, names",
+    [
+        ("linf4-quick", "linf8-quick without square", 4, 8, {"acl", "acl (without square)"}),
+        ("linf4-quick", "linf8-quick with aa", 4, 8, {"acl"}),
+        ("linf8-quick", "linf8-quick with aa", 8, 8, {"acl", "acl (with aa)"}),
+    ],
+)
+def test_the_worst_of_fewer_attacks_is_another_line(lab, tmp_path, drawn, first, second, at_first, at_second, names):
+    for suite, k, right in ((first, at_first, 10), (second, at_second, 9)):
+        parts = [lab.cell("acl", "pgd", ones(10), suite=suite, quick=True, eps=k / 255)]
+        parts += [lab.cell("acl", "aa", ones(right), suite=suite, quick=True, eps=k / 255)] if "aa" in suite else []
+        lab.cell("acl", "worst", ones(right), suite=suite, quick=True, eps=k / 255, of=parts)
+    accuracy_against_eps(lab.results(), tmp_path / "a.png")
+    worst = lines_of(drawn[0].axes[-1])
+    assert worst.keys() == names and sum(map(len, worst.values())) == 2
+
+
+def changed(row, **identity):
+    """The row of records of another identity."""
+    return replace(row, parts=tuple(replace(cell, identity={**cell.identity, **identity}) for cell in row.parts))
+
+
+def test_other_images_of_one_name_are_lines_of_their_own_from_their_own_clean_accuracy(lab, tmp_path, drawn):
+    found = []
+    for name, clean, attacked in (("a", 0, {4: 0, 8: 0}), ("b", 19, {8: 3})):
+        other = type(lab)(tmp_path / name)
+        for k, right in attacked.items():
+            other.cell("acl", "clean", ones(clean), suite=f"linf{k}")
+            other.cell("acl", "pgd", ones(right), suite=f"linf{k}", eps=k / 255)
+        found += [changed(row, images=name * 64) for row in rows(other.results())]
+    figures.against_eps(found, tmp_path / "a.png")
+    (panel,) = drawn[0].axes
+    assert lines_of(panel) == {
+        "acl (images aaaaaa)": [[0, 0], [4, 0], [8, 0]],
+        "acl (images bbbbbb)": [[0, 95], [8, 15]],
+    }
+
+
+@pytest.mark.parametrize(
+    "other, word",
+    [
+        ({"chunk": 20}, "chunks of 20"),
+        ({"defense": {"votes": 0, "noise": 0.5}}, "defence "),
+        ({"attack": {"name": "pgd", "start": "x"}}, "record "),
+    ],
+)
+def test_a_line_has_one_number_at_an_eps(lab, tmp_path, drawn, other, word):
+    second = type(lab)(tmp_path / "second")
+    lab.cell("acl", "pgd", ones(10))
+    second.cell("acl", "pgd", ones(3), settings={"start": "x"})
+    found = [*rows(lab.results()), *(changed(row, **other) for row in rows(second.results()))]
+    figures.against_eps(found, tmp_path / "a.png")
+    lines = lines_of(drawn[0].axes[0])
+    assert len(lines) == 2 and any(name.startswith(f"acl ({word}") for name in lines)
+    assert sorted(points for (points,) in lines.values()) == [[8, 15], [8, 50]]
+
+
+def bounded(lab):
+    """A row whose PGD and worst case are upper bounds, beside one of measures."""
+    for defense, right in (("masked", 18), ("plain", 4)):
+        lab.cell(defense, "clean", ones(20))
+        lab.cell(defense, "pgd", ones(right))
+        lab.cell(defense, "worst", ones(4))
+    return [replace(row, bounds=("pgd", "worst") if row.labels["defense"] == "masked" else ()) for row in rows(lab.results())]
+
+
+def said_by(artists):
+    """What the markers of lines say, apart by whether they are hollow."""
+    said = {True: [], False: []}
+    for line in artists:
+        said[same_color(line.get_markerfacecolor(), "white")] += (line.get_gid() or "").split(TIPS)[1:]
+    return said
+
+
+@pytest.mark.parametrize("draw", [figures.against_eps, accuracy_by_defence])
+def test_upper_bounds_are_hollow_and_say_so(lab, tmp_path, drawn, draw):
+    path = draw(bounded(lab), tmp_path / "a.svg")
+    said = said_by(line for panel in drawn[0].axes for line in panel.lines)
+    assert len(said[True]) == 2 and all(text.startswith("masked") and text.endswith(UPPER) for text in said[True])
+    assert {text.split(":")[1].split(" [")[0] for text in said[True]} == {" 90 %", " 20 %"}
+    assert len(said[False]) >= 4 and not any(BOUND in text for text in said[False])
+    for line in drawn[0].axes[0].lines:  # a solid marker stands nowhere below a hollow one
+        if line.get_markevery() is not None:
+            assert len(line.get_markevery()) < len(line.get_xdata())
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert texts.count(UPPER) == 1 and UPPER in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("draw", [figures.against_eps, accuracy_by_defence])
+def test_without_upper_bounds_there_is_no_word_of_them(lab, tmp_path, drawn, draw):
+    path = draw([replace(row, bounds=()) for row in bounded(lab)], tmp_path / "a.svg")
+    assert BOUND not in path.read_text(encoding="utf-8")
+    assert not said_by(line for panel in drawn[0].axes for line in panel.lines)[True]
 
 
 def test_norms_and_data_sets_have_rows_of_their_own(lab, tmp_path, drawn):

@@ -38,6 +38,7 @@ from rush_bench.report import cost_figure, settle, tables
 from rush_bench.report.audits import sentence, write
 from rush_bench.report.cards import training_of
 from rush_bench.report.certificates import shared_radii, summary
+from rush_bench.report.figures import UPPER
 from rush_bench.report.from_records import evidence_of
 from rush_bench.report.page import PARTS, write_page
 from rush_bench.report.page.gallery import SHOWN
@@ -255,6 +256,40 @@ def test_cost_names_all_or_those_that_nothing_as_cheap_surpasses(lab, monkeypatc
     words = {html.unescape(word) for word in re.findall(r">([^<>]+)</text>", path.read_text(encoding="utf-8"))}
     assert words & {*cards} == ({*cards} if count == 3 else {"m0", *(f"m{k}" for k in range(1, count, 2))})
     assert any("surpasses" in word for word in words) == (count > cost_figure.CROWD)
+
+
+def test_cost_marks_upper_bounds_which_surpass_nothing(lab, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cost_figure, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
+    names = ["masked", *(f"m{k}" for k in range(cost_figure.CROWD))]
+    for name in names:
+        lab.cell(name, "worst", ones(20 if name == "masked" else 10), model=name, weights=name, sha256=name)
+    cards = {name: {"passes": 1000.0 * (k + 1)} for k, name in enumerate(names)}
+    found = [replace(row, bounds=("worst",) * (row.labels["defense"] == "masked")) for row in rows(lab.results())]
+    for kept in (found, [replace(row, bounds=()) for row in found]):
+        path = cost_figure.accuracy_against_cost(kept, cards, tmp_path / "cost.svg")
+        assert path is not None
+        text = path.read_text(encoding="utf-8")
+        words = set(re.findall(r">([^<>]+)</text>", text))
+        bound = kept is found
+        assert ("masked †" in words) == (UPPER in words) == ("masked: 100 % [83.1567, 100] † upper bound" in text) == bound
+        assert ("m0" in words) == bound
+
+
+def test_a_cost_line_is_of_one_setting(lab, monkeypatch, tmp_path: Path) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(cost_figure, "save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(cost_figure, "training_of", lambda card: SimpleNamespace(passes=card["passes"]))
+    cards = {}
+    for name, spent, cases in (("a", 4000.0, ((4, 20), (18, 1))), ("b", 1000.0, ((2, 20),))):
+        cards[name] = {"passes": spent, "recipe": "r"}
+        for right, steps in cases:
+            pgd = lab.cell(name, "pgd", ones(right), model=name, weights=name, sha256=name, settings={"steps": steps})
+            lab.cell(name, "worst", ones(right), model=name, weights=name, sha256=name, of=[pgd])
+    cost_figure.accuracy_against_cost(rows(lab.results()), cards, tmp_path / "cost.svg")
+    (panel,) = kept[0].axes
+    joined = [line.get_xydata() for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
+    assert len(joined) == 1 and np.allclose(joined[0], [(1000, 10), (4000, 20)])
+    assert {text.get_text() for text in panel.texts} == {"a", "a (pgd with steps=1 (usual 20))", "b"}
 
 
 def test_what_is_the_same_in_every_row_stands_above_the_table(undrawn, lab) -> None:

@@ -17,6 +17,7 @@ from rush_bench.api.corruptions import asked_for as corrupted_images
 from rush_bench.api.named import Loader, check_count, stored
 from rush_bench.api.settle import settle
 from rush_bench.attacks.cost import prediction_rows
+from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.forecast import images_left, rates
 from rush_bench.audits.settle import FOLDER as SETTLED
 from rush_bench.audits.settle import budget_named
@@ -334,8 +335,7 @@ class Planner:
         run = settle(**given | {"before": note_plans, "quiet": True})
         complete = all(evidence.complete for evidence in run.evidence)
         if job.kind == "audit":
-            files = [self.place.out / "audit" / f"{stem(evidence)}.json" for evidence in run.evidence]
-            complete = complete and all(file.is_file() and read_json(file)["verdict"] for file in files)
+            complete = complete and all(_has_verdict(self.place.out / "audit", evidence) for evidence in run.evidence)
         started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
         costs = [cost for defense_plan in defense_plans for cost in defense_plan.costs.values()]
         passes = sum(cost.forwards + cost.backwards for cost in costs)
@@ -354,6 +354,16 @@ class Planner:
             few = defense.of_votes(min(defense.draws, ROWS // 32))  # more would only take longer
             self.speed[key] = rates(few, data, rows=ROWS)
         return self.speed[key]
+
+
+def _has_verdict(folder: Path, evidence: Evidence) -> bool:
+    """Whether the verdict that lies there is of this evidence: one of another n, or other weights, has the same file."""
+    file = folder / f"{stem(evidence)}.json"
+    if not file.is_file():
+        return False
+    found = read_json(file)
+    same = all(found["labels"].get(key) == evidence.labels.get(key) for key in ("n", "sha256"))
+    return bool(found["verdict"]) and same
 
 
 def _shape(spec: dict[str, Any]) -> str:

@@ -84,6 +84,10 @@ def test_an_audit_ends_in_a_verdict_and_is_done_then(rush_bench) -> None:
     assert json.loads(path.read_text())["verdict"]["claim"]["value"] == 0.9
     assert states(rush_bench("run", "claim.toml", "--plan", "--json")) == {"audit plain-mine": "done"}
 
+    other = json.loads(path.read_text())  # the verdict on fewer images has the same file
+    path.write_text(json.dumps(other | {"labels": other["labels"] | {"n": 3}}))
+    assert states(rush_bench("run", "claim.toml", "--plan", "--json")) == {"audit plain-mine": "in progress"}
+
 
 def test_seeds_are_one_row_with_what_training_cost(rush_bench, mine: Path) -> None:
     Path("seeds.toml").write_text("""

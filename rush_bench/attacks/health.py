@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rush_bench.attacks.slope import LEAST, Slope, known, scale_free
-from rush_bench.defenses import Defense, Network
+from rush_bench.defenses import Defense, is_network
 from rush_bench.defenses.samplers import positions
 from rush_bench.noise import Stream
 from rush_bench.threats import Threat
@@ -114,7 +114,7 @@ def _mute(slope: Slope, images: Tensor, stream: Stream) -> Tensor:
     first, second = here.topk(2, 1).indices.unbind(1)
     every = torch.arange(here.shape[1], device=here.device)
     others = every != first[:, None]
-    if not isinstance(slope.raw, Network) or slope.raw.body.outputs == "probabilities":
+    if not is_network(slope.raw) or slope.raw.body.outputs == "probabilities":
         others &= here > LEAST
     found = torch.zeros(len(images), dtype=torch.bool, device=here.device)
     for together in (False,) if slope.in_16_bits else (False, True):

@@ -59,7 +59,7 @@ class PGD(Attack):
     worth: `rush_bench.attacks.ablation`.
     """
 
-    drawn: ClassVar[tuple[str, ...]] = ("draws", "select_draws", "select_every", "stop")
+    drawn: ClassVar[tuple[str, ...]] = ("draws", *WITHOUT_LOOKS)
     later: ClassVar[dict[str, Any]] = {"stop": False, "steeper": False}
 
     steps: Count = 20

@@ -237,20 +237,22 @@ def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Predic
         _check_parts(found, (*leading, len(images)), self.classes, f"{type(self).__name__}.{predict.__name__}")
         labels, probabilities, votes = found.labels, found.probabilities, found.votes
         within = (labels >= 0).all() & (labels < self.classes).all()
-        counts = (votes >= 0).all()
-        if not within & (counts & probabilities.isfinite().all()).to(within.device):  # one number for the host to wait for
+        counted = (votes >= 0).all() & (votes.sum(-1) > 0).all()
+        if not within & (counted & probabilities.isfinite().all()).to(within.device):  # one number for the host to wait for
             check_finite(probabilities.transpose(0, -2), stream.images, "the prediction")  # images first
-            if not counts:
+            if not (votes >= 0).all():
                 raise RushBenchError(
                     f"{type(self).__name__}.{predict.__name__} of {self.name} gave votes that are negative or no numbers; "
                     "they are how many draws each class got, as in one_hot(labels, classes), or all 0"
                 )
-            raise RushBenchError(
-                f"{type(self).__name__}.{predict.__name__} of {self.name} gave labels from {int(labels.min())} to "
-                f"{int(labels.max())}; they must be classes from 0 to {self.classes - 1}, such as probabilities.argmax(1)"
-            )
-        label = torch.zeros_like(votes).scatter(-1, labels[..., None], max(self.draws, 1))
-        return replace(found, votes=torch.where(votes.sum(-1, keepdim=True) == 0, label, votes))
+            if not within:
+                raise RushBenchError(
+                    f"{type(self).__name__}.{predict.__name__} of {self.name} gave labels from {int(labels.min())} to "
+                    f"{int(labels.max())}; they must be classes from 0 to {self.classes - 1}, such as probabilities.argmax(1)"
+                )
+            label = torch.zeros_like(votes).scatter(-1, labels[..., None], max(self.draws, 1))
+            return replace(found, votes=torch.where(votes.sum(-1, keepdim=True) == 0, label, votes))
+        return found
 
     return checked
 

@@ -37,8 +37,19 @@ def test_what_is_said_of_the_control_is_in_its_table():
         assert numbers and all(f" {number} [" in table for number in numbers)
 
 
+def test_what_is_said_of_the_full_size_is_in_its_tables():
+    tables = "".join((ROOT / f"results/full-size/{name}.md").read_text(encoding="utf-8") for name in ("table", "compare", "votes"))
+    page = (ROOT / "docs/rush-claim.md").read_text(encoding="utf-8")
+    findings = page.partition("## RUSH at the paper's size")[2].partition("## The control")[0].rpartition("<!-- end -->")[2]
+    in_short = page.partition("In short:")[2].partition("- **The published evaluation")[0]
+    of_the_readme = README.partition("Of RUSH the published attack")[2].partition("(docs/rush-claim.md)")[0]
+    for text in (findings, in_short, of_the_readme):
+        numbers = set(re.findall(r"\d+\.\d", text)) - {"73.7", "77.8", "86.4", "87.9"}  # the paper's
+        assert numbers and all(re.search(rf"[ \[+-]{number}[ ,\]]", tables) for number in numbers)
+
+
 def test_what_is_said_of_the_models_is_on_their_cards():
-    rows = re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", (ROOT / "models/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w./-]+)` \| (.*) \|$", (ROOT / "models/README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows
     for name, said in rows:
         card = read_card(ROOT / "models", name)

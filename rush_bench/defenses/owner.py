@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -99,9 +100,20 @@ def input_type(network: nn.Module) -> torch.dtype:
     return torch.float64 if kinds == {torch.float64} else torch.float32
 
 
+def structure(network: nn.Module) -> str:
+    """Its `repr`, as torch 2.14 writes it: under another version a network has the same records.
+
+    2.11 does not write whether a normalisation has a bias, and only LayerNorm had a choice.
+    """
+    text = repr(network)
+    for old in (r"(, affine=(True|False))(?=, track_running_stats=|\)$)", r"(LayerNorm\w*\(.*_affine=(True|False))(?=\)$)"):
+        text = re.sub(old, r"\1, bias=\2", text, flags=re.MULTILINE)
+    return text
+
+
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 over the network's structure and every parameter and buffer."""
-    digest = hashlib.sha256(f"{type(network).__module__}.{type(network).__qualname__}\n{network!r}".encode())
+    digest = hashlib.sha256(f"{type(network).__module__}.{type(network).__qualname__}\n{structure(network)}".encode())
     values: dict[str, Any] = network.state_dict()
     if isinstance(network, torch.jit.ScriptModule) and not values:  # frozen: its weights are constants of its graph
         graph: Any = network.graph

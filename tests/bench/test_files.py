@@ -43,7 +43,11 @@ def test_every_shipped_file_is_right_and_says_what_it_is(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "models", "name"),
-    [("own_network", 3, "attack mine linf8-quick"), ("control", 2, "attack control-c10@64 linf8-quick")],
+    [
+        ("own_network", 3, "attack mine linf8-quick"),
+        ("control", 2, "attack control-c10@64 linf8-quick"),
+        ("full_size", 2, "attack rush-c10-full@64 linf8-quick"),
+    ],
 )
 def test_the_examples_are_right(tmp_path, file, models, name):
     jobs = jobs_of(str(Path(__file__).parents[2] / f"examples/{file}.toml"), tmp_path)

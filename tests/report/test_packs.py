@@ -124,7 +124,7 @@ def test_pandas_alone_reads_its_records(folder, tmp_path):
     assert set(records["record"]) == {f"runs/{path.name}" for path in (folder / "runs").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["cifar10-small", "digits", "table1-cpu"])
+@pytest.mark.parametrize("name", ["cifar10-small", "digits", "full-size", "table1-cpu"])
 def test_what_is_committed_makes_the_tables_beside_it(name, tmp_path):
     answer("table", "--results", RESULTS / f"{name}.zip", "--store", tmp_path / "none", "--out", tmp_path, "--format", "csv,md")
     for file in ("table.csv", "table.md"):
@@ -145,6 +145,16 @@ def test_what_is_committed_makes_the_comparisons_beside_it(file, other, cost):
     first, second = f"rush-c10-tiny{cost}@1", f"{other}-c10-tiny{cost}@1"
     shown = rb.compare(first, second, RESULTS / "table1-cpu.zip", seeds=not cost).to_markdown()
     assert (RESULTS / f"table1-cpu/{file}.md").read_text(encoding="utf-8") == shown
+
+
+def test_what_is_committed_at_full_size_makes_the_tables_of_the_page():
+    pack = RESULTS / "full-size.zip"
+    columns = ["defense", "clean", "pgd-published", "pgd", "eot", "apgd", "training_passes", "n"]
+    shown = {"front.md": rb.table(pack, columns=columns, only={"suite": "linf8-quick*"})}
+    for file, votes in (("compare.md", 1), ("votes.md", 64)):
+        shown[file] = rb.compare(f"rush-c10-full@{votes}", f"noise_sup-c10-full@{votes}", pack)
+    for file, table in shown.items():
+        assert (RESULTS / "full-size" / file).read_text(encoding="utf-8") == table.to_markdown()
 
 
 def test_what_is_committed_makes_the_certified_accuracies_beside_it():

@@ -21,7 +21,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        why = str(error).splitlines()[0].partition(". ")[0]
+        why = str(error).partition("\n")[0].partition(". ")[0]
         raise BadInput(f"device {str(name)!r} cannot be used here ({why}); --device auto takes what there is") from error
     return device
 

@@ -35,6 +35,7 @@ from rush_bench.defenses import Defense, Deterministic, Randomised, Smoothed
 from rush_bench.defenses.body import Body
 from rush_bench.defenses.purify import Purifier
 from rush_bench.devices import choose_device, has_bfloat16
+from rush_bench.errors import BadInput
 from rush_bench.evaluation import attack, certify, runner
 from rush_bench.evaluation.corruptions import evaluate
 from rush_bench.evaluation.score import score
@@ -405,6 +406,15 @@ def test_doctor_and_choices_by_the_device() -> None:
         assert [check.what for check in doctor.devices()][:2] == ["cpu", "cuda:0"]
         assert DEVICE_NAME in doctor.devices()[1].finding
         assert choose_device("auto").type == "cuda" and has_bfloat16(choose_device("cuda:0"))
+
+
+def test_a_device_that_cannot_be_used_says_why(monkeypatch) -> None:
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nMore lines")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(BadInput, match=r"'cuda' cannot be used here \(CUDA out of memory\); --device auto takes what there is"):
+        choose_device("cuda")
 
 
 def test_an_ensemble_and_a_purifier(labels) -> None:

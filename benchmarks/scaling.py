@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--rate PASSES_A_SECOND] [--images N] [--models N]
 
-The rate is that of an H100 (results/h100.txt): EOT at one draw took 5.4 s for 500 images, about 580 passes each as results/full-size
-counts them, loading and checks included. Counts are from above: attacks that stop early are counted whole.
+The rate is that of an H100 (results/h100.txt): EOT at one draw took 5.4 s for 500 images, about 580 passes each as
+results/full-size counts them, loading and checks included. Counts are from above: attacks that stop early are counted whole.
 """
 
 import argparse

@@ -38,7 +38,8 @@ def test_what_is_said_of_the_control_is_in_its_table():
 
 
 def test_what_is_said_of_the_full_size_is_in_its_tables():
-    tables = "".join((ROOT / f"results/full-size/{name}.md").read_text(encoding="utf-8") for name in ("table", "compare", "votes"))
+    files = [ROOT / f"results/full-size/{name}.md" for name in ("table", "compare", "votes")]
+    tables = "".join(file.read_text(encoding="utf-8") for file in files)
     page = (ROOT / "docs/rush-claim.md").read_text(encoding="utf-8")
     findings = page.partition("## RUSH at the paper's size")[2].partition("## The control")[0].rpartition("<!-- end -->")[2]
     in_short = page.partition("In short:")[2].partition("- **The published evaluation")[0]

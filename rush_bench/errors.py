@@ -57,3 +57,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BadInput:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
     return BadInput(f"no {kind} named {name!r}; {hint}")
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to say where the device or the machine has no memory left; empty for another error. torch raises several kinds."""
+    text = str(error).partition("\n")[0]
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    words = ("out of memory", "ALLOC_FAILED", "allocate memory")
+    if not kinds & {"MemoryError", "OutOfMemoryError"} and not any(word in text for word in words):
+        return ""
+    why = text.partition(". ")[0] or type(error).__name__
+    return (
+        f"out of memory ({why}); attack with a smaller --memory, train with a smaller batch (--set STAGE.batch_size=N), or free "
+        "what others use; the same command continues"
+    )

@@ -20,7 +20,7 @@ from rush_bench.bench.jobs import Job, Loaded, Place, expand, unfinished
 from rush_bench.bench.plan import Planned, check, plan
 from rush_bench.deadline import NEVER, Deadline
 from rush_bench.devices import choose_device
-from rush_bench.errors import DOES_NOT_STAND, Busy, Failure, RushBenchError, WorkLeft, failed_code
+from rush_bench.errors import DOES_NOT_STAND, Busy, Failure, RushBenchError, WorkLeft, failed_code, out_of_memory
 from rush_bench.files import write_text
 from rush_bench.packs import pack_hint
 from rush_bench.progress import duration
@@ -199,8 +199,9 @@ def work(found: BenchmarkRun, deadline: Deadline, quiet: bool, say: Callable[[st
                 except RushBenchError as error:
                     _fail(found, job, Failure(str(error), error), say)
                 except Exception as error:  # a recipe or a network may be anybody's code: the other jobs continue
-                    traceback.print_exc()
-                    _fail(found, job, f"{type(error).__name__}: {error}", say)
+                    if not (says := out_of_memory(error)):
+                        traceback.print_exc()
+                    _fail(found, job, says or f"{type(error).__name__}: {error}", say)
         if found.left:
             found.left = [job.name for job in waiting]
             return

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from rush_bench.errors import BadInput, RushBenchError, unknown_name
+from rush_bench.errors import BadInput, RushBenchError, out_of_memory, unknown_name
 from rush_bench.version import __version__
 
 COMMANDS = {
@@ -90,6 +90,11 @@ class CommandLine(click.Group):
             _abandon_stdout()
             if error.errno == errno.ENOSPC:
                 click.echo("error: cannot write the output: no space left on device; free some space", err=True)
+            ctx.exit(1)
+        except (MemoryError, RuntimeError) as error:
+            if not (says := out_of_memory(error)):
+                raise
+            click.echo(f"error: {says}", err=True)
             ctx.exit(1)
 
 

@@ -16,7 +16,7 @@ from rush_bench.datasets import Images, as_data
 from rush_bench.deadline import NEVER, Deadline
 from rush_bench.defenses import Defense, as_defenses
 from rush_bench.defenses.base import check_shown
-from rush_bench.errors import BadInput, Failure, RushBenchError
+from rush_bench.errors import BadInput, Failure, RushBenchError, out_of_memory
 from rush_bench.evaluation.answers import check_answers
 from rush_bench.evaluation.behaviour import Changed, check_behaviour, sample_of
 from rush_bench.files import digest
@@ -198,6 +198,8 @@ def _broken(jobs: Sequence[Job], folder: Path) -> dict[tuple[int, str], Exceptio
 def _reason(error: Exception) -> str:
     if isinstance(error, RushBenchError):
         return Failure(str(error), error)
+    if says := out_of_memory(error):
+        return says
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rush_bench.cli import list as list_command
 from rush_bench.cli.group import COMMANDS
@@ -113,6 +114,26 @@ def test_control_c_says_how_to_go_on(rush_bench, monkeypatch) -> None:
 def test_a_defect_keeps_its_traceback(rush_bench, monkeypatch) -> None:
     monkeypatch.setattr(list_command.catalogue, "rows", _raising(ZeroDivisionError("ours")))
     assert isinstance(rush_bench("list").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.18 GiB"),
+        RuntimeError("CUDA error: out of memory\nSearch for it"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_says_what_to_do(rush_bench, monkeypatch, error: Exception) -> None:
+    monkeypatch.setattr(list_command.catalogue, "rows", _raising(error))
+    result = rush_bench("list")
+    assert result.exit_code == 1 and result.stderr.startswith("error: out of memory (") and "smaller --memory" in result.stderr
+    assert len(result.stderr) < 350
 
 
 def _raising(error: BaseException):

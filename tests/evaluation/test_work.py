@@ -45,10 +45,11 @@ class Broken(Net):
     """One whose predictions raise."""
 
     broken = False
+    error: Exception = ZeroDivisionError("no such luck")
 
     def forward(self, images: Tensor) -> Tensor:
         if type(self).broken:
-            raise ZeroDivisionError("no such luck")
+            raise type(self).error
         return super().forward(images)
 
 
@@ -162,12 +163,23 @@ def test_a_defence_that_raises_fails_alone(kind: Kind, tmp_path: Path, monkeypat
     assert len(kind.found(tmp_path / "out")) == 2 * kind.pieces
 
 
-def test_old_numbers_of_a_defence_that_raises_now_are_not_given(kind: Kind, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ZeroDivisionError("no such luck"), "ZeroDivisionError: no such luck"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to"),
+            "out of memory (CUDA out of memory); attack with a smaller --memory",
+        ),
+    ],
+)
+def test_old_numbers_of_a_defence_that_raises_now_are_not_given(kind: Kind, tmp_path: Path, monkeypatch, error, says) -> None:
     bad = smooth(Broken, "bad")
     kind.run([bad], tmp_path / "out")
     monkeypatch.setattr(Broken, "broken", True)
+    monkeypatch.setattr(Broken, "error", error)
     failed, _ = kind.run([bad], tmp_path / "out")
-    assert failed and all("ZeroDivisionError: no such luck" in reason for reason in failed.values())
+    assert failed and all(says in reason for reason in failed.values())
 
 
 def test_shards_and_stops_leave_the_same_bits(kind: Kind, tmp_path: Path) -> None:

@@ -68,6 +68,6 @@ def out_of_memory(error: BaseException) -> str:
         return ""
     why = text.partition(". ")[0] or type(error).__name__
     return (
-        f"out of memory ({why}); attack with a smaller --memory, train with a smaller batch (--set STAGE.batch_size=N), or free "
-        "what others use; the same command continues"
+        f"out of memory ({why}); attack with a smaller --memory, train with a smaller batch (--set STAGE.batch_size=N), or "
+        "free what others use; the same command continues"
     )

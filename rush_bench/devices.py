@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rush_bench.errors import BadInput
+from rush_bench.errors import BadInput, first_sentence
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -21,8 +21,8 @@ def choose_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        why = str(error).partition("\n")[0].partition(". ")[0]
-        raise BadInput(f"device {str(name)!r} cannot be used here ({why}); --device auto takes what there is") from error
+        why = f"device {str(name)!r} cannot be used here ({first_sentence(error)})"
+        raise BadInput(f"{why}; --device auto takes what there is") from error
     return device
 
 

@@ -59,15 +59,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BadInput:
     return BadInput(f"no {kind} named {name!r}; {hint}")
 
 
+def first_sentence(error: BaseException) -> str:
+    """Of what an error says, without its full stop: torch adds paragraphs. The error's kind where it says nothing."""
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
 def out_of_memory(error: BaseException) -> str:
     """What to say where the device or the machine has no memory left; empty for another error. torch raises several kinds."""
-    text = str(error).partition("\n")[0]
     kinds = {kind.__name__ for kind in type(error).__mro__}
     words = ("out of memory", "ALLOC_FAILED", "allocate memory")
-    if not kinds & {"MemoryError", "OutOfMemoryError"} and not any(word in text for word in words):
+    if not kinds & {"MemoryError", "OutOfMemoryError"} and not any(word in str(error).partition("\n")[0] for word in words):
         return ""
-    why = text.partition(". ")[0] or type(error).__name__
     return (
-        f"out of memory ({why}); attack with a smaller --memory, train with a smaller batch (--set STAGE.batch_size=N), or "
-        "free what others use; the same command continues"
+        f"out of memory ({first_sentence(error)}); attack with a smaller --memory, train with a smaller batch "
+        "(--set STAGE.batch_size=N), or free what others use; the same command continues"
     )

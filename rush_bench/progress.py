@@ -15,14 +15,14 @@ class Bar:
     """`with Bar("attack", total=10) as bar: bar.advance("clean 98 %")`; call it where the text is on the host already."""
 
     def __init__(
-        self, title: str = "", total: int = 0, done: int = 0, *, every: float = LINE_EVERY, stream: TextIO | None = None
+        self, title: str = "", total: int = 0, done: int = 0, *, quiet: bool = False, stream: TextIO | None = None
     ) -> None:
-        self.stream, self.every = stream if stream is not None else sys.stderr, every
+        self.stream, self.quiet = stream if stream is not None else sys.stderr, quiet  # a quiet one shows notes alone
         self.rich: Progress | None = None
         self.begin(title, total, done)
 
     def __enter__(self) -> Self:
-        if self.stream.isatty():
+        if self.stream.isatty() and not self.quiet:
             from rich import progress
             from rich.console import Console
 
@@ -62,7 +62,7 @@ class Bar:
             self.rich.update(self.task, completed=done, text=text, description=self.title)
             return
         now = time.monotonic()
-        if now - self.shown >= self.every or done >= self.total:
+        if not self.quiet and (now - self.shown >= LINE_EVERY or done >= self.total):
             self.shown = now
             left = (now - self.begun) / max(done - self.first, 1) * (self.total - done)
             self.note(f"{self.title}: {done}/{self.total}, {duration(left)} left  {text}".rstrip())

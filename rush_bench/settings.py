@@ -172,7 +172,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib  # builds its patterns when it is imported, which tables never need
 
     try:
-        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as error:
         raise BadInput(f"settings file {path} cannot be read: {error}") from error
 

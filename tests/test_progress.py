@@ -32,13 +32,14 @@ def test_a_line_every_ten_seconds_and_at_the_end_with_the_time_left(clock):
     assert len(lines) == 20
 
 
-def test_a_quiet_one_speaks_at_its_end_alone(clock):
-    stream = io.StringIO()
-    with Bar("certify", 3, every=float("inf"), stream=stream) as bar:
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_quiet_one_shows_notes_alone(clock, stream):
+    with Bar("certify", 3, quiet=True, stream=stream) as bar:
+        bar.note("failed: one")
         for _ in range(3):
             clock[0] += 100
             bar.advance()
-    assert stream.getvalue() == "certify: 3/3, 0 s left\n"
+    assert stream.getvalue() == "failed: one\n"
 
 
 @pytest.mark.parametrize("name", ["[bold]/x", "resume[0]"])

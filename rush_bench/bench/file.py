@@ -102,7 +102,7 @@ def find(name: str) -> Path:
 def read(path: Path) -> Benchmark:
     """A benchmark file, every key known to its command; BadInput names the table, the key and what would do."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     for key, value in found.items():

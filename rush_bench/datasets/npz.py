@@ -62,7 +62,7 @@ def read_npz(path: Path, part: str) -> Part | None:
         ) from error
     if names.ndim == 0:
         raise BadInput(f"{path}: classes is the single value {names}; save the names of the classes, such as ['cat', 'dog']")
-    classes = tuple(str(name) for name in names.ravel())
+    classes = tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.ravel())
     return Part(images, labels[0] if labels else None, classes, str(path), _positions(stand_ins, images.shape[:1], part, path))
 
 

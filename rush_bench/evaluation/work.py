@@ -123,7 +123,7 @@ def work(
         store.open(job.cell)
     mine = _share(jobs, *shard)
     chunks_done = sum(store.has(job.cell, c) for job, c in mine)
-    with Bar(title, len(mine), chunks_done, every=float("inf") if quiet else 10.0) as bar:
+    with Bar(title, len(mine), chunks_done, quiet=quiet) as bar:
 
         def fail(job: Job, reason: str) -> None:
             failed[job.label] = reason

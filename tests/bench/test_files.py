@@ -13,6 +13,7 @@ from rush_bench.bench.plan import check
 from rush_bench.datasets import as_images
 from rush_bench.errors import BadInput
 from rush_bench.registry import recipes
+from rush_bench.settings import read_toml
 from rush_bench.training.prepare import resolve_settings
 
 SHAPE = (3, 32, 32)
@@ -52,6 +53,12 @@ def test_every_shipped_file_is_right_and_says_what_it_is(name, tmp_path):
 def test_the_examples_are_right(tmp_path, file, models, name):
     jobs = jobs_of(str(Path(__file__).parents[2] / f"examples/{file}.toml"), tmp_path)
     assert sum(job.makes != "" for job in jobs.values()) == models and name in jobs
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('title = "mine"\n[[table]]\n', encoding="utf-8-sig")
+    assert files.read(path).title == "mine" and read_toml(path)["title"] == "mine"
 
 
 def test_the_demo_is_two_systems_and_two_suites(tmp_path):

@@ -133,6 +133,12 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, changes: dict[str, o
         load_dataset(str(tmp_path / "pets.npz"), split)
 
 
+def test_names_of_classes_may_be_bytes(tmp_path: Path) -> None:
+    names = ["ant", "bée", "cat", "dog"]
+    write_npz(tmp_path / "pets.npz", classes=np.array([name.encode() for name in names]))
+    assert load_dataset(str(tmp_path / "pets.npz")).classes == tuple(names)
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_single_class_is_refused_but_for_pretraining(tmp_path: Path, split: str) -> None:
     one = {"train_labels": np.zeros(40, int), "test_labels": np.zeros(20, int), "classes": np.array(["ant"])}

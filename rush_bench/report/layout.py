@@ -314,8 +314,13 @@ def _notes(frame: pd.DataFrame, paper: bool, any_quick: bool) -> list[tuple[str,
         notes.append(("", SPREAD))
     if "training_passes" in frame and frame["training_passes"].notna().any():
         notes.append(("", PASSES))
-    names = frame["measured_as"] if paper else frame["defense"]
+    names = frame["measured_as" if paper else "defense"].tolist()
+    said: dict[tuple[str, str], list[str]] = defaultdict(list)  # by suite and text, the rows it is about
     for name, suite, text in zip(names, frame["suite"], frame["notes"], strict=True):
         if isinstance(text, str) and text:
-            notes.append(("", f"{name}, {suite}: {text}"))
+            said[suite, text].append(str(name))
+    if len({text for _, text in said}) == 1 and sum(map(len, said.values())) == len(names) > 1:
+        notes.append(("", f"every row: {next(iter(said))[1]}"))
+    else:
+        notes += [("", f"{', '.join(about)}, {suite}: {text}") for (suite, text), about in said.items()]
     return notes

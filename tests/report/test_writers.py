@@ -149,6 +149,21 @@ def test_rows_of_one_name_and_their_notes_are_told_apart(lab, differs, marks):
         assert ("", f"{row[0]}, {line['suite']}: {line['notes']}") in layout.notes and "pgd with steps=" in line["notes"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "notes"),
+    [
+        ({"a": 2, "b": 2}, ["every row: pgd with steps=2 (usual 20)"]),
+        ({"a": 2, "b": 2, "c": 20}, ["a, b, linf8: pgd with steps=2 (usual 20)"]),
+        ({"a": 2, "b": 3}, [f"{name}, linf8: pgd with steps={n} (usual 20)" for name, n in (("a", 2), ("b", 3))]),
+        ({"a": 2}, ["a, linf8: pgd with steps=2 (usual 20)"]),
+    ],
+)
+def test_a_note_of_several_rows_is_said_once(lab, steps, notes):
+    for name, n in steps.items():
+        lab.cell(name, "pgd", ones(7), settings={"steps": n})
+    assert [text for _, text in lay_out(table(lab.results())).notes if "pgd with" in text] == notes
+
+
 def test_quick_numbers_are_marked(lab):
     lab.cell("rush@64", "clean", ones(18), votes=64, suite="linf8-quick")
     lab.cell("rush@64", "pgd", ones(7), votes=64, suite="linf8-quick")

@@ -121,9 +121,10 @@ def show(planned: "list[Planned]", err: bool) -> None:
         cost = [amount(planned_job.passes), minutes_text(planned_job.seconds)] if planned_job in unfinished else ["", ""]
         rows.append([planned_job.job.name, planned_job.state, *cost])
     common.print_rows("plan", ["job", "state", "passes", "time here"], rows, err=err)
-    for planned_job in planned:
-        if planned_job.why:
-            click.echo(f"impossible: {planned_job.job.name}: {planned_job.why}", err=True)
+    impossible = [planned_job for planned_job in planned if planned_job.why]
+    for why in dict.fromkeys(planned_job.why for planned_job in impossible):
+        names = [planned_job.job.name for planned_job in impossible if planned_job.why == why]
+        click.echo(f"impossible: {', '.join(names)}: {why}", err=True)
     known = [planned_job for planned_job in unfinished if planned_job.seconds == planned_job.seconds]
     more = f", and {len(unfinished) - len(known)} of unknown time" if len(known) < len(unfinished) else ""
     total = (

@@ -269,6 +269,8 @@ def test_what_cannot_run_here_is_told_and_the_rest_runs(tiny, monkeypatch: pytes
     assert "cifar10.npz" in jobs["train pgd_at-cifar10"]["why"]
     assert set(said["failed"]) == {"train pgd_at-cifar10", *(f"attack pgd_at-cifar10 linf{eps}-quick" for eps in (8, 16))}
     assert set(pd.read_csv(TABLE)["defense"]) == {"simclr-mine", "rush-mine@1"}
+    attacks = [f"attack pgd_at-cifar10 linf{eps}-quick" for eps in (8, 16)]
+    assert f"impossible: {', '.join(attacks)}: needs pgd_at-cifar10, which cannot be had\n" in result.stderr
 
 
 def _no_network(*args: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import pandas as pd
 
+from rush_bench import registry
 from rush_bench.api.named import ByName, Target
 from rush_bench.api.settle import SettleRun, settle
 from rush_bench.audits import run as audits
@@ -15,6 +16,7 @@ from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.forecast import Planned
 from rush_bench.audits.run import Audit
 from rush_bench.audits.verdict import Claim
+from rush_bench.datasets import Images
 from rush_bench.deadline import Deadline
 from rush_bench.defenses import Defense
 from rush_bench.errors import BadInput
@@ -127,7 +129,8 @@ def audit(
         rush_bench.errors.BadInput: --claim takes an accuracy in percent, such as 77.8, or a model_info file (.json), not 0.78
     """
     eps = radius(eps)
-    stated = None if claim is None else stated_claim(claim, eps, data if isinstance(data, str) else None)
+    known = data.name if isinstance(data, Images) else data if data in tuple(registry.datasets.entries) else None
+    stated = None if claim is None else stated_claim(claim, norm, eps, known)
     deadline, called_off = Deadline.after(max_minutes), False
 
     def hear(planned: list[Planned]) -> bool:
@@ -150,7 +153,9 @@ def audit(
         ]
         if not found:
             continue
-        threat = Threat(found[0].labels["norm"], found[0].labels["eps"])
+        if claim is not None:  # what the models' own data are, is known now
+            stated = stated_claim(claim, norm, eps, images.name)
+        threat = Threat(norm, eps)
         probed: dict[str, Any] = {"seed": seed, "deadline": deadline, "failed": run.failed, "quiet": quiet}
         probes = audits.probe(group, images, threat, Path(out), **probed)
         run.audits += [
@@ -171,14 +176,14 @@ def findings(audit: Audit) -> Table:
     )
 
 
-def stated_claim(said: float | str | Path, eps: float = 8 / 255, dataset: str | None = None) -> Claim:
-    """A claim that the user states: a percentage, or a model_info file (.json) of RobustBench about this eps and data set."""
+def stated_claim(said: float | str | Path, norm: Norm = "linf", eps: float = 8 / 255, dataset: str | None = None) -> Claim:
+    """A claim that the user states: a percentage, or a model_info file (.json) of RobustBench about this threat and data."""
     if isinstance(said, str | Path) and Path(said).suffix == ".json":
         info = read_model_info(Path(said))
-        if not math.isclose(info.eps, eps) or dataset not in (None, info.dataset):
+        if not math.isclose(info.eps, eps) or dataset not in (None, info.dataset) or info.norm not in (None, norm):
             raise BadInput(
-                f"{said} claims something at eps {info.eps:.4g} on {info.dataset}; "
-                f"the audit is at --eps {eps:.4g} on {dataset or 'the data of each model'}"
+                f"{said} claims something at {info.norm or 'eps'} {info.eps:.4g} on {info.dataset}; "
+                f"the audit is at --norm {norm} --eps {eps:.4g} on {dataset or 'the data of each model'}"
             )
         return Claim(info.accuracy, f"{info.kind} of {info.name} in {Path(said).name}")
     try:

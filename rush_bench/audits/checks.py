@@ -240,9 +240,10 @@ def rand_finds_no_more(evidence: Evidence) -> Finding:
 def certificate_below_attack(evidence: Evidence) -> Finding:
     """A certificate above an attack is a bug in one of the two, always."""
     what, source = "largest excess of what certificates leave over what was attacked, beyond chance", "protocol 7, T12"
-    found = comparisons(evidence.certificates, [entry.result for entry in evidence.entries])
+    attacked = [entry.result for entry in evidence.entries]
+    found = [comparison for comparison in comparisons(evidence.certificates, attacked) if comparison.same_images]
     if not found:
-        return not_run("certificate-above-attack", what, source, "no certificate of these weights and this noise")
+        return not_run("certificate-above-attack", what, source, "no certificate of these weights, noise and images")
     excess = [(comparison.floor - comparison.allowed - comparison.attacked, str(comparison)) for comparison in found]
     worst, note = max(excess)
     note = f"{len(found)} comparisons" + (f"; {note}" if worst > 0 else "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from rush_bench.audits.binarization import binarization
@@ -116,13 +117,13 @@ def probe(
     quiet: bool = False,
     failed: dict[str, str] | None = None,
 ) -> dict[str, list[Finding]]:
-    """Findings of the probes by defence, on the first `count` images; what is on disk is not made again.
+    """Findings of the probes by defence, on `count` of the images; what is on disk is not made again.
 
     Any number of processes may work on the same folder. Past the deadline what is missing stays missing; so does a probe
     that fails, with its reason in `failed`, and the others go on. `shard` (k, n) takes every n-th probe.
     """
     defenses, data = check_asked(defenses, data, shard, seed, "probe")
-    part = data.take(list(range(min(count, len(data)))))
+    part = data.take(_probed(data, count, seed))
     store = _ProbeStore()
     jobs = [job for defense in defenses for job in _probes(defense, part, threat, out / FOLDER / "probes", seed)]
     lost, _ = work(store, jobs, out, title="probes", shard=shard, deadline=deadline, quiet=quiet)
@@ -133,6 +134,14 @@ def probe(
         if job.defense.name not in missing:
             found.setdefault(job.defense.name, []).extend(store.read(job.cell))
     return found
+
+
+def _probed(data: Images, count: int, seed: int) -> list[int]:
+    """The first of a drawn subset; of images in an order of their own, which may be sorted, some that are drawn."""
+    some = min(count, len(data))
+    if (data.index.diff() > 0).all():
+        return sorted(np.random.default_rng(seed).choice(len(data), some, replace=False).tolist())
+    return list(range(some))
 
 
 def judge(evidence: Evidence, probes: Sequence[Finding] | None, claim: Claim | None) -> Audit:

@@ -87,7 +87,7 @@ def settle(
     if norm not in ("linf", "l2"):
         raise unknown_name("norm", norm, ("linf", "l2"))
     eps = radius(eps)
-    if not 0 < eps < math.inf or (norm == "linf" and eps > 1):
+    if not 0 < eps < math.inf or any(eps > diameter(defense, norm) for defense in defenses):
         raise BadInput(f"eps {eps:g} is no radius in {norm}: pixels lie in [0,1]; give --eps 8/255 or --norm l2 --eps 0.5")
     name = budget if isinstance(budget, str) else "own"
     folder = Path(out) / FOLDER
@@ -178,7 +178,7 @@ def _planned(
         classes=defense.classes,
         norm=threat.norm,
         eps=threat.eps,
-        diameter=diameter(defense, threat),
+        diameter=diameter(defense, threat.norm),
         has_base=_available(lambda: defense.base()),
         has_bank=_available(lambda: defense.bank(2, 0)),
         has_votes=isinstance(defense, Network) and not defense.deterministic,
@@ -230,9 +230,9 @@ def _is_plain(defense: Defense) -> TypeGuard[Network]:
     return isinstance(defense, Network) and defense.deterministic and defense.bank_of is None
 
 
-def diameter(defense: Defense, threat: Threat) -> float:
-    """Of the [0,1] box in the threat's norm: a ball of this radius around an image holds every other."""
-    return 1.0 if threat.norm == "linf" else math.sqrt(math.prod(defense.shape))
+def diameter(defense: Defense, norm: Norm) -> float:
+    """Of the [0,1] box in a norm: a ball of this radius around an image holds every other."""
+    return 1.0 if norm == "linf" else math.sqrt(math.prod(defense.shape))
 
 
 def _parts(jobs: list[tuple[Trial, Job]], trial: Trial) -> list[Job]:
@@ -312,7 +312,7 @@ def _evidence(cells: CellStore, plan: Planned, folder: Path, threat: Threat, bud
     results = [cells.result(job.cell) for job in plan.jobs]
     labels = {**plan.defense.labels(), "norm": threat.norm, "eps": threat.eps, "budget_name": budget}
     labels |= {"deterministic": plan.defense.deterministic, "classes": plan.defense.classes}
-    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(plan.defense, threat)}
+    labels |= {"dataset": data.name, "n": len(data), "diameter": diameter(plan.defense, threat.norm)}
     certified = _certified(folder, plan)
     complete = tuple(result for result in certified if result.complete)
     # others that lie there, of more draws or other images, are compared too, but not waited for

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rush_bench.audits.finding import Finding
-from rush_bench.records.statistics import Estimate
+from rush_bench.records.statistics import ROUNDING, Estimate
 
 Word = Literal["stands", "weakened", "refuted", "cannot say"]
 REFUTED, WEAKENED, ABOVE_CHANCE = 0.20, 0.03, 0.03
-ROUNDING = 1e-9  # 0.8 - 0.6 is not more than 0.2
 
 # Flags about what is predicted, not about its gradients.
 OUTPUTS = (
@@ -47,7 +46,7 @@ STRENGTH = (
     *OUTPUTS,
 )
 PREMISES = ("labels-in-order", "images-distinct")  # without these no accuracy says anything of the defence
-BUGS = ("certificate-above-attack",)  # whatever else these find, a failure is a bug
+BUGS = ("certificate-above-attack",)  # a failure of these is a bug, and may be the attack's
 REQUIRED = (
     "zero-gradients",
     "true-gradient",
@@ -108,8 +107,9 @@ def verdict(
 
     by_name = {finding.check: finding for finding in findings}
     bugs = [finding.check for finding in findings if finding.status == "bug"]
-    if bugs:
-        return by_rule("cannot say", 1, "a check found what cannot be: one of our own programs is wrong", bugs)
+    cannot_be = "a check found what cannot be: one of our own programs is wrong"
+    if set(bugs) & set(BUGS):
+        return by_rule("cannot say", 1, cannot_be, bugs)
     wrong = [name for name in PREMISES if name in by_name and by_name[name].status == "flag"]
     if wrong:
         reason = (
@@ -128,6 +128,8 @@ def verdict(
     if gap > WEAKENED:
         also = f"; the attack may still be too weak ({', '.join(flags)})" if flags else ""
         return by_rule("weakened", 3, f"{text}: more than 3 points are gone{also}", ["worst case", *flags])
+    if bugs:  # of a search; what another search found is a proof all the same
+        return by_rule("cannot say", 1, cannot_be, bugs)
     depends = by_name.get("depends-on-image")
     blind = depends is not None and depends.status == "flag" and worst.low <= largest_class
     if blind and not set(flags) & set(OUTPUTS):

@@ -17,6 +17,7 @@ from scipy import stats
 from rush_bench.certificates.bounds import Certificate, certificate
 from rush_bench.noise import noise_from
 from rush_bench.records import TOLERANCE, CellResult, load_results
+from rush_bench.registry import datasets
 
 FOLDER = "certificates"  # of a results folder
 
@@ -26,7 +27,8 @@ class Comparison:
     """One certificate beside one attack, on the images that both have. Accuracies are fractions.
 
     `certified` at the attack's eps; `floor` the least accuracy that certificates allow a prediction of `votes` votes;
-    `attacked` what was measured; `allowed` how far below the floor chance may take it. `contradiction`: further than that.
+    `attacked` what was measured; `allowed` how far below the floor chance may take it. `same_images`: known to be the same,
+    not only of one name and position. `contradiction`: further below the floor than chance, on the same images.
     """
 
     defense: str
@@ -39,11 +41,12 @@ class Comparison:
     floor: float
     attacked: float
     allowed: float
+    same_images: bool
 
     @property
     def contradiction(self) -> bool:
         """Whether certificate and attack cannot both be right."""
-        return self.attacked < self.floor - self.allowed
+        return self.same_images and self.attacked < self.floor - self.allowed
 
     def __str__(self) -> str:
         return (
@@ -96,6 +99,12 @@ def _same_defense(own: CellResult, other: CellResult) -> bool:
     return bool(data and theirs == own.identity["defense"] and other.identity["defense"].get("votes"))
 
 
+def _same_images(own: CellResult, other: CellResult) -> bool:
+    """Of a registered data set a position names an image for ever; of others the digests of all images tell."""
+    images = own.identity["images"]
+    return own.labels["dataset"] in datasets.entries or other.identity.get("images", images) == images
+
+
 def _compare(own: CellResult, other: CellResult, error: float) -> Comparison | None:
     both = own.frame.merge(other.frame, on=["index", "label"], suffixes=("", "_attacked"))
     if both.empty:
@@ -120,6 +129,7 @@ def _compare(own: CellResult, other: CellResult, error: float) -> Comparison | N
         float(floors.mean()),
         float((both["correct_attacked"] / repeats).mean()),
         _allowed(floors, repeats, alpha, error),
+        _same_images(own, other),
     )
 
 

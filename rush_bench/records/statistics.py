@@ -63,7 +63,7 @@ def paired_difference(
     """Accuracy of a less that of b on the same images, in the same order; Student's interval of the images' differences
     (protocol 2).
 
-    Where all images differ by the same amount without any spread, the interval is the exact bound on what was not seen:
+    Where all images differ by the same amount, but for rounding, the interval is the exact bound on what was not seen:
     a kind of image that none of n was has a share of at most 1 - tail^(1/n).
     """
     right_a, of_a = _counts(correct_a, repeats_a)
@@ -74,13 +74,14 @@ def paired_difference(
     differences = right_a / of_a - right_b / of_b
     value, tail = float(np.mean(differences)), _tail(level)
     half = (1 - tail ** (1 / n)) * (1 + abs(value))
-    if np.ptp(differences) > 0:
+    if np.ptp(differences) > ROUNDING:
         from scipy import stats
 
         half = float(stats.t.ppf(1 - tail, n - 1) * np.sqrt(_variance(differences) / n))
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half))
 
 
+ROUNDING = 1e-9  # of differences: 0.8 - 0.6 is not more than 0.2
 UNLIKELY = 1e-4  # of a clean accuracy so far below chance, in any of thousands of rows
 
 

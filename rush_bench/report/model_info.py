@@ -86,27 +86,35 @@ def _marks(same: Sequence[Row]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class StatedAccuracy:
-    """What a model_info file states: an accuracy as a fraction, of which kind, and under which threat, on what."""
+    """What a model_info file states: an accuracy as a fraction, of which kind, and under which threat, on what.
+
+    `norm` is None where the file lies in no folder of a threat, Linf or L2.
+    """
 
     accuracy: float
     kind: str
     name: str
     dataset: str
     eps: float
+    norm: str | None
 
 
 def read_model_info(path: Path) -> StatedAccuracy:
     """The accuracy that a file claims: the higher of what its authors reported and what AutoAttack left.
 
-    BadInput for a file that cannot be read or states neither.
+    BadInput for a file that cannot be read or states neither, and for what is no percentage.
     """
+    norm = next((norm for norm, folder in THREATS.items() if folder == path.absolute().parent.name), None)
     try:
         info = read_json(path)
         stated = [(float(info[key]), key) for key in ("reported", "autoattack_acc") if info.get(key) not in (None, "")]
+        if wrong := [f"{key} {percent:g}" for percent, key in stated if not 0 <= percent <= 100]:
+            raise ValueError(f"{wrong[0]} is no percentage")
         percent, kind = max(stated)
-        return StatedAccuracy(
-            percent / 100, kind, str(info["name"]), str(info["dataset"]), float(parse_number(str(info["eps"])))
-        )
+        if percent <= 1:
+            raise ValueError(f"{kind} {percent:g} is a fraction, or nothing; a claim is a percentage, such as 54.8")
+        eps = parse_number(str(info["eps"]))
+        return StatedAccuracy(percent / 100, kind, str(info["name"]), str(info["dataset"]), eps, norm)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{path} is no model_info of RobustBench with reported or autoattack_acc, dataset and eps: {error}"

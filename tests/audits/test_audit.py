@@ -259,6 +259,21 @@ def test_probes_are_kept_shared_and_fail_alone(zoo, digits, tmp_path, monkeypatc
     assert len(calls) == 8
 
 
+@pytest.mark.parametrize(("own_order", "some"), [(True, 10), (False, 10), (True, 60), (True, 100)])
+def test_probes_look_at_images_from_everywhere(zoo, tmp_path, monkeypatch, own_order, some) -> None:
+    """Images in an order of their own may be sorted, and what is masked stand last; those of `n` are drawn already."""
+    seen: list[torch.Tensor] = []
+    for name in ("flags", "truth", "indicators", "binarization"):
+        monkeypatch.setattr(room, name, lambda defense, images, *rest: seen.append(images) or [])
+    data = load_dataset("digits", "test", n=None if own_order else 60)
+    data = data.take(slice(60))
+    defense = Deterministic(zoo.line, shape=zoo.shape, name="line")
+    probe([defense], data, THREAT, tmp_path, quiet=True, count=some)
+    places = [int((data.floats() == image).flatten(1).all(1).int().argmax()) for image in seen[0]]
+    assert len({*places}) == min(some, 60) and all(torch.equal(seen[0], images) for images in seen)
+    assert (places != list(range(10))) == own_order if some == 10 else places == list(range(60))
+
+
 def test_findings_read_back_as_they_were(zoo, digits, tmp_path) -> None:
     defense = Deterministic(zoo.line, shape=zoo.shape, name="line")
     first, second = (probe([defense], digits, THREAT, tmp_path, quiet=True, count=8)["line"] for _ in range(2))

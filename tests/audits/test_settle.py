@@ -298,6 +298,8 @@ def test_a_multiple_of_an_l2_radius_is_not_cut_to_the_box(linear, run) -> None:
         ({"eps": 0.0}, "no radius"),
         ({"eps": -1.0}, "no radius"),
         ({"eps": 1.5}, "no radius"),
+        ({"norm": "l2", "eps": 1.01 * math.sqrt(math.prod(SHAPE))}, "no radius"),  # beyond the diameter of the box
+        ({"norm": "l2", "eps": 1e300}, "no radius"),
         ({"eps": math.nan}, "no radius"),
         ({"budget": "quik"}, "did you mean 'quick'"),
         ({"only": ["T99"]}, "experiment"),

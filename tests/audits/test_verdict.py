@@ -52,6 +52,9 @@ def said(claim: float, high: float, findings: list[Finding], classes: int = 10, 
         # 1: a bug comes before everything
         (0.80, 0.10, {"certificate_above_attack": "bug"}, "cannot say", 1, "certificate-above-attack"),
         (0.80, 0.80, {"larger_eps_never_helps": "bug"}, "cannot say", 1, "larger-eps-never-helps"),
+        # but for one that cannot be the attack's: a defence whose gradients vanish at a larger eps would undo what is proven
+        (0.80, 0.10, {"larger_eps_never_helps": "bug"}, "refuted", 2, "worst case"),
+        (0.80, 0.70, {"larger_eps_never_helps": "bug"}, "weakened", 3, "worst case"),
         # labels in another order: nothing was measured, though the attacks took all
         (0.80, 0.00, {"labels_in_order": "flag"}, "cannot say", 0, "labels-in-order"),
         (0.80, 0.80, {"images_distinct": "flag"}, "cannot say", 0, "images-distinct"),

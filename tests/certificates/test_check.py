@@ -10,6 +10,7 @@ from scipy import stats
 from rush_bench.attacks.suites import parse_suite
 from rush_bench.certificates import Sampling, check
 from rush_bench.certificates.tsv import frame_of
+from rush_bench.datasets import as_images
 from rush_bench.defenses import Deterministic, Smoothed
 from rush_bench.evaluation import attack, certify
 from rush_bench.records import Cell, CellStore, load_results
@@ -69,6 +70,16 @@ def test_an_attack_record_that_cannot_be_is_found(smoothed, grey, certificates, 
     store.write(cell, 0, arrays | {"correct": np.zeros(40, np.int64), "counts": lost})
     (found,) = check.contradictions(certificates, load_results(tmp_path / "forged"))
     assert found.attacked == 0 < found.floor - found.allowed
+
+
+def test_other_images_of_the_same_name_are_no_contradiction(smoothed, grey, tmp_path: Path) -> None:
+    """Two sets of tensors are both called "mine", and their positions 0, 1, ..."""
+    other = as_images((1 - grey.floats()).numpy(), grey.labels, classes=grey.classes, name=grey.name, split=grey.split)
+    certified = certify([smoothed(8)], grey, Sampling(draws=2000), out=tmp_path, quiet=True).results
+    attacked = attack([smoothed(9)], parse_suite("l2-0.05-quick", only=("clean",)), other, out=tmp_path, repeats=20, quiet=True)
+    (found,) = check.comparisons(certified, attacked.results)
+    assert found.attacked < found.floor - found.allowed and not found.same_images and not found.contradiction
+    assert check.clashes(attacked.results, tmp_path) == []
 
 
 def test_another_network_noise_or_data_set_is_not_compared(linear, grey, certificates, tmp_path: Path) -> None:

@@ -109,11 +109,27 @@ def test_a_claim_of_robustbench_is_about_this_threat_and_data(audit, tmp_path) -
     info = {"name": "a paper", "dataset": "mine", "eps": "8/255", "reported": "54.8", "autoattack_acc": "54.43"}
     path = tmp_path / "Sehwag.json"
     path.write_text(json.dumps(info))
-    found = stated_claim(path, 8 / 255, "mine")
+    found = stated_claim(path, "linf", 8 / 255, "mine")
     assert found.value == pytest.approx(0.548) and found.source == "reported of a paper in Sehwag.json"
-    for other in ((4 / 255, "mine"), (8 / 255, "cifar10")):
-        with pytest.raises(BadInput, match="the audit is at --eps"):
+    for other in (("linf", 4 / 255, "mine"), ("linf", 8 / 255, "cifar10")):
+        with pytest.raises(BadInput, match=f"the audit is at --norm linf --eps {other[1]:.4g} on {other[2]}"):
             stated_claim(path, *other)
+
+
+def test_a_claim_in_the_folder_of_a_norm_is_about_that(tmp_path) -> None:
+    path = tmp_path / "mine" / "Linf" / "a.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"name": "a", "dataset": "mine", "eps": "0.5", "reported": "54.8"}))
+    assert stated_claim(path, "linf", 0.5).value == pytest.approx(0.548)
+    with pytest.raises(BadInput, match=r"at linf 0\.5 on mine; the audit is at --norm l2 --eps 0\.5"):
+        stated_claim(path, "l2", 0.5)
+
+
+def test_a_claim_about_other_data_is_refused_whatever_data_the_models_bring(audit, tmp_path) -> None:
+    info = {"name": "a", "dataset": "cifar10", "eps": "8/255", "reported": "54.8"}
+    (tmp_path / "a.json").write_text(json.dumps(info))
+    result = audit(f"--claim={tmp_path / 'a.json'}")
+    assert result.exit_code == 2 and "on cifar10; the audit is at --norm linf --eps 0.03137 on mine" in result.stderr
 
 
 def test_some_experiments_are_not_enough(audit) -> None:

@@ -1,5 +1,6 @@
 """What import reads of a file with pickled objects in it, and the clean accuracy that it compares with the published one."""
 
+import contextlib
 import dataclasses
 import datetime
 import pickle
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rush_bench.cli import main
@@ -34,7 +36,7 @@ def network(seed: int = 0, **spec: object) -> nn.Module:
             module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
     with torch.no_grad():  # so that every class is the answer to some image
-        net.head.bias -= net.eval()(images(200, generator)).mean(0)
+        net.head.bias -= net.eval()(images(200, generator)[:, : spec.get("channels", 3)]).mean(0)
     return net.eval()
 
 
@@ -94,6 +96,55 @@ def test_pickled_objects_are_left_out_and_run_nothing(zipped: bool, tmp_path: Pa
     assert all(torch.equal(value, content["state_dict"][key]) for key, value in kl(net).items())
     with pytest.raises(ModuleNotFoundError):  # the gadget is one: careless loading gets as far as it can
         torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(("first", "second"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_other_weights_of_the_network_are_named(first: str, second: str, tmp_path: Path) -> None:
+    content = {first: kl(network()), second: kl(network(1)), "optimizer": {"state": {}}, "best": 0.9}
+    torch.save(content, tmp_path / "file.pt")
+    done = import_checkpoint(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models", recipe="trades")
+    assert [f"torch.load(file)['{second}']" in note for note in done.notes].count(True) == 1
+    assert not any("optimizer" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_leave_the_keys(prefix: str, tmp_path: Path) -> None:
+    net = network()
+    torch.save({prefix + key: value for key, value in kl(net).items()}, tmp_path / "file.pt")
+    import_checkpoint(tmp_path / "file.pt", "mine", dataset="cifar10", store=tmp_path / "models", recipe="trades")
+    kept = load_file(tmp_path / "models" / "mine" / "model.safetensors")
+    assert all(torch.equal(kept[key], value) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(("said", "size"), [(None, 16), ("resnet,size=8", 8)])
+def test_a_network_takes_images_of_ones_own_as_they_are(said: str | None, size: int, tmp_path: Path) -> None:
+    file, options = tmp_path / "file.pt", {"dataset": "digits", "recipe": "trades", "store": tmp_path / "models"}
+    torch.save(kl(network(channels=1)), file)
+    done = import_checkpoint(file, "mine", network=said, keep=False, **options)
+    assert done.card["network"]["size"] == size
+
+
+@pytest.mark.parametrize(
+    ("channels", "normalise", "says"),
+    [
+        (3, "0.4,0.4,0.4/inf,inf,inf", "not for images"),
+        (3, "1/2/1/4", "give decimals"),
+        (3, "0.1307,0.1307,0.1307/0.3081,0.3081,0.3081", "moves a mean pixel"),
+        (1, "33.3/78.6", "divide them by 255"),
+        (1, "0.1307/0.3081", None),  # MNIST's
+    ],
+)
+def test_constants_are_those_of_images_in_0_1(channels: int, normalise: str, says: str | None, tmp_path: Path) -> None:
+    options = {"dataset": "digits" if channels == 1 else "cifar10", "recipe": "trades", "store": tmp_path / "models"}
+    torch.save(kl(network(channels=channels)), tmp_path / "file.pt")
+    with contextlib.nullcontext() if says is None else pytest.raises(BadInput, match=says):
+        done = import_checkpoint(tmp_path / "file.pt", "mine", normalise=normalise, keep=False, **options)
+        assert done.card["network"]["mean"] == [0.1307]
+
+
+def test_an_import_is_of_a_model_or_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"kind of import named 'modle'; did you mean 'model'"):
+        import_checkpoint(tmp_path / "file.pt", "mine", dataset="cifar10", as_="modle")
 
 
 def test_the_gadget_is_one(tmp_path: Path) -> None:

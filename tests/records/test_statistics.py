@@ -127,6 +127,13 @@ def test_paired_difference_without_spread_bounds_the_unseen(a, b, value):
     assert found == pytest.approx((value, max(-1, value - unseen), min(1, value + unseen)))
 
 
+def test_paired_difference_takes_no_rounding_for_spread():
+    """0.9 - 0.6 is not 0.3 - 0.0 in floating point."""
+    half = (1 - 0.025 ** (1 / 3)) * 1.3
+    found = paired_difference([9, 3, 3], [10, 10, 10], [6, 0, 0], [10, 10, 10])
+    assert found == pytest.approx((0.3, 0.3 - half, min(1, 0.3 + half)))
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
 def test_any_of_k_by_enumeration(k):
     for right in range(7):

@@ -88,8 +88,11 @@ def test_a_claim_is_the_higher_of_the_two(tmp_path) -> None:
     assert read_model_info(tmp_path / "a.json").accuracy == pytest.approx(0.5443)
 
 
+CLAIM = '{"name": "a", "dataset": "b", "eps": "8/255", "reported": %s}'
+
+
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"name": "a"}', '{"name": "a", "dataset": "b", "eps": "8/255", "reported": "high"}']
+    "text", ["{", "[]", '{"name": "a"}', *(CLAIM % said for said in ('"high"', '"nan"', "NaN", '"9999"', '"-5"', '"0.6"', "0"))]
 )
 def test_a_file_that_claims_nothing_is_refused(text, tmp_path) -> None:
     (tmp_path / "a.json").write_text(text)

@@ -4,11 +4,12 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from rush_bench.datasets import load_dataset
 from rush_bench.defenses.published.expected import expectation, measure_clean, measure_encoder
 from rush_bench.defenses.published.families import INSIDE, RANDOMISED, SUPERVISED, Family, recognise
 from rush_bench.defenses.published.normalisation import BY_NAME, Constants, by_recipe, check, in_file, parse, smoothadv_extra
@@ -19,11 +20,14 @@ from rush_bench.files import sha256_file
 from rush_bench.networks import build
 from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.noise import Noise, noise_from
+from rush_bench.places import data_folder, on_disk
 from rush_bench.protocols import in_words
 from rush_bench.registry import datasets
 from rush_bench.store import CARRIED, ENCODERS, check_name, model_names, read_card, save_model
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "digits": 10}
+PUBLISHED = ("cifar10", "cifar100", "stl10")  # the sizes that checkpoints of these take follow from their stem
+Kind = Literal["model", "encoder"]
 ROUTE = 1  # of robust evaluation, for ACL and AdvCL alike (S4.2)
 COLLAPSED = 1e-6
 
@@ -42,7 +46,7 @@ def import_checkpoint(
     name: str,
     *,
     dataset: str,
-    as_: Literal["model", "encoder"] = "model",
+    as_: Kind = "model",
     store: str | Path = "models",
     bn_route: int | None = None,
     head: str | Path | None = None,
@@ -82,6 +86,8 @@ def import_checkpoint(
         Traceback (most recent call last):
         rush_bench.errors.BadInput: ...
     """
+    if as_ not in get_args(Kind):
+        raise unknown_name("kind of import", as_, get_args(Kind))
     file, store, encoder = Path(file), Path(store), as_ == "encoder"
     home, other = (store / ENCODERS, store) if encoder else (store, store / ENCODERS)
     check_name(name)
@@ -105,7 +111,7 @@ def import_checkpoint(
     own, route, count, routes = choose_route(own, bn_route, notes)
     state = renamed(own, family) | state
     constants = {"classes": len(state.get("head.weight", range(CLASSES.get(short, 10)))), "mean": mean, "std": std}
-    spec = spec_of(state, {**family.network, **constants}, network)
+    spec = spec_of(state, {**family.network, **constants, **own_size(dataset, data_dir)}, network)
     net = build(spec)
     weights = {key: value for key, value in net.state_dict().items() if not (encoder and key.startswith("head."))}
     check_coverage(state, weights, family.title)
@@ -144,6 +150,13 @@ def import_checkpoint(
         carried = {f"{CARRIED}{ROUTES}/{key}": value for key, value in renamed(routes, family, "").items()} if encoder else {}
         save_model(home / name, card, {**state, **carried} if encoder else net.state_dict())
     return Imported(home / name, card, tuple(notes))
+
+
+def own_size(dataset: str, data_dir: str | Path | None) -> dict[str, Any]:
+    """The size of a data set's images, which a network takes as they are; nothing where published checkpoints are known."""
+    if dataset in PUBLISHED or not on_disk(dataset, data_folder(data_dir)):
+        return {}
+    return {"size": load_dataset(dataset, "test", 1, data_dir=data_dir).size}
 
 
 def refuse_of_encoder(**given: Any) -> None:

@@ -1,6 +1,5 @@
 """What published networks do to their inputs first (sources S1.7): constants by name, from the file, or by rule."""
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,10 @@ def parse(text: str) -> Constants:
         if text not in BY_NAME:
             raise unknown_name("normalisation", text, BY_NAME)
         return BY_NAME[text]
-    mean, std = (tuple(float(parse_number(value)) for value in part.split(",")) for part in text.split("/", 1))
+    parts = text.split("/")
+    if len(parts) != 2:
+        raise BadInput(f"--normalise {text}: give decimals, means/deviations by channel, such as 0.5,0.5,0.5/0.25,0.25,0.25")
+    mean, std = (tuple(float(parse_number(value)) for value in part.split(",")) for part in parts)
     return mean, std
 
 
@@ -71,8 +73,10 @@ def check(mean: Sequence[float], std: Sequence[float]) -> None:
     """S4.2: a guard against constants for 0..255 and against normalising twice."""
     if len(mean) != len(std):
         raise BadInput(f"normalisation mean {list(mean)} and std {list(std)} differ in length; give one of each a channel")
-    centre = [(MEAN_PIXEL - m) / s if s > 0 else math.inf for m, s in zip(mean, std, strict=True)]
-    if any(not abs(value) <= 0.5 for value in centre):
+    if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True)):
+        raise BadInput(f"normalisation mean {list(mean)}, std {list(std)} are not for images in [0,1]; divide them by 255")
+    centre = [(MEAN_PIXEL - m) / s for m, s in zip(mean, std, strict=True)]
+    if len(centre) == 3 and any(abs(value) > 0.5 for value in centre):  # grey images may be dark, as digits are
         raise BadInput(
             f"normalisation mean {list(mean)}, std {list(std)} moves a mean pixel to {centre}; "
             "these are not for images in [0,1]"

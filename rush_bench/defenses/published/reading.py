@@ -22,8 +22,9 @@ WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 def read_checkpoint(path: Path) -> tuple[Tensors, Tensors | None, list[str]]:
     """The network's tensors without `module.`, those of the file's `classifier` where it has one (AdvCL), and notes.
 
-    No code of the file runs: what is neither a tensor nor a plain value is read as an empty shell (`safe_unpickling`), and a
-    note says so. BadInput for a file that is missing, damaged, TensorFlow's or JAX's, or holds no tensors.
+    Of a file with several weights of one network (an average beside the raw ones) the others are named in a note. No code of
+    the file runs: what is neither a tensor nor a plain value is read as an empty shell (`safe_unpickling`), and a note says so.
+    BadInput for a file that is missing, damaged, TensorFlow's or JAX's, or holds no tensors.
     """
     if re.search(r"\.(meta|index|npy)$|\.data-\d+-of-\d+$", path.name) and not zipfile.is_zipfile(path):
         raise BadInput(
@@ -39,6 +40,14 @@ def read_checkpoint(path: Path) -> tuple[Tensors, Tensors | None, list[str]]:
             "and import ata_best_model.pt"
         )
     inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    others = [
+        key for key, value in content.items() if value is not inner and isinstance(value, Mapping) and {*value} & {*inner}
+    ]
+    if others and inner is not content:
+        notes.append(
+            f"the file also holds {', '.join(map(str, others))}, other weights of this network, which were left out; to take "
+            f"them, save them alone: torch.save(torch.load(file)[{others[0]!r}], ...)"
+        )
     classifier = content.get("classifier") if inner is not content else None
     return _tensors(inner, path), _tensors(classifier, path) if isinstance(classifier, Mapping) else None, notes
 
@@ -86,7 +95,7 @@ def _tensors(content: Mapping[str, Any], path: Path) -> Tensors:
     others = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if not content or others:
         raise BadInput(f"{path}: no state dict found; beside tensors there is {', '.join(others[:5]) or 'nothing'}")
-    plain = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in content.items()}
+    plain = {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", key): value for key, value in content.items()}
     if len(plain) < len(content):
         raise BadInput(f"{path}: keys with and without `module.` stand for the same tensor; save one of the two alone")
     return plain

@@ -55,7 +55,7 @@ def parse_network(text: str | None) -> tuple[str | None, dict[str, Any]]:
                 raise unknown_name("network", key, NETWORKS)
             name = key
         elif key in SAID:
-            keys[key] = int(value) if value.isdigit() else value
+            keys[key] = int(value) if value.isascii() and value.isdigit() else value
         else:
             raise unknown_name("network key that no tensor's shape tells", key, SAID)
     return name, keys

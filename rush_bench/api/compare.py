@@ -19,8 +19,8 @@ from rush_bench.registry import datasets
 from rush_bench.report import columns as columns_of
 from rush_bench.report.caveats import unusual_settings
 from rush_bench.report.layout import BOUND, DASH, UPPER, drop_columns, header
+from rush_bench.report.rows import attacks_in, threat_text
 from rush_bench.report.rows import rows as rows_of
-from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
 from rush_bench.report.trainings import Trainings, training_named
@@ -47,7 +47,8 @@ def compare(
     Args:
         first: name of a defence as tables show it: `rush-cifar10@64`.
         second: name of the other.
-        results: a results folder or pack, several, or cells (`load_results`).
+        results: a results folder or pack, several, or cells (`load_results`); certificates and experiments of `settle` among
+            them are left out.
         seeds: each of the two stands for all trainings that differ from it in the seed alone and were measured alike: the
             difference is that of their means.
         store: folder of the models, whose cards say which those are (None: models; packs have cards of their own).
@@ -73,7 +74,8 @@ def compare(
     if store is not None and not seeds:
         raise BadInput("store would have no effect: only the comparison over seeds reads cards")
     store = store or "models"
-    found, folders = cells_of(results)
+    given, folders = cells_of(results)
+    found = attacks_in(given)
     cells = [cell for cell in found if cell.complete and "correct" in cell.arrays]
     known = list(dict.fromkeys(str(cell.labels["defense"]) for cell in cells))
     for name in (first, second):

@@ -18,7 +18,13 @@ COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
 
 def frame_of(result: CellResult) -> pd.DataFrame:
-    """A row per image of a cell: the six columns (radius in full precision), then bound, count, draws and what was used."""
+    """A row per image of a cell: the six columns (radius in full precision), then bound, count, draws and what was used.
+
+    BadInput for a record that was changed, see `check_record`.
+    """
+    from rush_bench.certificates.check import check_record  # imports torch, which files in exchange do not need
+
+    check_record(result)
     found = result.frame
     predict = found["predict"].astype(int)
     selected = found["selected"].astype(int)

@@ -100,6 +100,8 @@ def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
     percent as numbers, `r=0.5`, `r=0.5_low`, `r=0.5_high`, and `lower_bounds`.
     """
     numbers, texts = [], []
+    radii = list(dict.fromkeys(radii))
+    digits = digits_apart(radii)
     for name, frame in sets.items():
         found = summary(frame, radii)
         row = {"certificates": name, "n": found["n"], "abstained": found["abstained"], "ACR": found["acr"]}
@@ -108,7 +110,7 @@ def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
         shown = row | {"ACR": None if found["acr"] is None else f"{found['acr']:.4f}"}
         row["lower_bounds"] = found["lower_bounds"]
         for at in found["certified"]:
-            column, estimate = f"r={at['radius']:.4g}", Estimate(at["accuracy"], at["low"], at["high"])
+            column, estimate = f"r={at['radius']:.{digits}g}", Estimate(at["accuracy"], at["low"], at["high"])
             shown[column] = (BOUND if found["lower_bounds"] else "") + percent(estimate)
             row |= {column + end: 100 * part for end, part in zip(("", "_low", "_high"), estimate, strict=True)}
         numbers.append(row)
@@ -116,6 +118,11 @@ def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
     words = pd.DataFrame(texts, dtype=object).fillna(DASH)
     header, cells = [str(name) for name in words], words.to_numpy().tolist()
     return text_table(pd.DataFrame(numbers), header, cells, TITLE, notes(sets.values(), radii))
+
+
+def digits_apart(radii: Sequence[float]) -> int:
+    """The fewest digits, 4 at least, to which no two different radii agree; 17 tell all floats apart."""
+    return next(digits for digits in range(4, 18) if digits == 17 or len({f"{r:.{digits}g}" for r in radii}) >= len(set(radii)))
 
 
 def notes(frames: Collection[pd.DataFrame], radii: Sequence[float]) -> list[str]:

@@ -17,7 +17,7 @@ from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
 from rush_bench.registry import datasets
 from rush_bench.report import columns as columns_of
-from rush_bench.report.caveats import unusual_settings
+from rush_bench.report.caveats import copies_caveat, label_caveat, unusual_settings
 from rush_bench.report.layout import BOUND, DASH, UPPER, drop_columns, header
 from rush_bench.report.rows import attacks_in, threat_text
 from rush_bench.report.rows import rows as rows_of
@@ -109,7 +109,8 @@ def compare(
     other = dict.fromkeys(str(terms[0]) for terms in rows if _other_pixels(sides[0][terms][0], sides[1][terms][0]))
     notes += [OTHER_PIXELS.format(name) for name in other]
     usual = dict.fromkeys(text for terms in rows for side in sides if (text := settings(side[terms][0])))
-    table = text_table(frame, columns, words, f"A: {first}, B: {second}", [*notes, *(f"Both: {text}." for text in usual)])
+    notes += [f"Both: {text}." for text in usual]
+    table = text_table(frame, columns, words, f"A: {first}, B: {second}", [*notes, *_caveats(sides, found)])
     compared = {cell.identity["weights"] for side in sides for trained in side.values() for cell in trained}
     of_these = rows_of(cell for cell in found if cell.identity["weights"] in compared)
     bounds = {digest(cell.identity) for row in of_these for name, cell in row.cells.items() if name in row.bounds}
@@ -125,6 +126,16 @@ def compare(
     columns[4:6] = "A", "B"
     table.narrow = drop_columns(replace(table.whole, columns=columns), ("threat",))
     return table
+
+
+def _caveats(sides: Sequence[Mapping[Terms, list[CellResult]]], found: Iterable[CellResult]) -> list[str]:
+    """What speaks against the images and labels that were compared; of labels the clean accuracies of both tell."""
+    compared = [cell for side in sides for trained in side.values() for cell in trained]
+    said = dict.fromkeys(f"{cell.labels['dataset']}: {text}" for cell in compared if (text := copies_caveat(cell)))
+    of = {(cell.labels["defense"], cell.identity["images"]) for cell in compared}
+    clean = [cell for cell in found if cell.complete and (cell.labels["defense"], cell.identity["images"]) in of]
+    said |= dict.fromkeys(f"{cell.labels['defense']}: {text}" for cell in clean if (text := label_caveat(cell)))
+    return list(said)
 
 
 def _of(cells: Sequence[CellResult], name: str) -> dict[Terms, list[CellResult]]:

@@ -4,7 +4,8 @@ All functions take frames with the columns `predict`, `radius`, `correct` (see `
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, clopper_pearson
+from rush_bench.report.caveats import copies_caveat, label_caveat
 from rush_bench.report.layout import DASH
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
@@ -91,13 +93,13 @@ def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) ->
     return found
 
 
-def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
+def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float], caveats: Sequence[str] = ()) -> Table:
     """A row per set of certificates: n, abstained, ACR, mean draws where known, certified accuracy at each radius with its
     95 % interval over images.
 
     A mode that stops early has no ACR, and its accuracies are marked as lower bounds; at a radius that it did not settle the
     interval ends at 100, and abstentions are not known unless it settled 0. The table's frame has the accuracies in
-    percent as numbers, `r=0.5`, `r=0.5_low`, `r=0.5_high`, and `lower_bounds`.
+    percent as numbers, `r=0.5`, `r=0.5_low`, `r=0.5_high`, and `lower_bounds`. `caveats` stand below it, see `caveats_of`.
     """
     numbers, texts = [], []
     radii = list(dict.fromkeys(radii))
@@ -117,7 +119,7 @@ def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
         texts.append(shown)
     words = pd.DataFrame(texts, dtype=object).fillna(DASH)
     header, cells = [str(name) for name in words], words.to_numpy().tolist()
-    return text_table(pd.DataFrame(numbers), header, cells, TITLE, notes(sets.values(), radii))
+    return text_table(pd.DataFrame(numbers), header, cells, TITLE, [*notes(sets.values(), radii), *caveats])
 
 
 def digits_apart(radii: Sequence[float]) -> int:
@@ -218,6 +220,15 @@ def name_of(result: CellResult) -> str:
     name = f"{labels['defense']} {labels['law']}:{labels['scale']:g} {labels['norm']} on {labels['dataset']}, {labels['suite']}"
     chance = "" if alpha == USUAL_ALPHA else f", alpha={alpha:g}"
     return f"{name}{chance} [{result.folder.name[:6]}]"
+
+
+def caveats_of(results: Iterable[CellResult]) -> list[str]:
+    """What speaks against the images or labels of certificates, and against which."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        for caveat in filter(None, (copies_caveat(result), label_caveat(result))):
+            names[caveat].append(name_of(result))
+    return [f"{'; '.join(of)}: {caveat}" for caveat, of in names.items()]
 
 
 def shared_radii(results: Sequence[CellResult]) -> tuple[float, ...]:

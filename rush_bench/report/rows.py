@@ -13,7 +13,7 @@ from rush_bench.errors import BadInput
 from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
-from rush_bench.report.caveats import gradient_caveat, label_caveat, outdone, unusual_settings
+from rush_bench.report.caveats import copies_caveat, gradient_caveat, label_caveat, outdone, unusual_settings
 from rush_bench.report.trainings import Training, Trainings, training_named, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
@@ -198,8 +198,8 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
     bounded = untrue | {"worst"} if untrue else untrue
     bounds = [name for name, cell in behind.items() if cell.labels["attack"] in bounded]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
-    if copies := first.labels.get("copies"):
-        notes.append(f"{copies} of {first.labels['n']} images are copies of others: intervals are too narrow")
+    if copies := copies_caveat(first):
+        notes.append(copies)
     identity = first.identity
     return Row(
         first.labels,

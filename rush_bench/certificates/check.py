@@ -59,15 +59,13 @@ class Comparison:
 def comparisons(certificates: Iterable[CellResult], attacks: Iterable[CellResult], error: float = 1e-3) -> list[Comparison]:
     """Every certificate beside every attack on the same weights, noise and data set; `error`: chance of a false alarm each.
 
-    Records of other defences, of banks and of deterministic classifiers are passed over; so are incomplete ones. BadInput for a
-    certificate that does not follow from its draws.
+    Records of other defences, of banks and of deterministic classifiers are passed over; so are incomplete ones.
     """
     attacks = [a for a in attacks if a.complete and a.identity["attack"]["name"] != "certify"]
     found = []
     for own in certificates:
         if not own.complete:
             continue
-        check_record(own)
         for other in attacks:
             if _same_defense(own, other) and (compared := _compare(own, other, error)):
                 found.append(compared)
@@ -80,12 +78,18 @@ def contradictions(certificates: Iterable[CellResult], attacks: Iterable[CellRes
 
 
 def clashes(attacks: Iterable[CellResult], *folders: Path) -> list[Comparison]:
-    """The contradictions between these attacks and the certificates under any of the results folders, each named once."""
+    """The contradictions between these attacks and the certificates under any of the results folders, each named once.
+
+    BadInput for a certificate that does not follow from its draws.
+    """
     attacks = list(attacks)
     unique = {result.folder: result for result in attacks if result.complete}
     found: dict[Path, CellResult] = {}
     for folder in folders:
         found |= {r.folder: r for r in load_results(Path(folder) / FOLDER, warn=lambda text: None)}
+    for certified in found.values():
+        if certified.complete:
+            check_record(certified)
     return contradictions(found.values(), unique.values())
 
 

@@ -40,7 +40,7 @@ class CertifyRun(Run):
             why = "; ".join(f"{name}: {error}" for name, error in self.failed.items())
             raise BadInput(f"no certificate in {self.folder} is finished{'; failed: ' + why if why else ''}")
         sets = {report.name_of(result): frame_of(result) for result in complete}
-        return report.table(sets, self.radii or report.shared_radii(complete))
+        return report.table(sets, self.radii or report.shared_radii(complete), report.caveats_of(complete))
 
     def summaries(self) -> list[dict[str, Any]]:
         """A dict per certificate, JSON-able: what it is of, how far it is, and its numbers where it is whole."""
@@ -48,7 +48,7 @@ class CertifyRun(Run):
         return [
             {key: result.labels.get(key) for key in ("defense", "dataset", "law", "scale", "norm", "alpha", "suite")}
             | {"folder": str(result.folder), "chunks": result.chunks, "chunks_done": result.chunks_done}
-            | (report.summary(frame_of(result), at) if result.complete else {})
+            | (report.summary(frame_of(result), at) | {"caveats": report.caveats_of([result])} if result.complete else {})
             for result in self.results
         ]
 

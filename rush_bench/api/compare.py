@@ -17,10 +17,10 @@ from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, paired_difference
 from rush_bench.registry import datasets
 from rush_bench.report import columns as columns_of
-from rush_bench.report.caveats import unusual_settings
+from rush_bench.report.caveats import copies_caveat, label_caveat, unusual_settings
 from rush_bench.report.layout import BOUND, DASH, UPPER, drop_columns, header
+from rush_bench.report.rows import attacks_in, threat_text
 from rush_bench.report.rows import rows as rows_of
-from rush_bench.report.rows import threat_text
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
 from rush_bench.report.trainings import Trainings, training_named
@@ -47,7 +47,8 @@ def compare(
     Args:
         first: name of a defence as tables show it: `rush-cifar10@64`.
         second: name of the other.
-        results: a results folder or pack, several, or cells (`load_results`).
+        results: a results folder or pack, several, or cells (`load_results`); certificates and experiments of `settle` among
+            them are left out.
         seeds: each of the two stands for all trainings that differ from it in the seed alone and were measured alike: the
             difference is that of their means.
         store: folder of the models, whose cards say which those are (None: models; packs have cards of their own).
@@ -73,7 +74,8 @@ def compare(
     if store is not None and not seeds:
         raise BadInput("store would have no effect: only the comparison over seeds reads cards")
     store = store or "models"
-    found, folders = cells_of(results)
+    given, folders = cells_of(results)
+    found = attacks_in(given)
     cells = [cell for cell in found if cell.complete and "correct" in cell.arrays]
     known = list(dict.fromkeys(str(cell.labels["defense"]) for cell in cells))
     for name in (first, second):
@@ -107,7 +109,8 @@ def compare(
     other = dict.fromkeys(str(terms[0]) for terms in rows if _other_pixels(sides[0][terms][0], sides[1][terms][0]))
     notes += [OTHER_PIXELS.format(name) for name in other]
     usual = dict.fromkeys(text for terms in rows for side in sides if (text := settings(side[terms][0])))
-    table = text_table(frame, columns, words, f"A: {first}, B: {second}", [*notes, *(f"Both: {text}." for text in usual)])
+    notes += [f"Both: {text}." for text in usual]
+    table = text_table(frame, columns, words, f"A: {first}, B: {second}", [*notes, *_caveats(sides, found)])
     compared = {cell.identity["weights"] for side in sides for trained in side.values() for cell in trained}
     of_these = rows_of(cell for cell in found if cell.identity["weights"] in compared)
     bounds = {digest(cell.identity) for row in of_these for name, cell in row.cells.items() if name in row.bounds}
@@ -123,6 +126,16 @@ def compare(
     columns[4:6] = "A", "B"
     table.narrow = drop_columns(replace(table.whole, columns=columns), ("threat",))
     return table
+
+
+def _caveats(sides: Sequence[Mapping[Terms, list[CellResult]]], found: Iterable[CellResult]) -> list[str]:
+    """What speaks against the images and labels that were compared; of labels the clean accuracies of both tell."""
+    compared = [cell for side in sides for trained in side.values() for cell in trained]
+    said = dict.fromkeys(f"{cell.labels['dataset']}: {text}" for cell in compared if (text := copies_caveat(cell)))
+    of = {(cell.labels["defense"], cell.identity["images"]) for cell in compared}
+    clean = [cell for cell in found if cell.complete and (cell.labels["defense"], cell.identity["images"]) in of]
+    said |= dict.fromkeys(f"{cell.labels['defense']}: {text}" for cell in clean if (text := label_caveat(cell)))
+    return list(said)
 
 
 def _of(cells: Sequence[CellResult], name: str) -> dict[Terms, list[CellResult]]:

@@ -1,5 +1,7 @@
 """Certificate above attack: a check that must never fire, since a certificate is a theorem and an attack a measurement.
 
+And a certificate's record against itself, before any of its numbers is used.
+
 A certificate is about infinitely many votes, an attack was scored on predictions of m votes, so they are compared through
 what the theorem leaves: an image whose class has a probability of at least `bound` keeps at least `moved(bound, eps)` at
 every x' within eps; where that is p, a prediction of m votes is right at least as often as Binomial(m, p) has a strict
@@ -14,12 +16,14 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from rush_bench.certificates.bounds import Certificate, certificate
+from rush_bench.certificates.bounds import Certificate, certificate, lower_bound
+from rush_bench.errors import BadInput
 from rush_bench.noise import noise_from
 from rush_bench.records import TOLERANCE, CellResult, load_results
 from rush_bench.registry import datasets
 
 FOLDER = "certificates"  # of a results folder
+CLOSE = 1e-6  # what other versions of scipy may change, relative
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,18 @@ def contradictions(certificates: Iterable[CellResult], attacks: Iterable[CellRes
 
 
 def clashes(attacks: Iterable[CellResult], *folders: Path) -> list[Comparison]:
-    """The contradictions between these attacks and the certificates under any of the results folders, each named once."""
+    """The contradictions between these attacks and the certificates under any of the results folders, each named once.
+
+    BadInput for a certificate that does not follow from its draws.
+    """
     attacks = list(attacks)
     unique = {result.folder: result for result in attacks if result.complete}
     found: dict[Path, CellResult] = {}
     for folder in folders:
         found |= {r.folder: r for r in load_results(Path(folder) / FOLDER, warn=lambda text: None)}
+    for certified in found.values():
+        if certified.complete:
+            check_record(certified)
     return contradictions(found.values(), unique.values())
 
 
@@ -91,6 +101,33 @@ def theorem_of(result: CellResult) -> Certificate:
     law = noise_from(result.identity["defense"]["noise"])
     assert law is not None
     return certificate(law, result.identity["threat"]["norm"], result.identity["attack"]["dimension"])
+
+
+def check_record(result: CellResult) -> None:
+    """BadInput unless a certificate follows from its draws: the radius is its bound's by the theorem, the class the selected
+    one where the bound is at least 1/2 and else none, and in mode `fixed` the bound that of all draws.
+
+    The bound of a mode that stops early is the best of several looks, whose counts no record has.
+    """
+    arrays, attack = result.arrays, result.identity["attack"]
+    bound, selected, used = arrays["bound"], arrays["selected"].astype(int), arrays["repeats"]
+    certified = bound >= 0.5
+    radius = np.where(certified, theorem_of(result).radius(np.maximum(bound, 0.5)), 0.0)
+    right = {
+        "radius is not that of its bound": np.isclose(arrays["radius"], radius, rtol=CLOSE, atol=1e-12),
+        "class is not the selected one": arrays["predict"] == np.where(certified, selected, -1),
+    }
+    if attack["mode"] == "fixed":
+        counted = lower_bound(arrays["counts"][np.arange(len(selected)), selected], used, attack["alpha"])
+        whole = (used == attack["draws"]) & np.isclose(bound, counted, rtol=CLOSE, atol=1e-12)
+        right["bound is not that of its draws"] = whole
+    for what, each in right.items():
+        if not each.all():
+            image = int(arrays["index"][~each][0])
+            raise BadInput(
+                f"{result.folder}: the certificate of image {image} was changed, its {what}; "
+                "delete the folder and run the same command again"
+            )
 
 
 def _same_defense(own: CellResult, other: CellResult) -> bool:

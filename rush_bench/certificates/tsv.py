@@ -18,12 +18,19 @@ COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
 
 def frame_of(result: CellResult) -> pd.DataFrame:
-    """A row per image of a cell: the six columns (radius in full precision), then bound, count, draws and what was used."""
+    """A row per image of a cell: the six columns (radius in full precision), then bound, count, draws and what was used.
+
+    Of a mode that stops early also `settled`, the radii that it decided (`0.0;0.25`), and `largest`, beyond which its draws
+    certify nothing. BadInput for a record that was changed, see `check_record`.
+    """
+    from rush_bench.certificates.check import check_record, theorem_of  # these import torch, which files do not need
+
+    check_record(result)
     found = result.frame
     predict = found["predict"].astype(int)
     selected = found["selected"].astype(int)
     counts = found[[f"count_{k}" for k in range(result.labels["classes"])]].to_numpy()
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "idx": found["index"].astype(int),
             "label": found["label"].astype(int),
@@ -42,17 +49,26 @@ def frame_of(result: CellResult) -> pd.DataFrame:
             "mode": result.labels["suite"],
         }
     )
+    if (attack := result.identity["attack"])["mode"] == "fixed":
+        return frame
+    largest = theorem_of(result).largest(attack["draws"], attack["alpha"])
+    return frame.assign(settled=";".join(map(str, attack["radii"])), largest=largest)
 
 
 def write_tsv(result: CellResult) -> None:
-    """`certificate.tsv` and `cohen.tsv` in the cell's folder, where they are not yet."""
+    """`certificate.tsv` and, in mode fixed, `cohen.tsv` in the cell's folder, where they are not yet.
+
+    Six columns cannot say that the mode stopped early: whoever reads them takes each radius for all that its draws allow.
+    """
     full, six = result.folder / "certificate.tsv", result.folder / "cohen.tsv"
-    if full.exists() and six.exists():
+    fixed = result.identity["attack"]["mode"] == "fixed"
+    if full.exists() and (six.exists() or not fixed):
         return
     frame = frame_of(result)
     # 17 digits give every float64 back
     write_text(full, frame.to_csv(sep="\t", index=False, float_format="%.17g", lineterminator="\n"))
-    write_text(six, six_columns(frame))
+    if fixed:
+        write_text(six, six_columns(frame))
 
 
 def six_columns(frame: pd.DataFrame) -> str:
@@ -66,7 +82,7 @@ def six_columns(frame: pd.DataFrame) -> str:
 def read_tsv(path: Path) -> pd.DataFrame:
     """A file of certificates, Cohen's six columns or ours, checked. BadInput names the file and the line at fault."""
     try:
-        frame = pd.read_csv(path, sep="\t")
+        frame = pd.read_csv(path, sep="\t", dtype={"settled": str})
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as tab-separated values: {error}") from error
     missing = [name for name in COLUMNS if name not in frame]

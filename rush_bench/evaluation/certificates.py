@@ -2,8 +2,8 @@
 
 A cell is a cell of the records (`rush_bench.records`) under `<results>/certificates`: a row per image, `counts`
 of its estimation draws, `repeats` how many there were, `correct` how many of them got the label; besides, `predict` (-1:
-abstained), `bound` and `radius` in full precision. When a cell is whole, `certificate.tsv` (all columns) and `cohen.tsv`
-(the six columns of Cohen's code) lie beside its chunks.
+abstained), `bound` and `radius` in full precision. When a cell is whole, `certificate.tsv` (all columns) and, in mode fixed,
+`cohen.tsv` (the six columns of Cohen's code) lie beside its chunks.
 """
 
 import tempfile

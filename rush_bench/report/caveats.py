@@ -58,9 +58,18 @@ def gradient_caveat(cell: CellResult) -> str | None:
     return ", ".join(text.format(share) for text, (share, most) in shares.items() if share > most)
 
 
+def copies_caveat(cell: CellResult) -> str:
+    """That images are copies of others, which intervals take for further ones; "" where none is."""
+    copies = cell.labels.get("copies")
+    return f"{copies} of {cell.labels['n']} images are copies of others: intervals are too narrow" if copies else ""
+
+
 def label_caveat(cell: CellResult) -> str:
-    """That a finished clean accuracy is below chance, which no defence makes it; "" where it is not."""
-    if cell.labels["attack"] != "clean" or below_chance(cell.arrays["label"], cell.arrays["counts"]) >= UNLIKELY:
+    """That a finished accuracy without an attack is below chance, which no defence makes it; "" where it is not."""
+    if (
+        cell.labels["attack"] not in ("clean", "certify")
+        or below_chance(cell.arrays["label"], cell.arrays["counts"]) >= UNLIKELY
+    ):
         return ""
     return "accuracy is below chance: are the labels in the order of the network's outputs?"
 

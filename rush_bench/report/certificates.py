@@ -4,7 +4,8 @@ All functions take frames with the columns `predict`, `radius`, `correct` (see `
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from rush_bench.errors import BadInput
 from rush_bench.files import write_atomic
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, clopper_pearson
+from rush_bench.report.caveats import copies_caveat, label_caveat
 from rush_bench.report.layout import DASH
 from rush_bench.report.settle import percent
 from rush_bench.report.table import Table, text_table
@@ -47,6 +49,16 @@ def settles_every_radius(frame: pd.DataFrame) -> bool:
     return "mode" not in frame or bool((frame["mode"] == "fixed").all())
 
 
+def settles(frame: pd.DataFrame, radius: float) -> bool:
+    """Whether the accuracy at a radius is more than a lower bound of unknown distance: `settles_every_radius`, or the mode
+    decided this radius, or it is beyond the largest. Files that do not say what was settled settle nothing.
+    """
+    if settles_every_radius(frame) or "settled" not in frame:
+        return settles_every_radius(frame)
+    settled = [float(text) for text in str(frame["settled"].iloc[0]).split(";") if text]
+    return radius in settled or radius > frame["largest"].iloc[0]
+
+
 def average_radius(frame: pd.DataFrame) -> float | None:
     """Average certified radius (Zhai et al. 2020): the mean over all images, 0 where abstained or wrong.
 
@@ -55,9 +67,9 @@ def average_radius(frame: pd.DataFrame) -> float | None:
     return float((frame["radius"] * frame["correct"]).mean()) if settles_every_radius(frame) else None
 
 
-def abstentions(frame: pd.DataFrame) -> int:
-    """How many images have no certificate at all."""
-    return int((frame["predict"] == -1).sum())
+def abstentions(frame: pd.DataFrame) -> int | None:
+    """How many images have no certificate at all; None where radius 0 was not settled: some were given up for a larger one."""
+    return int((frame["predict"] == -1).sum()) if settles(frame, 0.0) else None
 
 
 def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) -> dict[str, Any]:
@@ -65,12 +77,13 @@ def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) ->
 
     `lower_bounds`: whether the accuracies are that only, since the mode stopped early; the ACR is None then.
 
-    The interval (Clopper-Pearson) is over images. Beside it each certificate is wrong with a probability of at most alpha.
+    The interval (Clopper-Pearson) is over images; it ends at 1 at a radius that was not settled. Beside it each certificate is
+    wrong with a probability of at most alpha.
     """
     accuracy = certified_accuracy(frame, radii)
     low, high = clopper_pearson(np.rint(accuracy * len(frame)).astype(int), len(frame), level)
     at = [
-        {"radius": float(r), "accuracy": float(a), "low": float(lo), "high": float(hi)}
+        {"radius": float(r), "accuracy": float(a), "low": float(lo), "high": float(hi) if settles(frame, r) else 1.0}
         for r, a, lo, hi in zip(radii, accuracy, low, high, strict=True)
     ]
     found: dict[str, Any] = {"n": len(frame), "abstained": abstentions(frame), "acr": average_radius(frame), "certified": at}
@@ -80,14 +93,17 @@ def summary(frame: pd.DataFrame, radii: Sequence[float], level: float = 0.95) ->
     return found
 
 
-def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
+def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float], caveats: Sequence[str] = ()) -> Table:
     """A row per set of certificates: n, abstained, ACR, mean draws where known, certified accuracy at each radius with its
     95 % interval over images.
 
-    A mode that stops early has no ACR, and its accuracies are marked as lower bounds. The table's frame has the accuracies in
-    percent as numbers, `r=0.5`, `r=0.5_low`, `r=0.5_high`, and `lower_bounds`.
+    A mode that stops early has no ACR, and its accuracies are marked as lower bounds; at a radius that it did not settle the
+    interval ends at 100, and abstentions are not known unless it settled 0. The table's frame has the accuracies in
+    percent as numbers, `r=0.5`, `r=0.5_low`, `r=0.5_high`, and `lower_bounds`. `caveats` stand below it, see `caveats_of`.
     """
     numbers, texts = [], []
+    radii = list(dict.fromkeys(radii))
+    digits = digits_apart(radii)
     for name, frame in sets.items():
         found = summary(frame, radii)
         row = {"certificates": name, "n": found["n"], "abstained": found["abstained"], "ACR": found["acr"]}
@@ -96,23 +112,33 @@ def table(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> Table:
         shown = row | {"ACR": None if found["acr"] is None else f"{found['acr']:.4f}"}
         row["lower_bounds"] = found["lower_bounds"]
         for at in found["certified"]:
-            column, estimate = f"r={at['radius']:.4g}", Estimate(at["accuracy"], at["low"], at["high"])
+            column, estimate = f"r={at['radius']:.{digits}g}", Estimate(at["accuracy"], at["low"], at["high"])
             shown[column] = (BOUND if found["lower_bounds"] else "") + percent(estimate)
             row |= {column + end: 100 * part for end, part in zip(("", "_low", "_high"), estimate, strict=True)}
         numbers.append(row)
         texts.append(shown)
     words = pd.DataFrame(texts, dtype=object).fillna(DASH)
     header, cells = [str(name) for name in words], words.to_numpy().tolist()
-    return text_table(pd.DataFrame(numbers), header, cells, TITLE, notes(sets.values()))
+    return text_table(pd.DataFrame(numbers), header, cells, TITLE, [*notes(sets.values(), radii), *caveats])
 
 
-def notes(frames: Iterable[pd.DataFrame]) -> list[str]:
+def digits_apart(radii: Sequence[float]) -> int:
+    """The fewest digits, 4 at least, to which no two different radii agree; 17 tell all floats apart."""
+    return next(digits for digits in range(4, 18) if digits == 17 or len({f"{r:.{digits}g}" for r in radii}) >= len(set(radii)))
+
+
+def notes(frames: Collection[pd.DataFrame], radii: Sequence[float]) -> list[str]:
     """What numbers of certificates are, in sentences."""
     said = "r: images of the right class whose radius is at least that. 95 % intervals are over images; "
     said += "each certificate is wrong with a chance of at most its alpha."
-    if not all(settles_every_radius(frame) for frame in frames):
-        return [said, f"{BOUND.strip()}: a lower bound, as the mode stopped early."]
-    return [said]
+    if all(settles_every_radius(frame) for frame in frames):
+        return [said]
+    bound = f"{BOUND.strip()}: a lower bound, as the mode stopped early."
+    if not all(settles(frame, radius) for frame in frames for radius in (0.0, *radii)):
+        bound += (
+            " At a radius that it did not settle the interval ends at 100; where it did not settle 0, abstentions are unknown."
+        )
+    return [said, bound]
 
 
 def best_of(sets: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
@@ -194,6 +220,15 @@ def name_of(result: CellResult) -> str:
     name = f"{labels['defense']} {labels['law']}:{labels['scale']:g} {labels['norm']} on {labels['dataset']}, {labels['suite']}"
     chance = "" if alpha == USUAL_ALPHA else f", alpha={alpha:g}"
     return f"{name}{chance} [{result.folder.name[:6]}]"
+
+
+def caveats_of(results: Iterable[CellResult]) -> list[str]:
+    """What speaks against the images or labels of certificates, and against which."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        for caveat in filter(None, (copies_caveat(result), label_caveat(result))):
+            names[caveat].append(name_of(result))
+    return [f"{'; '.join(of)}: {caveat}" for caveat, of in names.items()]
 
 
 def shared_radii(results: Sequence[CellResult]) -> tuple[float, ...]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rush_bench.attacks.suites import is_quick
+from rush_bench.errors import BadInput
 from rush_bench.files import digest
 from rush_bench.records import CellResult
 from rush_bench.records.statistics import Estimate, any_of_k, clopper_pearson, interval
-from rush_bench.report.caveats import gradient_caveat, label_caveat, outdone, unusual_settings
+from rush_bench.report.caveats import copies_caveat, gradient_caveat, label_caveat, outdone, unusual_settings
 from rush_bench.report.trainings import Training, Trainings, training_named, with_means
 
 UNKNOWN = "gradients were not looked at: an older record"
@@ -70,9 +71,9 @@ def rows(results: Iterable[CellResult], trainings: Trainings | None = None) -> l
     """Rows in the order of defence, data set, threat, suite, n. Cells that differ in any setting never share one.
 
     The clean accuracy has no threat and joins every row of its defence, images, seed and K. `trainings` add the
-    mean over those that differ in their seed alone.
+    mean over those that differ in their seed alone. Of other kinds of cells see `attacks_in`.
     """
-    results = list(results)
+    results = attacks_in(results)
     groups: dict[str, list[CellResult]] = defaultdict(list)
     clean: dict[str, list[CellResult]] = defaultdict(list)
     for result in results:
@@ -91,6 +92,24 @@ def rows(results: Iterable[CellResult], trainings: Trainings | None = None) -> l
     if trainings:
         found = [dataclasses.replace(row, training=training_named(row.labels, trainings)) for row in found]
     return sorted(with_means(found), key=_order)
+
+
+def attacks_in(results: Iterable[CellResult]) -> list[CellResult]:
+    """The cells of attacks: without certificates, which count draws and no answers, and without experiments of `settle`, many
+    of which share an attack's name. BadInput where there are only these: it says what shows them.
+    """
+    results = list(results)
+    found = [cell for cell in results if cell.labels["attack"] != "certify" and "experiment" not in cell.labels]
+    if results and not found:
+        place = results[0].folder.parents[1]
+        if any("experiment" in cell.labels for cell in results):
+            what, show = "experiments of settle", f"read its tables, {place / '*.md'}"
+        else:
+            what, show = "certificates", f"show them by `rush-bench certify --read {place / 'runs' / '*'}`"
+        raise BadInput(
+            f"{place} holds {what}, and attacks alone are tabulated and compared: {show}, or run `rush-bench report`"
+        )
+    return found
 
 
 def _with_digests(found: Sequence[Row]) -> list[Row]:
@@ -179,8 +198,8 @@ def _row(cells: Sequence[CellResult], differences: dict[str, str]) -> Row:
     bounded = untrue | {"worst"} if untrue else untrue
     bounds = [name for name, cell in behind.items() if cell.labels["attack"] in bounded]
     first = next((cell for cell in cells if cell.labels["attack"] != "clean"), cells[0])
-    if copies := first.labels.get("copies"):
-        notes.append(f"{copies} of {first.labels['n']} images are copies of others: intervals are too narrow")
+    if copies := copies_caveat(first):
+        notes.append(copies)
     identity = first.identity
     return Row(
         first.labels,

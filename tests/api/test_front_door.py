@@ -15,6 +15,7 @@ from rush_bench.audits.experiments import BUDGETS
 from rush_bench.cli import main
 from rush_bench.datasets import as_images
 from rush_bench.errors import BadInput
+from rush_bench.report.page import write_page
 from tests.api.conftest import QUICK
 
 SMALL = {"points": 2, "sweep": (1, 2), "steps": 2, "draws": 1, "lengths": (1, 2, 3), "restarts": 2, "losses_steps": 2}
@@ -246,6 +247,27 @@ def test_compare_says_where_pixels_of_a_registered_set_differ(network, digits) -
         rb.attack(rb.Deterministic(network, shape=digits.shape, name=name), QUICK, images, quiet=True)
     assert "other pixels at the same positions of digits" in rb.compare("a", "b").to_markdown()
     assert "other pixels" not in rb.compare("a", "a").to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x, y: (x[:2].repeat(10, 1, 1, 1), y[:2].repeat(10)), "18 of 20 images are copies of others: intervals are too"),
+        (lambda x, y: (x, (y + 1) % 10), "accuracy is below chance: are the labels in the order"),
+        (lambda x, y: (x, y), None),
+    ],
+)
+def test_what_speaks_against_images_and_labels_is_said_wherever_they_are_used(network, change, says) -> None:
+    pixels = rb.load_dataset("digits", "test", 300).floats()
+    data = change(pixels, network(pixels).argmax(1))
+    smoothed = rb.Smoothed(network, noise=rb.Gaussian(0.01), votes=4, shape=(1, 16, 16), name="soft")
+    rb.attack(smoothed, QUICK, data, quiet=True, repeats=2)
+    certified = rb.certify(smoothed, data, draws=100, selection=10, quiet=True)
+    (summary,) = certified.summaries()
+    shown = [certified.table().to_markdown(), str(summary["caveats"]), rb.compare("soft", "soft").to_markdown()]
+    shown += [rb.table().to_markdown(), write_page(Path("results")).read_text(encoding="utf-8").split("Certificates")[-1]]
+    for text in shown:
+        assert (says in text) if says else ("copies of others" not in text and "below chance" not in text)
 
 
 @pytest.mark.strangers

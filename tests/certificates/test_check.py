@@ -12,7 +12,9 @@ from rush_bench.certificates import Sampling, check
 from rush_bench.certificates.tsv import frame_of
 from rush_bench.datasets import as_images
 from rush_bench.defenses import Deterministic, Smoothed
+from rush_bench.errors import BadInput
 from rush_bench.evaluation import attack, certify
+from rush_bench.packs import opened
 from rush_bench.records import Cell, CellStore, load_results
 
 SHAPE = (1, 4, 4)
@@ -104,3 +106,42 @@ def test_chance_is_allowed_for_at_the_stated_rate() -> None:
     right = rng.binomial(16, floors, (4000, 80)) / 16
     assert (right.mean(1) < floors.mean() - allowed).mean() <= 0.05
     assert allowed < 0.1  # not so wide that nothing could ever be found
+
+
+THREE_QUARTERS = SIGMA * stats.norm.ppf(0.75)
+
+
+@pytest.mark.parametrize(
+    ("mode", "change", "says"),
+    [
+        ("fixed", lambda a: {"radius": 10 * a["radius"]}, "radius is not that of its bound"),
+        ("staged", lambda a: {"radius": 10 * a["radius"]}, "radius is not that of its bound"),
+        ("fixed", lambda a: {"predict": a["predict"] + 1}, "class is not the selected one"),
+        ("staged", lambda a: {"predict": np.where(a["predict"] < 0, a["selected"], -1)}, "class is not the selected one"),
+        (
+            "fixed",
+            lambda a: {"bound": 0 * a["bound"] + 0.75, "radius": 0 * a["radius"] + THREE_QUARTERS, "predict": a["selected"]},
+            "bound is not that of its draws",
+        ),
+    ],
+)
+def test_a_certificate_that_does_not_follow_from_its_draws_is_refused(
+    smoothed, grey, tmp_path: Path, mode, change, says
+) -> None:
+    (result,) = certify([smoothed(8)], grey, Sampling(mode, draws=2000), out=tmp_path, quiet=True).results
+    cell, store = Cell(result.identity, result.labels), CellStore(tmp_path / check.FOLDER)
+    arrays = store.read(cell, 0)
+    store.write(cell, 0, arrays | change(arrays))
+    with pytest.raises(BadInput, match=says):
+        frame_of(store.result(cell))
+    with pytest.raises(BadInput, match=says):
+        check.clashes([], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["digits", "table1-cpu"])
+def test_what_is_committed_follows_from_its_draws(name: str) -> None:
+    folder = opened(Path(__file__).parents[2] / f"results/{name}.zip").folder
+    found = load_results(folder / check.FOLDER, folder / "settle" / check.FOLDER)
+    assert found
+    for result in found:
+        check.check_record(result)

@@ -67,7 +67,7 @@ def test_models_of_the_store_are_certified_and_settled(rush_bench) -> None:
 
     result = rush_bench("run", "measured.toml", "--json")
     assert result.exit_code == 1 and set(json.loads(result.stdout)["failed"]) == set(impossible)
-    assert list(Path("results/certificates").rglob("cohen.tsv")) and list(Path("results/settle").glob("*.md"))
+    assert list(Path("results/certificates").rglob("certificate.tsv")) and list(Path("results/settle").glob("*.md"))
     assert list(Path("results/settle").glob("*.png"))
     again = rush_bench("run", "measured.toml", "--plan", "--json")
     assert states(again) == {"certify rush-mine": "done", "settle rush-mine@1": "done", **impossible}

@@ -12,13 +12,14 @@ from torch import nn
 
 from rush_bench.certificates import Sampling
 from rush_bench.certificates.bounds import lower_bound
-from rush_bench.certificates.tsv import frame_of
+from rush_bench.certificates.tsv import frame_of, read_tsv
 from rush_bench.datasets import Images, as_images
 from rush_bench.defenses import Defense, Deterministic, Network, Passes, Smoothed
 from rush_bench.errors import BadInput
 from rush_bench.evaluation import certificates as run_module
 from rush_bench.evaluation import certify
 from rush_bench.noise import Gaussian, Laplace, Noise, Uniform
+from rush_bench.report import certificates as report
 
 SHAPE = (1, 4, 4)
 QUICK = Sampling(selection=20, draws=500)
@@ -103,6 +104,26 @@ def test_staged_counts_are_a_prefix_of_fixed_ones(plane, images, tmp_path: Path)
     assert (staged.frame.selected == fixed.frame.selected).all()
     certified = [(frame_of(r).radius >= 0.1) for r in (fixed, staged)]
     assert (certified[0] != certified[1]).mean() <= 0.05
+
+
+def test_a_staged_run_bounds_what_it_did_not_settle_and_not_from_above(plane, images, tmp_path: Path) -> None:
+    """At a radius between those it settled, and with the draws of a fixed run beside it."""
+    shared, radii = {"out": tmp_path, "quiet": True}, (0.0, 0.1, 0.25, 9.0)
+    (fixed,) = certify([smoothed(plane)], images, Sampling(draws=3000), **shared).results
+    (staged,) = certify([smoothed(plane)], images, Sampling("staged", draws=3000, radii=(0.1,)), **shared).results
+    assert (fixed.folder / "cohen.tsv").exists() and not (staged.folder / "cohen.tsv").exists()
+    for frame in (frame_of(staged), read_tsv(staged.folder / "certificate.tsv")):
+        found, whole = (report.summary(each, radii) for each in (frame, frame_of(fixed)))
+        assert [at["high"] == 1 for at in found["certified"]] == [True, False, True, False]  # 9 is beyond what draws certify
+        both = zip(found["certified"], whole["certified"], strict=True)
+        assert all(at["low"] <= all_draws["accuracy"] <= at["high"] for at, all_draws in both)
+        assert found["abstained"] is None and whole["abstained"] == (frame_of(fixed).predict == -1).sum()
+        text = report.table({"staged": frame}, radii).to_markdown()
+        assert ", 100.0]" in text and "the interval ends at 100" in text
+    with_zero = certify([smoothed(plane)], images, Sampling("staged", draws=3000, radii=(0.0, 0.1)), **shared).results[0]
+    assert report.summary(frame_of(with_zero), radii)["abstained"] == (frame_of(with_zero).predict == -1).sum()
+    text = report.table({"staged": frame_of(with_zero)}, (0.0, 0.1, 9.0)).to_markdown()
+    assert "100.0]" not in text and "ends at 100" not in text
 
 
 def test_selection_and_estimation_use_other_draws_and_images_their_own(plane, images, tmp_path: Path, monkeypatch) -> None:

@@ -124,6 +124,26 @@ def test_table_and_curve(folder: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("radii", "columns"),
+    [
+        ((0, 0.25, 0.5, 0.25), ["r=0", "r=0.25", "r=0.5"]),
+        ((0.1, 0.10004), ["r=0.1", "r=0.10004"]),
+        ((0.25, 0.25 + 1e-9), ["r=0.25", "r=0.250000001"]),
+        ((0.25, np.nextafter(0.25, 1)), ["r=0.25", "r=0.2500000000000001"]),
+    ],
+)
+def test_each_radius_has_a_column(folder: Path, radii: tuple[float, ...], columns: list[str]) -> None:
+    sets = read_folder([folder / "sigma_0.25.tsv"])
+    shown = report.table(sets, radii)
+    assert [column for column in shown.whole.columns if column.startswith("r=")] == columns
+    expected = {
+        column: 100 * report.certified_accuracy(sets["sigma_0.25.tsv"], radius)[0]
+        for column, radius in zip(columns, radii, strict=False)
+    }
+    assert shown.frame[columns].iloc[0].to_dict() == expected
+
+
 def test_the_curve_is_the_certified_accuracy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.axes import Axes
 

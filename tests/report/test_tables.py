@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import rush_bench as rb
 from rush_bench.errors import BadInput
 from rush_bench.records.statistics import any_of_k, clopper_pearson, interval
 from rush_bench.report.layout import lay_out
@@ -202,3 +203,28 @@ def test_a_damaged_chunk_stops_the_table(lab):
 def test_wrong_style():
     with pytest.raises(BadInput, match="did you mean 'paper'"):
         table([], "papr")
+
+
+def experiments(lab):
+    """Two trials of one attack and two worst cases, as `settle` leaves them."""
+    for trial, attack, right in (("CE", "eot-apgd", 0), ("T=20", "eot-apgd", 4), ("all", "worst", 0), ("minimum", "worst", 4)):
+        settings = {"trial": trial}
+        lab.cell("a@1", attack, [right] * 12, repeats=4, votes=1, settings=settings, experiment="T4", trial=trial, on="")
+
+
+def certificate(lab):
+    """A cell of mode fixed, with the counts of its draws alone."""
+    lab.cell("a@1", "certify", [4] * 12, repeats=4, votes=1, suite="fixed")
+
+
+@pytest.mark.parametrize(
+    ("write", "says"), [(experiments, "experiments of settle.*read its tables"), (certificate, "certificates.*certify --read")]
+)
+def test_what_is_no_attack_is_in_no_table_and_no_comparison(lab, write, says):
+    write(lab)
+    for make in (lambda: rb.table(lab.folder), lambda: rb.compare("a@1", "a@1", lab.folder)):
+        with pytest.raises(BadInput, match=says):
+            make()
+    lab.cell("a@1", "eot-apgd", [3] * 12, repeats=4, votes=1)
+    assert rb.table(lab.folder).frame["eot-apgd"].tolist() == [75]
+    assert rb.compare("a@1", "a@1", lab.folder).frame["first"].tolist() == [75]

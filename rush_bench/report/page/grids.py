@@ -193,7 +193,7 @@ def findings(name: str, audit: Audit) -> Grid:
 def certified(name: str, complete: Mapping[str, CellResult], sets: Mapping[str, pd.DataFrame], records: Records) -> Grid:
     """Certified accuracies at the radii that the cells share."""
     radii = certificates.shared_radii(list(complete.values()))
-    layout = certificates.table(sets, radii).whole
+    layout = certificates.table(sets, radii, certificates.caveats_of(complete.values())).whole
     lines = []
     for (title, result), texts in zip(complete.items(), layout.cells, strict=True):
         found = certificates.summary(sets[title], radii)["certified"]

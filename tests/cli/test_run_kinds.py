@@ -287,5 +287,7 @@ def test_nothing_is_measured_of_a_model_that_is_another_run(rush_bench) -> None:
         dataset = "mine.npz"
         n = 4
         """)
-    planned = states(rush_bench("run", "other.toml", "--plan", "--json"))
+    result = rush_bench("run", "other.toml", "--plan", "--json")
+    assert result.exit_code == 0, result.output
+    planned = states(result)
     assert [state for name, state in planned.items() if name != "table"] == ["impossible", "impossible"]

@@ -54,7 +54,8 @@ from rush_bench.store import ENCODERS, model_names, read_card
 from rush_bench.training.checkpoint import CheckpointFile, identity
 from rush_bench.training.cost import stage_costs
 from rush_bench.training.encoders import shared_pretraining
-from rush_bench.training.initial_weights import InitialWeights
+from rush_bench.training.initial_weights import NOT_STATED, InitialWeights, imported_before
+from rush_bench.training.log import check_kind
 from rush_bench.training.prepare import PreparedTraining, prepare
 from rush_bench.training.run import channels_last_unsafe
 
@@ -97,7 +98,9 @@ def check(jobs: Iterable[Job]) -> None:
         try:
             if "count" in asked:
                 check_count(asked["count"])
-            if job.kind == "attack":
+            if job.kind == "train":
+                check_kind(asked["log"])
+            elif job.kind == "attack":
                 asked_suite(asked["suite"], asked["attacks"], asked["sets"])
             elif job.kind == "certify":
                 _sampling(asked)
@@ -188,9 +191,10 @@ class Planner:
         card = self.cards.get(name)
         if card is None and Path(wanted).is_file():
             name = Path(wanted).stem
-            card = import_checkpoint(wanted, name, dataset=dataset, as_="encoder", store=store, keep=False).card
-            if name in model_names(store / ENCODERS):
+            if imported_before(Path(wanted), store):
                 return name
+            asked: dict[str, Any] = {"dataset": dataset, "pretrain_dataset": NOT_STATED, "as_": "encoder", "store": store}
+            card = import_checkpoint(wanted, name, **asked, keep=False).card
         if card is None:
             return wanted
         return InitialWeights(card, "", {}, {ROUTES: {}}, name, "model" if card["protocol"] else "encoder")

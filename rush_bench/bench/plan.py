@@ -48,7 +48,7 @@ from rush_bench.networks.specs import image_shape
 from rush_bench.noise import noise_from
 from rush_bench.places import data_folder, on_disk
 from rush_bench.records import CellStore
-from rush_bench.report.settle import stem
+from rush_bench.report.settle import frame, stem
 from rush_bench.settings import parse_number
 from rush_bench.store import ENCODERS, model_names, read_card
 from rush_bench.training.checkpoint import CheckpointFile, identity
@@ -360,7 +360,8 @@ class Planner:
         complete = all(evidence.complete for evidence in run.evidence)
         cells = [trial_job.cell for defense_plan in defense_plans for trial_job in defense_plan.jobs]
         settled = CellStore(self.place.out / SETTLED)
-        anew = complete and not all(map(settled.labelled, cells))
+        tables = [_has_table(self.place.out / SETTLED, evidence) for evidence in run.evidence]
+        anew = complete and not (all(tables) and all(map(settled.labelled, cells)))
         if job.kind == "audit":
             verdicts = {evidence.subject: _verdict(self.place.out / "audit", evidence) for evidence in run.evidence}
             complete = complete and all(verdicts.values())
@@ -398,6 +399,12 @@ class Planner:
 def _says_all_of(stored: dict[str, Any], card: dict[str, Any]) -> bool:
     """Whether a card of the store says what an import would write, but for what it would find out by trying the model."""
     return all(stored.get(key) == value for key, value in json.loads(json.dumps(card)).items() if key != "notes")
+
+
+def _has_table(folder: Path, evidence: Evidence) -> bool:
+    """Whether the table that lies there is of this evidence: one of other images, experiments or draws has the same file."""
+    file = folder / f"{stem(evidence)}.csv"
+    return file.is_file() and file.read_text(encoding="utf-8") == frame(evidence).to_csv(index=False, float_format="%.6g")
 
 
 def _verdict(folder: Path, evidence: Evidence) -> dict[str, Any]:

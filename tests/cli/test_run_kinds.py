@@ -214,6 +214,24 @@ def test_a_changed_claim_is_judged_again_on_the_same_cells(rush_bench) -> None:
     assert states(rush_bench("run", "claim.toml", "--plan", "--json")) == {"audit plain-mine": "done"}
 
 
+@pytest.mark.usefixtures("small", "store", "mine", "undrawn")
+def test_a_settled_table_follows_what_is_asked_for(rush_bench) -> None:
+    """Back at four images, all cells are there, and the table is still of three."""
+    line = ("run", "settle.toml")
+    Path("settle.toml").write_text(
+        'out = "results"\n[[settle]]\nmodels = "rush@1"\ndataset = "mine.npz"\nbudget = "quick"\nonly = "T1"\nn = 4\n'
+    )
+    assert rush_bench(*line).exit_code == 0
+    (table,) = (path for path in Path("results/settle").glob("*.csv") if "waterfall" not in path.name)
+    first = table.read_text()
+    edit("n = 4", "n = 3", "settle.toml")
+    assert rush_bench(*line).exit_code == 0 and table.read_text() != first
+    edit("n = 3", "n = 4", "settle.toml")
+    assert states(rush_bench(*line, "--plan", "--json")) == {"settle rush-mine@1": "anew"}
+    assert rush_bench(*line).exit_code == 0 and table.read_text() == first
+    assert states(rush_bench(*line, "--plan", "--json")) == {"settle rush-mine@1": "done"}
+
+
 @pytest.mark.usefixtures("mine")
 @pytest.mark.parametrize(("old", "new"), [('"yours"', '"ours"'), ('"protocol=AFF"', '"protocol=ALF"')])
 def test_another_name_or_label_of_a_network_reaches_the_table(rush_bench, monkeypatch, old: str, new: str) -> None:

@@ -51,6 +51,11 @@ def stretched(system: Recipe, settings: Any, budget: Budget, share: float) -> St
         before = plans[:-1]
         epochs[last.name] = budget.head if linear else max(1, round(total / 2 / each[last.name]))
         left -= epochs[last.name] * each[last.name]
+    if linear and not before and share != 1:
+        raise BadInput(
+            f"cost = {share:g} changes nothing of {system.name}, which has a linear head alone, with as many epochs as that of "
+            "[equal_cost]; write cost = 1"
+        )
     paper = sum(each[plan.name] * plan.settings.epochs for plan in before)
     if 2 * left < sum(each[plan.name] for plan in before):
         stages = " and ".join(plan.name for plan in before)

@@ -280,8 +280,21 @@ def _measurements(entry: Entry, place: Place, in_file: Mapping[str, Model], know
     ).each():
         which = str(options["models"])
         of = [part.split("@")[0].split(":")[0] for part in which.split(",")]
-        needs = [name for name in of if name in in_file]
+        of += [_reference(options, in_file, known, entry)]
+        needs = [name for name in dict.fromkeys(of) if name in in_file]
         yield Job(entry.kind, _about(which, options), tuple(_line(entry, options, place)), entry.place, needs=tuple(needs))
+
+
+def _reference(options: dict[str, Any], in_file: Mapping[str, Model], known: Mapping[str, Model], entry: Entry) -> str:
+    """The model that mCE is relative to, written in `options` by its name if this file makes it; empty for any other."""
+    wanted = str(options.get("reference", ""))
+    if not wanted or not _matching_models(wanted.split("@")[0].split(":")[0], in_file):
+        return ""
+    found = choose([wanted], in_file, known, entry)
+    if len(found) > 1:
+        raise BadInput(f"{entry.place}: reference {wanted} is more than one model: {', '.join(found)}; name one of them")
+    options["reference"] = found[0]
+    return found[0].split("@")[0].split(":")[0]
 
 
 def _about(which: str, options: Mapping[str, Any]) -> str:

@@ -1,16 +1,18 @@
 """What a benchmark file asks for against what is there: every job's state, and the cost of what it lacks."""
 
+import dataclasses
 import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from rush_bench.api.attack import MOST as ATTACKED
+from rush_bench.api.audit import published_claim, stated_claim
 from rush_bench.api.certify import MOST as CERTIFIED
 from rush_bench.api.corruptions import Which
 from rush_bench.api.corruptions import asked_for as corrupted_images
@@ -19,6 +21,7 @@ from rush_bench.api.settle import settle
 from rush_bench.attacks.cost import prediction_rows
 from rush_bench.audits.evidence import Evidence
 from rush_bench.audits.forecast import images_left, rates
+from rush_bench.audits.run import Audit, replayed
 from rush_bench.audits.settle import FOLDER as SETTLED
 from rush_bench.audits.settle import budget_named
 from rush_bench.bench.jobs import MEASURES, Job, Loaded, Place, finished_models, unfinished
@@ -38,24 +41,26 @@ from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation import certificates, corruptions, runner
 from rush_bench.evaluation.precision import choose_precision
 from rush_bench.evaluation.work import Job as CellJob
-from rush_bench.files import read_json
+from rush_bench.files import digest, read_json
 from rush_bench.networks import build
 from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import noise_from
 from rush_bench.places import data_folder, on_disk
 from rush_bench.records import CellStore
-from rush_bench.report.settle import stem
+from rush_bench.report.settle import frame, stem
 from rush_bench.settings import parse_number
-from rush_bench.store import ENCODERS, model_names
+from rush_bench.store import ENCODERS, model_names, read_card
 from rush_bench.training.checkpoint import CheckpointFile, identity
 from rush_bench.training.cost import stage_costs
 from rush_bench.training.encoders import shared_pretraining
-from rush_bench.training.initial_weights import InitialWeights
+from rush_bench.training.initial_weights import NOT_STATED, InitialWeights, imported_before
+from rush_bench.training.log import check_kind
 from rush_bench.training.prepare import PreparedTraining, prepare
 from rush_bench.training.run import channels_last_unsafe
 
-State = Literal["done", "in progress", "missing", "anew", "impossible"]  # anew: tables and figures, each time
+# anew: tables and figures, each time; measurements whose cells are there, but whose answer or labels must be written again
+State = Literal["done", "in progress", "missing", "anew", "impossible"]
 BATCH = 64  # images of the step whose time predicts a training's
 ROWS = 256  # rows whose time predicts an attack's, as far as a defence has draws
 
@@ -93,7 +98,9 @@ def check(jobs: Iterable[Job]) -> None:
         try:
             if "count" in asked:
                 check_count(asked["count"])
-            if job.kind == "attack":
+            if job.kind == "train":
+                check_kind(asked["log"])
+            elif job.kind == "attack":
                 asked_suite(asked["suite"], asked["attacks"], asked["sets"])
             elif job.kind == "certify":
                 _sampling(asked)
@@ -116,6 +123,7 @@ class Planner:
         self.place, self.load, self.priced = place, load, priced
         self.cards: dict[str, dict[str, Any]] = {}
         self.impossible: dict[str, str] = {}
+        self.others: set[str] = set()  # models of the store that are not, or not known to be, those of the file of that name
         self.models_missing = False  # whether there are models still to be made
         self.speed: dict[str, tuple[float, float]] = {}
         self.counted: set[tuple[tuple[str, ...], str]] = set()
@@ -127,10 +135,11 @@ class Planner:
         """In the order of the jobs."""
         found = []
         for job in jobs:
-            lacking = next((name for name in job.needs if name in self.impossible), None)
+            unusable = {*unfinished(job, self.place.store), *self.others}
+            lacking = next((name for name in job.needs if name in self.impossible and name in unusable), None)
             if job.trouble is not None:
                 planned = Planned(job, "impossible", Failure(str(job.trouble), job.trouble))
-            elif lacking is not None and lacking in unfinished(job, self.place.store):
+            elif lacking is not None:
                 planned = Planned(job, "impossible", Failure(f"needs {lacking}, which cannot be had", self.impossible[lacking]))
             else:
                 try:
@@ -139,6 +148,7 @@ class Planner:
                     planned = Planned(job, "impossible", Failure(str(error), error))
             if planned.state == "impossible" and job.makes:
                 self.impossible[job.makes] = planned.why
+                self.others |= {job.makes} if job.kind == "import" else set()
             self.models_missing |= bool(job.makes) and planned.state in ("missing", "in progress")
             found.append(planned)
         return found
@@ -154,15 +164,20 @@ class Planner:
         return Planned(job, "anew")
 
     def importing(self, job: Job) -> Planned:
-        """An import: it predicts some images, to see that the file was read right."""
-        if job.makes in finished_models(self.place.store):
-            return Planned(job, "done")
+        """An import: it predicts some images, to see that the file was read right. Done if the store's model is the file's."""
         asked = dict(job.context().params)
         asked.pop("as_json")
         if not asked["file"].is_file():
-            raise BadInput(f"there is no file {asked['file']}")
-        card = import_checkpoint(**asked, keep=False).card
+            unknown = f", so that nobody can say whether {job.makes} of {self.place.store} is of it"
+            raise BadInput(
+                f"there is no file {asked['file']}{unknown if job.makes in finished_models(self.place.store) else ''}"
+            )
+        imported = import_checkpoint(**asked, keep=False)  # BadInput where the store has another model of that name
+        card = imported.card
         self.cards[job.makes] = card
+        home = imported.folder.parent
+        if job.makes in model_names(home) and _says_all_of(read_card(home, job.makes), card):
+            return Planned(job, "done")
         if not on_disk(asked["dataset"], data_folder(self.place.data_dir)):
             return Planned(job, "missing")
         passes = (BANK + TRIED) if asked["as_"] == "encoder" else TRIED * (VOTES if card["noise"] else 1)
@@ -176,9 +191,10 @@ class Planner:
         card = self.cards.get(name)
         if card is None and Path(wanted).is_file():
             name = Path(wanted).stem
-            card = import_checkpoint(wanted, name, dataset=dataset, as_="encoder", store=store, keep=False).card
-            if name in model_names(store / ENCODERS):
+            if imported_before(Path(wanted), store):
                 return name
+            asked: dict[str, Any] = {"dataset": dataset, "pretrain_dataset": NOT_STATED, "as_": "encoder", "store": store}
+            card = import_checkpoint(wanted, name, **asked, keep=False).card
         if card is None:
             return wanted
         return InitialWeights(card, "", {}, {ROUTES: {}}, name, "model" if card["protocol"] else "encoder")
@@ -192,8 +208,12 @@ class Planner:
         options["from_"] = self.start(options["from_"], options["dataset"])
         prepared = prepare(recipe, fetch=self.load, **options)
         self.cards[job.makes] = prepared.card
-        if prepared.finished(self.place.store):
-            return Planned(job, "done")
+        try:
+            if prepared.finished(self.place.store):
+                return Planned(job, "done")
+        except BadInput:  # the folder holds another run
+            self.others.add(job.makes)
+            raise
         file = CheckpointFile(self.place.store / prepared.card["name"], identity(prepared.card))
         state: State = "in progress" if file.path.exists() and not isinstance(options["from_"], InitialWeights) else "missing"
         if not self.priced:
@@ -245,7 +265,9 @@ class Planner:
         if job.kind in ("settle", "audit"):
             return self.audit(job, asked)
         if job.kind == "corruptions":
-            return self.cells(job, CellStore(self.place.out / corruptions.FOLDER), self.corrupted(asked))
+            planned = self.cells(job, CellStore(self.place.out / corruptions.FOLDER), self.corrupted(asked))
+            # its table also depends on the reference and on what others have measured since
+            return replace(planned, state="anew") if planned.state == "done" else planned
         pairs = self.pairs(job, asked, CERTIFIED if job.kind == "certify" else ATTACKED)
         if job.kind == "certify":
             settings, norm, seed = _sampling(asked), asked["norm"], asked["seed"]
@@ -305,11 +327,12 @@ class Planner:
         if not cells:
             return Planned(job, "missing", passes=math.nan, seconds=math.nan)
         forwards = backwards = seconds = 0.0
-        cells_left, cells_begun = 0, 0
+        cells_left, cells_begun, renamed = 0, 0, False
         owner = job.needs if unfinished(job, self.place.store) else ()  # several models may have one stand-in
         for cell_job in cells:
             images = images_left(store, cell_job.cell)
             cells_left, cells_begun = cells_left + (images > 0), cells_begun + (images < cell_job.cell.labels["n"])
+            renamed |= not images and not store.labelled(cell_job.cell)
             if not images or not self.priced or (owner, cell_job.cell.key) in self.counted:
                 continue
             self.counted.add((owner, cell_job.cell.key))
@@ -317,7 +340,8 @@ class Planner:
             speed = self.rate(cell_job.defense, cell_job.data)
             forwards, backwards = forwards + images * ahead, backwards + images * back
             seconds += images * (ahead * speed[0] + back * speed[1])
-        state: State = "done" if not cells_left else "in progress" if cells_begun else "missing"
+        state: State = "in progress" if cells_left and cells_begun else "missing" if cells_left else "done"
+        state = "anew" if state == "done" and renamed else state
         return Planned(job, state, passes=forwards + backwards, seconds=seconds)
 
     def audit(self, job: Job, asked: dict[str, Any]) -> Planned:
@@ -334,16 +358,32 @@ class Planner:
             given = arguments(asked, job.kind)
         run = settle(**given | {"before": note_plans, "quiet": True})
         complete = all(evidence.complete for evidence in run.evidence)
+        cells = [trial_job.cell for defense_plan in defense_plans for trial_job in defense_plan.jobs]
+        settled = CellStore(self.place.out / SETTLED)
+        tables = [_has_table(self.place.out / SETTLED, evidence) for evidence in run.evidence]
+        anew = complete and not (all(tables) and all(map(settled.labelled, cells)))
         if job.kind == "audit":
-            complete = complete and all(_has_verdict(self.place.out / "audit", evidence) for evidence in run.evidence)
+            verdicts = {evidence.subject: _verdict(self.place.out / "audit", evidence) for evidence in run.evidence}
+            complete = complete and all(verdicts.values())
+            anew |= complete and not all(self.says_this(verdicts[each.subject], each, asked) for each in run.evidence)
         started = any((self.place.out / SETTLED / "runs").glob("*/chunk-*.npz"))
         costs = [cost for defense_plan in defense_plans for cost in defense_plan.costs.values()]
         passes = sum(cost.forwards + cost.backwards for cost in costs)
         if not complete:
             for defense_plan in defense_plans:
                 passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in defense_plan.certificates)
-        state: State = "done" if complete else "in progress" if started else "missing"
+        state: State = "in progress" if started else "missing"
+        state = "anew" if complete and anew else "done" if complete else state
         return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
+
+    def says_this(self, found: dict[str, Any], evidence: Evidence, asked: dict[str, Any]) -> bool:
+        """Whether a verdict on disk has these labels, this worst case, and is about the claim that is asked about now."""
+        claim = stated_claim(asked["claim"], parse_number(asked["eps"]), asked["dataset"]) if asked["claim"] else None
+        claim = claim or published_claim(evidence, self.place.store) or replayed(evidence)
+        worst = evidence.worst.estimate._asdict() if evidence.worst else None
+        now = {"labels": Audit(evidence, (), None).to_dict()["labels"], "claim": dataclasses.asdict(claim), "worst": worst}
+        there = {"labels": found["labels"], "claim": found["verdict"]["claim"], "worst": found["verdict"]["worst"]}
+        return digest(there) == digest(json.loads(json.dumps(now, default=str)))
 
     def rate(self, defense: Defense, data: Images) -> tuple[float, float]:
         """Seconds of a row forward and of its way back, once per network."""
@@ -356,14 +396,24 @@ class Planner:
         return self.speed[key]
 
 
-def _has_verdict(folder: Path, evidence: Evidence) -> bool:
-    """Whether the verdict that lies there is of this evidence: one of another n, or other weights, has the same file."""
+def _says_all_of(stored: dict[str, Any], card: dict[str, Any]) -> bool:
+    """Whether a card of the store says what an import would write, but for what it would find out by trying the model."""
+    return all(stored.get(key) == value for key, value in json.loads(json.dumps(card)).items() if key != "notes")
+
+
+def _has_table(folder: Path, evidence: Evidence) -> bool:
+    """Whether the table that lies there is of this evidence: one of other images, experiments or draws has the same file."""
+    file = folder / f"{stem(evidence)}.csv"
+    return file.is_file() and file.read_text(encoding="utf-8") == frame(evidence).to_csv(index=False, float_format="%.6g")
+
+
+def _verdict(folder: Path, evidence: Evidence) -> dict[str, Any]:
+    """The audit that lies there, if it has a verdict and is of this evidence: one of another n, or other weights, has the
+    same file. Empty otherwise."""
     file = folder / f"{stem(evidence)}.json"
-    if not file.is_file():
-        return False
-    found = read_json(file)
+    found: dict[str, Any] = read_json(file) if file.is_file() else {"verdict": None, "labels": {}}
     same = all(found["labels"].get(key) == evidence.labels.get(key) for key in ("n", "sha256"))
-    return bool(found["verdict"]) and same
+    return found if found["verdict"] and same else {}
 
 
 def _shape(spec: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from rush_bench.features import outputs
 from rush_bench.networks import build
 from rush_bench.recipes import digits
 from rush_bench.recipes.simclr import SimCLRStage
-from rush_bench.settings import Count, NonNegative, Positive, Whole
+from rush_bench.settings import NonNegative, Positive, Several, Whole
 from rush_bench.training import protocols
 from rush_bench.training.clusters import pseudo_labels, read_pseudo_labels
 from rush_bench.training.contrastive import ContrastiveSettings
@@ -42,7 +42,7 @@ class AdvCLPretrainSettings(ContrastiveSettings):
     base_temperature: Positive = 0.07  # the contrastive term is multiplied by temperature over this
     radius: NonNegative = 8.0  # of the low frequencies taken out, in units of the spectrum's pixels at 32 x 32
     ce_weight: NonNegative = 0.2
-    clusters: tuple[Count, ...] = (2, 10, 50, 100, 500)
+    clusters: tuple[Several, ...] = (2, 10, 50, 100, 500)
     padding: Whole = 4
     route: Literal[0, 1, 2] = 1  # the route that becomes the model: pgd
 
@@ -159,6 +159,10 @@ def plans(settings: AdvCLSettings) -> list[Plan]:
         raise BadInput(f"pseudo_source=file needs a file, not {file!r}; --set pseudo_file=labels.npz")
     if settings.pseudo_source != "file" and settings.pseudo_file:
         raise BadInput("pseudo_file is given but not used; --set pseudo_source=file")
+    if not pretrain.clusters:
+        raise BadInput(
+            "pretrain.clusters is empty; give a number of clusters or several, as in --set pretrain.clusters=2,10,50"
+        )
     first = Plan(
         "simclr", "pretrain", simclr, lambda context: LabelStage(context, simclr, pretrain.clusters), passes=2 * TRAIN_STEP
     )

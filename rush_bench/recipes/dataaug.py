@@ -22,7 +22,7 @@ from rush_bench.training.inner import InnerSettings, Mode, attack_mode, frozen_r
 from rush_bench.training.options import NetworkSettings, RunSettings, file_setting
 from rush_bench.training.protocols import trades_passes
 from rush_bench.training.stage import FORWARD, Batch, Context, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets, refuse_noise
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"dataaug": "Data augmentation: TRADES with CutMix and averaged weights, generated images (Rebuffi et al. 2021)"}
@@ -210,6 +210,7 @@ class DataAugStage(SupervisedStage):
 
 def plans(settings: DataAugSettings) -> list[Plan]:
     """One stage."""
+    refuse_noise(settings, "dataaug")
     # mixed labels take the place of p(x) for the attack
     passes = trades_passes(settings.attack) - (FORWARD if settings.train.mixes else 0)
     return [Plan("train", "train", settings.train, lambda c: DataAugStage(c, settings), labelled=True, passes=passes)]
@@ -218,7 +219,7 @@ def plans(settings: DataAugSettings) -> list[Plan]:
 def card(settings: DataAugSettings) -> dict[str, Any]:
     """Generated images are extra data."""
     file = settings.train.generated
-    return supervised(settings.noise, f"generated images ({Path(file).name})" if file else None)
+    return supervised(extra_data=f"generated images ({Path(file).name})" if file else None)
 
 
 def make(name: str) -> Recipe:

@@ -15,7 +15,7 @@ from rush_bench.networks import route, routed
 from rush_bench.networks.routes import CARRIED
 from rush_bench.recipes import digits
 from rush_bench.recipes.acl import ATTACKED, CLEAN, ACLPretrainSettings, ACLStage
-from rush_bench.settings import Count, NonNegative, Share, Whole
+from rush_bench.settings import Count, NonNegative, Several, Share, Whole
 from rush_bench.training import protocols
 from rush_bench.training.aff import AFF, AFFSettings
 from rush_bench.training.clusters import pseudo_labels
@@ -51,7 +51,7 @@ class ProbeSettings(Optimisation):
     lr: float = 0.01
     schedule: Literal["cosine", "steps"] = "steps"
     weight_decay: float = 1e-4
-    clusters: Count = 10
+    clusters: Several = 10  # one alone says nothing of an image
     padding: Whole = 4
     flip: Share = 0.5
 
@@ -235,7 +235,7 @@ def plans(settings: DynACLSettings) -> list[Plan]:
             "pretrain",
             plus,
             lambda context: PlusStage(context, plus, probe.clusters),
-            passes=protocols.trades_passes(plus.attack),
+            passes=protocols.aff_passes(plus),
         ),
     ]
     return [first, *(plus_stages if settings.plus else []), protocols.finetuning_plan(settings)]

@@ -14,7 +14,7 @@ from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.seeds import derive
 from rush_bench.training.stage import TRAIN_STEP, Batch, Context, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets, refuse_noise
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"free": "Free-m: adversarial training at the cost of plain training, mini-batches replayed (Shafahi et al. 2019)"}
@@ -24,8 +24,8 @@ NAMES = {"free": "Free-m: adversarial training at the cost of plain training, mi
 class FreeTrainSettings(SupervisedSettings):
     """S2.6: 80,000 updates, replays included and whatever their number, rates falling after 40,000 and 60,000.
 
-    `epochs` and `milestones` count 351 updates each, as many as 45,000 images in batches of 128 take once; there is one
-    pass over the images for each m of them.
+    `epochs`, `milestones` and `warmup_epochs` count 351 updates each, as many as 45,000 images in batches of 128 take once;
+    there is one pass over the images for each m of them.
     """
 
     replays: Count = 8  # m
@@ -74,16 +74,18 @@ class FreeStage(SupervisedStage):
 
 def plans(settings: FreeSettings) -> list[Plan]:
     """One stage, of as many passes over the images as m replays leave to do (rounded up)."""
+    refuse_noise(settings, "free")
     train = settings.train
     milestones = tuple(milestone / train.replays for milestone in train.milestones)
-    per_pass = replace(train, epochs=math.ceil(train.epochs / train.replays), milestones=milestones)
+    warmup = train.warmup_epochs / train.replays
+    per_pass = replace(train, epochs=math.ceil(train.epochs / train.replays), milestones=milestones, warmup_epochs=warmup)
     passes = train.replays * TRAIN_STEP  # the image's gradient comes with the weights'
     return [Plan("train", "train", per_pass, lambda c: FreeStage(c, train, settings.attack), labelled=True, passes=passes)]
 
 
 def card(settings: FreeSettings) -> dict[str, Any]:
     """Deterministic."""
-    return supervised(settings.noise)
+    return supervised()
 
 
 def make(name: str) -> Recipe:

@@ -9,7 +9,7 @@ from rush_bench.recipes import digits
 from rush_bench.training.inner import InnerSettings
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import ATTACK_STEP, TRAIN_STEP, Batch, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets, refuse_noise
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"pgd_at": "PGD-AT: adversarial training on PGD-10 (Madry et al. 2018)"}
@@ -35,6 +35,7 @@ class PGDATStage(SupervisedStage):
 
 def plans(settings: PGDATSettings) -> list[Plan]:
     """One stage."""
+    refuse_noise(settings, "pgd_at")
     make = lambda context: PGDATStage(context, settings.train, settings.attack)  # noqa: E731
     return [
         Plan("train", "train", settings.train, make, labelled=True, passes=settings.attack.steps * ATTACK_STEP + TRAIN_STEP)
@@ -43,7 +44,7 @@ def plans(settings: PGDATSettings) -> list[Plan]:
 
 def card(settings: PGDATSettings) -> dict[str, Any]:
     """Deterministic."""
-    return supervised(settings.noise)
+    return supervised()
 
 
 def make(name: str) -> Recipe:

@@ -8,7 +8,7 @@ from torch import Tensor
 from rush_bench.recipes import digits
 from rush_bench.training.options import RunSettings
 from rush_bench.training.stage import TRAIN_STEP, Batch, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets, refuse_noise
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"standard": "control: standard supervised training, without noise or attack"}
@@ -30,6 +30,7 @@ class StandardStage(SupervisedStage):
 
 def plans(settings: StandardSettings) -> list[Plan]:
     """One stage."""
+    refuse_noise(settings, "standard")
     return [
         Plan("train", "train", settings.train, lambda c: StandardStage(c, settings.train), labelled=True, passes=TRAIN_STEP)
     ]
@@ -37,7 +38,7 @@ def plans(settings: StandardSettings) -> list[Plan]:
 
 def card(settings: StandardSettings) -> dict[str, Any]:
     """Deterministic."""
-    return supervised(settings.noise)
+    return supervised()
 
 
 def make(name: str) -> Recipe:

@@ -13,7 +13,7 @@ from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.options import RunSettings
 from rush_bench.training.protocols import trades_passes
 from rush_bench.training.stage import FORWARD, Batch, Context, Plan, Recipe
-from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets
+from rush_bench.training.supervised import SupervisedSettings, SupervisedStage, presets, refuse_noise
 from rush_bench.training.supervised import card as supervised
 
 NAMES = {"trades": "TRADES: clean cross-entropy plus 6 KL to the attacked prediction (Zhang et al. 2019)"}
@@ -61,6 +61,7 @@ class TradesStage(SupervisedStage):
 
 def plans(settings: TradesSettings) -> list[Plan]:
     """One stage."""
+    refuse_noise(settings, "trades")
     make = lambda context: TradesStage(context, settings.train, settings.attack)  # noqa: E731
     passes = trades_passes(settings.attack) + FORWARD  # and clean once more
     return [Plan("train", "train", settings.train, make, labelled=True, passes=passes)]
@@ -68,7 +69,7 @@ def plans(settings: TradesSettings) -> list[Plan]:
 
 def card(settings: TradesSettings) -> dict[str, Any]:
     """Deterministic."""
-    return supervised(settings.noise)
+    return supervised()
 
 
 def make(name: str) -> Recipe:

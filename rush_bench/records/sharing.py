@@ -27,6 +27,8 @@ from rush_bench.records.chunks import (
 )
 from rush_bench.records.results import CellResult
 
+STATED = ("recipe", "protocol", "extra_data", "architecture", "pretrain_dataset")  # of a model, in words, by who measures it
+
 
 class CellStore:
     """Cells under a results folder. Any number of processes may work on it at once."""
@@ -39,17 +41,25 @@ class CellStore:
         return self.runs / cell.key[:16]
 
     def open(self, cell: Cell) -> None:
-        """Write cell.json where it is missing; a cell met again under other labels (suite, name) gains them."""
+        """Write cell.json where it is missing; a cell met again under other labels (suite, name) gains them.
+
+        Of labels that differ in what is stated of the model alone the last ones count.
+        """
         path = self.folder(cell) / "cell.json"
         for left in path.parent.glob("*.lock"):
             release(left)
-        mine = json.loads(json.dumps(cell.labels))  # as it reads back: tuples are lists
-        if path.exists() and mine in read_description(path)[1]:
+        if self.labelled(cell):
             return
         with flock(path.with_suffix(".lock"), wait=True):
             labels = read_description(path)[1] if path.exists() else []
-            if mine not in labels:
-                write_json(path, description(cell, [*labels, mine]))
+            if (mine := _as_read_back(cell.labels)) not in labels:
+                kept = [other for other in labels if _measured(other) != _measured(mine)]
+                write_json(path, description(cell, [*kept, mine]))
+
+    def labelled(self, cell: Cell) -> bool:
+        """Whether the cell is there under these labels, be it finished or not."""
+        path = self.folder(cell) / "cell.json"
+        return path.exists() and _as_read_back(cell.labels) in read_description(path)[1]
 
     def has(self, cell: Cell, chunk: int) -> bool:
         """Whether a chunk is done: it is there, and the x' beside it is its own."""
@@ -100,3 +110,12 @@ class CellStore:
         """The cell's state on disk, under the labels of `cell`."""
         folder = self.folder(cell)
         return CellResult(cell.identity, cell.labels, folder, cell.chunks, len(done_chunks(cell, folder)))
+
+
+def _as_read_back(labels: dict[str, Any]) -> dict[str, Any]:
+    """Labels as JSON has them: tuples are lists."""
+    return dict(json.loads(json.dumps(labels)))
+
+
+def _measured(labels: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in labels.items() if key not in STATED}

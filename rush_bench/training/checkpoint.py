@@ -17,8 +17,8 @@ IDENTITY = ("recipe", "dataset", "pretrain_dataset", "seed", "settings", "data")
 
 
 def identity(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a card that decides the weights, as it reads back from JSON."""
-    return json.loads(json.dumps({key: card[key] for key in IDENTITY}))
+    """The part of a card that decides the weights, as it reads back from JSON; None for what an import does not say."""
+    return json.loads(json.dumps({key: card.get(key) for key in IDENTITY}))
 
 
 def refuse_different_run(

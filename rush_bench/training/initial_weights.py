@@ -7,13 +7,16 @@ from typing import Any
 
 from rush_bench.datasets import Images
 from rush_bench.errors import BadInput, unknown_name
+from rush_bench.files import sha256_file
 from rush_bench.networks import resolve
 from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.settings import to_dict
-from rush_bench.store import ENCODERS, model_names
+from rush_bench.store import ENCODERS, model_names, read_card
 from rush_bench.training.encoders import StoredWeights, read_stored_weights
 from rush_bench.training.options import NetworkSettings
 from rush_bench.training.stage import Recipe
+
+NOT_STATED = "not stated"  # the data set of an encoder that came as a file and nobody has said more of
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,24 @@ class InitialWeights(StoredWeights):
 def find_initial_weights(wanted: str | Path, store: Path, dataset: str) -> tuple[InitialWeights, list[str]]:
     """What `--from` names: an encoder or a model of the store (`NAME:best`: its best epoch), or a checkpoint file.
 
-    A file is imported as an encoder first, under its own name and with the usual choices, which the notes state. BadInput
-    for a name that is neither, or both.
+    A file is imported as an encoder first, under its own name and with the usual choices, which the notes state, unless it
+    was before. What its encoder was pre-trained on is in no file, and stays not stated. BadInput for a name that is neither, or
+    both.
     """
     notes: list[str] = []
     name, _, weights_name = str(wanted).partition(":")
     encoders, models = model_names(store / ENCODERS), model_names(store)
     if name not in (*encoders, *models) and Path(wanted).is_file():
-        from rush_bench.defenses.published import import_checkpoint  # defences stand on top of networks, not beside training
+        name, weights_name = Path(wanted).stem, ""
+        if not imported_before(Path(wanted), store):
+            from rush_bench.defenses.published import import_checkpoint  # it stands on top of networks, not beside training
 
-        done = import_checkpoint(wanted, Path(wanted).stem, as_="encoder", dataset=dataset, store=store)
-        name, weights_name, notes = done.card["name"], "", list(done.notes)
+            told: dict[str, Any] = {"as_": "encoder", "dataset": dataset, "pretrain_dataset": NOT_STATED}
+            notes = list(import_checkpoint(wanted, name, store=store, **told).notes)
+            notes.append(
+                f"{Path(wanted).name} does not say what its encoder was pre-trained on; to state it: "
+                f"rush-bench import {wanted} --as encoder --name {name} --dataset NAME, then --from {name}"
+            )
         encoders = [name]
     if name in encoders and name in models:
         raise BadInput(f"{store} has both a model and an encoder named {name!r}; rename the folder of one of them")
@@ -74,6 +84,13 @@ def find_initial_weights(wanted: str | Path, store: Path, dataset: str) -> tuple
     return InitialWeights(
         stored.card, stored.sha256, stored.tensors, stored.carried, f"{name}:{weights_name}" if weights_name else name, kind
     ), notes
+
+
+def imported_before(file: Path, store: Path) -> bool:
+    """Whether the store has this very file as an encoder under its own name, of which more may be known than the file says."""
+    home = store / ENCODERS
+    known = read_card(home, file.stem) if file.stem in model_names(home) else {}
+    return bool((known.get("source") or {}).get("sha256") == sha256_file(file))
 
 
 def layers_of_start(

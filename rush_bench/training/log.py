@@ -16,13 +16,18 @@ from rush_bench.files import write_text
 FILE, EVENTS = "log.jsonl", "tensorboard"
 
 
+def check_kind(kind: str) -> None:
+    """BadInput for a log of no known kind."""
+    if kind not in ("", "tensorboard"):
+        raise BadInput(f"--log {kind} is not known; give tensorboard (JSON lines are written always)")
+
+
 class TrainingLog:
     """Writes the history of a training. `kind`: empty, or `tensorboard`."""
 
     def __init__(self, folder: Path, kind: str = "") -> None:
         self.folder, self.writer, self.entries_sent = folder, None, 0
-        if kind not in ("", "tensorboard"):
-            raise BadInput(f"--log {kind} is not known; give tensorboard (JSON lines are written always)")
+        check_kind(kind)
         if kind:
             try:
                 from torch.utils.tensorboard import SummaryWriter

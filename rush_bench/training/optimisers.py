@@ -1,12 +1,14 @@
 """Optimisers and the learning rate over a stage."""
 
+import dataclasses
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rush_bench.training.options import Optimisation
+from rush_bench.errors import BadInput
+from rush_bench.training.options import Optimisation, RunSettings
 
 
 def learning_rate(settings: Optimisation, step: int, steps_per_epoch: int) -> float:
@@ -35,6 +37,30 @@ def make_optimiser(settings: Optimisation, parameters: list[Any]) -> torch.optim
         betas = (settings.momentum, 0.999)
         return torch.optim.Adam(parameters, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)
     return torch.optim.SGD(parameters, **shared, nesterov=settings.nesterov, fused=True)
+
+
+ONLY_WITH = {"nesterov": ("optimiser", "sgd"), "decay": ("schedule", "steps"), "lr_min": ("schedule", "cosine")}
+
+
+def check_optimisation(settings: RunSettings, usual: RunSettings) -> None:
+    """BadInput for a stage whose optimiser cannot be, or would not read what is no longer as in the `usual` settings.
+
+    Milestones under a cosine are let pass: presets and `equal_cost` have them there.
+    """
+    for field in dataclasses.fields(settings):
+        stage, default = getattr(settings, field.name), getattr(usual, field.name)
+        if not isinstance(stage, Optimisation):
+            continue
+        if stage.optimiser == "sgd" and stage.nesterov and not stage.momentum:
+            raise BadInput(
+                f"{field.name}.nesterov=true needs {field.name}.momentum above 0; set one of them, such as "
+                f"--set {field.name}.nesterov=false"
+            )
+        for name, (key, needed) in ONLY_WITH.items():
+            value, chosen = getattr(stage, name), getattr(stage, key)
+            if value and value != getattr(default, name) and chosen != needed:
+                unread = f"{field.name}.{name}"
+                raise BadInput(f"{unread} is for {key}={needed}, and {field.name}.{key} is {chosen}; leave {unread} out")
 
 
 class LARS(torch.optim.Optimizer):

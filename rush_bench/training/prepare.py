@@ -28,6 +28,7 @@ from rush_bench.training.initial_weights import (
     name_of_start,
     network_of_start,
 )
+from rush_bench.training.optimisers import check_optimisation
 from rush_bench.training.options import RunSettings, file_digests
 from rush_bench.training.semi_supervised import label_splits
 from rush_bench.training.stage import Recipe
@@ -79,12 +80,19 @@ def prepare(
     BadInput as `train`'s, but for a folder that holds another run.
     """
     seed = check_seed(seed)
+    for option, wanted in (("dataset", dataset), ("pretrain_on", pretrain_on)):
+        if not isinstance(wanted, str | None):
+            raise BadInput(f"{option} takes the name of a data set or a path as text, not {type(wanted).__name__}")
     if name is not None:
         check_name(name)
     system: Recipe = registry.recipes.load(recipe) if isinstance(recipe, str) else recipe
     layers = [read_toml(Path(config)) if config else {}, parse_assignments(sets)]
-    options = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
-    layers.append({key: value for key, value in options.items() if value is not None})
+    asked = {"n_train": n_train, "noise": noise, "finetune.protocol": protocol}
+    options = {key: value for key, value in asked.items() if value is not None}
+    for key, value in options.items():
+        if layers[-1].get(key, str(value)) != str(value):
+            raise BadInput(f"{key} is asked for twice, as {value} and in --set {key}={layers[-1][key]}; leave one of them out")
+    layers.append(options)
     if from_ is None or isinstance(from_, InitialWeights):
         start, notes = from_, list[str]()
     else:
@@ -94,6 +102,7 @@ def prepare(
     strict = any("n_train" in layer for layer in layers)
     splits = load_splits(system, provisional, dataset, pretrain_on or dataset, data_dir, strict, fetch)
     settings, defaults = (resolve_settings(system, preset, splits["train"].shape, part, dataset) for part in (layers, []))
+    check_optimisation(settings, defaults)
     if start is not None:
         check_initial_weights(start, settings, splits["train"])
     settings = _fit_batches(system, settings, splits, notes.append)
@@ -106,7 +115,7 @@ def resolve_settings(
 ) -> RunSettings:
     """Defaults, what they are on this data set, preset, what suits the images' shape, then the user's layers."""
     if preset not in system.presets:
-        raise unknown_name("preset", preset, system.presets)
+        raise unknown_name("preset", str(preset), system.presets)
     for_shape = system.adapt(preset, shape) if shape else {}
     published = [system.datasets.get(key, {}) for key in (dataset, f"{dataset}-{shape[1]}" if shape else "")]
     defaults = [*published, system.presets[preset], for_shape]

@@ -113,6 +113,7 @@ class Rotation(TaskStage):
 
     def __init__(self, context: Context, settings: TaskSettings, attack: InnerSettings, member: int) -> None:
         super().__init__(context, settings, attack, member)
+        check_square(self.splits["pretrain"].shape)
         with seeded(self.seed, self.name):
             self.answer = nn.Linear(self.encoder.dim, 4)
 
@@ -200,6 +201,12 @@ def patches(x: Tensor) -> Tensor:
 def assemble(pieces: Tensor) -> Tensor:
     """The inverse of `patches`."""
     return pieces.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def check_square(shape: tuple[int, int, int]) -> None:
+    """BadInput for images that a quarter turn gives another shape."""
+    if shape[1] != shape[2]:
+        raise BadInput(f"images of {shape[1]} x {shape[2]} pixels have no quarter turns; --set size=32 resizes them")
 
 
 def check_grid(shape: tuple[int, int, int]) -> None:

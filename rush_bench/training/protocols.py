@@ -75,10 +75,12 @@ def trades_passes(attack: InnerSettings) -> float:
 
 
 def aff_passes(settings: AFFSettings) -> float:
-    """Adversarial full fine-tuning: all weights learn, by TRADES or from attacked images alone."""
-    return (
-        trades_passes(settings.attack) if settings.objective == "trades" else settings.attack.steps * ATTACK_STEP + TRAIN_STEP
-    )
+    """Adversarial fine-tuning, by TRADES or from attacked images alone. All weights learn, or the head, to which no pass goes
+    back; where the last stage learns it is counted as if all did."""
+    trades = settings.objective == "trades"
+    full = trades_passes(settings.attack) if trades else settings.attack.steps * ATTACK_STEP + TRAIN_STEP
+    frozen = settings.trained == "head"
+    return full - (TRAIN_STEP - FORWARD) * (1 + trades) if frozen else full
 
 
 def linear_passes(settings: Any) -> float:

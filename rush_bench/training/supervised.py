@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rush_bench.datasets.views import SimCLRViews, pad_crop
+from rush_bench.errors import BadInput
 from rush_bench.features import outputs
 from rush_bench.networks import Classifier
 from rush_bench.noise import is_noise, noise_from
 from rush_bench.settings import Count, Share, Whole
 from rush_bench.training.inner import InnerSettings
-from rush_bench.training.options import Optimisation
+from rush_bench.training.options import Optimisation, RunSettings
 from rush_bench.training.stage import Batch, Context, Stage
 from rush_bench.training.validation import accuracy, evenly_spaced, robust_accuracy
 
@@ -104,6 +105,14 @@ def presets(stage: str = "train", epochs: int = 20, smoke: Mapping[str, Any] | N
             **(smoke or {}),
         },
     }
+
+
+def refuse_noise(settings: RunSettings, recipe: str) -> None:
+    """BadInput for a noise law in a recipe that does not train under it: its card would say what never happened."""
+    if is_noise(settings.noise):
+        raise BadInput(
+            f"{recipe} trains without noise; leave noise={settings.noise} out, or train noise_sup, cohen or smoothadv under it"
+        )
 
 
 def card(noise: str = "none", extra_data: str | None = None) -> dict[str, Any]:

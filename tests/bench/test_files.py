@@ -160,3 +160,17 @@ def test_a_recipe_whose_passes_nobody_counted_is_refused(budget):
         stretched(*paper("ssp_selfie"), budget, 1)
     with pytest.raises(BadInput, match=r"no linear head"):
         budget_of(*paper("pgd_at"))
+
+
+@pytest.mark.parametrize("name", ["random_probe", "random_probe_frozen"])
+def test_a_cost_that_stretches_nothing_is_refused(budget, name):
+    assert stretched(*paper(name), budget, 1).sets["finetune.epochs"] == budget.head
+    with pytest.raises(BadInput, match=rf"cost = 4 changes nothing of {name}, which has a linear head alone"):
+        stretched(*paper(name), budget, 4)
+
+
+def test_a_log_of_no_known_kind_is_refused_at_reading(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('[[train]]\nrecipe = "rush"\ndataset = "digits"\nlog = "bogus"\n')
+    with pytest.raises(BadInput, match=r"own\.toml: \[\[train\]\] 1: --log bogus is not known; give tensorboard"):
+        check(jobs_of(str(path), tmp_path, no_images).values())

@@ -15,7 +15,7 @@ from rush_bench.settings import override
 from rush_bench.threats import Threat
 from rush_bench.training.inner import InnerSettings, attack_mode
 from rush_bench.training.loop import train_step
-from rush_bench.training.optimisers import make_optimiser
+from rush_bench.training.optimisers import learning_rate, make_optimiser
 from rush_bench.training.stage import Batch, Context
 
 SPEC = {"name": "resnet", "blocks": [1, 1], "width": 4, "channels": 1, "size": 8, "classes": 4}
@@ -435,3 +435,23 @@ def test_the_number_of_members_is_checked():
     single = ssp.make("ssp_jigsaw")
     assert [plan.name for plan in single.plans(single.settings)] == ["jigsaw", "finetune"]
     assert single.card(single.settings)["protocol"] == "AFF"
+
+
+@pytest.mark.parametrize("module", [standard, pgd_at, trades, free, dataaug])
+def test_noise_that_nothing_is_trained_under_is_refused(module):
+    recipe = module.make(module.__name__.rpartition(".")[2])
+    with pytest.raises(BadInput, match=rf"{recipe.name} trains without noise; leave noise=gaussian:0.25 out"):
+        recipe.plans(override(recipe.settings, {"noise": "gaussian:0.25"}))
+    assert recipe.card(recipe.settings)["votes"] == [0] and recipe.plans(recipe.settings)
+
+
+@pytest.mark.parametrize(("replays", "steps_per_epoch"), [(1, 8), (4, 10)])
+def test_free_warms_up_over_its_share_of_the_updates(replays: int, steps_per_epoch: int):
+    """4 of 16 epochs: a quarter of the updates, whatever the number of replays, each of which is a step."""
+    recipe = free.make("free")
+    sets = {"train.epochs": 16, "train.milestones": (), "train.warmup_epochs": 4, "train.replays": replays}
+    (plan,) = recipe.plans(override(recipe.settings, sets))
+    steps = steps_per_epoch * replays  # of a pass over the images
+    rates = [learning_rate(plan.settings, step, steps) for step in range(plan.settings.epochs * steps)]
+    below = sum(rate < plan.settings.lr * (1 - 1e-9) for rate in rates)
+    assert len(rates) == 16 * steps_per_epoch and below == len(rates) / 4 - 1

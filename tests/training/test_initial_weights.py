@@ -13,7 +13,9 @@ from rush_bench.cli import main
 from rush_bench.datasets import load_dataset
 from rush_bench.defenses import load_defense
 from rush_bench.defenses.load import listed
+from rush_bench.defenses.published import import_checkpoint
 from rush_bench.errors import BadInput, WorkLeft
+from rush_bench.networks import build
 from rush_bench.store import ENCODERS, model_names, read_card, read_weights
 from rush_bench.training import loop, train
 
@@ -296,3 +298,25 @@ def test_encoders_are_listed_and_shown(store: Path) -> None:
     card = json.loads(shown.stdout)
     assert (card["kind"], card["recipe"], card["stages"]) == ("encoder", "rush", ["pretrain"])
     assert card["settings"]["pretrain"]["batch_size"] == 32 and "finetune" not in card["settings"]
+
+
+def test_what_the_encoder_of_a_file_saw_is_not_stated_until_somebody_says(store: Path, tmp_path: Path) -> None:
+    net = build({"name": "resnet", "blocks": [1], "width": 4, "classes": 2, "channels": 3, "size": 8})
+    state = {key.replace("encoder.", "backbone."): value for key, value in net.state_dict().items()}
+    state = {key.replace("head.", "classifier_adv."): value + 0.1 * ("running" in key) for key, value in state.items()}
+    torch.save({"state_dict": state}, tmp_path / "DeACL.pt")
+    images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
+    parts = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "color.npz", **parts, classes=np.array(["a", "b"]))
+
+    def tuned() -> dict:
+        asked = {"dataset": str(tmp_path / "color.npz"), "n_train": None}
+        folder = tune(store, str(tmp_path / "DeACL.pt"), "SLF", "size=8", **asked)
+        return read_card(store, folder.name)
+
+    card = tuned()
+    assert card["pretrain_dataset"] == card["from"]["pretrain_dataset"] == "not stated" and card["name"] == "DeACL-SLF-color"
+    assert read_card(store / ENCODERS, "DeACL")["pretrain_dataset"] == "not stated"
+    import_checkpoint(tmp_path / "DeACL.pt", "DeACL", as_="encoder", store=store, dataset=str(tmp_path / "color.npz"))
+    again = tuned()  # of the same file, whose encoder is in the store and has its data set stated
+    assert again["pretrain_dataset"] == "color" and again["name"] == "DeACL-SLF"

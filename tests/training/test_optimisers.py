@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
+from rush_bench.errors import BadInput
 from rush_bench.training.optimisers import LARS, learning_rate, make_optimiser
 from rush_bench.training.options import Optimisation
+from rush_bench.training.prepare import prepare
 
 
 def test_cosine_from_lr_to_lr_min():
@@ -65,3 +67,69 @@ def test_settings_choose_lars():
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimiser = make_optimiser(Optimisation(optimiser="lars", lr=5.0, lars_exclude_1d=False), [weight])
     assert isinstance(optimiser, LARS) and not optimiser.exclude_1d
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "says"),
+    [
+        ("standard", ["train.nesterov=true", "train.momentum=0"], r"train\.nesterov=true needs train\.momentum above 0"),
+        ("dataaug", ["train.momentum=0"], r"train\.nesterov=true needs train\.momentum above 0"),
+        ("ssp_selfie", ["selfie.momentum=0"], r"selfie\.nesterov=true needs selfie\.momentum above 0"),
+        ("standard", ["train.nesterov=true", "train.optimiser=adam"], r"nesterov is for optimiser=sgd, and .* is adam"),
+        ("standard", ["train.decay=0.5", "train.schedule=cosine"], r"decay is for schedule=steps, and .* is cosine"),
+        ("standard", ["train.lr_min=0.01"], r"lr_min is for schedule=cosine, and .* is steps"),
+        ("dataaug", ["train.momentum=0", "train.nesterov=false"], ""),
+        ("dataaug", ["train.optimiser=adam"], ""),  # its nesterov is the recipe's
+        ("simclr", ["pretrain.schedule=steps"], ""),  # and so is its lr_min
+        ("standard", ["train.nesterov=true", "train.schedule=cosine", "train.lr_min=0.01"], ""),
+    ],
+)
+def test_what_no_optimiser_would_read_is_refused_before_anything_runs(recipe, sets, says, tmp_path):
+    wanted = {"dataset": "digits", "preset": "smoke", "sets": sets, "store": tmp_path}
+    if not says:
+        assert prepare(recipe, **wanted).card["recipe"] == recipe
+        return
+    with pytest.raises(BadInput, match=says):
+        prepare(recipe, **wanted)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "setting", "other"),
+    [
+        ("noise", "uniform:0.3", "noise", "gaussian:0.25"),
+        ("protocol", "SLF", "finetune.protocol", "ALF"),
+        ("n_train", 99, "n_train", "98"),
+    ],
+)
+def test_an_option_and_its_setting_are_refused_where_they_differ(option, given, setting, other, tmp_path):
+    wanted = {"dataset": "digits", "preset": "smoke", "store": tmp_path, option: given}
+    recipe = "simclr" if option == "protocol" else "noise_sup"
+    with pytest.raises(BadInput, match=rf"{setting} is asked for twice, as {given} and in --set {setting}={other}; leave one"):
+        prepare(recipe, sets=[f"{setting}={other}"], **wanted)
+    assert prepare(recipe, sets=[f"{setting}={given}"], **wanted).card["recipe"] == recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "says"),
+    [
+        ("dynacl_pp", "probe.clusters=1", "a whole number, at least 2"),
+        ("advcl", "pretrain.clusters=[1]", "at least 2"),
+        ("advcl", "pretrain.clusters=[]", "pretrain.clusters is empty; give a number of clusters"),
+    ],
+)
+def test_pseudo_labels_have_two_clusters_or_more(recipe, sets, says, tmp_path):
+    with pytest.raises(BadInput, match=says):
+        prepare(recipe, dataset="digits", preset="smoke", sets=[sets], store=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"preset": None}, "no preset named 'None'; known: "),
+        ({"dataset": torch.zeros(3)}, "dataset takes the name of a data set or a path as text, not Tensor"),
+        ({"pretrain_on": 3}, "pretrain_on takes the name of a data set or a path as text, not int"),
+    ],
+)
+def test_what_is_no_name_is_refused_in_a_line(wrong, says, tmp_path):
+    with pytest.raises(BadInput, match=says):
+        prepare("standard", **{"dataset": "digits", "preset": "smoke", "store": tmp_path} | wrong)

@@ -164,3 +164,12 @@ def test_dropout_comes_from_the_generator_and_keeps_the_mean():
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
     assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
     assert torch.equal(layer.eval().drop(x, seeded()), x)
+
+
+@pytest.mark.parametrize("name", ["rotation", "jigsaw"])
+def test_images_that_do_not_suit_the_task_are_refused(name):
+    data = as_images(torch.zeros(4, 1, 8, 10, dtype=torch.uint8), torch.arange(4), classes=list("abcd"))
+    kind, settings = TASKS[name]
+    context = Context(build({**SPEC, "size": (8, 10)}), RunSettings(), {"pretrain": data, "val": data}, seed=0)
+    with pytest.raises(BadInput, match=r"images of 8 x 10 pixels have no .*; --set size=32 resizes them"):
+        kind(context, settings, ATTACK, 0)

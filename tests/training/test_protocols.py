@@ -259,3 +259,14 @@ def test_acl_settings_that_cannot_be(change, message):
 
     with pytest.raises(BadInput, match=message):
         plans(replace(ACLSettings(), **change))
+
+
+@pytest.mark.parametrize("objective", ["trades", "pgd_at"])
+def test_passes_of_fine_tuning_the_head_go_back_to_no_weights(objective):
+    """Of one image: attack steps forward and back, TRADES' clean look, and what learns from the clean and the attacked one."""
+    attack, learns = InnerSettings(steps=7), 2 if objective == "trades" else 1
+    looks = 1 if objective == "trades" else 0
+    asked = {"objective": objective, "attack": attack}
+    passes = {part: protocols.aff_passes(AFFSettings(**asked, trained=part)) for part in ("all", "last_stage", "head")}
+    assert passes["head"] == looks + 7 * 2 + learns * 1
+    assert passes["all"] == looks + 7 * 2 + learns * 3 == passes["last_stage"]

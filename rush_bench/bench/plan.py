@@ -378,7 +378,8 @@ class Planner:
 
     def says_this(self, found: dict[str, Any], evidence: Evidence, asked: dict[str, Any]) -> bool:
         """Whether a verdict on disk has these labels, this worst case, and is about the claim that is asked about now."""
-        claim = stated_claim(asked["claim"], parse_number(asked["eps"]), asked["dataset"]) if asked["claim"] else None
+        about = asked["norm"], parse_number(asked["eps"]), str(evidence.labels["dataset"])
+        claim = stated_claim(asked["claim"], *about) if asked["claim"] else None
         claim = claim or published_claim(evidence, self.place.store) or replayed(evidence)
         worst = evidence.worst.estimate._asdict() if evidence.worst else None
         now = {"labels": Audit(evidence, (), None).to_dict()["labels"], "claim": dataclasses.asdict(claim), "worst": worst}

@@ -19,7 +19,7 @@ from rush_bench.errors import BadInput, MissingPackage, RushBenchError
 from rush_bench.files import sha256_file, write_text
 from rush_bench.packs import opened
 from rush_bench.protocols import in_words
-from rush_bench.store import check_name, read_card
+from rush_bench.store import check_name, read_card, write_card
 
 CARD, LOG, README = "card.json", "log.jsonl", "README.md"
 WEIGHTS = "*.safetensors"
@@ -100,9 +100,10 @@ def pull(url: str, *, store: Path, name: str | None = None, out: Path | None = N
         if (path / CARD).exists() and read_card(store, path.name)["sha256"] != card["sha256"]:
             raise BadInput(f"{path} is another model; give this one another --name")
         path.mkdir(parents=True, exist_ok=True)
-        kept = [LOG, *(f"{stem}.safetensors" for stem in card["sha256"]), CARD]  # the card last: it makes a model of the folder
+        kept = [LOG, *(f"{stem}.safetensors" for stem in card["sha256"])]
         for file in (folder / each for each in kept if (folder / each).exists()):
             shutil.copy(file, path / file.name)
+        write_card(path, card | {"name": path.name})
     return path
 
 

@@ -51,7 +51,7 @@ def save_model(
         write_atomic(path, partial(save_file, plain), fails=SafetensorError)
         sha256[stem] = sha256_file(path)
     card = {"format": FORMAT, **card, "environment": environment(next(iter(state.values())).device), "sha256": sha256}
-    write_json(folder / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})
+    write_card(folder, card)
 
 
 def check_name(name: str) -> str:
@@ -129,9 +129,13 @@ def rename_model(store: Path, old: str, new: str) -> None:
     card = read_card(store, old)
     if (store / check_name(new)).exists():
         raise BadInput(f"{store} has a model {new!r} already; choose another name")
-    card["name"] = new
     (store / old).rename(store / new)
-    write_json(store / new / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})
+    write_card(store / new, card | {"name": new})
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write the card of a model, with its digest; the last file of a folder, which makes a model of it."""
+    write_json(folder / "card.json", card | {"digest": digest(json.loads(json.dumps(card)))})
 
 
 def remove_model(store: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from rush_bench.cli import main
 from rush_bench.errors import BadInput, MissingPackage, RushBenchError
 from rush_bench.files import digest, write_json
 from rush_bench.hub import place_of, pull, push
-from rush_bench.store import read_weights, save_model
+from rush_bench.store import read_card, read_weights, save_model
 
 CARD = {"name": "rush-cifar10", "recipe": "rush", "dataset": "cifar10", "votes": [1, 64], "protocol": "NSLF", "seed": 3}
 CARD |= {"network": {"name": "tiny", "classes": 4, "channels": 3, "size": 32}, "noise": {"law": "uniform", "scale": 0.3}}
@@ -74,7 +74,9 @@ def test_a_model_comes_back_as_it_went(hub, store, tmp_path) -> None:
         assert torch.equal(read_weights(path.parent, path.name, which)["w"], read_weights(store, path.name, which)["w"])
     assert not (path / "README.md").exists()
     assert pull(MODEL, store=tmp_path / "other") == path  # again: the same model
+    assert (path / "card.json").read_bytes() == files["card.json"]
     assert pull(MODEL, store=tmp_path / "other", name="mine").name == "mine"
+    assert read_card(tmp_path / "other", "mine") == read_card(store, "rush-cifar10") | {"name": "mine"}
 
 
 def test_what_is_not_what_its_card_says_never_reaches_the_store(hub, store, tmp_path) -> None:

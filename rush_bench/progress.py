@@ -6,9 +6,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:  # a table takes its words from here, and no bar
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn, Task
+    from rich.text import Text
 
 LINE_EVERY = 10.0  # seconds between plain lines
+WIDE = 100  # columns of a terminal that has room for a bar beside the numbers
 
 
 class Bar:
@@ -23,19 +25,11 @@ class Bar:
 
     def __enter__(self) -> Self:
         if self.stream.isatty() and not self.quiet:
-            from rich import progress
             from rich.console import Console
+            from rich.progress import Progress
 
-            self.rich = progress.Progress(
-                progress.TextColumn("{task.description}", style="bold", markup=False),
-                progress.BarColumn(bar_width=24),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("left"),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[text]}", markup=False),
-                console=Console(file=self.stream),
-            )
+            console = Console(file=self.stream)
+            self.rich = Progress(*_columns(console.width), console=console)
             self.rich.start()
             self.begin(self.title, self.total, self.done)
         return self
@@ -77,6 +71,28 @@ class Bar:
             self.rich.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
+
+
+def _columns(width: int) -> "list[ProgressColumn]":
+    """Of a line of so many letters. Where it is narrow its texts are cut, not its numbers, and there is no bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    class Cut(TextColumn):
+        def render(self, task: "Task") -> "Text":
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
+
+    return [
+        Cut("{task.description}", style="bold", markup=False, table_column=Column()),
+        *([BarColumn(bar_width=24)] if width >= WIDE else []),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        Cut("{task.fields[text]}", markup=False, table_column=Column()),
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.parametrize("page", ["api", "commands"])
+def test_a_page_of_docstrings_says_where_they_are(page) -> None:
+    shown = CliRunner().invoke(main, ["docs", page]).stdout
+    assert ":::" not in shown and "options:" not in shown and ":module:" not in shown
+    said = [f"- `rb.{name}`: " in shown and f"help(rush_bench.{name})" in shown for name in rush_bench.__all__]
+    assert all(said) if page == "api" else "rush-bench NAME --help" in shown
+
+
 def test_the_command_lists_and_shows_every_page() -> None:
     listed = CliRunner().invoke(main, ["docs"])
     assert listed.exit_code == 0 and all(page.stem in listed.stdout for page in PAGES)

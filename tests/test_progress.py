@@ -1,6 +1,7 @@
 """The one progress display: a bar on a terminal, lines elsewhere, no more of them than asked for."""
 
 import io
+import re
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_a_bar_on_a_terminal_shows_text_as_it_is(name):
         bar.note(f"note of {name}")
     text = stream.getvalue()
     assert "\x1b[" in text and f"in {name}" in text and f"note of {name}" in text and "1/2" in text
+
+
+def test_a_narrow_line_keeps_its_numbers(clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    with Bar("smoothadv-c10-tiny@1 square linf8-quick with pgd-published", 12, 1, stream=stream) as bar:
+        bar.advance("84.7% right in the last chunk")
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()[-1].strip()
+    assert len(last) <= 80 and " 2/12 " in last and last.startswith("smoothadv") and "…" in last and "84" in last, last
+    assert re.search(r"\d:\d\d:\d\d left \S+ ", last)
 
 
 def test_stages_follow_one_another_on_one_bar():

@@ -1,5 +1,8 @@
 """`rush-bench docs [PAGE]`: the documentation that comes with the package."""
 
+import importlib
+import inspect
+import os
 import re
 import sys
 from pathlib import Path
@@ -35,16 +38,36 @@ def command(page: str | None, path: bool) -> None:
     if path:
         click.echo(known[page])
         return
-    text = known[page].read_text(encoding="utf-8")
+    text = readable(known[page].read_text(encoding="utf-8"))
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown
 
+        os.environ.setdefault("LESS", "-R")  # else it shows colours as codes
         console = Console()
         with console.pager(styles=True):
             console.print(Markdown(text))
     else:
         click.echo(text)
+
+
+def readable(text: str) -> str:
+    """A page for a terminal: where the site puts docstrings and help texts, what shows them."""
+    text = re.sub(
+        r"^::: mkdocs-click\n(    .*\n?)*", "`rush-bench --help` and `rush-bench NAME --help` show them.\n", text, flags=re.M
+    )
+    return re.sub(r"^::: (rush_bench\S*)\n?(    .*\n?)*", _shown_by, text, flags=re.MULTILINE)
+
+
+def _shown_by(directive: re.Match[str]) -> str:
+    """A public name with the first sentence of its docstring."""
+    import rush_bench
+
+    name = directive[1]
+    module, _, last = name.rpartition(".")
+    found = getattr(rush_bench if module == "rush_bench" else importlib.import_module(module), last)
+    said = " ".join((inspect.getdoc(found) or "").partition("\n\n")[0].split())
+    return f"- `{f'rb.{last}' if module == 'rush_bench' else name}`: {said} (`help({name})`)\n"
 
 
 def title(file: Path) -> str:

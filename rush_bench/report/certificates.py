@@ -198,7 +198,7 @@ def curve(sets: Mapping[str, pd.DataFrame], norm: str = "radius") -> "Figure":
         axes.step(
             steps,
             100 * share,
-            where="pre",
+            where="post",
             label=f"{name} (n={len(frame)}{'' if settles_every_radius(frame) else ', lower bound'})",
             linewidth=1.3,
             color=COLOURS[k % len(COLOURS)],

@@ -148,11 +148,13 @@ def test_the_curve_is_the_certified_accuracy(folder: Path, monkeypatch: pytest.M
     from matplotlib.axes import Axes
 
     drawn: list[np.ndarray] = []
-    monkeypatch.setattr(Axes, "step", lambda self, x, y, **_: drawn.append(np.array([x, y])) or [])
+    holds: list[str] = []
+    monkeypatch.setattr(Axes, "step", lambda self, x, y, where, **_: drawn.append(np.array([x, y])) or holds.append(where))
     monkeypatch.setattr(Axes, "legend", lambda self, **_: None)
     sets = read_folder([folder / "sigma_0.50.tsv"])
     report.figure(sets, folder / "curve.png")
     x, y = drawn[0]
+    assert holds == ["post"]
     for radius in (0.0, 0.3, 0.5, 0.62, 0.7, 1.9, 2.0):
         at = max(np.searchsorted(x, radius, side="left") - 1, 0)  # where="post": a value holds from its x on
         assert y[at] == pytest.approx(100 * report.certified_accuracy(sets["sigma_0.50.tsv"], radius)[0]), radius

@@ -140,7 +140,9 @@ def verdict(
     required = REQUIRED if deterministic else REQUIRED_RANDOMISED
     missing = [name for name in required if name not in by_name or by_name[name].status == "not run"]
     if missing:
-        return by_rule("cannot say", 4, f"{text}, but required checks were not run", missing)
+        lacks = dict.fromkeys(by_name[name].note.rpartition("; ")[2] for name in missing if name in by_name)
+        why = "; ".join(filter(None, lacks))
+        return by_rule("cannot say", 4, f"{text}, but required checks were not run{f' ({why})' if why else ''}", missing)
     needed = images_needed(worst, images)
     enough = f"about {needed} would tell 3 points" if needed > images else f"{needed} would do"
     few = f"{images} images leave it between {worst.low:.1%} and {worst.high:.1%}, {enough}"

@@ -119,7 +119,7 @@ class Defense:
 
     def predict(self, images: Tensor, stream: Stream) -> Prediction:
         """One prediction per image, from draws 0..m-1 of the stream."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no predict(images, stream)")
 
     def predictions(self, images: Tensor, stream: Stream, repeats: int, *, exact: bool = True) -> Prediction:
         """`repeats` independent predictions per image: labels (repeats, B), votes and probabilities (repeats, B, K).
@@ -136,7 +136,7 @@ class Defense:
         `loss` is a name in LOSSES, or in TARGETED (labels are then (B, 2): the true class and the target); `@logits` or
         `@vote` after it averages the draws otherwise, see `rush_bench.defenses.aggregate`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no gradient(...); square needs none")
 
     def of_votes(self, votes: int) -> "Defense":
         """The same defence voting over so many draws; itself where it does not say how."""
@@ -235,6 +235,9 @@ def _checked_predict(predict: Callable[..., Prediction]) -> Callable[..., Predic
         found = predict(self, images, stream, *repeats, **named)
         leading = (*repeats, *(named[name] for name in ("repeats",) if name in named))
         _check_parts(found, (*leading, len(images)), self.classes, f"{type(self).__name__}.{predict.__name__}")
+        if found.probabilities.requires_grad:  # no search goes through a prediction
+            scores = None if found.scores is None else found.scores.detach()
+            found = replace(found, votes=found.votes.detach(), probabilities=found.probabilities.detach(), scores=scores)
         labels, probabilities, votes = found.labels, found.probabilities, found.votes
         within = (labels >= 0).all() & (labels < self.classes).all()
         counted = (votes >= 0).all() & (votes.sum(-1) > 0).all()

@@ -40,7 +40,8 @@ def sentence(audit: Audit) -> str:
 
 
 def _verb(word: str) -> str:
-    return {"stands": "STANDS", "weakened": "IS WEAKENED", "refuted": "IS REFUTED", "cannot say": "CANNOT BE SETTLED"}[word]
+    words = {"stands": "STANDS", "weakened": "IS WEAKENED", "refuted": "IS REFUTED"}
+    return words.get(word, f"CANNOT BE SETTLED ({word})")
 
 
 def write(audit: Audit, folder: Path) -> list[Path]:

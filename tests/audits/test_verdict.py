@@ -1,6 +1,6 @@
 """The rules of docs/verdict.md, one by one, and that its names are names of checks."""
 
-import re
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,15 @@ def test_every_flag_of_strength_keeps_a_claim_from_standing_and_every_required_c
     for name in REQUIRED_RANDOMISED:
         found = said(0.8, 0.8, passing(**{name: "not run"}))
         assert (found.word, found.decided_by) == ("cannot say", (name,))
+
+
+def test_a_missing_check_says_what_it_lacks() -> None:
+    lacks = "too little to have failed: 30 images, 50 are needed"
+    findings = [
+        dataclasses.replace(found, status="not run", note=f"85.0% at 0.4; {lacks}") if found.check.startswith("re") else found
+        for found in passing()
+    ]
+    assert said(0.8, 0.8, findings).reason.endswith(f"but required checks were not run ({lacks})")
 
 
 @pytest.mark.parametrize("name", ["more-draws", "white-box-beats-transfer"])

@@ -598,6 +598,24 @@ def test_votes_that_are_no_counts_are_refused(votes):
         own(votes=votes).predict(torch.rand(4, *SHAPE), STREAM)
 
 
+def test_what_a_defence_lacks_is_named():
+    class Bare(Defense):
+        name, classes, shape = "bare", 5, SHAPE
+
+    images = torch.rand(2, *SHAPE)
+    with pytest.raises(NotImplementedError, match="Bare has no predict"):
+        Bare().predict(images, STREAM)
+    with pytest.raises(NotImplementedError, match=r"Bare has no gradient.*square needs none"):
+        Bare().gradient(images, torch.zeros(2, dtype=torch.int64), "ce", 1, STREAM)
+
+
+def test_a_prediction_has_no_gradient_of_its_own():
+    """An attack's x' is scored as numbers; a `predict` without torch.no_grad() is as good as one with it."""
+    images = torch.rand(4, *SHAPE).requires_grad_()
+    found = own().predict(images, STREAM)
+    assert not found.probabilities.requires_grad and found.scores is None
+
+
 @pytest.mark.parametrize("draws", [0, 3])
 def test_votes_that_nobody_counted_are_the_labels(draws):
     defense = own(votes=lambda y: torch.zeros(len(y), 5, dtype=torch.int64))

@@ -1,6 +1,7 @@
 """The rules of docs/verdict.md, one by one, and that its names are names of checks."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np

@@ -142,8 +142,9 @@ def lift_shared_columns(layout: Layout) -> tuple[Layout, str]:
         for k, name in enumerate(layout.columns)
         if name in LIFTED and len({row[k] for row in layout.cells}) == 1 and layout.cells[0][k] not in (DASH, "")
     }
-    words = (f"{name}={text}" if name in ("n", "K") else text for name, text in same.items())
-    return drop_columns(layout, same), ", ".join(words)
+    named = {name: f"{HEADERS[name].lower()} " for name in TEXT}
+    named |= {"n": "n=", "K": "K=", "setting": f"{HEADERS['setting'].lower()}: "}
+    return drop_columns(layout, same), ", ".join(f"{named.get(name, '')}{text}" for name, text in same.items())
 
 
 def choose(layout: Layout, columns: Sequence[str]) -> Layout:

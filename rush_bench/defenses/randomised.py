@@ -170,7 +170,10 @@ def check_plain(transform: PlainTransform, shape: tuple[int, ...], device: torch
         out = _transformed(transform, images)
     if not isinstance(out, Tensor) or out.ndim != 4 or len(out) != len(images):
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise BadInput(f"the transform must return images (B, C, H, W), here {tuple(images.shape)}, not {got}")
+        raise BadInput(
+            f"the transform must return images (B, C, H, W), here {tuple(images.shape)}, not {got}"
+            f"{shape_hint(images.shape[1:])}"
+        )
 
 
 def _transformed(transform: Callable[..., Any], images: Tensor, *rest: Any) -> Any:

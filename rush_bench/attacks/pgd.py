@@ -63,13 +63,13 @@ class PGD(Attack):
     later: ClassVar[dict[str, Any]] = {"stop": False, "steeper": False}
 
     steps: Count = 20
-    step: Step = 0.25
+    step: Step = 0.25  # as a share of eps, in each pixel (l-inf) or in length (l2)
     restarts: Count = 1
     random_start: bool = True
     draws: Whole = 0
     loss: str = "ce"
     select_draws: Count = 24
-    select_every: Count = 10
+    select_every: Count = 10  # steps between two judgements
     stop: bool = True
     steeper: bool = True
 

@@ -39,7 +39,7 @@ class TorchattacksPGDRS(Attack):
     drawn: ClassVar[tuple[str, ...]] = ("draws",)
 
     steps: Count = 40
-    step: Step = 0.25
+    step: Step = 0.25  # as a share of eps
     draws: Whole = 0
 
     def run(self, defense: Defense, images: Tensor, labels: Tensor, threat: Threat, stream: Stream) -> Tensor:

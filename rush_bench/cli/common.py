@@ -55,7 +55,7 @@ max_minutes = click.option(
 shard = click.option("--shard", default="1/1", metavar="K/N", help="Take every N-th chunk, starting with the K-th.")
 assignments = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one setting; repeatable.")
 model = click.option("--model", "target", metavar="PKG:BUILD", help="Your own network: package.module:function.")
-noise = click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3 or gaussian:0.25.")
+noise = click.option("--noise", metavar="LAW:SCALE", help="Smooth --model with uniform:0.3, gaussian:0.25 or laplace:0.1.")
 size = click.option("--size", type=click.IntRange(min=1), help="Side of the images in pixels.  [default: what the model takes]")
 memory = click.option(
     "--memory", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Memory per step, in GiB."
@@ -101,7 +101,10 @@ def defenses_of(asked: dict[str, Any], patterns: str | None, verb: str) -> "str 
     if not asked["dataset"]:
         raise BadInput("--model needs --dataset: which images is the network for?")
     if votes and not asked["noise"]:
-        raise BadInput("--votes needs --noise: without noise every vote is the same")
+        raise BadInput(
+            "--votes needs --noise, without which every vote of a network is the same; a defence that the function of --model "
+            "returns states its own votes"
+        )
     return target_of(asked)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rush_bench.declared import comments
 
-# By the last part of a setting's name.
+# By the last part of a setting's name, or by the last two where that part means several things.
 GLOSSARY = {
     "area": "share of the pixels in the first square",
     "lars_exclude_1d": "whether LARS leaves biases and BatchNorm alone",
@@ -17,7 +17,7 @@ GLOSSARY = {
     "rows": "images and draws that one pass may hold",
     "source": "what it is made on: the network without its noise, or a model",
     "states": "steps of the purifier whose states are kept",
-    "steeper": "whether cross-entropy takes logits a few units apart, where it is weak, further apart",
+    "steeper": "multiply logits that lie close together before cross-entropy, whose gradient is weak there",
     "store": "folder of the source's model",
     "surrogate": "what its gradient goes through",
     "whole": "whether the square is of one sign over all channels",
@@ -39,7 +39,8 @@ GLOSSARY = {
     "crop_floor": "least share of the image's area in a crop",
     "decay": "what the learning rate is multiplied by at each milestone",
     "dim": "width of the transformer",
-    "draws": "noise draws of a gradient; 0: the defence's own m",
+    "attack.draws": "noise draws of a gradient",
+    "draws": "noise draws of a gradient or of a query; 0: the defence's own m",
     "dropout": "in the transformer",
     "ema": "share that the average of the weights keeps at each step",
     "eot_iter": "draws of a gradient (AutoAttack rand)",
@@ -66,7 +67,8 @@ GLOSSARY = {
     "mean": "of the normalisation inside the network, by channel; empty: none",
     "method": "how the attack steps",
     "milestones": "epochs after which the learning rate is multiplied",
-    "mode": "which statistics BatchNorm takes during the attack, or which form a stage has",
+    "mode": "which statistics BatchNorm takes during the attack",
+    "finetune.mode": "which form the stage has",
     "momentum": "of the optimiser",
     "multipliers": "channels of the U-Net's levels, in units of its width",
     "name": "which network",
@@ -74,7 +76,8 @@ GLOSSARY = {
     "noise": "law of the smoothing noise",
     "of": "the attack whose switch is turned",
     "optimiser": "which optimiser steps: SGD with momentum, LARS or Adam",
-    "padding": "pixels around the image before the first convolution",
+    "padding": "pixels of black border around a training image before its random crop",
+    "network.padding": "pixels around the image before the first convolution",
     "parts": "of AutoAttack; empty: all",
     "plus": "whether a second stage trains on pseudo-labels (DynACL++)",
     "precision": "in which the network computes",
@@ -91,18 +94,21 @@ GLOSSARY = {
     "ridge": "added to a matrix's diagonal before it is inverted",
     "schedule": "how the learning rate falls: by a cosine, or in steps at the milestones",
     "select_draws": "draws held apart, by which an iterate is judged",
-    "select_every": "steps between two judgements",
+    "distil.start": "which weights the student starts from",
+    "purification.start": "time up to which noise is added",
     "start": "where the attack starts",
     "std": "of the normalisation inside the network, by channel; empty: none",
     "stem": "first layers: 3x3 for small images, or ImageNet's",
     "step": "size of a step of the attack",
+    "purification.steps": "steps of the reverse process",
     "steps": "steps of the attack",
-    "stop": "whether an image that is broken leaves",
+    "stop": "stop attacking an image once no draw held apart is right (of fewer than 64, and its label is below 5 %)",
     "targets": "classes that a targeted part goes for",
     "temperature": "of the contrastive loss",
     "variant": "which views are attacked",
     "warmup_epochs": "epochs in which the learning rate rises linearly",
     "weight_decay": "L2 penalty on the weights",
+    "diffusion.width": "channels of the U-Net that its multipliers multiply",
     "width": "channels of the first stage; 0: the name's own",
 }
 
@@ -115,17 +121,20 @@ def explained(settings: Any, prefix: str = "") -> dict[str, str]:
         if dataclasses.is_dataclass(value):
             found |= explained(value, f"{prefix}{field.name}.")
         else:
-            found[prefix + field.name] = _line(type(settings), field.name)
+            found[prefix + field.name] = _line(type(settings), prefix + field.name)
     return found
 
 
-def _line(owner: type, name: str) -> str:
-    return line(name, next((found[name] for base in owner.__mro__ if name in (found := _comments(base))), ""))
+def _line(owner: type, key: str) -> str:
+    name = key.rpartition(".")[2]
+    return line(key, next((found[name] for base in owner.__mro__ if name in (found := _comments(base))), ""))
 
 
-def line(name: str, comment: str) -> str:
-    """What a setting is, from its name and the comment beside it; empty where nothing is known."""
-    return "; ".join(part for part in (GLOSSARY.get(name, ""), comment) if part)
+def line(key: str, comment: str) -> str:
+    """What a setting is, from its dotted key and the comment beside it; empty where nothing is known."""
+    parts = key.split(".")
+    known = next((GLOSSARY[name] for name in (".".join(parts[-2:]), parts[-1]) if name in GLOSSARY), "")
+    return "; ".join(part for part in (known, comment) if part)
 
 
 @cache

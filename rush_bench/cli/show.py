@@ -41,7 +41,8 @@ def command(name: str, kind: str | None, store: Path, results: Path, as_json: bo
     common.print_rows(title, ["key", "value"], [[key, _text(value)] for key, value in flatten(found).items()])
     if own is not None:
         rows = [[key, _text(value), lines.get(key, "")] for key, value in flatten(own).items()]
-        common.print_rows("settings", ["key", "value", "what it is"], rows)
+        columns = ["key", "value", "what it is"][: 3 if lines else 2]
+        common.print_rows("settings", columns, [row[: len(columns)] for row in rows])
     if presets:
         common.print_rows("settings", ["key", "value", "what it is"], by_preset(presets, lines))
 

@@ -18,8 +18,8 @@ from rush_bench.cli import common, complete
     shell_complete=complete.dataset,
 )
 @click.option("--from", "from_", metavar="NAME|FILE", help="Encoder or model of the store, or checkpoint file, to start from.")
-@click.option("--protocol", help="SLF, NSLF, ALF or AFF (`rush-bench docs protocol`); short for --set finetune.protocol=...")
-@click.option("--noise", help="Law of the noise, uniform:0.3 or gaussian:0.25; short for --set noise=...")
+@click.option("--protocol", help="SLF, NSLF, ALF or AFF (`rush-bench docs finetuning`); short for --set finetune.protocol=...")
+@click.option("--noise", help="Law of the noise, uniform:0.3, gaussian:0.25 or laplace:0.1; short for --set noise=...")
 @click.option("--pretrain-on", help="What the encoder is pre-trained on.  [default: the data set itself]")
 @click.option("--preset", default="short", show_default=True, help="paper, short, smoke or demo.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings.")

@@ -47,7 +47,10 @@ def resolve(patterns: Iterable[str], store: Path, dataset: str | None = None) ->
     rows = listed(store, dataset)
     where = f" for {dataset}" if dataset else ""
     if not rows:
-        raise BadInput(f"no models in {store}{where}; train one first: rush-bench train rush --dataset {dataset or 'cifar10'}")
+        raise BadInput(
+            f"no models in {store}{where}; train one first: rush-bench train rush --dataset {dataset or 'cifar10'}; "
+            "for a network of your own: --model PKG:BUILD"
+        )
     chosen: list[str] = []
     for pattern in patterns:
         if pattern.startswith(zoo.PREFIX):

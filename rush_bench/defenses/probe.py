@@ -23,9 +23,15 @@ from rush_bench.noise import Stream
 if TYPE_CHECKING:
     from rush_bench.defenses.body import Body
 
+SHAPE = (3, 32, 32)  # of an image, unless another is given
 ROWS, EDGES = 5, 3
 LARGEST = 128  # rows of the largest batch that is tried, where 64 MB hold them
 Ask = Callable[[Tensor], Tensor]
+
+
+def shape_hint(shape: tuple[int, ...]) -> str:
+    """What a refusal of images of the default shape adds: the user may not have named that of the images."""
+    return f"; name the shape of your images: shape=images.shape (default {SHAPE})" if tuple(shape) == SHAPE else ""
 
 
 def images_like(shape: tuple[int, ...], device: torch.device | str, count: int = ROWS) -> Tensor:
@@ -69,7 +75,7 @@ def check_outputs(body: Body, batch: Tensor, shape: tuple[int, ...]) -> None:
         if half_precision(body.network):
             raise BadInput(f"the network's weights have 16 bits and float32 judges; give network.float() ({error})") from error
         fix = "; export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), for batches of any size"
-        fix = fix if exported(body.network) else ""
+        fix = fix if exported(body.network) else shape_hint(shape)
         raise BadInput(f"the network does not take images of shape {shape}: {type(error).__name__}: {error}{fix}") from error
     if not isinstance(out, Tensor):
         picked = "['logits']" if isinstance(out, dict) else "[0]"
@@ -152,7 +158,8 @@ def check_function(body: Body, batch: Tensor) -> None:
     if moves or (drawn and depends(body, batch, ask, drawn, apart)):
         raise BadInput(
             "the network draws at random: the same images gave other logits at each call; declare it, as in "
-            "Randomised(network, votes=1), which the function of --model may return too, or take its randomness out"
+            "Randomised(network, votes=1, shape=(C, H, W)), which the function of --model may return too, or take its "
+            "randomness out"
         )
     if apart(first, _with_gradient(body, batch)):
         raise BadInput(

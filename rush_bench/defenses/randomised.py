@@ -14,7 +14,7 @@ from rush_bench.defenses.body import Body
 from rush_bench.defenses.calls import check_draws
 from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.owner import device_of, undisturbed, weights_digest
-from rush_bench.defenses.probe import differ, edges_like, images_like
+from rush_bench.defenses.probe import differ, edges_like, images_like, shape_hint
 from rush_bench.defenses.samplers import NetworkSampler, Sampler, StreamTransform, TransformSampler
 from rush_bench.defenses.smoothed import Network, check_votes
 from rush_bench.errors import BadInput, unknown_name
@@ -170,7 +170,10 @@ def check_plain(transform: PlainTransform, shape: tuple[int, ...], device: torch
         out = _transformed(transform, images)
     if not isinstance(out, Tensor) or out.ndim != 4 or len(out) != len(images):
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise BadInput(f"the transform must return images (B, C, H, W), here {tuple(images.shape)}, not {got}")
+        raise BadInput(
+            f"the transform must return images (B, C, H, W), here {tuple(images.shape)}, not {got}"
+            f"{shape_hint(images.shape[1:])}"
+        )
 
 
 def _transformed(transform: Callable[..., Any], images: Tensor, *rest: Any) -> Any:
@@ -179,6 +182,7 @@ def _transformed(transform: Callable[..., Any], images: Tensor, *rest: Any) -> A
     except Exception as error:  # anybody's code
         raise BadInput(
             f"the transform fails on float32 images {tuple(images.shape)} in [0,1]: {type(error).__name__}: {error}"
+            f"{shape_hint(images.shape[1:])}"
         ) from error
 
 

@@ -44,7 +44,7 @@ class DiffusionSettings(Optimisation):
     lr_min: NonNegative = 2e-4  # constant
     clip: Positive = 1.0  # of the gradient's norm; their code
     ema: Annotated[float, Range(0, 1, below=True)] = 0.9999
-    padding: Whole = 0  # random shifts, in pixels
+    padding: Whole = 0
     flip: Share = 0.5
     timesteps: Annotated[int, Range(21, MOST)] = 1000  # T, section 4; betas linear from 1e-4 to 0.02, scaled where T is another
     width: Annotated[int, Range(4, MOST)] = 128

@@ -23,7 +23,7 @@ class InnerSettings(Settings):
     """The l-inf attack that most systems share: PGD-10 at 8/255 (S2.16). `mode`: see `attack_mode`."""
 
     eps: PositiveShare = 8 / 255
-    step: PositiveShare = 2 / 255
+    step: PositiveShare = 2 / 255  # in pixel units
     steps: Count = 10
     start: Start = "uniform"
     mode: Mode = "eval"

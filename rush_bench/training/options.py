@@ -16,7 +16,7 @@ class NetworkSettings(Settings):
     name: str = "resnet18"  # RUSH 5.1; with the CIFAR stem (sources S5.30)
     blocks: tuple[Count, ...] = ()
     width: Whole = 0
-    members: Whole = 0  # networks in an ensemble; empty is one
+    members: Whole = 0  # networks in an ensemble; 0 is one
     stem: Literal["cifar", "cifar-linear", "imagenet"] = "cifar"
     mean: tuple[float, ...] = ()  # no normalisation (sources S5.15)
     std: tuple[Positive, ...] = ()
@@ -33,7 +33,7 @@ class Optimisation(Settings):
     lr: Positive = 0.1
     schedule: Literal["cosine", "steps"] = "cosine"
     lr_min: NonNegative = 0.0  # the cosine's end, absolute
-    milestones: tuple[NonNegative, ...] = ()  # epochs done, parts of one too, after which `steps` multiplies the rate by
+    milestones: tuple[NonNegative, ...] = ()  # epochs done, parts of one too; of schedule=steps
     decay: PositiveShare = 0.1
     warmup_epochs: NonNegative = 0
     warmup_from: NonNegative = 0.0  # where the linear warm-up starts
@@ -48,7 +48,7 @@ class RunSettings(Settings):
     """What holds for all stages of a run."""
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    noise: str = "none"  # the smoothing operation Q: uniform:0.3, gaussian:0.25, none
+    noise: str = "none"  # the smoothing operation Q: uniform:0.3, gaussian:0.25, laplace:0.1, none
     size: Count | tuple[Count, ...] | None = None  # pixels a side, or height and width; None: the data set's own default
     n_train: Count | None = None  # a fixed subset of the training images; None: all
     precision: Literal["float32", "bfloat16"] = "float32"

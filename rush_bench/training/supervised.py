@@ -35,7 +35,7 @@ class SupervisedSettings(Optimisation):
     padding: Whole = 4
     flip: Share = 0.5
     select_every: Count = 1  # epochs between validations
-    select_images: Whole = 1000  # validation images that are attacked then (ours; 0: all)
+    select_images: Whole = 1000  # images that a validation attacks, if the recipe has an attack (ours; 0: all)
 
 
 class SupervisedStage(Stage):

@@ -215,6 +215,7 @@ def test_two_networks_of_one_function_name_are_told_apart(attack, rush_bench, tm
         (["--model", "own_nets:build", "--noise", "uniform"], "uniform:0.3"),
         (["--model", "own_nets:build", "--noise", "unifrom:0.3"], "did you mean 'uniform'"),
         (["--model", "own_nets:build", "--votes", "3"], "--votes needs --noise"),
+        (["--model", "own_nets:smoothed", "--votes", "3"], "the function of --model returns states its own votes"),
         (["--model", "own_nets:build", "--models", "all"], "say what to attack"),
         ([], "say what to attack"),
         (["--models", "rush", "--noise", "uniform:0.3"], "--noise without --model"),

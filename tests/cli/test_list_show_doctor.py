@@ -106,6 +106,19 @@ def test_every_setting_is_explained(kind: str) -> None:
             assert [key for key, line in explained(settings).items() if not line] == [], name
 
 
+def test_one_word_of_several_meanings_is_explained_by_its_group() -> None:
+    lines = explained(registry.recipes.load("pgd_at").settings)
+    assert lines["train.padding"].startswith("pixels of black border") and "first convolution" in lines["network.padding"]
+    assert lines["train.select_every"] == "epochs between validations" and lines["attack.step"].endswith("in pixel units")
+    pgd = explained(registry.attacks.load("pgd")())
+    assert pgd["select_every"] == "steps between two judgements" and "a share of eps" in pgd["step"]
+
+
+def test_settings_of_a_card_have_no_empty_column(rush_bench, store: Path) -> None:
+    model, recipe = (rush_bench("show", name).stdout.partition("settings")[2] for name in ("plain-mine", "standard"))
+    assert "value" in model and "what it is" not in model and "what it is" in recipe
+
+
 def test_a_setting_that_presets_differ_in_says_so(rush_bench) -> None:
     text = rush_bench("show", "rush").stdout
     assert "paper 1000, short 100, smoke 2, demo 15" in text and "passes over the training images" in text

@@ -221,3 +221,13 @@ class Counts(Net):
 def test_what_is_refused(wrap, says):
     with pytest.raises(BadInput, match=says):
         wrap()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [lambda x: x.view(len(x), *SHAPE), lambda x, stream, draws: x.view(len(x), 1, *SHAPE).expand(-1, draws, -1, -1, -1)],
+)
+def test_a_transform_that_fails_on_the_default_shape_is_told_to_name_its_own(transform):
+    says = r"transform fails on .*\(\d, 3, 32, 32\).*; name the shape of your images: shape=images.shape"
+    with pytest.raises(BadInput, match=says):
+        Randomised(Net().eval(), transform=transform)

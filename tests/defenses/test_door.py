@@ -470,6 +470,16 @@ def test_what_is_refused_says_the_way_out(network, says):
     assert "\n" not in str(error.value).split(": ")[0]
 
 
+def test_a_network_that_fails_on_the_default_shape_is_told_to_name_its_own():
+    way_out = "; name the shape of your images: shape=images.shape (default (3, 32, 32))"
+    with pytest.raises(BadInput, match="does not take images of shape") as error:
+        Deterministic(Conv().eval())
+    assert str(error.value).endswith(way_out)
+    with pytest.raises(BadInput, match="does not take images of shape") as error:
+        Deterministic(Conv().eval(), shape=(1, 8, 8))
+    assert way_out not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -53,7 +53,7 @@ def test_patterns(store, patterns, dataset, names):
         (["rush@x"], None, "number of votes"),
         (["rush@0"], None, "number of votes"),
         (["simclr-digits@64"], None, "deterministic"),
-        (["all"], "stl10", "train one first"),
+        (["all"], "stl10", "train one first.*stl10; for a network of your own: --model PKG:BUILD"),
     ],
 )
 def test_wrong_patterns(store, patterns, dataset, says):

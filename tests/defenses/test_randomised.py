@@ -318,7 +318,7 @@ def test_the_command_line_names_the_fix_and_takes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = ["attack", "--suite", "linf25.5-quick", "--dataset", "digits", "--n", "10", "--out", "out", "--json"]
     refused = CliRunner().invoke(main, [*line, "--model", "random_nets:build"])
-    assert refused.exit_code == 2 and "Randomised(network, votes=1)" in refused.stderr
+    assert refused.exit_code == 2 and "Randomised(network, votes=1, shape=(C, H, W))" in refused.stderr
     taken = CliRunner().invoke(main, [*line, "--model", "random_nets:defense", "--set", "eot.steps=2"])
     assert taken.exit_code == 0, taken.stderr
     assert {row["defense"] for row in json.loads(taken.stdout)["table"]} == {"mine@4"}

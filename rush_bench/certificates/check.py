@@ -45,7 +45,7 @@ class Comparison:
     floor: float
     attacked: float
     allowed: float
-    same_images: bool
+    same_images: bool = True
 
     @property
     def contradiction(self) -> bool:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:  # a table takes its words from here, and no bar
     from rich.progress import Progress, ProgressColumn, Task
-    from rich.text import Text
 
 LINE_EVERY = 10.0  # seconds between plain lines
 WIDE = 100  # columns of a terminal that has room for a bar beside the numbers
@@ -74,24 +73,29 @@ class Bar:
 
 
 def _columns(width: int) -> "list[ProgressColumn]":
-    """Of a line of so many letters. Where it is narrow its texts are cut, not its numbers, and there is no bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.table import Column
+    """Of a line of so many letters. A narrow one has no bar, and what was measured below its numbers."""
+    from rich import progress
+    from rich.text import Text
 
-    class Cut(TextColumn):
-        def render(self, task: "Task") -> "Text":
-            text = super().render(task)
-            text.no_wrap, text.overflow = True, "ellipsis"
-            return text
+    class Narrow(progress.ProgressColumn):
+        def render(self, task: "Task") -> Text:
+            times = [progress.TimeElapsedColumn().render(task), "left", progress.TimeRemainingColumn().render(task)]
+            numbers = " ".join([f"{int(task.completed)}/{int(task.total or 0)}", *map(str, times)])
+            title = Text(task.description, style="bold")
+            title.truncate(width - len(numbers) - 1, overflow="ellipsis")
+            below = Text(f"\n  {task.fields['text']}" if task.fields["text"] else "", no_wrap=True, overflow="ellipsis")
+            return Text.assemble(title, " ", numbers, below, no_wrap=True, overflow="ellipsis")
 
+    if width < WIDE:
+        return [Narrow()]
     return [
-        Cut("{task.description}", style="bold", markup=False, table_column=Column()),
-        *([BarColumn(bar_width=24)] if width >= WIDE else []),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(table_column=Column(no_wrap=True)),
-        TextColumn("left", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        Cut("{task.fields[text]}", markup=False, table_column=Column()),
+        progress.TextColumn("{task.description}", style="bold", markup=False),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[text]}", markup=False),
     ]
 
 

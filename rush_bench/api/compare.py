@@ -82,11 +82,13 @@ def compare(
         if name not in known:
             raise unknown_name("defence with finished cells", name, known)
     settings = _settings(found)
-    pairs, apart = _pairs(_of(cells, first), _of(cells, second), settings)
-    sides = [{terms: [pair[k]] for terms, pair in pairs.items()} for k in (0, 1)]
+    trainings = trainings_of(cells, store, folders) if seeds else {}
+    alike = _alike(cells, trainings, settings)
+    pairs, apart = _pairs(_of(cells, first), _of(cells, second), settings, alike)
+    sides = [{terms: alike(pair[k]) for terms, pair in pairs.items()} for k in (0, 1)]
     if seeds:
-        trainings = trainings_of(cells, store, folders)
-        sides = [_with_seeds(side, cells, trainings, settings) for side in sides]
+        for trained in (trained for side in sides for trained in side.values()):
+            _check_seeds(trained, trainings)
         if any({id(cell) for cell in sides[0][terms]} & set(map(id, trained)) for terms, trained in sides[1].items()):
             raise BadInput(f"{first} and {second} are trainings of one system: with seeds each would be compared with itself")
         if not any(len(trained) > 1 for side in sides for trained in side.values()):
@@ -163,17 +165,21 @@ def _settings(cells: Iterable[CellResult]) -> Callable[[CellResult], str]:
 
 
 def _pairs(
-    first: Mapping[Terms, list[CellResult]], second: Mapping[Terms, list[CellResult]], settings: Callable[[CellResult], str]
+    first: Mapping[Terms, list[CellResult]],
+    second: Mapping[Terms, list[CellResult]],
+    settings: Callable[[CellResult], str],
+    alike: Callable[[CellResult], list[CellResult]],
 ) -> tuple[dict[Terms, tuple[CellResult, CellResult]], list[str]]:
-    """Of each terms that both have, two cells with the same settings, those of the suite where both have such cells.
+    """Of each terms that both have, two cells with the same settings, those of the suite where both have such cells, and of
+    these the ones of most trainings.
 
     And in words the terms that have no such pair: there accuracies would differ by the attacks, not by the defences.
     """
     pairs, apart = {}, []
     for terms in sorted(first.keys() & second.keys(), key=_order):
-        choices = [(settings(a) != "", a, b) for a in first[terms] for b in second[terms] if settings(a) == settings(b)]
+        choices = [(a, b) for a in first[terms] for b in second[terms] if settings(a) == settings(b)]
         if choices:
-            pairs[terms] = min(choices, key=lambda choice: choice[0])[1:]
+            pairs[terms] = min(choices, key=lambda pair: (settings(pair[0]) != "", -sum(len(alike(cell)) for cell in pair)))
         else:
             a, b = (settings(side[terms][0]) or "as usual" for side in (first, second))
             apart.append(f"{header(terms[2])} at {threat_text(*terms[4:6])}: {a}, against {b}")
@@ -197,28 +203,25 @@ def _order(terms: Terms) -> Terms:
     return str(dataset), str(split), images, str(norm or ""), eps or 0.0, str(suite or ""), place, attack
 
 
-def _with_seeds(
-    side: dict[Terms, list[CellResult]],
-    cells: Sequence[CellResult],
-    trainings: Trainings,
-    settings: Callable[[CellResult], str],
-) -> dict[Terms, list[CellResult]]:
-    """Each cell with those of trainings that differ from its own in the seed alone; BadInput where a seed was trained twice."""
-
+def _alike(
+    cells: Sequence[CellResult], trainings: Trainings, settings: Callable[[CellResult], str]
+) -> Callable[[CellResult], list[CellResult]]:
+    """Of a cell, those of the trainings that differ in the seed alone and were measured alike; itself where none is known."""
     groups: dict[tuple[Any, ...], dict[str, CellResult]] = defaultdict(dict)
+    keys: dict[int, tuple[Any, ...]] = {}
     for cell in cells:
         if trained := training_named(cell.labels, trainings):
-            groups[trained.system, _terms(cell), measured_alike(cell), settings(cell)][cell.identity["weights"]] = cell
-    found = {}
-    for terms, (cell,) in side.items():
-        trained = training_named(cell.labels, trainings)
-        alike = groups[trained.system, terms, measured_alike(cell), settings(cell)].values() if trained else [cell]
-        found[terms] = list(alike)
-        seeds = [other.seed for cell in found[terms] if (other := training_named(cell.labels, trainings))]
-        if len(set(seeds)) < len(seeds):
-            names = ", ".join(sorted(str(cell.labels["defense"]) for cell in found[terms]))
-            raise BadInput(f"{names}: a seed was trained twice; give the cells of one of each: compare(a, b, cells)")
-    return found
+            key = keys[id(cell)] = (trained.system, _terms(cell), measured_alike(cell), settings(cell))
+            groups[key][cell.identity["weights"]] = cell
+    return lambda cell: list(groups[keys[id(cell)]].values()) if id(cell) in keys else [cell]
+
+
+def _check_seeds(trained: Sequence[CellResult], trainings: Trainings) -> None:
+    """BadInput where a seed was trained twice."""
+    seeds = [found.seed for cell in trained if (found := training_named(cell.labels, trainings))]
+    if len(set(seeds)) < len(seeds):
+        names = ", ".join(sorted(str(cell.labels["defense"]) for cell in trained))
+        raise BadInput(f"{names}: a seed was trained twice; give the cells of one of each: compare(a, b, cells)")
 
 
 def _tell_apart(rows: Mapping[Terms, dict[str, Any]]) -> None:

@@ -156,6 +156,18 @@ def test_a_seed_measured_otherwise_is_not_compared(lab, known, other):
         rb.compare("rush-c10@64", "plain@64", lab.results(), seeds=True)
 
 
+def test_more_predictions_of_one_training_do_not_take_the_place_of_several(lab, known):
+    measure(lab, 0)
+    beside(lab, "plain", np.arange(20) % 7)
+    beside(lab, "plain-s1", np.arange(20) % 9)
+    beside(lab, "plain", np.arange(20) % 17, repeats=16)
+    (row,) = rb.compare("rush-c10@64", "plain@64", lab.results(), seeds=True).frame.to_dict("records")
+    both = (np.arange(20) % 7 + np.arange(20) % 9).mean() / 16
+    assert (row["second_trainings"], row["second"]) == (2, pytest.approx(100 * both))
+    (alone,) = rb.compare("rush-c10@64", "plain@64", lab.results()).frame.to_dict("records")
+    assert alone["second"] == pytest.approx(100 * (np.arange(20) % 17).mean() / 16)
+
+
 def test_comparisons_over_seeds_that_mean_nothing_are_refused(lab, known):
     for seed in (0, 1):
         measure(lab, seed)

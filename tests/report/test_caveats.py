@@ -217,6 +217,6 @@ def test_images_that_are_there_several_times_are_noted(images, copied, tmp_path)
 
 def test_what_is_committed_is_not_marked() -> None:
     """The margins come from these rows."""
-    packs = [RESULTS / f"{name}.zip" for name in ("digits", "cifar10-small", "table1-cpu", "control")]
+    packs = [RESULTS / f"{name}.zip" for name in ("digits", "cifar10-small", "table1-cpu", "cifar100-cpu", "control")]
     found = rows(rb.load_results(*packs))
     assert len(found) > 100 and not any(row.bounds for row in found)

@@ -124,7 +124,7 @@ def test_pandas_alone_reads_its_records(folder, tmp_path):
     assert set(records["record"]) == {f"runs/{path.name}" for path in (folder / "runs").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["cifar10-small", "digits", "full-size", "table1-cpu"])
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar100-cpu", "control", "digits", "full-size", "table1-cpu"])
 def test_what_is_committed_makes_the_tables_beside_it(name, tmp_path):
     answer("table", "--results", RESULTS / f"{name}.zip", "--store", tmp_path / "none", "--out", tmp_path, "--format", "csv,md")
     for file in ("table.csv", "table.md"):
@@ -179,6 +179,15 @@ def test_what_is_committed_makes_the_certified_accuracies_beside_it():
             all(said[name] == f"≥ {share(frame, radius)}" for name, radius in radii.items()) and said["n"] == str(len(frame))
             for frame in made
         )
+
+
+@pytest.mark.parametrize(
+    ("file", "suite", "more"), [("front.md", "linf8-quick*", ["pgd-published"]), ("small.md", "linf2-quick", [])]
+)
+def test_what_is_committed_makes_the_tables_of_cifar100(file, suite, more):
+    columns = ["defense", "clean", "pgd", *more, "worst", "n"]
+    shown = rb.table(RESULTS / "cifar100-cpu.zip", columns=columns, only={"suite": suite}, sort="-worst")
+    assert (RESULTS / "cifar100-cpu" / file).read_text(encoding="utf-8") == shown.to_markdown()
 
 
 def systems() -> list[str]:

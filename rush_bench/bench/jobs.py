@@ -275,26 +275,28 @@ def _measurements(entry: Entry, place: Place, in_file: Mapping[str, Model], know
     patterns = entry.options.get("models", "all")
     chosen = choose([str(part) for part in (patterns if isinstance(patterns, list) else [patterns])], in_file, known, entry)
     together = "models" not in KINDS[entry.kind].each
-    for options in Entry(
-        entry.kind, entry.place, {**entry.options, "models": ",".join(chosen) if together else [*chosen]}
-    ).each():
+    found: dict[str, Any] = {"models": ",".join(chosen) if together else [*chosen], **_reference(entry, in_file, known)}
+    for options in Entry(entry.kind, entry.place, {**entry.options, **found}).each():
         which = str(options["models"])
-        of = [part.split("@")[0].split(":")[0] for part in which.split(",")]
-        of += [_reference(options, in_file, known, entry)]
-        needs = [name for name in dict.fromkeys(of) if name in in_file]
+        names = [*which.split(","), str(options.get("reference", ""))]
+        needs = [name for name in dict.fromkeys(_model_of(part) for part in names) if name in in_file]
         yield Job(entry.kind, _about(which, options), tuple(_line(entry, options, place)), entry.place, needs=tuple(needs))
 
 
-def _reference(options: dict[str, Any], in_file: Mapping[str, Model], known: Mapping[str, Model], entry: Entry) -> str:
-    """The model that mCE is relative to, written in `options` by its name if this file makes it; empty for any other."""
-    wanted = str(options.get("reference", ""))
-    if not wanted or not _matching_models(wanted.split("@")[0].split(":")[0], in_file):
-        return ""
+def _reference(entry: Entry, in_file: Mapping[str, Model], known: Mapping[str, Model]) -> dict[str, str]:
+    """The option `reference`, what mCE is relative to, by the full name of a model that this file makes; {} for any other."""
+    wanted = str(entry.options.get("reference", ""))
+    if not wanted or not _matching_models(_model_of(wanted), in_file):
+        return {}
     found = choose([wanted], in_file, known, entry)
     if len(found) > 1:
         raise BadInput(f"{entry.place}: reference {wanted} is more than one model: {', '.join(found)}; name one of them")
-    options["reference"] = found[0]
-    return found[0].split("@")[0].split(":")[0]
+    return {"reference": found[0]}
+
+
+def _model_of(name: str) -> str:
+    """The model of a defence's name, without votes and epoch."""
+    return name.split("@")[0].split(":")[0]
 
 
 def _about(which: str, options: Mapping[str, Any]) -> str:

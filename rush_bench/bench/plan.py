@@ -41,14 +41,14 @@ from rush_bench.errors import BadInput, Failure, RushBenchError
 from rush_bench.evaluation import certificates, corruptions, runner
 from rush_bench.evaluation.precision import choose_precision
 from rush_bench.evaluation.work import Job as CellJob
-from rush_bench.files import digest, read_json
+from rush_bench.files import read_json
 from rush_bench.networks import build
 from rush_bench.networks.routes import CARRIED as ROUTES
 from rush_bench.networks.specs import image_shape
 from rush_bench.noise import noise_from
 from rush_bench.places import data_folder, on_disk
 from rush_bench.records import CellStore
-from rush_bench.report.settle import frame, stem
+from rush_bench.report.settle import as_csv, frame, stem
 from rush_bench.settings import parse_number
 from rush_bench.store import ENCODERS, model_names, read_card
 from rush_bench.training.checkpoint import CheckpointFile, identity
@@ -340,8 +340,9 @@ class Planner:
             speed = self.rate(cell_job.defense, cell_job.data)
             forwards, backwards = forwards + images * ahead, backwards + images * back
             seconds += images * (ahead * speed[0] + back * speed[1])
-        state: State = "in progress" if cells_left and cells_begun else "missing" if cells_left else "done"
-        state = "anew" if state == "done" and renamed else state
+        state: State = "in progress" if cells_begun else "missing"
+        if not cells_left:
+            state = "anew" if renamed else "done"
         return Planned(job, state, passes=forwards + backwards, seconds=seconds)
 
     def audit(self, job: Job, asked: dict[str, Any]) -> Planned:
@@ -373,7 +374,8 @@ class Planner:
             for defense_plan in defense_plans:
                 passes += sum((s.selection + s.draws) * len(run.pairs[0][1]) for _, s in defense_plan.certificates)
         state: State = "in progress" if started else "missing"
-        state = "anew" if complete and anew else "done" if complete else state
+        if complete:
+            state = "anew" if anew else "done"
         return Planned(job, state, passes=passes, seconds=sum(cost.seconds for cost in costs))
 
     def says_this(self, found: dict[str, Any], evidence: Evidence, asked: dict[str, Any]) -> bool:
@@ -384,7 +386,7 @@ class Planner:
         worst = evidence.worst.estimate._asdict() if evidence.worst else None
         now = {"labels": Audit(evidence, (), None).to_dict()["labels"], "claim": dataclasses.asdict(claim), "worst": worst}
         there = {"labels": found["labels"], "claim": found["verdict"]["claim"], "worst": found["verdict"]["worst"]}
-        return digest(there) == digest(json.loads(json.dumps(now, default=str)))
+        return bool(there == json.loads(json.dumps(now, default=str)))
 
     def rate(self, defense: Defense, data: Images) -> tuple[float, float]:
         """Seconds of a row forward and of its way back, once per network."""
@@ -405,7 +407,7 @@ def _says_all_of(stored: dict[str, Any], card: dict[str, Any]) -> bool:
 def _has_table(folder: Path, evidence: Evidence) -> bool:
     """Whether the table that lies there is of this evidence: one of other images, experiments or draws has the same file."""
     file = folder / f"{stem(evidence)}.csv"
-    return file.is_file() and file.read_text(encoding="utf-8") == frame(evidence).to_csv(index=False, float_format="%.6g")
+    return file.is_file() and file.read_text(encoding="utf-8") == as_csv(frame(evidence))
 
 
 def _verdict(folder: Path, evidence: Evidence) -> dict[str, Any]:

@@ -53,9 +53,8 @@ def command(page: str | None, path: bool) -> None:
 
 def readable(text: str) -> str:
     """A page for a terminal: where the site puts docstrings and help texts, what shows them."""
-    text = re.sub(
-        r"^::: mkdocs-click\n(    .*\n?)*", "`rush-bench --help` and `rush-bench NAME --help` show them.\n", text, flags=re.M
-    )
+    commands = "`rush-bench --help` and `rush-bench NAME --help` show them.\n"
+    text = re.sub(r"^::: mkdocs-click\n(    .*\n?)*", commands, text, flags=re.MULTILINE)
     return re.sub(r"^::: (rush_bench\S*)\n?(    .*\n?)*", _shown_by, text, flags=re.MULTILINE)
 
 

@@ -66,7 +66,7 @@ class Body:
         self,
         network: nn.Module,
         *,
-        shape: tuple[int, int, int] = (3, 32, 32),
+        shape: tuple[int, int, int] = probe.SHAPE,
         device: torch.device | str | None = None,
         outputs: Outputs = "logits",
         precision: Precision = "float32",

@@ -14,7 +14,7 @@ from rush_bench.defenses.body import Body
 from rush_bench.defenses.calls import check_draws
 from rush_bench.defenses.chain import Chain
 from rush_bench.defenses.owner import device_of, undisturbed, weights_digest
-from rush_bench.defenses.probe import differ, edges_like, images_like, shape_hint
+from rush_bench.defenses.probe import SHAPE, differ, edges_like, images_like, shape_hint
 from rush_bench.defenses.samplers import NetworkSampler, Sampler, StreamTransform, TransformSampler
 from rush_bench.defenses.smoothed import Network, check_votes
 from rush_bench.errors import BadInput, unknown_name
@@ -89,7 +89,7 @@ class Randomised(Network):
             raise unknown_name("average", average, ["vote", "probability", "logits"])
         name = name or f"{type(network).__name__.lower()}@{votes}"
         facts = {"random": "the network's own" if transform is None else describe(transform), "average": average}
-        shape, device = tuple(options.get("shape", (3, 32, 32))), torch.device(options.get("device") or device_of(network))
+        shape, device = tuple(options.get("shape", SHAPE)), torch.device(options.get("device") or device_of(network))
         streamed: Any = transform if transform is not None and takes_stream(transform) else None
         if streamed is not None:
             check_transform(streamed, shape, device)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from rush_bench.defenses.base import Defense
+from rush_bench.defenses.probe import SHAPE
 from rush_bench.defenses.smoothed import Deterministic, Network, Smoothed
 from rush_bench.errors import BadInput, RushBenchError, unknown_name
 from rush_bench.noise import Noise, noise_from
@@ -24,7 +25,7 @@ def from_target(
     *,
     noise: Noise | str | None = None,
     votes: int | None = None,
-    shape: tuple[int, int, int] = (3, 32, 32),
+    shape: tuple[int, int, int] = SHAPE,
     name: str | None = None,
     about: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,

@@ -53,8 +53,10 @@ def settles(frame: pd.DataFrame, radius: float) -> bool:
     """Whether the accuracy at a radius is more than a lower bound of unknown distance: `settles_every_radius`, or the mode
     decided this radius, or it is beyond the largest. Files that do not say what was settled settle nothing.
     """
-    if settles_every_radius(frame) or "settled" not in frame:
-        return settles_every_radius(frame)
+    if settles_every_radius(frame):
+        return True
+    if "settled" not in frame:
+        return False
     settled = [float(text) for text in str(frame["settled"].iloc[0]).split(";") if text]
     return radius in settled or radius > frame["largest"].iloc[0]
 

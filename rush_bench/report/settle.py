@@ -172,6 +172,11 @@ def published_text(row: PublishedRow) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in (("PGD", row.pgd), ("AA", row.aa)) if value is not None)
 
 
+def as_csv(numbers: pd.DataFrame) -> str:
+    """A frame as its file has it."""
+    return numbers.to_csv(index=False, float_format="%.6g")
+
+
 def stem(evidence: Evidence) -> str:
     """The file name of a defence's tables and figures."""
     return f"{evidence.subject}-{group(evidence)}".replace("/", "_")
@@ -207,9 +212,9 @@ def write(of_each: Sequence[Evidence], folder: Path) -> list[Path]:
     for evidence in of_each:
         if not any(entry.complete for entry in evidence.entries):
             continue
-        contents = {".csv": frame(evidence).to_csv(index=False, float_format="%.6g"), ".md": document(evidence)}
+        contents = {".csv": as_csv(frame(evidence)), ".md": document(evidence)}
         if any(bar.entry.complete for bar in bars(evidence)):
-            contents["-waterfall.csv"] = waterfall_frame(evidence).to_csv(index=False, float_format="%.6g")
+            contents["-waterfall.csv"] = as_csv(waterfall_frame(evidence))
         for suffix, content in contents.items():
             path = Path(folder) / f"{stem(evidence)}{suffix}"
             write_text(path, content)

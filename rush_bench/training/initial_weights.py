@@ -89,8 +89,9 @@ def find_initial_weights(wanted: str | Path, store: Path, dataset: str) -> tuple
 def imported_before(file: Path, store: Path) -> bool:
     """Whether the store has this very file as an encoder under its own name, of which more may be known than the file says."""
     home = store / ENCODERS
-    known = read_card(home, file.stem) if file.stem in model_names(home) else {}
-    return bool((known.get("source") or {}).get("sha256") == sha256_file(file))
+    if file.stem not in model_names(home):
+        return False
+    return bool((read_card(home, file.stem).get("source") or {}).get("sha256") == sha256_file(file))
 
 
 def layers_of_start(
